@@ -1,0 +1,140 @@
+#ifndef MX_KERNELS_H
+#define MX_KERNELS_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+
+/* The contract between the model and the processor: one table of operations, filled by the best tier that the machine
+ * has (scalar C is the specification and is complete; avx2 and avx512 raise what they do better).
+ *
+ * Kernels know no model. They allocate nothing, start no threads, report no errors: their caller checked everything.
+ *
+ * Batch invariance: within one tier a row's result depends on nothing but the row. The order of summation over K is
+ * the same for one row and for a thousand, and for any split of the output rows. All arithmetic is fp32; weights widen
+ * to fp32 exactly.
+ *
+ * Alignment: weights, scales and biases come straight from a mapped file and may lie at any byte. Activations, outputs
+ * and scratch are 64-byte aligned at their start (rows of them need not be). */
+
+enum { MX_TILE = 64 }; /* positions in one KV page: the step in which attention walks the past */
+
+typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_FORMATS } mx_format;
+
+/* A weight matrix [rows, cols] = [out, in], row-major, as it lies in the file. */
+typedef struct mx_matrix {
+    mx_format format;
+    int64_t rows, cols;     /* MXFP4: cols is a multiple of 32 */
+    const uint8_t *data;    /* MXFP4: 16 bytes per 32 columns, low nibble = even column */
+    int64_t row_stride;     /* bytes from one row to the next */
+    const uint8_t *scales;  /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
+    int64_t scale_stride;   /* bytes from one row's scales to the next row's */
+} mx_matrix;
+
+/* What happens to the finished sum of output row n and activation row t. */
+typedef enum mx_epilogue {
+    MX_STORE,  /* y[t][n]  = sum + bias[n] */
+    MX_ADD,    /* y[t][n] += sum + bias[n]               (residual) */
+    MX_SCALE,  /* y[t][n]  = (sum + bias[n]) * factor[t] (routing weight) */
+    MX_SWIGLU, /* w's rows are gate, up, gate, up ...: y[t][n / 2] = swiglu(gate, up), see mx_swiglu */
+} mx_epilogue;
+
+/* y = x W^T for output rows n0 <= n < n1 of w (MX_SWIGLU: both even). Every pointer is that of row 0 / column 0. */
+typedef struct mx_matmul {
+    mx_matrix w;
+    const float *x;        /* packed by the table's pack(): [*, w.cols] */
+    const int32_t *x_row;  /* [rows]: activation row t is x + x_row[t] * w.cols; NULL: x_row[t] = t */
+    int64_t rows;          /* T */
+    int64_t n0, n1;
+    const uint8_t *bias;   /* [w.rows] in bias_format (F32 or BF16); NULL: zeros */
+    mx_format bias_format;
+    mx_epilogue epilogue;
+    const float *factor;   /* [rows], MX_SCALE only */
+    float limit, alpha;    /* MX_SWIGLU only */
+    float *y;              /* [*, y_stride] */
+    int64_t y_stride;      /* floats */
+    const int32_t *y_row;  /* [rows]: result of row t goes to y + y_row[t] * y_stride; NULL: y_row[t] = t */
+    float *scratch;        /* mx_kernels.matmul_scratch floats, one block a thread */
+} mx_matmul;
+
+/* Attention of `rows` consecutive positions of one sequence with one KV head, that head's `group` query heads.
+ * s_j = scale * q . k_j over the keys j that the row may see; the sink is one more logit without a value (section 1.4
+ * of the facts): m = max(sink, s), out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)).
+ * Tiles of MX_TILE positions are merged in ascending order at absolute positions. */
+typedef struct mx_attention {
+    mx_format kv;          /* F32, F16 or BF16 */
+    int head_dim;          /* even */
+    int group;             /* query heads that share this KV head */
+    int64_t rows;
+    int64_t position;      /* of row 0; row i stands at position + i and sees keys j <= position + i */
+    int64_t window;        /* 0: all of them; else only j > position + i - window */
+    const float *q;        /* row i, head g: q + i * q_stride + g * head_dim */
+    int64_t q_stride;
+    const float *sinks;    /* [group] */
+    float scale;
+    const uint8_t *pages;  /* KV memory; the tile of positions 64 * p ... 64 * p + 63 begins at pages + table[p] * page_bytes + head_offset */
+    const int32_t *table;  /* page ids; those outside every row's sight may be -1 */
+    int64_t page_bytes, head_offset;
+    float *out;            /* row i, head g: out + i * out_stride + g * head_dim */
+    int64_t out_stride;
+    float *scratch;        /* mx_kernels.attention_scratch(head_dim, group) floats, one block a thread */
+} mx_attention;
+
+/* One KV head of a page: K transposed [head_dim][MX_TILE], then V [MX_TILE][head_dim], elements of the KV format.
+ * K is kept transposed so that 64 scores at once need no horizontal sums, for one query as for many. Slots not yet
+ * written hold finite values (pages are zeroed when they are taken). */
+
+typedef struct mx_kernels {
+    const char *name; /* "scalar", "avx2", "avx512" */
+
+    /* x [rows, cols] -> the tier's own order of the columns, same size; cols is a multiple of 32. For matmul's x. */
+    void (*pack)(float *out, const float *x, int64_t rows, int64_t cols);
+
+    /* By the weight's format; NULL: not supported (MX_F16 for now). */
+    void (*matmul[MX_FORMATS])(const mx_matmul *m);
+    int64_t matmul_scratch; /* floats */
+
+    void (*attention)(const mx_attention *a);
+    int64_t (*attention_scratch)(int head_dim, int group); /* floats */
+
+    /* One position's k and v [head_dim] into slot 0..63 of a head's tile, converted to `kv`: F16 saturates at +-65504,
+     * BF16 rounds to nearest even. */
+    void (*kv_write)(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
+
+    /* out = x / sqrt(mean(x^2) + eps) * gain. out may be x. */
+    void (*rmsnorm)(float *out, const float *x, const float *gain, int64_t n, float eps);
+
+    /* In place on `heads` consecutive heads [heads, head_dim]: pairs (d, d + head_dim / 2) turn by the angle of d.
+     * cos, sin: [head_dim / 2], YaRN's concentration multiplied in. */
+    void (*rope)(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+
+    /* The k largest of logits[0..n), best first, ties to the lowest index; weight = softmax over those k. */
+    void (*router_topk)(const float *logits, int n, int k, int32_t *expert, float *weight);
+
+    int64_t (*argmax)(const float *x, int64_t n); /* ties to the lowest index */
+
+    /* p[i] = exp((x[i] - shift) * scale); returns their sum in double, summed in a fixed order. p may be x. */
+    double (*exp_sum)(float *p, const float *x, int64_t n, float shift, float scale);
+
+    void (*add)(float *y, const float *x, int64_t n); /* y += x */
+
+    /* n values of a file's format (F32, F16, BF16), at any alignment, to fp32. */
+    void (*widen)(float *out, const uint8_t *in, mx_format format, int64_t n);
+} mx_kernels;
+
+/* gate = min(gate, limit), up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + 1). */
+float mx_swiglu(float gate, float up, float limit, float alpha);
+
+/* One MXFP4 block, 16 bytes and its scale (0..254), to 32 exact floats in column order. The specification. */
+void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale);
+
+float mx_bf16_to_f32(uint16_t v);
+uint16_t mx_f32_to_bf16(float v); /* to nearest even; NaN stays NaN */
+float mx_f16_to_f32(uint16_t v);
+uint16_t mx_f32_to_f16(float v); /* to nearest even, finite values saturate at +-65504; NaN stays NaN */
+
+/* The best table for this machine within MXRUN_CPU (see base/cpu.h), or the tier called `name` when it is not NULL
+ * ("scalar", "avx2", "avx512"; MX_UNSUPPORTED where the machine lacks it). */
+mx_status mx_kernels_get(const char *name, const mx_kernels **out, mx_error *error);
+
+#endif

@@ -1,0 +1,32 @@
+#ifndef MX_BASE_CPU_H
+#define MX_BASE_CPU_H
+
+#include "base/status.h"
+
+/* Instruction sets of this machine that the kernels know, as bits. */
+enum {
+    MX_CPU_AVX2 = 1,        /* AVX2, FMA and F16C together */
+    MX_CPU_AVX512 = 2,      /* F, BW, VL, DQ together */
+    MX_CPU_AVX512_BF16 = 4,
+    MX_CPU_AVX512_VNNI = 8,
+};
+
+/* What the processor and the operating system offer. */
+unsigned mx_cpu_detect(void);
+
+/* What may be used: mx_cpu_detect() limited by MXRUN_CPU=scalar|avx2|avx512|avx512bf16. A tier that is asked for and
+ * not there is MX_UNSUPPORTED, an unknown word MX_INVALID_ARGUMENT. */
+mx_status mx_cpu_allowed(unsigned *out, mx_error *error);
+
+/* Physical cores this process may use: affinity mask and cgroup quota respected; at least 1. */
+int mx_cpu_count(void);
+
+/* Bytes of memory this process may still take: the smaller of MemAvailable and what its cgroup leaves. */
+unsigned long long mx_memory_available(void);
+
+/* Peak resident bytes of this process so far. */
+unsigned long long mx_memory_peak(void);
+
+double mx_seconds(void); /* monotonic clock */
+
+#endif

@@ -1,0 +1,16 @@
+#ifndef MX_BASE_LOG_H
+#define MX_BASE_LOG_H
+
+/* The only way anything below main() speaks to the user: one line on stderr, "mxrun: warning: ...".
+ * Thread-safe. Tests and library users install a sink of their own. */
+typedef enum mx_log_level { MX_LOG_DEBUG, MX_LOG_INFO, MX_LOG_WARNING, MX_LOG_ERROR } mx_log_level;
+
+void mx_log(mx_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Lines below `level` are dropped (default MX_LOG_INFO; the variable MXRUN_LOG=debug|info|warning|error sets it). */
+void mx_log_set_level(mx_log_level level);
+
+/* `sink` gets every line that is not dropped, without newline; NULL restores stderr. */
+void mx_log_set_sink(void (*sink)(void *user, mx_log_level level, const char *line), void *user);
+
+#endif

@@ -1,0 +1,1 @@
+#include "turn/turn.h"

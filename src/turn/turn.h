@@ -1,0 +1,4 @@
+#ifndef MX_TURN_H
+#define MX_TURN_H
+
+#endif

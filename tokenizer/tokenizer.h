@@ -1,0 +1,60 @@
+#ifndef MX_TOKENIZER_H
+#define MX_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+#include "base/status.h"
+
+/* Byte-level BPE from a Hugging Face tokenizer.json. Immutable once opened; any number of threads may use one. */
+typedef struct mx_tokenizer mx_tokenizer;
+
+/* A growing list of token ids. All zeros is the empty list. */
+typedef struct mx_ids {
+    int32_t *data; /* owned */
+    int64_t count, capacity;
+} mx_ids;
+bool mx_ids_add(mx_ids *ids, int32_t id); /* false when memory is out */
+bool mx_ids_add_all(mx_ids *ids, const int32_t *more, int64_t count);
+void mx_ids_free(mx_ids *ids);
+
+/* `path` is a tokenizer.json or a folder that holds one. Free with mx_tokenizer_close. */
+mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *error);
+void mx_tokenizer_close(mx_tokenizer *t); /* NULL allowed */
+
+/* One more than the highest id that decodes. */
+int32_t mx_tokenizer_size(const mx_tokenizer *t);
+
+/* Text as ordinary tokens: special strings in it are plain text (tiktoken's encode_ordinary). Invalid UTF-8 becomes
+ * U+FFFD by the WHATWG rule first. Appends to `out`. */
+mx_status mx_encode(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error);
+
+/* The same, but special tokens spelled out in the text become their ids. */
+mx_status mx_encode_special(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error);
+
+/* The id of a special token's exact text such as "<|start|>", or -1. */
+int32_t mx_special_id(const mx_tokenizer *t, const char *text);
+bool mx_is_special(const mx_tokenizer *t, int32_t id);
+
+/* The bytes of one token (not necessarily whole UTF-8 characters; for specials their name). Valid as long as the
+ * tokenizer; NULL with *size 0 for an id that has none. */
+const char *mx_token_bytes(const mx_tokenizer *t, int32_t id, size_t *size);
+
+/* The format tokens of harmony; -1 where the vocabulary lacks one. */
+typedef struct mx_harmony_ids {
+    int32_t startoftext, endoftext, return_, constrain, channel, start, end, message, call;
+} mx_harmony_ids;
+mx_harmony_ids mx_tokenizer_harmony_ids(const mx_tokenizer *t);
+
+/* Streaming decode: whole UTF-8 characters as soon as they are complete. All zeros is the start. */
+typedef struct mx_utf8_stream {
+    char pending[4]; /* the beginning of a character */
+    int count;
+} mx_utf8_stream;
+/* Appends what can be shown after `size` more bytes; invalid bytes become U+FFFD. */
+bool mx_utf8_stream_add(mx_utf8_stream *s, const char *data, size_t size, mx_bytes *out);
+/* At the end of the text: what is still pending becomes one U+FFFD. */
+bool mx_utf8_stream_end(mx_utf8_stream *s, mx_bytes *out);
+
+#endif
