@@ -24,11 +24,11 @@ typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_FORMATS } mx_form
 /* A weight matrix [rows, cols] = [out, in], row-major, as it lies in the file. */
 typedef struct mx_matrix {
     mx_format format;
-    int64_t rows, cols;     /* MXFP4: cols is a multiple of 32 */
-    const uint8_t *data;    /* MXFP4: 16 bytes per 32 columns, low nibble = even column */
-    int64_t row_stride;     /* bytes from one row to the next */
-    const uint8_t *scales;  /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
-    int64_t scale_stride;   /* bytes from one row's scales to the next row's */
+    int64_t rows, cols;    /* MXFP4: cols is a multiple of 32 */
+    const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column */
+    int64_t row_stride;    /* bytes from one row to the next */
+    const uint8_t *scales; /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
+    int64_t scale_stride;  /* bytes from one row's scales to the next row's */
 } mx_matrix;
 
 /* What happens to the finished sum of output row n and activation row t. */
@@ -42,19 +42,19 @@ typedef enum mx_epilogue {
 /* y = x W^T for output rows n0 <= n < n1 of w (MX_SWIGLU: both even). Every pointer is that of row 0 / column 0. */
 typedef struct mx_matmul {
     mx_matrix w;
-    const float *x;        /* packed by the table's pack(): [*, w.cols] */
-    const int32_t *x_row;  /* [rows]: activation row t is x + x_row[t] * w.cols; NULL: x_row[t] = t */
-    int64_t rows;          /* T */
+    const float *x;       /* packed by the table's pack(): [*, w.cols] */
+    const int32_t *x_row; /* [rows]: activation row t is x + x_row[t] * w.cols; NULL: x_row[t] = t */
+    int64_t rows;         /* T */
     int64_t n0, n1;
-    const uint8_t *bias;   /* [w.rows] in bias_format (F32 or BF16); NULL: zeros */
+    const uint8_t *bias; /* [w.rows] in bias_format (F32 or BF16); NULL: zeros */
     mx_format bias_format;
     mx_epilogue epilogue;
-    const float *factor;   /* [rows], MX_SCALE only */
-    float limit, alpha;    /* MX_SWIGLU only */
-    float *y;              /* [*, y_stride] */
-    int64_t y_stride;      /* floats */
-    const int32_t *y_row;  /* [rows]: result of row t goes to y + y_row[t] * y_stride; NULL: y_row[t] = t */
-    float *scratch;        /* mx_kernels.matmul_scratch floats, one block a thread */
+    const float *factor;  /* [rows], MX_SCALE only */
+    float limit, alpha;   /* MX_SWIGLU only */
+    float *y;             /* [*, y_stride] */
+    int64_t y_stride;     /* floats */
+    const int32_t *y_row; /* [rows]: result of row t goes to y + y_row[t] * y_stride; NULL: y_row[t] = t */
+    float *scratch;       /* mx_kernels.matmul_scratch floats, one block a thread */
 } mx_matmul;
 
 /* Attention of `rows` consecutive positions of one sequence with one KV head, that head's `group` query heads.
@@ -62,22 +62,23 @@ typedef struct mx_matmul {
  * of the facts): m = max(sink, s), out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)).
  * Tiles of MX_TILE positions are merged in ascending order at absolute positions. */
 typedef struct mx_attention {
-    mx_format kv;          /* F32, F16 or BF16 */
-    int head_dim;          /* even */
-    int group;             /* query heads that share this KV head */
+    mx_format kv; /* F32, F16 or BF16 */
+    int head_dim; /* even */
+    int group;    /* query heads that share this KV head */
     int64_t rows;
-    int64_t position;      /* of row 0; row i stands at position + i and sees keys j <= position + i */
-    int64_t window;        /* 0: all of them; else only j > position + i - window */
-    const float *q;        /* row i, head g: q + i * q_stride + g * head_dim */
+    int64_t position; /* of row 0; row i stands at position + i and sees keys j <= position + i */
+    int64_t window;   /* 0: all of them; else only j > position + i - window */
+    const float *q;   /* row i, head g: q + i * q_stride + g * head_dim */
     int64_t q_stride;
-    const float *sinks;    /* [group] */
+    const float *sinks; /* [group] */
     float scale;
-    const uint8_t *pages;  /* KV memory; the tile of positions 64 * p ... 64 * p + 63 begins at pages + table[p] * page_bytes + head_offset */
-    const int32_t *table;  /* page ids; those outside every row's sight may be -1 */
+    const uint8_t *pages; /* KV memory; the tile of positions 64 * p ... 64 * p + 63 begins at pages + table[p] *
+                             page_bytes + head_offset */
+    const int32_t *table; /* page ids; those outside every row's sight may be -1 */
     int64_t page_bytes, head_offset;
-    float *out;            /* row i, head g: out + i * out_stride + g * head_dim */
+    float *out; /* row i, head g: out + i * out_stride + g * head_dim */
     int64_t out_stride;
-    float *scratch;        /* mx_kernels.attention_scratch(head_dim, group) floats, one block a thread */
+    float *scratch; /* mx_kernels.attention_scratch(head_dim, group) floats, one block a thread */
 } mx_attention;
 
 /* One KV head of a page: K transposed [head_dim][MX_TILE], then V [MX_TILE][head_dim], elements of the KV format.

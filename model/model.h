@@ -8,7 +8,8 @@
 #include "base/threads.h"
 #include "kernels/kernels.h"
 
-/* ---- configuration: everything config.json says about the computation --------------------------------------------- */
+/* ---- configuration: everything config.json says about the computation ---------------------------------------------
+ */
 enum { MX_MAX_LAYERS = 512 };
 
 typedef struct mx_config {
@@ -16,16 +17,16 @@ typedef struct mx_config {
     int heads, kv_heads, head_dim;
     int experts, top_k;
     int vocab;
-    int window;                   /* keys a sliding layer sees, itself included */
-    bool sliding[MX_MAX_LAYERS];  /* by layer */
-    int max_positions;            /* max_position_embeddings */
+    int window;                  /* keys a sliding layer sees, itself included */
+    bool sliding[MX_MAX_LAYERS]; /* by layer */
+    int max_positions;           /* max_position_embeddings */
     float rms_eps, swiglu_limit, swiglu_alpha;
     double rope_theta;
-    bool yarn;                    /* false: plain RoPE (rope_type "default") */
+    bool yarn; /* false: plain RoPE (rope_type "default") */
     double yarn_factor, yarn_beta_fast, yarn_beta_slow;
     int yarn_original_positions;
     bool yarn_truncate;
-    int eos[8], eos_count;        /* eos_token_id of config.json and generation_config.json together */
+    int eos[8], eos_count; /* eos_token_id of config.json and generation_config.json together */
 } mx_config;
 
 /* Reads FOLDER/config.json (and generation_config.json where it is). */
@@ -34,8 +35,18 @@ mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error);
 /* inv_freq [head_dim / 2] (radians per position) and the factor on cos and sin, section 1.5 of the facts. */
 void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration);
 
-/* ---- checkpoint: named tensors in mapped files -------------------------------------------------------------------- */
-typedef enum mx_dtype { MX_DTYPE_U8, MX_DTYPE_BF16, MX_DTYPE_F16, MX_DTYPE_F32, MX_DTYPE_I32, MX_DTYPE_I64, MX_DTYPE_F8_E8M0, MX_DTYPE_OTHER } mx_dtype;
+/* ---- checkpoint: named tensors in mapped files --------------------------------------------------------------------
+ */
+typedef enum mx_dtype {
+    MX_DTYPE_U8,
+    MX_DTYPE_BF16,
+    MX_DTYPE_F16,
+    MX_DTYPE_F32,
+    MX_DTYPE_I32,
+    MX_DTYPE_I64,
+    MX_DTYPE_F8_E8M0,
+    MX_DTYPE_OTHER
+} mx_dtype;
 
 typedef struct mx_tensor {
     const char *name, *file; /* owned by the checkpoint */
@@ -54,39 +65,42 @@ typedef struct mx_checkpoint mx_checkpoint;
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
 void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into it dies */
 int mx_checkpoint_count(const mx_checkpoint *ck);
-const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index);       /* in name order */
+const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index);          /* in name order */
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
 
-/* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked ------------------------------- */
+/* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------
+ */
 typedef struct mx_experts {
-    mx_matrix matrix;        /* expert 0; data and scales of expert e lie e * stride further */
+    mx_matrix matrix; /* expert 0; data and scales of expert e lie e * stride further */
     int64_t data_stride, scale_stride;
-    const uint8_t *bias;     /* [experts, rows] */
-    mx_format bias_format;   /* BF16 or F32 */
+    const uint8_t *bias;   /* [experts, rows] */
+    mx_format bias_format; /* BF16 or F32 */
 } mx_experts;
 
 typedef struct mx_layer {
     const float *attn_norm, *mlp_norm; /* [hidden] */
     mx_matrix q, k, v, o, router;
     const float *q_bias, *k_bias, *v_bias, *o_bias, *router_bias;
-    const float *sinks;                /* [heads] */
-    mx_experts gate_up, down;          /* [2 * intermediate, hidden] interleaved, [hidden, intermediate] */
+    const float *sinks;       /* [heads] */
+    mx_experts gate_up, down; /* [2 * intermediate, hidden] interleaved, [hidden, intermediate] */
 } mx_layer;
 
 typedef struct mx_weights {
     mx_config config;
     mx_checkpoint *checkpoint; /* owned */
     mx_matrix embedding, lm_head;
-    const float *norm;         /* [hidden] */
-    mx_layer *layer;           /* [config.layers] */
-    void *owned;               /* the small vectors widened to fp32 */
+    const float *norm; /* [hidden] */
+    mx_layer *layer;   /* [config.layers] */
+    void *owned;       /* the small vectors widened to fp32 */
 } mx_weights;
 
-/* Opens a Hugging Face folder. `pool` (may be NULL) is used to look for scale bytes 0xFF. Free with mx_weights_close. */
+/* Opens a Hugging Face folder. `pool` (may be NULL) is used to look for scale bytes 0xFF. Free with mx_weights_close.
+ */
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
-/* ---- backend: one device that holds KV pages and runs steps ------------------------------------------------------- */
+/* ---- backend: one device that holds KV pages and runs steps -------------------------------------------------------
+ */
 /* One row of a step. Rows of one sequence stand together with ascending, consecutive positions; a sequence appears in
  * one such run only. */
 typedef struct mx_row {
@@ -97,7 +111,8 @@ typedef struct mx_row {
 } mx_row;
 
 /* A sequence's page table: page of layer l for positions 64 t .. 64 t + 63 is table[l * stride + t]; -1 where no row of
- * this step looks (behind a sliding layer's window). Pages that this step writes must be held by this sequence alone. */
+ * this step looks (behind a sliding layer's window). Pages that this step writes must be held by this sequence alone.
+ */
 typedef struct mx_sequence_view {
     const int32_t *table;
     int64_t stride;
@@ -109,17 +124,17 @@ typedef struct mx_batch {
     const mx_sequence_view *sequence;
     int sequences;
     /* Diagnostics for `verify`; NULL otherwise. */
-    float *residual;         /* [layers + 1, rows, hidden]: before layer 0 and after each layer */
-    int32_t *experts;        /* [layers, rows, top_k], best first */
-    float *expert_weights;   /* [layers, rows, top_k] */
+    float *residual;       /* [layers + 1, rows, hidden]: before layer 0 and after each layer */
+    int32_t *experts;      /* [layers, rows, top_k], best first */
+    float *expert_weights; /* [layers, rows, top_k] */
 } mx_batch;
 
 typedef struct mx_backend_options {
-    mx_format kv_format;  /* MX_F16, MX_F32, MX_BF16 */
-    int64_t pages;        /* KV pages to hold; one page is MX_TILE positions of one layer */
-    int max_rows;         /* rows in one step */
-    int max_wanted;       /* rows in one step whose logits are kept */
-    const char *tier;     /* kernels; NULL: the best within MXRUN_CPU */
+    mx_format kv_format; /* MX_F16, MX_F32, MX_BF16 */
+    int64_t pages;       /* KV pages to hold; one page is MX_TILE positions of one layer */
+    int max_rows;        /* rows in one step */
+    int max_wanted;      /* rows in one step whose logits are kept */
+    const char *tier;    /* kernels; NULL: the best within MXRUN_CPU */
 } mx_backend_options;
 
 typedef struct mx_token_count {
@@ -135,15 +150,18 @@ typedef struct mx_sample_spec {
     float min_p;              /* 0: all */
     float repetition_penalty; /* 1: none. Logits of seen tokens are divided by it when positive, multiplied otherwise */
     float presence_penalty, frequency_penalty; /* 0: none. Subtracted once / times the count */
-    uint64_t seed;            /* with `position`, all that the random number depends on */
+    uint64_t seed;                             /* with `position`, all that the random number depends on */
     int64_t position;
-    const struct mx_logit_bias { int32_t token; float value; } *bias;
+    const struct mx_logit_bias {
+        int32_t token;
+        float value;
+    } * bias;
     int bias_count;
-    const mx_token_count *seen;      /* tokens of prompt and answer, each once, for the repetition penalty */
+    const mx_token_count *seen; /* tokens of prompt and answer, each once, for the repetition penalty */
     int64_t seen_count;
     const mx_token_count *generated; /* tokens of the answer, each once, for presence and frequency */
     int64_t generated_count;
-    const uint32_t *mask;            /* bit i: token i may be chosen; NULL: all */
+    const uint32_t *mask; /* bit i: token i may be chosen; NULL: all */
 } mx_sample_spec;
 
 typedef struct mx_sampled {

@@ -25,7 +25,8 @@ _Bool mx_bytes_add_base64(mx_bytes *b, const void *data, size_t size);
 void mx_bytes_clear(mx_bytes *b); /* keeps the memory */
 void mx_bytes_free(mx_bytes *b);
 
-/* The whole of a file. `limit` bounds what is read (MX_INVALID_FILE beyond it). "-" is stdin. The caller frees `out`. */
+/* The whole of a file. `limit` bounds what is read (MX_INVALID_FILE beyond it). "-" is stdin. The caller frees `out`.
+ */
 mx_status mx_read_file(const char *path, size_t limit, mx_bytes *out, mx_error *error);
 
 /* Length of the valid UTF-8 character at the start of data[0..size), 0 when it is invalid, or the negative number of

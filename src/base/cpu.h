@@ -5,8 +5,8 @@
 
 /* Instruction sets of this machine that the kernels know, as bits. */
 enum {
-    MX_CPU_AVX2 = 1,        /* AVX2, FMA and F16C together */
-    MX_CPU_AVX512 = 2,      /* F, BW, VL, DQ together */
+    MX_CPU_AVX2 = 1,   /* AVX2, FMA and F16C together */
+    MX_CPU_AVX512 = 2, /* F, BW, VL, DQ together */
     MX_CPU_AVX512_BF16 = 4,
     MX_CPU_AVX512_VNNI = 8,
 };

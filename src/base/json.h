@@ -11,7 +11,14 @@
 /* JSON documents as a tree, read with YAJL. Everything the project reads goes through this one reader rather than
  * cJSON, because people's text needs what cJSON loses (strings with U+0000, the source text of numbers, integers
  * beyond 2^53) and one reader is less to know than two. */
-typedef enum mx_json_type { MX_JSON_NULL, MX_JSON_BOOL, MX_JSON_NUMBER, MX_JSON_STRING, MX_JSON_ARRAY, MX_JSON_OBJECT } mx_json_type;
+typedef enum mx_json_type {
+    MX_JSON_NULL,
+    MX_JSON_BOOL,
+    MX_JSON_NUMBER,
+    MX_JSON_STRING,
+    MX_JSON_ARRAY,
+    MX_JSON_OBJECT
+} mx_json_type;
 
 typedef struct mx_json mx_json;
 struct mx_json {
@@ -34,7 +41,8 @@ mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json
 const mx_json *mx_json_root(const mx_json_document *document);
 void mx_json_free(mx_json_document *document); /* NULL allowed */
 
-/* The member called `key` (the last one, where it is given twice), or NULL; also NULL when `object` is NULL or no object. */
+/* The member called `key` (the last one, where it is given twice), or NULL; also NULL when `object` is NULL or no
+ * object. */
 const mx_json *mx_json_get(const mx_json *object, const char *key);
 bool mx_json_is_string(const mx_json *v, const char *text); /* v may be NULL */
 

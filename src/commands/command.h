@@ -19,12 +19,14 @@ typedef struct mx_command {
     const char *arguments;   /* of the usage line: "-m MODEL [--jsonl]" */
     const char *summary;     /* one line for the list of commands */
     const char *description; /* paragraphs below the usage line of --help; examples */
-    int (*run)(const struct mx_command *self, int argc, const char **argv); /* argv[0] is the command's name; returns the exit code */
+    int (*run)(const struct mx_command *self, int argc,
+               const char **argv); /* argv[0] is the command's name; returns the exit code */
 } mx_command;
 
 /* Parses argv with a popt table (end it with POPT_TABLEEND; --help is added) into the variables it points to, which
- * must be static: popt's copies of strings stay for the life of the program. `*positional` gets what is left, NULL-terminated,
- * or NULL when nothing is. Returns false when the command is over: after --help or a wrong option, with *exit_code set. */
+ * must be static: popt's copies of strings stay for the life of the program. `*positional` gets what is left,
+ * NULL-terminated, or NULL when nothing is. Returns false when the command is over: after --help or a wrong option,
+ * with *exit_code set. */
 bool mx_command_parse(const mx_command *self, const struct poptOption *options, int argc, const char **argv,
                       const char *const **positional, int *exit_code);
 

@@ -12,27 +12,28 @@
  * alone. The engine knows no text. submit, poll and cancel may be called from any thread, step has one caller at a
  * time, mx_engine_fd is readable while events wait. */
 
-typedef struct mx_model mx_model;   /* immutable, may be shared by engines */
+typedef struct mx_model mx_model; /* immutable, may be shared by engines */
 typedef struct mx_engine mx_engine;
-typedef uint64_t mx_handle;         /* a request; never reused, never 0 */
+typedef uint64_t mx_handle; /* a request; never reused, never 0 */
 
 typedef struct mx_load_options {
     int threads; /* used while loading; 0: all cores */
 } mx_load_options;
 
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error);
-void mx_model_close(mx_model *model); /* after the engines that use it; NULL allowed */
+void mx_model_close(mx_model *model);                             /* after the engines that use it; NULL allowed */
 const struct mx_config *mx_model_config(const mx_model *model);   /* model/model.h */
 const struct mx_weights *mx_model_weights(const mx_model *model); /* model/model.h, for verify and info */
 
 typedef enum mx_kv_type { MX_KV_F16, MX_KV_F32, MX_KV_BF16 } mx_kv_type;
 
 typedef struct mx_engine_options {
-    int threads;          /* 0: all cores this process may use */
-    int64_t context;      /* most tokens of one request; 0: the model's maximum or what the memory holds, whichever is less */
-    uint64_t kv_memory;   /* bytes of KV pages at most; 0: most of what is free */
+    int threads; /* 0: all cores this process may use */
+    int64_t
+        context; /* most tokens of one request; 0: the model's maximum or what the memory holds, whichever is less */
+    uint64_t kv_memory; /* bytes of KV pages at most; 0: most of what is free */
     mx_kv_type kv_type;
-    int batch_tokens;     /* most prompt tokens in one step; 0: 512 */
+    int batch_tokens; /* most prompt tokens in one step; 0: 512 */
 } mx_engine_options;
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
@@ -43,7 +44,8 @@ void mx_engine_destroy(mx_engine *engine); /* NULL allowed; unfinished requests 
 typedef enum mx_verdict { MX_CONTINUE, MX_FINISHED, MX_REJECTED } mx_verdict;
 typedef struct mx_constraint {
     void *user;
-    bool (*mask)(void *user, uint32_t *bits, int32_t vocab); /* clears bits of forbidden tokens; false: nothing forbidden */
+    bool (*mask)(void *user, uint32_t *bits,
+                 int32_t vocab); /* clears bits of forbidden tokens; false: nothing forbidden */
     mx_verdict (*accept)(void *user, int32_t token);
     void (*rollback)(void *user, int count); /* forget the last `count` accepted tokens */
     void *(*clone)(void *user);
@@ -51,11 +53,11 @@ typedef struct mx_constraint {
 } mx_constraint;
 
 typedef struct mx_sampling {
-    float temperature; /* 0: greedy */
-    int top_k;         /* 0: off */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off */
-    float repetition_penalty;  /* 1: off */
+    float temperature;                         /* 0: greedy */
+    int top_k;                                 /* 0: off */
+    float top_p;                               /* 1: off */
+    float min_p;                               /* 0: off */
+    float repetition_penalty;                  /* 1: off */
     float presence_penalty, frequency_penalty; /* 0: off */
     uint64_t seed;
     const struct mx_logit_bias *bias; /* model/model.h; copied */
@@ -68,7 +70,7 @@ typedef struct mx_request {
     int64_t prompt_count;  /* at least 1 */
     int64_t max_tokens;    /* 0: until the context is full */
     mx_sampling sampling;
-    const int32_t *stop;   /* tokens that end the answer (they are reported as the last token); copied */
+    const int32_t *stop; /* tokens that end the answer (they are reported as the last token); copied */
     int stop_count;
     mx_constraint constraint; /* .accept NULL: none */
     void *user;               /* handed back with every event */
@@ -92,10 +94,10 @@ typedef struct mx_event {
     mx_finish finish; /* FINISHED */
     struct mx_usage {
         int64_t prompt_tokens, cached_tokens, generated_tokens; /* cached: of the prompt, not computed again */
-        double prompt_seconds;   /* from the first step to the first token */
-        double generate_seconds; /* from the first token to the last */
-    } usage;          /* FINISHED */
-    mx_error error;   /* FAILED */
+        double prompt_seconds;                                  /* from the first step to the first token */
+        double generate_seconds;                                /* from the first token to the last */
+    } usage;                                                    /* FINISHED */
+    mx_error error;                                             /* FAILED */
 } mx_event;
 
 /* A prompt that can never fit is refused here, with the numbers (MX_CONTEXT_FULL). */
