@@ -39,6 +39,10 @@ int mx_command_usage(const mx_command *self, const char *format, ...) __attribut
  * run from a build folder, else where it was installed). Other names: a clear error. `out` gets the path. */
 mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *error);
 
+/* `mxrun --help` (`commands` ends in NULL) and `mxrun --version`; return the exit code. */
+int mx_print_commands(const mx_command *const *commands);
+int mx_print_version(void);
+
 extern const mx_command mx_command_run, mx_command_chat, mx_command_tokenize, mx_command_detokenize, mx_command_harmony,
     mx_command_verify, mx_command_info;
 

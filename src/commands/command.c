@@ -1,0 +1,199 @@
+#include "commands/command.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- help -------------------------------------------------------------------------------------------------------- */
+static const char exit_codes[] = "Exit codes:\n"
+                                 "  0    done\n"
+                                 "  1    the work failed: a bad file, no memory, a check that did not pass\n"
+                                 "  2    wrong options or arguments\n"
+                                 "  130  interrupted (Ctrl-C)\n";
+
+/* Everything that goes to stdout can meet a full disk or a closed pipe. */
+static int flushed(void) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return MX_EXIT_OK;
+    fprintf(stderr, "mxrun: cannot write to stdout: %s\n", strerror(errno));
+    return MX_EXIT_FAILED;
+}
+
+int mx_print_version(void) {
+    printf("mxrun " MX_VERSION "\n");
+    return flushed();
+}
+
+int mx_print_commands(const mx_command *const *commands) {
+    printf("Usage: mxrun -m MODEL [OPTION]... [-p PROMPT]\n"
+           "  or:  mxrun COMMAND [OPTION]...\n"
+           "\n"
+           "Runs mixture-of-experts language models of the gpt-oss kind.\n"
+           "\n"
+           "Commands:\n");
+    for (const mx_command *const *c = commands; *c; c++) printf("  %-12s %s\n", (*c)->name, (*c)->summary);
+    printf("\n"
+           "Options:\n"
+           "  -h, --help     Show this help and exit\n"
+           "  -V, --version  Show the version and exit\n"
+           "\n"
+           "MODEL is a folder with config.json, tokenizer.json and .safetensors files, or\n"
+           "\"stories\", the small model that comes with mxrun. \"mxrun COMMAND --help\" tells\n"
+           "about a command; without a command word it is \"run\".\n"
+           "\n"
+           "Examples:\n"
+           "  mxrun -m stories -p \"Tell me a story about a fox and a lamp.\"\n"
+           "  mxrun -m stories\n"
+           "\n"
+           "%s",
+           exit_codes);
+    return flushed();
+}
+
+/* popt's text about the options, without the usage line in front of it. */
+static void print_options(poptContext context) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *memory = open_memstream(&text, &size);
+    if (!memory) return;
+    poptPrintHelp(context, memory, 0);
+    if (fclose(memory) == 0) {
+        const char *options = strchr(text, '\n');
+        if (options) fputs(options + 1, stdout);
+    }
+    free(text);
+}
+
+static int print_help(const mx_command *self, poptContext context) {
+    printf("Usage: mxrun %s %s\n\n%s\n\n", self->name, self->arguments, self->description);
+    print_options(context);
+    printf("\n%s", exit_codes);
+    return flushed();
+}
+
+/* ---- options ----------------------------------------------------------------------------------------------------- */
+bool mx_command_parse(const mx_command *self, const struct poptOption *options, int argc, const char **argv,
+                      const char *const **positional, int *exit_code) {
+    enum { HELP = 0x4d58 }; /* a value no command's own table uses */
+    const struct poptOption help_table[] = {
+        {"help", 'h', POPT_ARG_NONE, NULL, HELP, "Show this help and exit", NULL},
+        POPT_TABLEEND,
+    };
+    const struct poptOption table[] = {
+        {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)options, 0, "Options:", NULL},
+        {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)help_table, 0, "Help:", NULL},
+        POPT_TABLEEND,
+    };
+    /* The strings of positional arguments belong to the context, which therefore stays. */
+    static poptContext context;
+    if (context) poptFreeContext(context);
+    context = poptGetContext("mxrun", argc, argv, table, 0);
+    if (!context) {
+        fprintf(stderr, "mxrun %s: out of memory\n", self->name);
+        *exit_code = MX_EXIT_FAILED;
+        return false;
+    }
+    int value;
+    while ((value = poptGetNextOpt(context)) >= 0) {
+        if (value == HELP) {
+            *exit_code = print_help(self, context);
+            return false;
+        }
+    }
+    if (value < -1) {
+        *exit_code =
+            mx_command_usage(self, "%s: %s", poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(value));
+        return false;
+    }
+    *positional = (const char *const *)poptGetArgs(context);
+    return true;
+}
+
+int mx_command_fail(const mx_command *self, const mx_error *error) {
+    fprintf(stderr, "mxrun %s: %s\n", self->name, error->text);
+    if (error->status == MX_INVALID_ARGUMENT) return MX_EXIT_USAGE;
+    return error->status == MX_CANCELLED ? MX_EXIT_INTERRUPTED : MX_EXIT_FAILED;
+}
+
+int mx_command_usage(const mx_command *self, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    fprintf(stderr, "mxrun %s: ", self->name);
+    vfprintf(stderr, format, list);
+    fprintf(stderr, " (see mxrun %s --help)\n", self->name);
+    va_end(list);
+    return MX_EXIT_USAGE;
+}
+
+/* ---- models by name ---------------------------------------------------------------------------------------------- */
+static bool is_model_folder(const char *path) {
+    char config[5000];
+    int length = snprintf(config, sizeof config, "%s/config.json", path);
+    return length > 0 && (size_t)length < sizeof config && access(config, R_OK) == 0;
+}
+
+/* Tries FOLDER/TAIL; the name is resolved so that messages show no "/../". */
+static bool try_folder(const char *folder, const char *tail, char *out, size_t size) {
+    char path[4096];
+    int length = snprintf(path, sizeof path, "%s/%s", folder, tail);
+    if (length < 0 || (size_t)length >= sizeof path || !is_model_folder(path)) return false;
+    char *real = realpath(path, NULL);
+    bool fits = real && strlen(real) < size;
+    if (fits) memcpy(out, real, strlen(real) + 1);
+    free(real);
+    return fits;
+}
+
+static mx_status find_stories(char *out, size_t size, mx_error *error) {
+    const char *data = getenv("MXRUN_DATA");
+    if (data && *data && try_folder(data, "stories", out, size)) return MX_OK;
+    char self[4096];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length > 0) {
+        self[length] = 0;
+        char *slash = strrchr(self, '/');
+        if (slash) *slash = 0;
+        static const char *const tails[] = {
+            "../share/mxrun/stories",         /* installed: PREFIX/bin/mxrun, wherever PREFIX was moved to */
+            "../tools/stories/checkpoint",    /* a build folder in the checkout */
+            "../../tools/stories/checkpoint", /* build/KIND/mxrun */
+        };
+        for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
+            if (try_folder(self, tails[i], out, size)) return MX_OK;
+        }
+    }
+    if (try_folder(MX_DATA_DIR, "stories", out, size)) return MX_OK; /* installed with a --datadir of its own */
+    return mx_fail(error, MX_IO,
+                   "the model \"stories\" that comes with mxrun is not where it was installed (" MX_DATA_DIR
+                   "/stories); set MXRUN_DATA to the folder that holds \"stories\", or give -m the folder of a model");
+}
+
+mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *error) {
+    if (!name || !*name) {
+        return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: -m takes a folder or the name \"stories\"");
+    }
+    if (strcmp(name, "stories") == 0) return find_stories(out, size, error);
+    struct stat info;
+    if (stat(name, &info) != 0) {
+        if (errno == ENOENT && !strchr(name, '/')) {
+            return mx_fail(error, MX_INVALID_ARGUMENT,
+                           "-m %s: there is no such folder, and \"stories\" is the only name this version knows "
+                           "(downloading models by name comes with a later version); give the folder that holds "
+                           "config.json, tokenizer.json and the .safetensors files",
+                           name);
+        }
+        return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
+    }
+    if (!S_ISDIR(info.st_mode)) {
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "-m %s: this is a file; give the folder that holds config.json, tokenizer.json and the "
+                       ".safetensors files",
+                       name);
+    }
+    if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
+    memcpy(out, name, strlen(name) + 1);
+    return MX_OK;
+}

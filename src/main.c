@@ -1,0 +1,24 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "commands/command.h"
+
+/* In the order of the list that `mxrun --help` prints. */
+static const mx_command *const commands[] = {
+    NULL,
+};
+
+int main(int argc, const char **argv) {
+    const char *word = argc > 1 ? argv[1] : "";
+    if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) return mx_print_version();
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return mx_print_commands(commands);
+    for (const mx_command *const *c = commands; *c; c++) {
+        if (strcmp(word, (*c)->name) == 0) return (*c)->run(*c, argc - 1, argv + 1);
+    }
+    if (*word) {
+        fprintf(stderr, "mxrun: there is no command \"%s\" (see mxrun --help)\n", word);
+    } else {
+        fprintf(stderr, "mxrun: nothing to do (see mxrun --help)\n");
+    }
+    return MX_EXIT_USAGE;
+}
