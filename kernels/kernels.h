@@ -132,7 +132,7 @@ void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale);
 float mx_bf16_to_f32(uint16_t v);
 uint16_t mx_f32_to_bf16(float v); /* to nearest even; NaN stays NaN */
 float mx_f16_to_f32(uint16_t v);
-uint16_t mx_f32_to_f16(float v); /* to nearest even, finite values saturate at +-65504; NaN stays NaN */
+uint16_t mx_f32_to_f16(float v); /* to nearest even, saturates at +-65504 (infinity too); NaN stays NaN */
 
 /* The best table for this machine within MXRUN_CPU (see base/cpu.h), or the tier called `name` when it is not NULL
  * ("scalar", "avx2", "avx512"; MX_UNSUPPORTED where the machine lacks it). */

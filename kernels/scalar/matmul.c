@@ -1,0 +1,93 @@
+#include <math.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "kernels/scalar/scalar.h"
+
+enum { LANES = 32, ROWS = 16 }; /* columns summed side by side; activation rows that share a widened weight block */
+
+void mx_scalar_pack(float *out, const float *x, int64_t rows, int64_t cols) {
+    memcpy(out, x, (size_t)(rows * cols) * sizeof *out);
+}
+
+float mx_swiglu(float gate, float up, float limit, float alpha) {
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return gate * (1.0f / (1.0f + expf(-alpha * gate))) * (up + 1.0f);
+}
+
+static float bias_at(const mx_matmul *m, int64_t n) {
+    float v = 0.0f;
+    if (!m->bias) return v;
+    if (m->bias_format == MX_BF16) return mx_bf16_to_f32(mx_load_u16(m->bias + 2 * n));
+    memcpy(&v, m->bias + 4 * n, sizeof v);
+    return v;
+}
+
+/* Columns 32 * block ... 32 * block + 31 of weight row n. */
+static void widen_block(float out[LANES], const mx_matrix *w, int64_t n, int64_t block) {
+    const uint8_t *row = w->data + n * w->row_stride;
+    if (w->format == MX_MXFP4) {
+        mx_mxfp4_widen(out, row + 16 * block, w->scales[n * w->scale_stride + block]);
+    } else {
+        mx_scalar_widen(out, row + LANES * block * (w->format == MX_F32 ? 4 : 2), w->format, LANES);
+    }
+}
+
+/* sum[i] = weight row n . activation row t0 + i. Column c goes to lane c % 32; lanes fold in halves. */
+static void row_products(float sum[ROWS], const mx_matmul *m, int64_t n, int64_t t0, int64_t rows) {
+    float lane[ROWS][LANES] = {{0}}, w[LANES];
+    for (int64_t block = 0; block < m->w.cols / LANES; block++) {
+        widen_block(w, &m->w, n, block);
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t row = m->x_row ? m->x_row[t0 + i] : t0 + i;
+            const float *x = m->x + row * m->w.cols + block * LANES;
+            for (int k = 0; k < LANES; k++) lane[i][k] += w[k] * x[k];
+        }
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        for (int half = LANES / 2; half > 0; half /= 2) {
+            for (int k = 0; k < half; k++) lane[i][k] += lane[i][k + half];
+        }
+        sum[i] = lane[i][0];
+    }
+}
+
+static float *output_row(const mx_matmul *m, int64_t t) {
+    return m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
+}
+
+static void matmul_swiglu(const mx_matmul *m, int64_t t0, int64_t rows) {
+    float gate[ROWS], up[ROWS];
+    for (int64_t n = m->n0; n < m->n1; n += 2) {
+        row_products(gate, m, n, t0, rows);
+        row_products(up, m, n + 1, t0, rows);
+        for (int64_t i = 0; i < rows; i++) {
+            output_row(m, t0 + i)[n / 2] =
+                mx_swiglu(gate[i] + bias_at(m, n), up[i] + bias_at(m, n + 1), m->limit, m->alpha);
+        }
+    }
+}
+
+static void matmul_plain(const mx_matmul *m, int64_t t0, int64_t rows) {
+    float sum[ROWS];
+    for (int64_t n = m->n0; n < m->n1; n++) {
+        row_products(sum, m, n, t0, rows);
+        for (int64_t i = 0; i < rows; i++) {
+            float *y = output_row(m, t0 + i) + n;
+            float value = sum[i] + bias_at(m, n);
+            *y = m->epilogue == MX_ADD ? *y + value : m->epilogue == MX_SCALE ? value * m->factor[t0 + i] : value;
+        }
+    }
+}
+
+void mx_scalar_matmul(const mx_matmul *m) {
+    for (int64_t t0 = 0; t0 < m->rows; t0 += ROWS) {
+        int64_t rows = m->rows - t0 < ROWS ? m->rows - t0 : ROWS;
+        if (m->epilogue == MX_SWIGLU) {
+            matmul_swiglu(m, t0, rows);
+        } else {
+            matmul_plain(m, t0, rows);
+        }
+    }
+}

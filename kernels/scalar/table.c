@@ -1,0 +1,19 @@
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+
+const mx_kernels mx_kernels_scalar = {
+    .name = "scalar",
+    .pack = mx_scalar_pack,
+    .matmul = {[MX_F32] = mx_scalar_matmul, [MX_BF16] = mx_scalar_matmul, [MX_MXFP4] = mx_scalar_matmul},
+    .matmul_scratch = 0,
+    .attention = mx_scalar_attention,
+    .attention_scratch = mx_scalar_attention_scratch,
+    .kv_write = mx_scalar_kv_write,
+    .rmsnorm = mx_scalar_rmsnorm,
+    .rope = mx_scalar_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_scalar_argmax,
+    .exp_sum = mx_scalar_exp_sum,
+    .add = mx_scalar_add,
+    .widen = mx_scalar_widen,
+};

@@ -1,0 +1,12 @@
+#ifndef MX_KERNELS_TIERS_H
+#define MX_KERNELS_TIERS_H
+
+#include "kernels/kernels.h"
+
+/* The tables that mx_kernels_get chooses from. Each is complete: a tier names the lower tier's function wherever it
+ * has nothing better. The x86 ones exist in x86-64 builds only. */
+extern const mx_kernels mx_kernels_scalar;
+extern const mx_kernels mx_kernels_avx2;
+extern const mx_kernels mx_kernels_avx512;
+
+#endif
