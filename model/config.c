@@ -1,1 +1,289 @@
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/json.h"
 #include "model/model.h"
+#include "model/show.h"
+
+/* config.json, field by field. Whatever the computation depends on must stand in the file and lie in a range in which
+ * no later product of sizes overflows; only what transformers' GptOssConfig of old lacked has a default. */
+
+enum { FILE_LIMIT = 16 << 20 };
+
+/* One JSON object of one file while its fields are read. The first failure is kept; what follows it does nothing. */
+typedef struct fields {
+    const char *path;   /* of the file */
+    const char *inside; /* "rope_scaling." or "" */
+    const mx_json *object;
+    mx_error *error;
+    mx_status status;
+} fields;
+
+static void refuse(fields *f, mx_status status, const char *key, const mx_json *found, const char *expected) {
+    if (f->status) return;
+    char text[80];
+    f->status = mx_fail(f->error, status, "%s: %s%s is %s, expected %s", f->path, f->inside, key,
+                        found ? mx_show_json(text, sizeof text, found) : "missing", expected);
+}
+
+/* The member `key`; NULL when it is absent or null. */
+static const mx_json *member(const fields *f, const char *key) {
+    const mx_json *v = mx_json_get(f->object, key);
+    return v && v->type != MX_JSON_NULL ? v : NULL;
+}
+
+/* 150000.0 and 1e5 are whole, too. */
+static int whole_in(fields *f, const char *key, int64_t low, int64_t high) {
+    const mx_json *v = member(f, key);
+    int64_t x = 0;
+    if (mx_json_int64(v, &x) && x >= low && x <= high) return (int)x;
+    char expected[80];
+    snprintf(expected, sizeof expected, "a whole number from %lld to %lld", (long long)low, (long long)high);
+    refuse(f, MX_INVALID_FILE, key, v, expected);
+    return (int)low;
+}
+
+/* `fallback` NAN: the field is required. */
+static double real_in(fields *f, const char *key, double low, double high, double fallback) {
+    const mx_json *v = member(f, key);
+    double x;
+    if (!v && !isnan(fallback)) return fallback;
+    if (mx_json_double(v, &x) && x >= low && x <= high) return x;
+    char expected[80];
+    snprintf(expected, sizeof expected, "a number from %g to %g", low, high);
+    refuse(f, MX_INVALID_FILE, key, v, expected);
+    return low;
+}
+
+static bool boolean(fields *f, const char *key, bool fallback) {
+    const mx_json *v = member(f, key);
+    bool x = fallback;
+    if (v && !mx_json_bool(v, &x)) refuse(f, MX_INVALID_FILE, key, v, "true or false");
+    return x;
+}
+
+static void multiple_of_32(fields *f, const char *what, int64_t value) {
+    if (!f->status && value % 32)
+        f->status = mx_fail(f->error, MX_UNSUPPORTED,
+                            "%s: %s is %lld, which is no multiple of 32: MXFP4 blocks hold 32 columns", f->path, what,
+                            (long long)value);
+}
+
+static void read_kind(fields *f) {
+    const mx_json *type = member(f, "model_type");
+    if (!type && member(f, "num_experts") && member(f, "rope_scaling_factor")) {
+        f->status = mx_fail(f->error, MX_UNSUPPORTED,
+                            "%s: model_type is missing; this is OpenAI's original/ layout, which mxrun does not read "
+                            "yet: give the folder in the Hugging Face layout (one level up in OpenAI's repositories)",
+                            f->path);
+        return;
+    }
+    if (!mx_json_is_string(type, "gpt_oss"))
+        refuse(f, type ? MX_UNSUPPORTED : MX_INVALID_FILE, "model_type", type, "\"gpt_oss\"");
+    const mx_json *act = member(f, "hidden_act");
+    if (act && !mx_json_is_string(act, "silu")) refuse(f, MX_UNSUPPORTED, "hidden_act", act, "\"silu\"");
+    const mx_json *quantization = member(f, "quantization_config");
+    if (quantization) {
+        const mx_json *method = mx_json_get(quantization, "quant_method");
+        if (!mx_json_is_string(method, "mxfp4"))
+            refuse(f, MX_UNSUPPORTED, "quantization_config.quant_method", method, "\"mxfp4\"");
+    }
+}
+
+static void read_sizes(fields *f, mx_config *c) {
+    c->layers = whole_in(f, "num_hidden_layers", 1, MX_MAX_LAYERS);
+    c->hidden = whole_in(f, "hidden_size", 32, 1 << 17);
+    c->intermediate = whole_in(f, "intermediate_size", 32, 1 << 17);
+    c->heads = whole_in(f, "num_attention_heads", 1, 1 << 12);
+    c->kv_heads = whole_in(f, "num_key_value_heads", 1, 1 << 12);
+    c->head_dim = whole_in(f, "head_dim", 2, 1 << 10);
+    c->experts = whole_in(f, "num_local_experts", 1, 1 << 14);
+    c->vocab = whole_in(f, "vocab_size", 1, 1 << 24);
+    c->max_positions = whole_in(f, "max_position_embeddings", 1, 1 << 24);
+
+    const char *key = member(f, "num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token";
+    if (!member(f, key)) key = "num_experts_per_tok";
+    c->top_k = whole_in(f, key, 1, 1 << 14);
+    const mx_json *twin = member(f, "experts_per_token");
+    int64_t other;
+    if (twin && (!mx_json_int64(twin, &other) || other != c->top_k))
+        refuse(f, MX_INVALID_FILE, "experts_per_token", twin, "what num_experts_per_tok says");
+
+    if (c->top_k > c->experts) refuse(f, MX_INVALID_FILE, key, member(f, key), "at most num_local_experts");
+    if (c->heads % c->kv_heads)
+        refuse(f, MX_INVALID_FILE, "num_attention_heads", member(f, "num_attention_heads"),
+               "a multiple of num_key_value_heads");
+    if (c->head_dim % 2) refuse(f, MX_INVALID_FILE, "head_dim", member(f, "head_dim"), "an even number");
+    multiple_of_32(f, "hidden_size", c->hidden);
+    multiple_of_32(f, "intermediate_size", c->intermediate);
+    multiple_of_32(f, "num_attention_heads * head_dim", (int64_t)c->heads * c->head_dim);
+}
+
+/* layer_types; without it even layers slide (section 1.1 of the facts, transformers' default). */
+static void read_layers(fields *f, mx_config *c) {
+    const mx_json *types = member(f, "layer_types");
+    bool any = false;
+    if (types && (types->type != MX_JSON_ARRAY || types->count != (uint32_t)c->layers)) {
+        refuse(f, MX_INVALID_FILE, "layer_types", types, "an array with one entry for each of num_hidden_layers");
+        return;
+    }
+    const mx_json *type = types ? types->child : NULL;
+    for (int i = 0; i < c->layers; i++) {
+        c->sliding[i] = types ? mx_json_is_string(type, "sliding_attention") : i % 2 == 0;
+        if (types && !c->sliding[i] && !mx_json_is_string(type, "full_attention")) {
+            char key[40];
+            snprintf(key, sizeof key, "layer_types[%d]", i);
+            refuse(f, type->type == MX_JSON_STRING ? MX_UNSUPPORTED : MX_INVALID_FILE, key, type,
+                   "\"sliding_attention\" or \"full_attention\"");
+            return;
+        }
+        any |= c->sliding[i];
+        if (types) type = type->next;
+    }
+    if (any || member(f, "sliding_window")) c->window = whole_in(f, "sliding_window", 1, 1 << 24);
+}
+
+static void read_yarn(fields *f, mx_config *c) {
+    c->yarn_factor = real_in(f, "factor", 1, 1e6, NAN);
+    c->yarn_beta_fast = real_in(f, "beta_fast", 1e-6, 1e6, 32);
+    c->yarn_beta_slow = real_in(f, "beta_slow", 1e-6, 1e6, 1);
+    c->yarn_original_positions = whole_in(f, "original_max_position_embeddings", 1, 1 << 24);
+    c->yarn_truncate = boolean(f, "truncate", true);
+    c->yarn_attention_factor = real_in(f, "attention_factor", 1e-6, 1e6, 0);
+    if (c->yarn_beta_fast < c->yarn_beta_slow)
+        refuse(f, MX_INVALID_FILE, "beta_fast", member(f, "beta_fast"), "at least beta_slow");
+    static const char *const unknown[] = {"mscale", "mscale_all_dim"};
+    for (int i = 0; i < 2; i++)
+        if (member(f, unknown[i]))
+            refuse(f, MX_UNSUPPORTED, unknown[i], member(f, unknown[i]), "no such field in gpt-oss");
+}
+
+/* Either rope_parameters with rope_theta inside (newer transformers) or rope_scaling beside rope_theta. */
+static void read_rope(fields *f, mx_config *c) {
+    const char *key = member(f, "rope_parameters") ? "rope_parameters" : "rope_scaling";
+    const mx_json *rope = member(f, key);
+    if (rope && rope->type != MX_JSON_OBJECT) {
+        refuse(f, MX_INVALID_FILE, key, rope, "an object");
+        return;
+    }
+    char inside[40];
+    snprintf(inside, sizeof inside, "%s.", key);
+    fields r = {f->path, inside, rope, f->error, f->status};
+    /* theta 1 has no logarithm to divide by. */
+    c->rope_theta = real_in(member(&r, "rope_theta") ? &r : f, "rope_theta", 1.001, 1e15, NAN);
+    if (!r.status) r.status = f->status;
+
+    const mx_json *type = member(&r, "rope_type");
+    if (!type) type = member(&r, "type");
+    if (!type) {
+        /* A factor without a type would silently be ignored as plain RoPE. */
+        if (member(&r, "factor") || member(&r, "full_attention") || member(&r, "sliding_attention"))
+            refuse(&r, MX_INVALID_FILE, "rope_type", NULL, "\"yarn\" or \"default\"");
+    } else if (mx_json_is_string(type, "yarn")) {
+        c->yarn = true;
+        read_yarn(&r, c);
+    } else if (!mx_json_is_string(type, "default")) {
+        refuse(&r, MX_UNSUPPORTED, "rope_type", type, "\"yarn\" or \"default\"");
+    }
+    f->status = r.status;
+}
+
+static void add_eos(fields *f, mx_config *c, const mx_json *v) {
+    int64_t id;
+    if (!mx_json_int64(v, &id) || id < 0 || id >= c->vocab) {
+        refuse(f, MX_INVALID_FILE, "eos_token_id", v, "token ids from 0 to vocab_size - 1");
+        return;
+    }
+    for (int i = 0; i < c->eos_count; i++)
+        if (c->eos[i] == id) return;
+    if (c->eos_count == (int)(sizeof c->eos / sizeof *c->eos))
+        refuse(f, MX_UNSUPPORTED, "eos_token_id", v, "at most 8 different ids");
+    else
+        c->eos[c->eos_count++] = (int)id;
+}
+
+static void read_eos(fields *f, mx_config *c) {
+    const mx_json *v = member(f, "eos_token_id");
+    if (!v) return;
+    if (v->type != MX_JSON_ARRAY) {
+        add_eos(f, c, v);
+        return;
+    }
+    for (const mx_json *e = v->child; e && !f->status; e = e->next) add_eos(f, c, e);
+}
+
+static void read_config(fields *f, mx_config *c) {
+    read_kind(f);
+    if (f->status) return;
+    read_sizes(f, c);
+    if (f->status) return; /* the rest counts with these sizes */
+    read_layers(f, c);
+    read_rope(f, c);
+    c->rms_eps = (float)real_in(f, "rms_norm_eps", 1e-12, 1, NAN);
+    c->swiglu_limit = (float)real_in(f, "swiglu_limit", 1e-3, 1e6, 7.0);
+    c->swiglu_alpha = (float)real_in(f, "swiglu_alpha", 1e-3, 1e3, 1.702);
+    c->attention_bias = boolean(f, "attention_bias", true);
+    c->tied_embeddings = boolean(f, "tie_word_embeddings", false);
+    read_eos(f, c);
+}
+
+/* Parses the file and hands its fields to `read`. */
+static mx_status read_fields(const char *path, void (*read)(fields *, mx_config *), mx_config *c, mx_error *error) {
+    mx_bytes text = {0};
+    mx_json_document *document = NULL;
+    mx_status status = mx_read_file(path, FILE_LIMIT, &text, error);
+    if (!status) status = mx_json_parse(path, text.data ? text.data : "", text.size, &document, error);
+    if (!status) {
+        fields f = {path, "", mx_json_root(document), error, MX_OK};
+        if (f.object->type != MX_JSON_OBJECT)
+            f.status = mx_fail(error, MX_INVALID_FILE, "%s: the file is no JSON object", path);
+        else
+            read(&f, c);
+        status = f.status;
+    }
+    mx_json_free(document);
+    mx_bytes_free(&text);
+    return status;
+}
+
+mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error) {
+    char path[4096];
+    struct stat info;
+    *out = (mx_config){0};
+    if (snprintf(path, sizeof path, "%s/generation_config.json", folder) >= (int)sizeof path)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "the path of the model folder is longer than %zu bytes",
+                       sizeof path);
+    bool generation = stat(path, &info) == 0;
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    mx_status status = read_fields(path, read_config, out, error);
+    if (status || !generation) return status;
+    snprintf(path, sizeof path, "%s/generation_config.json", folder);
+    return read_fields(path, read_eos, out, error);
+}
+
+void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration) {
+    const double pi = 3.14159265358979323846;
+    int d = c->head_dim;
+    for (int i = 0; i < d / 2; i++) inv_freq[i] = pow(c->rope_theta, -2.0 * i / d);
+    *concentration = 1;
+    if (!c->yarn) return;
+
+    /* The pair that turns beta times over the original context: below `low` pairs keep their frequency, above `high`
+     * it is divided by the factor, between them it is mixed. */
+    double low = d * log(c->yarn_original_positions / (c->yarn_beta_fast * 2 * pi)) / (2 * log(c->rope_theta));
+    double high = d * log(c->yarn_original_positions / (c->yarn_beta_slow * 2 * pi)) / (2 * log(c->rope_theta));
+    if (c->yarn_truncate) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = fmax(low, 0);
+    high = fmin(high, d - 1);
+    double width = high - low != 0 ? high - low : 0.001;
+    for (int i = 0; i < d / 2; i++) {
+        double ramp = fmin(fmax((i - low) / width, 0), 1);
+        inv_freq[i] *= (1 - ramp) + ramp / c->yarn_factor;
+    }
+    *concentration = c->yarn_attention_factor > 0 ? c->yarn_attention_factor : 0.1 * log(c->yarn_factor) + 1;
+}

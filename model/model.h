@@ -26,7 +26,10 @@ typedef struct mx_config {
     double yarn_factor, yarn_beta_fast, yarn_beta_slow;
     int yarn_original_positions;
     bool yarn_truncate;
-    int eos[8], eos_count; /* eos_token_id of config.json and generation_config.json together */
+    double yarn_attention_factor; /* the factor on cos and sin where the file gives one; 0: 0.1 ln(yarn_factor) + 1 */
+    bool attention_bias;          /* false: q, k, v and o have no biases */
+    bool tied_embeddings;         /* lm_head is the embedding */
+    int eos[8], eos_count;        /* eos_token_id of config.json and generation_config.json together */
 } mx_config;
 
 /* Reads FOLDER/config.json (and generation_config.json where it is). */
@@ -80,7 +83,8 @@ typedef struct mx_experts {
 typedef struct mx_layer {
     const float *attn_norm, *mlp_norm; /* [hidden] */
     mx_matrix q, k, v, o, router;
-    const float *q_bias, *k_bias, *v_bias, *o_bias, *router_bias;
+    const float *q_bias, *k_bias, *v_bias, *o_bias; /* NULL where config.attention_bias is false */
+    const float *router_bias;
     const float *sinks;       /* [heads] */
     mx_experts gate_up, down; /* [2 * intermediate, hidden] interleaved, [hidden, intermediate] */
 } mx_layer;

@@ -1,0 +1,262 @@
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/bytes.h"
+#include "base/json.h"
+#include "model/model.h"
+#include "model/safetensors.h"
+#include "model/show.h"
+
+/* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
+ * above this file: blocks and scales of one tensor may lie in different ones. */
+
+enum { MOST_FILES = 4096, INDEX_LIMIT = 64 << 20 };
+
+struct mx_checkpoint {
+    mx_safetensors *file;
+    int files;
+    mx_tensor *tensor; /* [count], by name */
+    int count;
+};
+
+/* A growing list of file names. */
+typedef struct names {
+    char **name; /* owned, each owned */
+    int count, capacity;
+} names;
+
+static void names_free(names *n) {
+    for (int i = 0; i < n->count; i++) free(n->name[i]);
+    free(n->name);
+    *n = (names){0};
+}
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static mx_status names_add(names *n, const char *folder, const char *name, mx_error *error) {
+    if (n->count == MOST_FILES)
+        return mx_fail(error, MX_UNSUPPORTED, "%s: more than %d .safetensors files", folder, MOST_FILES);
+    if (n->count == n->capacity) {
+        int capacity = n->capacity ? n->capacity * 2 : 32;
+        char **more = realloc(n->name, (size_t)capacity * sizeof *more);
+        if (!more) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its file names", folder);
+        n->name = more;
+        n->capacity = capacity;
+    }
+    n->name[n->count] = strdup(name);
+    if (!n->name[n->count]) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its file names", folder);
+    n->count++;
+    return MX_OK;
+}
+
+static void names_sort(names *n) {
+    if (!n->count) return;
+    qsort(n->name, (size_t)n->count, sizeof *n->name, by_text);
+    int keep = 1;
+    for (int i = 1; i < n->count; i++) {
+        if (strcmp(n->name[i], n->name[keep - 1]))
+            n->name[keep++] = n->name[i];
+        else
+            free(n->name[i]);
+    }
+    n->count = keep;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+/* No .safetensors in the folder: say what is there instead. */
+static mx_status nothing_there(const char *folder, bool gguf, bool torch, bool original, mx_error *error) {
+    if (gguf)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "%s: holds a .gguf file, which mxrun does not read yet, and no .safetensors: give a folder in "
+                       "the Hugging Face layout",
+                       folder);
+    if (torch)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "%s: holds PyTorch .bin files, which mxrun does not read, and no .safetensors", folder);
+    if (original)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "%s: holds original/ (OpenAI's own layout), which mxrun does not read yet, but no .safetensors "
+                       "of the Hugging Face layout: download those too",
+                       folder);
+    return mx_fail(error, MX_INVALID_FILE, "%s: no .safetensors file in this folder", folder);
+}
+
+static mx_status list_folder(const char *folder, names *out, mx_error *error) {
+    DIR *dir = opendir(folder);
+    if (!dir) return mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
+    bool gguf = false, torch = false, original = false;
+    mx_status status = MX_OK;
+    for (struct dirent *e; !status && (e = readdir(dir));) {
+        if (e->d_name[0] == '.') continue;
+        gguf |= ends_with(e->d_name, ".gguf");
+        torch |= ends_with(e->d_name, ".bin") || ends_with(e->d_name, ".pt");
+        original |= !strcmp(e->d_name, "original");
+        if (ends_with(e->d_name, ".safetensors")) status = names_add(out, folder, e->d_name, error);
+    }
+    closedir(dir);
+    if (!status && !out->count) status = nothing_there(folder, gguf, torch, original, error);
+    names_sort(out);
+    return status;
+}
+
+/* weight_map of model.safetensors.index.json: the files it names. */
+static mx_status read_index(const char *folder, const char *path, const mx_json *root, names *out, mx_error *error) {
+    const mx_json *map = mx_json_get(root, "weight_map");
+    char text[80];
+    if (!map || map->type != MX_JSON_OBJECT || !map->count)
+        return mx_fail(error, MX_INVALID_FILE, "%s: weight_map is %s, expected an object of tensor names and files",
+                       path, map ? mx_show_json(text, sizeof text, map) : "missing");
+    const char *last = NULL;
+    for (const mx_json *v = map->child; v; v = v->next) {
+        if (!mx_is_one_line(v->key, v->key_size))
+            return mx_fail(error, MX_INVALID_FILE, "%s: weight_map: a tensor's name holds a control character", path);
+        /* A file of this folder, not a path that leads elsewhere. */
+        if (v->type != MX_JSON_STRING || !mx_is_one_line(v->text, v->size) || memchr(v->text, '/', v->size) ||
+            !ends_with(v->text, ".safetensors"))
+            return mx_fail(error, MX_INVALID_FILE,
+                           "%s: weight_map: file of %s is %s, expected the name of a .safetensors file", path, v->key,
+                           mx_show_json(text, sizeof text, v));
+        if (last && !strcmp(last, v->text)) continue; /* the usual case, so that the list stays short */
+        last = v->text;
+        bool known = false;
+        for (int i = 0; i < out->count && !known; i++) known = !strcmp(out->name[i], v->text);
+        mx_status status = known ? MX_OK : names_add(out, folder, v->text, error);
+        if (status) return status;
+    }
+    names_sort(out);
+    return MX_OK;
+}
+
+/* Every tensor that the index promises is in the file it names. */
+static mx_status check_index(const mx_checkpoint *ck, const char *folder, const char *path, const mx_json *root,
+                             mx_error *error) {
+    size_t skip = strlen(folder) + 1;
+    for (const mx_json *v = mx_json_get(root, "weight_map")->child; v; v = v->next) {
+        const mx_tensor *t = mx_checkpoint_find(ck, v->key);
+        if (!t || strcmp(t->file + skip, v->text))
+            return mx_fail(error, MX_INVALID_FILE, "%s: weight_map: %s is not in %s%s%s", path, v->key, v->text,
+                           t ? " but in " : "", t ? t->file + skip : "");
+    }
+    return MX_OK;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const mx_tensor *)a)->name, ((const mx_tensor *)b)->name);
+}
+
+/* All files' tensors in one sorted list. */
+static mx_status gather(mx_checkpoint *ck, const char *path, mx_error *error) {
+    int64_t total = 0;
+    for (int i = 0; i < ck->files; i++) total += ck->file[i].count;
+    ck->tensor = calloc((size_t)total + 1, sizeof *ck->tensor);
+    if (!ck->tensor || total > INT32_MAX)
+        return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %lld tensors", path, (long long)total);
+    for (int i = 0; i < ck->files; i++) {
+        if (ck->file[i].count)
+            memcpy(ck->tensor + ck->count, ck->file[i].tensor, (size_t)ck->file[i].count * sizeof *ck->tensor);
+        ck->count += ck->file[i].count;
+    }
+    qsort(ck->tensor, (size_t)ck->count, sizeof *ck->tensor, by_name);
+    for (int i = 1; i < ck->count; i++) {
+        const mx_tensor *a = &ck->tensor[i - 1], *b = &ck->tensor[i];
+        if (strcmp(a->name, b->name)) continue;
+        if (a->file == b->file)
+            return mx_fail(error, MX_INVALID_FILE, "%s: %s: given twice in the header", a->file, a->name);
+        return mx_fail(error, MX_INVALID_FILE, "%s: %s: also in %s: remove the file that does not belong here", b->file,
+                       b->name, a->file);
+    }
+    return MX_OK;
+}
+
+static mx_status open_files(mx_checkpoint *ck, const char *folder, const names *list, mx_error *error) {
+    ck->file = calloc((size_t)list->count, sizeof *ck->file);
+    if (!ck->file) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %d files", folder, list->count);
+    for (int i = 0; i < list->count; i++) {
+        char path[4096];
+        if (snprintf(path, sizeof path, "%s/%s", folder, list->name[i]) >= (int)sizeof path)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "a file of the model folder has a path longer than %zu bytes",
+                           sizeof path);
+        mx_status status = mx_safetensors_open(path, &ck->file[ck->files++], error);
+        if (status) return status;
+    }
+    return gather(ck, folder, error);
+}
+
+static mx_status open_folder(mx_checkpoint *ck, const char *folder, mx_error *error) {
+    char path[4096];
+    struct stat info;
+    if (snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder) >= (int)sizeof path)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "the path of the model folder is longer than %zu bytes",
+                       sizeof path);
+    names list = {0};
+    mx_bytes text = {0};
+    mx_json_document *index = NULL;
+    mx_status status = MX_OK;
+    if (stat(path, &info) == 0) {
+        status = mx_read_file(path, INDEX_LIMIT, &text, error);
+        if (!status) status = mx_json_parse(path, text.data ? text.data : "", text.size, &index, error);
+        if (!status) status = read_index(folder, path, mx_json_root(index), &list, error);
+    } else {
+        status = list_folder(folder, &list, error);
+    }
+    if (!status) status = open_files(ck, folder, &list, error);
+    if (!status && index) status = check_index(ck, folder, path, mx_json_root(index), error);
+    mx_json_free(index);
+    mx_bytes_free(&text);
+    names_free(&list);
+    return status;
+}
+
+mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error) {
+    *out = NULL;
+    struct stat info;
+    if (stat(path, &info) != 0) return mx_fail(error, MX_IO, "%s: %s", path, strerror(errno));
+    mx_checkpoint *ck = calloc(1, sizeof *ck);
+    if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
+    mx_status status;
+    if (S_ISDIR(info.st_mode)) {
+        status = open_folder(ck, path, error);
+    } else {
+        ck->file = calloc(1, sizeof *ck->file);
+        ck->files = ck->file != NULL;
+        status = ck->file ? mx_safetensors_open(path, ck->file, error)
+                          : mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
+        if (!status) status = gather(ck, path, error);
+    }
+    if (status)
+        mx_checkpoint_close(ck);
+    else
+        *out = ck;
+    return status;
+}
+
+void mx_checkpoint_close(mx_checkpoint *ck) {
+    if (!ck) return;
+    for (int i = 0; i < ck->files; i++) mx_safetensors_close(&ck->file[i]);
+    free(ck->file);
+    free(ck->tensor);
+    free(ck);
+}
+
+int mx_checkpoint_count(const mx_checkpoint *ck) {
+    return ck->count;
+}
+
+const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index) {
+    return &ck->tensor[index];
+}
+
+const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name) {
+    mx_tensor key = {.name = name};
+    return bsearch(&key, ck->tensor, (size_t)ck->count, sizeof key, by_name);
+}

@@ -1,0 +1,377 @@
+#include <math.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "model/model.h"
+#include "model/show.h"
+
+/* The checkpoint's tensors by their role. Matrices stay views into the mapped files; the small vectors (norms, biases
+ * of attention and router, sinks) are widened to fp32 into one block. */
+
+enum { NAME_ROOM = 160, FLOATS_PER_LINE = 16 };
+
+typedef struct loader {
+    mx_weights *w;
+    const char *folder;
+    bool *used;               /* by tensor of the checkpoint */
+    float *room;              /* the rest of the owned block */
+    const mx_tensor **scales; /* of every expert tensor, to be searched for 0xFF */
+    int scale_count;
+    mx_error *error;
+} loader;
+
+static mx_status wrong(const loader *l, const mx_tensor *t, mx_status status, const char *expected) {
+    char shape[120];
+    return mx_fail(l->error, status, "%s: %s: is %s %s, expected %s", t->file, t->name, t->dtype_name,
+                   mx_show_shape(shape, sizeof shape, t->shape, t->dims), expected);
+}
+
+/* The reason why a gpt-oss folder may lack the usual expert tensors, or NULL. */
+static const char *other_layout(const mx_checkpoint *ck, const char *prefix) {
+    static const struct {
+        const char *name, *text;
+    } layouts[] = {
+        {"gate_up_proj", "its experts are not MXFP4 but BF16 [experts, in, out]"},
+        {"gate_up_projs.0.weight", "its experts lie in one tensor each"},
+        {"0.gate_up_proj.weight", "its experts lie in one tensor each"},
+        {"gate_proj.weight", "its experts are in MLX's form"},
+    };
+    char name[NAME_ROOM];
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+        snprintf(name, sizeof name, "%smlp.experts.%s", prefix, layouts[i].name);
+        if (mx_checkpoint_find(ck, name)) return layouts[i].text;
+    }
+    return NULL;
+}
+
+/* The tensor `name`, marked as used. */
+static mx_status take(loader *l, const char *name, const mx_tensor **out) {
+    mx_checkpoint *ck = l->w->checkpoint;
+    *out = mx_checkpoint_find(ck, name);
+    if (!*out)
+        return mx_fail(l->error, MX_INVALID_FILE, "%s: tensor %s is missing: is the download complete?", l->folder,
+                       name);
+    l->used[*out - mx_checkpoint_at(ck, 0)] = true;
+    return MX_OK;
+}
+
+static bool has_shape(const mx_tensor *t, int dims, const int64_t *shape) {
+    return t->dims == dims && !memcmp(t->shape, shape, (size_t)dims * sizeof *shape);
+}
+
+/* A small vector [n] in fp32; it must be finite. */
+static mx_status vector(loader *l, const char *prefix, const char *name, int64_t n, const float **out) {
+    char full[NAME_ROOM], expected[80];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const mx_tensor *t;
+    mx_status status = take(l, full, &t);
+    if (status) return status;
+    bool known = t->dtype == MX_DTYPE_BF16 || t->dtype == MX_DTYPE_F16 || t->dtype == MX_DTYPE_F32;
+    if (!known || !has_shape(t, 1, &n)) {
+        snprintf(expected, sizeof expected, "BF16, F16 or F32 [%lld]", (long long)n);
+        return wrong(l, t, MX_INVALID_FILE, expected);
+    }
+    float *to = l->room;
+    for (int64_t i = 0; i < n; i++) {
+        if (t->dtype == MX_DTYPE_F32)
+            memcpy(&to[i], t->data + 4 * i, 4);
+        else
+            to[i] = t->dtype == MX_DTYPE_BF16 ? mx_bf16_to_f32(mx_load_u16(t->data + 2 * i))
+                                              : mx_f16_to_f32(mx_load_u16(t->data + 2 * i));
+        if (!isfinite(to[i]))
+            return mx_fail(l->error, MX_INVALID_FILE, "%s: %s: element %lld is %s, expected a finite number", t->file,
+                           t->name, (long long)i, isnan(to[i]) ? "NaN" : "infinite");
+    }
+    l->room += (n + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
+    *out = to;
+    return MX_OK;
+}
+
+/* A dense matrix [rows, cols], BF16 or F32, in place. */
+static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_matrix *out) {
+    char full[NAME_ROOM], expected[80];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const mx_tensor *t;
+    mx_status status = take(l, full, &t);
+    if (status) return status;
+    snprintf(expected, sizeof expected, "BF16 or F32 [%lld, %lld]", (long long)rows, (long long)cols);
+    if (!has_shape(t, 2, (int64_t[]){rows, cols})) return wrong(l, t, MX_INVALID_FILE, expected);
+    if (t->dtype != MX_DTYPE_BF16 && t->dtype != MX_DTYPE_F32)
+        return wrong(l, t, t->dtype == MX_DTYPE_F16 ? MX_UNSUPPORTED : MX_INVALID_FILE, expected);
+    bool bf16 = t->dtype == MX_DTYPE_BF16;
+    *out = (mx_matrix){.format = bf16 ? MX_BF16 : MX_F32,
+                       .rows = rows,
+                       .cols = cols,
+                       .data = t->data,
+                       .row_stride = cols * (bf16 ? 2 : 4)};
+    return MX_OK;
+}
+
+/* Blocks, scales and bias of one of a layer's two expert matrices, in place. `name`: "gate_up_proj" or "down_proj". */
+static mx_status experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_experts *out) {
+    const mx_config *c = &l->w->config;
+    int64_t count = c->experts, blocks = cols / 32;
+    const mx_tensor *data, *scales, *bias;
+    char full[NAME_ROOM], expected[120];
+
+    snprintf(full, sizeof full, "%smlp.experts.%s_blocks", prefix, name);
+    const char *other = mx_checkpoint_find(l->w->checkpoint, full) ? NULL : other_layout(l->w->checkpoint, prefix);
+    if (other)
+        return mx_fail(l->error, MX_UNSUPPORTED,
+                       "%s: %s (no %s): mxrun reads MXFP4 experts as gpt-oss is published, *_blocks and *_scales",
+                       l->folder, other, full);
+    mx_status status = take(l, full, &data);
+    if (status) return status;
+    if (data->dtype != MX_DTYPE_U8 || !has_shape(data, 4, (int64_t[]){count, rows, blocks, 16})) {
+        snprintf(expected, sizeof expected, "U8 [%lld, %lld, %lld, 16]", (long long)count, (long long)rows,
+                 (long long)blocks);
+        return wrong(l, data, MX_INVALID_FILE, expected);
+    }
+
+    snprintf(full, sizeof full, "%smlp.experts.%s_scales", prefix, name);
+    if ((status = take(l, full, &scales))) return status;
+    if ((scales->dtype != MX_DTYPE_U8 && scales->dtype != MX_DTYPE_F8_E8M0) ||
+        !has_shape(scales, 3, (int64_t[]){count, rows, blocks})) {
+        snprintf(expected, sizeof expected, "U8 or F8_E8M0 [%lld, %lld, %lld]", (long long)count, (long long)rows,
+                 (long long)blocks);
+        return wrong(l, scales, MX_INVALID_FILE, expected);
+    }
+    l->scales[l->scale_count++] = scales;
+
+    snprintf(full, sizeof full, "%smlp.experts.%s_bias", prefix, name);
+    if ((status = take(l, full, &bias))) return status;
+    if ((bias->dtype != MX_DTYPE_BF16 && bias->dtype != MX_DTYPE_F32) ||
+        !has_shape(bias, 2, (int64_t[]){count, rows})) {
+        snprintf(expected, sizeof expected, "BF16 or F32 [%lld, %lld]", (long long)count, (long long)rows);
+        return wrong(l, bias, MX_INVALID_FILE, expected);
+    }
+
+    *out = (mx_experts){.matrix = {.format = MX_MXFP4,
+                                   .rows = rows,
+                                   .cols = cols,
+                                   .data = data->data,
+                                   .row_stride = blocks * 16,
+                                   .scales = scales->data,
+                                   .scale_stride = blocks},
+                        .data_stride = rows * blocks * 16,
+                        .scale_stride = rows * blocks,
+                        .bias = bias->data,
+                        .bias_format = bias->dtype == MX_DTYPE_BF16 ? MX_BF16 : MX_F32};
+    return MX_OK;
+}
+
+static mx_status attention(loader *l, const char *prefix, mx_layer *layer) {
+    const mx_config *c = &l->w->config;
+    int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, h = c->hidden;
+    const struct {
+        const char *weight, *bias;
+        int64_t rows, cols;
+        mx_matrix *to;
+        const float **to_bias;
+    } parts[] = {
+        {"self_attn.q_proj.weight", "self_attn.q_proj.bias", q, h, &layer->q, &layer->q_bias},
+        {"self_attn.k_proj.weight", "self_attn.k_proj.bias", kv, h, &layer->k, &layer->k_bias},
+        {"self_attn.v_proj.weight", "self_attn.v_proj.bias", kv, h, &layer->v, &layer->v_bias},
+        {"self_attn.o_proj.weight", "self_attn.o_proj.bias", h, q, &layer->o, &layer->o_bias},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        mx_status status = matrix(l, prefix, parts[i].weight, parts[i].rows, parts[i].cols, parts[i].to);
+        if (!status && c->attention_bias) status = vector(l, prefix, parts[i].bias, parts[i].rows, parts[i].to_bias);
+        if (status) return status;
+    }
+    return vector(l, prefix, "self_attn.sinks", c->heads, &layer->sinks);
+}
+
+static mx_status one_layer(loader *l, int index) {
+    const mx_config *c = &l->w->config;
+    mx_layer *layer = &l->w->layer[index];
+    char prefix[40];
+    snprintf(prefix, sizeof prefix, "model.layers.%d.", index);
+    mx_status status = vector(l, prefix, "input_layernorm.weight", c->hidden, &layer->attn_norm);
+    if (!status) status = attention(l, prefix, layer);
+    if (!status) status = vector(l, prefix, "post_attention_layernorm.weight", c->hidden, &layer->mlp_norm);
+    if (!status) status = matrix(l, prefix, "mlp.router.weight", c->experts, c->hidden, &layer->router);
+    if (!status) status = vector(l, prefix, "mlp.router.bias", c->experts, &layer->router_bias);
+    if (!status) status = experts(l, prefix, "gate_up_proj", 2 * (int64_t)c->intermediate, c->hidden, &layer->gate_up);
+    if (!status) status = experts(l, prefix, "down_proj", c->hidden, c->intermediate, &layer->down);
+    return status;
+}
+
+static mx_status all_tensors(loader *l) {
+    mx_weights *w = l->w;
+    const mx_config *c = &w->config;
+    if (mx_checkpoint_find(w->checkpoint, "block.0.attn.qkv.weight"))
+        return mx_fail(l->error, MX_UNSUPPORTED,
+                       "%s: its tensors are in OpenAI's original/ layout (block.0.attn.qkv.weight), which mxrun does "
+                       "not read yet: give the folder in the Hugging Face layout",
+                       l->folder);
+    mx_status status = matrix(l, "", "model.embed_tokens.weight", c->vocab, c->hidden, &w->embedding);
+    for (int i = 0; i < c->layers && !status; i++) status = one_layer(l, i);
+    if (!status) status = vector(l, "", "model.norm.weight", c->hidden, &w->norm);
+    if (status) return status;
+    if (c->tied_embeddings) {
+        w->lm_head = w->embedding;
+        return MX_OK;
+    }
+    return matrix(l, "", "lm_head.weight", c->vocab, c->hidden, &w->lm_head);
+}
+
+/* The tensors that no role was found for, in one line. */
+static void warn_unused(const loader *l) {
+    const mx_checkpoint *ck = l->w->checkpoint;
+    int unused = 0;
+    const char *first = NULL;
+    for (int i = 0; i < mx_checkpoint_count(ck); i++)
+        if (!l->used[i] && !unused++) first = mx_checkpoint_at(ck, i)->name;
+    if (unused)
+        mx_log(MX_LOG_WARNING, "%s: %d tensor%s no part of gpt-oss and ignored: %s%s", l->folder, unused,
+               unused == 1 ? " is" : "s are", first, unused > 1 ? ", ..." : "");
+}
+
+/* ---- scale bytes ------------------------------------------------------------------------------------------------- */
+
+enum { SEARCH_CHUNK = 1 << 20 };
+
+typedef struct search {
+    const mx_tensor *const *scales;
+    const int64_t *first_chunk; /* of each tensor, and their total behind the last */
+    int count;
+    atomic_llong found; /* lowest chunk with a byte 0xFF */
+} search;
+
+static int tensor_of_chunk(const search *s, int64_t chunk) {
+    int low = 0, high = s->count - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (s->first_chunk[middle] <= chunk)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+static const uint8_t *find_in_chunk(const search *s, int64_t chunk, const mx_tensor **tensor) {
+    int i = tensor_of_chunk(s, chunk);
+    uint64_t begin = (uint64_t)(chunk - s->first_chunk[i]) * SEARCH_CHUNK, left = s->scales[i]->bytes - begin;
+    *tensor = s->scales[i];
+    return memchr(s->scales[i]->data + begin, 0xFF, left < SEARCH_CHUNK ? left : SEARCH_CHUNK);
+}
+
+static void search_range(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    search *s = arg;
+    const mx_tensor *t;
+    for (int64_t chunk = begin; chunk < end && chunk < atomic_load(&s->found); chunk++) {
+        if (!find_in_chunk(s, chunk, &t)) continue;
+        long long now = atomic_load(&s->found);
+        while (chunk < now && !atomic_compare_exchange_weak(&s->found, &now, chunk)) {
+        }
+    }
+}
+
+/* E8M0's 0xFF is NaN, which no kernel looks for: refused here, once. */
+static mx_status check_scales(const loader *l, mx_pool *pool) {
+    int64_t *first = calloc((size_t)l->scale_count + 1, sizeof *first);
+    if (!first) return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
+    for (int i = 0; i < l->scale_count; i++)
+        first[i + 1] = first[i] + (int64_t)((l->scales[i]->bytes + SEARCH_CHUNK - 1) / SEARCH_CHUNK);
+    search s = {.scales = l->scales, .first_chunk = first, .count = l->scale_count};
+    int64_t chunks = first[l->scale_count];
+    atomic_init(&s.found, chunks);
+    if (pool)
+        mx_parallel_for(pool, chunks, 1, search_range, &s);
+    else
+        search_range(&s, 0, chunks, 0);
+
+    mx_status status = MX_OK;
+    if (atomic_load(&s.found) < chunks) {
+        const mx_tensor *t;
+        const uint8_t *at = find_in_chunk(&s, atomic_load(&s.found), &t);
+        int64_t index = at - t->data, blocks = t->shape[2], rows = t->shape[1];
+        status = mx_fail(l->error, MX_INVALID_FILE,
+                         "%s: %s: the scale of expert %lld, row %lld, block %lld is 0xFF (NaN): the file is damaged",
+                         t->file, t->name, (long long)(index / blocks / rows), (long long)(index / blocks % rows),
+                         (long long)(index % blocks));
+    }
+    free(first);
+    return status;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
+
+/* Floats of all small vectors, each rounded up to a cache line. */
+static size_t small_floats(const mx_config *c) {
+    int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    const int64_t per_layer[] = {c->hidden, c->hidden, q, kv, kv, c->hidden, c->experts, c->heads};
+    int64_t total = c->hidden;
+    for (size_t i = 0; i < sizeof per_layer / sizeof *per_layer; i++)
+        total += c->layers * ((per_layer[i] + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE);
+    return (size_t)total;
+}
+
+static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error *error) {
+    /* The checkpoint first: it says best what a folder of another layout holds. */
+    mx_status status = mx_checkpoint_open(folder, &w->checkpoint, error);
+    if (!status) status = mx_config_read(folder, &w->config, error);
+    if (status) return status;
+    const mx_config *c = &w->config;
+    size_t owned = small_floats(c) * sizeof(float);
+    int tensors = mx_checkpoint_count(w->checkpoint);
+    loader l = {.w = w, .folder = folder, .error = error};
+    w->layer = calloc((size_t)c->layers, sizeof *w->layer);
+    w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
+    l.used = calloc((size_t)tensors + 1, sizeof *l.used);
+    l.scales = calloc(2 * (size_t)c->layers, sizeof *l.scales);
+    l.room = w->owned;
+    if (!w->layer || !w->owned || !l.used || !l.scales)
+        status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", folder, owned);
+    if (!status) status = all_tensors(&l);
+    if (!status) status = check_scales(&l, pool);
+    if (!status) warn_unused(&l);
+    free(l.used);
+    free(l.scales);
+    return status;
+}
+
+static mx_status check_folder(const char *folder, mx_error *error) {
+    struct stat info;
+    if (stat(folder, &info) != 0) return mx_fail(error, MX_IO, "%s: no such folder", folder);
+    if (S_ISDIR(info.st_mode)) return MX_OK;
+    size_t n = strlen(folder);
+    if (n > 5 && !strcmp(folder + n - 5, ".gguf"))
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "%s: a GGUF file, which mxrun does not read yet: give a folder in the Hugging Face layout "
+                       "(config.json and .safetensors)",
+                       folder);
+    return mx_fail(error, MX_INVALID_ARGUMENT,
+                   "%s: a file, expected the folder that holds config.json and .safetensors", folder);
+}
+
+mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error) {
+    *out = NULL;
+    mx_status status = check_folder(folder, error);
+    if (status) return status;
+    mx_weights *w = calloc(1, sizeof *w);
+    if (!w) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", folder);
+    status = load(w, folder, pool, error);
+    if (status)
+        mx_weights_close(w);
+    else
+        *out = w;
+    return status;
+}
+
+void mx_weights_close(mx_weights *w) {
+    if (!w) return;
+    mx_checkpoint_close(w->checkpoint);
+    free(w->layer);
+    free(w->owned);
+    free(w);
+}
