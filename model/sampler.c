@@ -15,7 +15,8 @@ typedef struct candidates {
     float shift, scale; /* probability ~ exp((x - shift) * scale) */
 } candidates;
 
-/* ---- random numbers ----------------------------------------------------------------------------------------------- */
+/* ---- random numbers -----------------------------------------------------------------------------------------------
+ */
 static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -28,7 +29,8 @@ double mx_sample_uniform(uint64_t seed, int64_t position) {
     return (double)(bits >> 11) * 0x1p-53;
 }
 
-/* ---- checks ------------------------------------------------------------------------------------------------------- */
+/* ---- checks -------------------------------------------------------------------------------------------------------
+ */
 mx_status mx_sample_spec_check(const mx_sample_spec *s, int32_t vocab, mx_error *error) {
     if (!(s->temperature >= 0) || isinf(s->temperature))
         return mx_fail(error, MX_INVALID_ARGUMENT, "temperature %g: expected 0 (greedy) or more", s->temperature);
@@ -73,21 +75,24 @@ static mx_status check_logits(const float *x, int32_t n, mx_error *error) {
     return MX_OK;
 }
 
-/* ---- bias, penalties, mask ---------------------------------------------------------------------------------------- */
-static float finite(float v) { return fminf(fmaxf(v, -FLT_MAX), FLT_MAX); }
+/* ---- bias, penalties, mask ----------------------------------------------------------------------------------------
+ */
+static float saturate(float v) {
+    return fminf(fmaxf(v, -FLT_MAX), FLT_MAX);
+}
 
 static void adjust(float *x, int32_t vocab, const mx_sample_spec *s) {
-    for (int i = 0; i < s->bias_count; i++) x[s->bias[i].token] = finite(x[s->bias[i].token] + s->bias[i].value);
+    for (int i = 0; i < s->bias_count; i++) x[s->bias[i].token] = saturate(x[s->bias[i].token] + s->bias[i].value);
     if (s->repetition_penalty != 1) {
         for (int64_t i = 0; i < s->seen_count; i++) {
             float *v = &x[s->seen[i].token];
-            *v = finite(*v > 0 ? *v / s->repetition_penalty : *v * s->repetition_penalty);
+            *v = saturate(*v > 0 ? *v / s->repetition_penalty : *v * s->repetition_penalty);
         }
     }
     if (s->presence_penalty != 0 || s->frequency_penalty != 0) {
         for (int64_t i = 0; i < s->generated_count; i++) {
             float *v = &x[s->generated[i].token];
-            *v = finite(*v - s->presence_penalty - s->frequency_penalty * (float)s->generated[i].count);
+            *v = saturate(*v - s->presence_penalty - s->frequency_penalty * (float)s->generated[i].count);
         }
     }
     for (int32_t i = 0; s->mask && i < vocab; i++) {
@@ -95,7 +100,8 @@ static void adjust(float *x, int32_t vocab, const mx_sample_spec *s) {
     }
 }
 
-/* ---- top-k and top-p ---------------------------------------------------------------------------------------------- */
+/* ---- top-k and top-p ----------------------------------------------------------------------------------------------
+ */
 /* A number that sorts like the float; both zeros are one. */
 static uint32_t sort_key(float v) {
     uint32_t bits = bits_of(v + 0.0f);
@@ -142,9 +148,7 @@ static int reach(const histogram *h, int buckets, double amount, double *above) 
 /* Excludes all but the fewest best candidates whose weights add up to `amount`: tokens for top-k, a part of the
  * probability of all candidates for top-p. A radix selection: three passes, 11, 11 and 10 bits of the key. */
 static void keep_best(candidates *c, bool by_mass, double amount) {
-    static const struct {
-        int low, bits;
-    } level[] = {{21, 11}, {10, 11}, {0, 10}};
+    static const struct { int low, bits; } level[] = {{21, 11}, {10, 11}, {0, 10}};
     histogram h;
     uint32_t prefix = 0;
     double above = 0;
@@ -168,15 +172,15 @@ static void keep_best(candidates *c, bool by_mass, double amount) {
     }
 }
 
-/* ---- the draw ----------------------------------------------------------------------------------------------------- */
+/* ---- the draw -----------------------------------------------------------------------------------------------------
+ */
 /* Logits to weights in place: 0 for what is excluded or has less than min_p of the best one's probability. */
 static void weigh(candidates *c, float min_p, int64_t best) {
     float weight[CHUNK];
     for (int64_t at = 0; at < c->n; at += CHUNK) {
         int64_t m = c->n - at < CHUNK ? c->n - at : CHUNK;
         c->k->exp_sum(weight, c->x + at, m, c->shift, c->scale);
-        for (int64_t i = 0; i < m; i++)
-            c->x[at + i] = c->x[at + i] == -INFINITY || weight[i] < min_p ? 0 : weight[i];
+        for (int64_t i = 0; i < m; i++) c->x[at + i] = c->x[at + i] == -INFINITY || weight[i] < min_p ? 0 : weight[i];
     }
     if (c->x[best] <= 0) c->x[best] = 1;
 }

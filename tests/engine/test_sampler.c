@@ -19,13 +19,20 @@ static const mx_kernels *tier;
 static _Alignas(64) float scratch[MOST];
 
 static uint64_t random_state = 1;
-static double uniform(void) { return mx_sample_uniform(77, (int64_t)random_state++); }
-static int below(int n) { return (int)(uniform() * n); }
-static double normal(void) { return sqrt(-2 * log(1 - uniform())) * cos(6.283185307179586 * uniform()); }
+static double uniform(void) {
+    return mx_sample_uniform(77, (int64_t)random_state++);
+}
+static int below(int n) {
+    return (int)(uniform() * n);
+}
+static double normal(void) {
+    return sqrt(-2 * log(1 - uniform())) * cos(6.283185307179586 * uniform());
+}
 
 static const mx_sample_spec PLAIN = {.temperature = 1, .top_p = 1, .repetition_penalty = 1};
 
-/* ---- the specification -------------------------------------------------------------------------------------------- */
+/* ---- the specification --------------------------------------------------------------------------------------------
+ */
 typedef struct entry {
     float x;
     double p;
@@ -130,7 +137,8 @@ static void check(const float *logits, int vocab, const mx_sample_spec *spec, in
     }
 }
 
-/* ---- tests -------------------------------------------------------------------------------------------------------- */
+/* ---- tests --------------------------------------------------------------------------------------------------------
+ */
 static void random_specs(void **state) {
     (void)state;
     static float logits[MOST];
@@ -337,8 +345,10 @@ static void bad_input(void **state) {
 static double chi_square(const int *count, const double *p, int n, int draws) {
     double chi = 0;
     for (int i = 0; i < n; i++) {
-        if (p[i] > 0) chi += (count[i] - draws * p[i]) * (count[i] - draws * p[i]) / (draws * p[i]);
-        else assert_int_equal(count[i], 0);
+        if (p[i] > 0)
+            chi += (count[i] - draws * p[i]) * (count[i] - draws * p[i]) / (draws * p[i]);
+        else
+            assert_int_equal(count[i], 0);
     }
     return chi;
 }
@@ -407,9 +417,13 @@ int main(void) {
     const struct CMUnitTest avx512[] = {TIER("avx512")};
     const mx_kernels *found;
     int failures = cmocka_run_group_tests_name("sampler", always, NULL, NULL);
-    if (mx_kernels_get("avx2", &found, NULL)) printf("skipped: no AVX2 tier here\n");
-    else failures += cmocka_run_group_tests_name("sampler avx2", avx2, NULL, NULL);
-    if (mx_kernels_get("avx512", &found, NULL)) printf("skipped: no AVX-512 tier here\n");
-    else failures += cmocka_run_group_tests_name("sampler avx512", avx512, NULL, NULL);
+    if (mx_kernels_get("avx2", &found, NULL))
+        printf("skipped: no AVX2 tier here\n");
+    else
+        failures += cmocka_run_group_tests_name("sampler avx2", avx2, NULL, NULL);
+    if (mx_kernels_get("avx512", &found, NULL))
+        printf("skipped: no AVX-512 tier here\n");
+    else
+        failures += cmocka_run_group_tests_name("sampler avx512", avx512, NULL, NULL);
     return failures;
 }
