@@ -1,0 +1,141 @@
+#include "support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int tiers_here(const mx_kernels *out[MAX_TIERS]) {
+    static const char *const names[MAX_TIERS] = {"scalar", "avx2", "avx512"};
+    static bool told;
+    int count = 0;
+    for (int i = 0; i < MAX_TIERS; i++) {
+        if (mx_kernels_get(names[i], &out[count], NULL) == MX_OK) {
+            assert_string_equal(out[count]->name, names[i]);
+            count++;
+        } else if (!told) {
+            print_message("skipped: no tier %s here\n", names[i]);
+        }
+    }
+    told = true;
+    return count;
+}
+
+uint32_t rng_bits(rng *r) {
+    if (!r->state) r->state = 0x9e3779b97f4a7c15u;
+    r->state ^= r->state << 13;
+    r->state ^= r->state >> 7;
+    r->state ^= r->state << 17;
+    return (uint32_t)(r->state * 0x2545f4914f6cdd1du >> 32);
+}
+
+float rng_uniform(rng *r, float low, float high) {
+    return low + (high - low) * (float)(rng_bits(r) >> 8) * 0x1p-24f;
+}
+
+float rng_normal(rng *r) {
+    float sum = 0.0f;
+    for (int i = 0; i < 4; i++) sum += rng_uniform(r, -1.0f, 1.0f);
+    return sum * 0.8660254f;
+}
+
+int64_t rng_below(rng *r, int64_t n) {
+    return (int64_t)(rng_bits(r) % (uint64_t)n);
+}
+
+float *floats(int64_t n) {
+    float *out = aligned_alloc(64, ((size_t)n * sizeof *out + 63) / 64 * 64 + 64);
+    assert_non_null(out);
+    for (int64_t i = 0; i < n; i++) out[i] = NAN;
+    return out;
+}
+
+static int element_size(mx_format format) {
+    return format == MX_F32 ? 4 : 2;
+}
+
+double exact_f16(uint16_t v) {
+    double magnitude = (v >> 10 & 31) ? ldexp(1024 + (v & 1023), (v >> 10 & 31) - 25) : ldexp(v & 1023, -24);
+    return v & 0x8000 ? -magnitude : magnitude;
+}
+
+double exact_value(const uint8_t *at, mx_format format) {
+    uint16_t half;
+    uint32_t bits = 0;
+    float value;
+    if (format == MX_F32) {
+        memcpy(&value, at, 4);
+        return value;
+    }
+    memcpy(&half, at, 2);
+    if (format == MX_F16) return exact_f16(half);
+    bits = (uint32_t)half << 16;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Finite BF16 bits. EXTREME: zeros, subnormals and the largest among them. */
+static uint16_t random_bf16(rng *r, weight_kind kind) {
+    static const uint16_t special[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x007f, 0x0080, 0x3f80, 0x5f7f, 0xdf7f, 0x0040};
+    if (kind == EXTREME && rng_below(r, 4) == 0) return special[rng_below(r, sizeof special / sizeof *special)];
+    return mx_f32_to_bf16(rng_normal(r) * 0.1f);
+}
+
+static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weight_kind kind) {
+    static const uint8_t special[] = {0, 1, 2, 126, 127, 128, 190};
+    static const double e2m1[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
+    mx_matrix *m = &w->matrix;
+    for (int64_t n = 0; n < m->rows; n++) {
+        for (int64_t c = 0; c < m->cols; c++) {
+            uint8_t *at = data + n * m->row_stride + c / 2, *scale = scales + n * m->scale_stride + c / 32;
+            if (c % 2 == 0) *at = (uint8_t)rng_bits(r);
+            if (c % 32 == 0) {
+                *scale = (uint8_t)(kind == EXTREME ? special[rng_below(r, sizeof special)] : 118 + rng_below(r, 6));
+            }
+            int code = c % 2 ? *at >> 4 : *at & 15;
+            w->exact[n * m->cols + c] = ldexp(code & 8 ? -e2m1[code & 7] : e2m1[code & 7], *scale - 127);
+        }
+    }
+}
+
+weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind) {
+    weights w = {.matrix = {.format = format, .rows = rows, .cols = cols}};
+    int64_t pad = 2 * rng_below(r, 2); /* rows need not follow each other directly */
+    w.matrix.row_stride = (format == MX_MXFP4 ? cols / 2 : cols * element_size(format)) + pad;
+    w.matrix.scale_stride = cols / 32 + pad;
+    w.memory = malloc((size_t)(rows * w.matrix.row_stride - pad) + 1); /* the last row ends with the block */
+    w.scale_memory = malloc((size_t)(rows * w.matrix.scale_stride - pad) + 1);
+    w.exact = malloc((size_t)(rows * cols) * sizeof *w.exact);
+    assert_true(w.memory && w.scale_memory && w.exact);
+    uint8_t *data = w.memory + 1, *scales = w.scale_memory + 1;
+    w.matrix.data = data;
+    if (format == MX_MXFP4) {
+        w.matrix.scales = scales;
+        fill_mxfp4(r, &w, data, scales, kind);
+        return w;
+    }
+    for (int64_t i = 0; i < rows * cols; i++) {
+        uint8_t *at = data + i / cols * w.matrix.row_stride + i % cols * element_size(format);
+        uint16_t bf16 = random_bf16(r, kind);
+        float f32 = mx_bf16_to_f32(bf16) * 1.01f;
+        memcpy(at, format == MX_F32 ? (void *)&f32 : (void *)&bf16, (size_t)element_size(format));
+        w.exact[i] = exact_value(at, format);
+    }
+    return w;
+}
+
+void weights_free(weights *w) {
+    free(w->memory);
+    free(w->scale_memory);
+    free(w->exact);
+}
+
+void check_close(double found, double expected, double bound, const char *format, ...) {
+    if (fabs(found - expected) <= bound) return; /* false for NaN */
+    char what[200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    fail_msg("%s: found %.9g, expected %.9g within %.3g", what, found, expected, bound);
+}

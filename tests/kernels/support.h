@@ -1,0 +1,53 @@
+#ifndef TESTS_KERNELS_SUPPORT_H
+#define TESTS_KERNELS_SUPPORT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+
+enum { MAX_TIERS = 3 };
+
+/* The tiers this machine can run, scalar first; the others are named in a printed line. */
+int tiers_here(const mx_kernels *out[MAX_TIERS]);
+
+/* xorshift; every test seeds its own, so that cases can be run alone. */
+typedef struct rng {
+    uint64_t state;
+} rng;
+uint32_t rng_bits(rng *r);
+float rng_uniform(rng *r, float low, float high);
+float rng_normal(rng *r); /* roughly: a sum of uniforms, variance 1 */
+int64_t rng_below(rng *r, int64_t n);
+
+/* 64-byte aligned floats, filled with NaN; guarded by the sanitizer on both ends. Free with free(). */
+float *floats(int64_t n);
+
+/* A matrix whose data begins at an odd address, its memory owned. */
+typedef struct weights {
+    mx_matrix matrix;
+    uint8_t *memory, *scale_memory;
+    double *exact; /* [rows, cols]: the same values in double */
+} weights;
+
+typedef enum weight_kind {
+    ORDINARY,
+    EXTREME
+} weight_kind; /* EXTREME: every scale byte, subnormals, zeros, large values */
+
+weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind);
+void weights_free(weights *w);
+
+double exact_f16(uint16_t v);
+double exact_value(const uint8_t *at, mx_format format); /* one element of F32, F16 or BF16 */
+
+/* Fails the test with both numbers and what they are when |found - expected| > bound or either is NaN. */
+void check_close(double found, double expected, double bound, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+#endif

@@ -1,0 +1,240 @@
+/* Every tier's attention against the formula in double, with sink, window and page table, and batch invariance. */
+#include "support.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct test_case {
+    mx_format kv;
+    int head_dim, group;
+    int64_t rows, position, window;
+    float amplitude; /* of q and k: large ones make softmax nearly one-hot */
+} test_case;
+
+typedef struct problem {
+    mx_attention call;
+    float *q, *sinks;
+    uint8_t *pages;
+    int32_t *table;
+    int64_t tiles;
+} problem;
+
+/* Pages in shuffled order; slots beyond the last row hold large finite rubbish, tiles outside every row's sight no
+ * page at all. */
+static problem problem_make(rng *r, const mx_kernels *k, const test_case *c) {
+    int64_t last = c->position + c->rows - 1, tiles = last / MX_TILE + 1, hd = c->head_dim;
+    int64_t first = c->window && c->position >= c->window ? (c->position - c->window + 1) / MX_TILE : 0;
+    int64_t head_bytes = 2 * hd * MX_TILE * (c->kv == MX_F32 ? 4 : 2);
+    problem p = {.tiles = tiles};
+    p.q = floats(c->rows * (c->group * hd + 7));
+    p.sinks = floats(c->group);
+    p.pages = aligned_alloc(64, (size_t)(tiles * head_bytes * 2 + head_bytes));
+    p.table = malloc((size_t)tiles * sizeof *p.table);
+    assert_true(p.pages && p.table);
+    for (int64_t i = 0; i < c->rows * (c->group * hd + 7); i++) p.q[i] = rng_normal(r) * c->amplitude;
+    for (int i = 0; i < c->group; i++) p.sinks[i] = rng_normal(r) * 2.0f;
+    float key[256], value[256];
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        p.table[tile] = tile < first ? -1 : (int32_t)((tile - first + 1) % (tiles - first));
+        if (tile < first) continue;
+        uint8_t *at = p.pages + p.table[tile] * head_bytes * 2 + head_bytes;
+        for (int slot = 0; slot < MX_TILE; slot++) {
+            bool future = tile * MX_TILE + slot > last;
+            for (int d = 0; d < hd; d++) {
+                key[d] = future ? (rng_bits(r) & 1 ? 1e38f : -1e38f) : rng_normal(r) * c->amplitude;
+                value[d] = future ? 1e38f : rng_normal(r);
+            }
+            k->kv_write(at, c->kv, c->head_dim, slot, key, value);
+        }
+    }
+    p.call = (mx_attention){.kv = c->kv,
+                            .head_dim = c->head_dim,
+                            .group = c->group,
+                            .rows = c->rows,
+                            .position = c->position,
+                            .window = c->window,
+                            .q = p.q,
+                            .q_stride = c->group * hd + 7,
+                            .sinks = p.sinks,
+                            .scale = 1.0f / sqrtf((float)hd),
+                            .pages = p.pages,
+                            .table = p.table,
+                            .page_bytes = head_bytes * 2,
+                            .head_offset = head_bytes,
+                            .out_stride = c->group * hd + 3};
+    return p;
+}
+
+static void problem_free(problem *p) {
+    free(p->q);
+    free(p->sinks);
+    free(p->pages);
+    free(p->table);
+}
+
+static double element(const problem *p, int64_t position, int64_t d, bool value) {
+    const mx_attention *a = &p->call;
+    int64_t slot = position % MX_TILE, size = a->kv == MX_F32 ? 4 : 2;
+    const uint8_t *tile = a->pages + p->table[position / MX_TILE] * a->page_bytes + a->head_offset;
+    int64_t index = value ? (int64_t)a->head_dim * MX_TILE + slot * a->head_dim + d : d * MX_TILE + slot;
+    return exact_value(tile + index * size, a->kv);
+}
+
+static void check_row(const problem *p, const char *tier, int64_t row, int head, const float *out) {
+    const mx_attention *a = &p->call;
+    const float *q = a->q + row * a->q_stride + (int64_t)head * a->head_dim;
+    int64_t last = a->position + row, first = a->window && last >= a->window ? last - a->window + 1 : 0;
+    double *s = malloc((size_t)(last - first + 1) * sizeof *s), m = a->sinks[head], l = 0.0, error = 0.0;
+    assert_non_null(s);
+    for (int64_t j = first; j <= last; j++) {
+        double sum = 0.0, scale = 0.0;
+        for (int d = 0; d < a->head_dim; d++) {
+            double product = q[d] * element(p, j, d, false);
+            sum += product;
+            scale += fabs(product);
+        }
+        s[j - first] = sum * a->scale;
+        m = fmax(m, s[j - first]);
+        error = fmax(error, scale * a->scale);
+    }
+    for (int64_t j = first; j <= last; j++) l += exp(s[j - first] - m);
+    l += exp(a->sinks[head] - m);
+    for (int d = 0; d < a->head_dim; d++) {
+        double expected = 0.0, scale = 0.0;
+        for (int64_t j = first; j <= last; j++) {
+            double term = exp(s[j - first] - m) / l * element(p, j, d, true);
+            expected += term;
+            scale += fabs(term);
+        }
+        /* a logit off by `error` ulp moves each weight by as much; then the sums */
+        check_close(out[d], expected, scale * (4e-7 * error + 2e-6) + 1e-30,
+                    "%s kv %d head_dim %d group %d rows %lld position %lld window %lld: row %lld head %d [%d]", tier,
+                    (int)a->kv, a->head_dim, a->group, (long long)a->rows, (long long)a->position, (long long)a->window,
+                    (long long)row, head, d);
+    }
+    free(s);
+}
+
+static void run_case(rng *r, const test_case *c) {
+    const mx_kernels *tiers[MAX_TIERS];
+    int count = tiers_here(tiers);
+    for (int tier = 0; tier < count; tier++) {
+        const mx_kernels *k = tiers[tier];
+        problem p = problem_make(r, k, c);
+        int64_t stride = p.call.out_stride;
+        float *out = floats(c->rows * stride), *again = floats(c->rows * stride);
+        p.call.scratch = floats(k->attention_scratch(c->head_dim, c->group));
+        p.call.out = out;
+        k->attention(&p.call);
+        for (int64_t i = 0; i < c->rows; i++) {
+            bool sampled = c->rows < 8 || i % 9 == 0 || i == c->rows - 1;
+            for (int g = 0; g < c->group && sampled; g++) {
+                check_row(&p, k->name, i, g, out + i * stride + (int64_t)g * c->head_dim);
+            }
+        }
+        mx_attention part = p.call;
+        part.out = again;
+        for (int64_t i = 0, n; i < c->rows; i += n) {
+            n = 1 + (rng_below(r, 2) ? rng_below(r, c->rows - i) : 0);
+            part.rows = n;
+            part.position = c->position + i;
+            part.q = p.call.q + i * part.q_stride;
+            part.out = again + i * stride;
+            k->attention(&part);
+        }
+        for (int64_t i = 0; i < c->rows; i++) {
+            assert_memory_equal(again + i * stride, out + i * stride, (size_t)(c->group * c->head_dim) * sizeof *out);
+        }
+        free(p.call.scratch);
+        free(out);
+        free(again);
+        problem_free(&p);
+    }
+}
+
+static void test_edges(void **state) {
+    (void)state;
+    static const int64_t positions[] = {0, 1, 62, 63, 64, 65, 127, 128, 129, 200};
+    static const int64_t windows[] = {0, 8, 16, 100, 128};
+    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
+    rng r = {11};
+    for (int p = 0; p < 10; p++) {
+        for (int w = 0; w < 5; w++) {
+            for (int64_t rows = 1; rows <= 3; rows += 2) {
+                run_case(&r, &(test_case){formats[(p + w) % 3], 64, 8, rows, positions[p], windows[w], 1.0f});
+            }
+        }
+    }
+}
+
+static void test_shapes(void **state) {
+    (void)state;
+    static const int head_dims[] = {32, 64, 128, 2, 6, 10, 18, 48, 80, 96, 130, 256};
+    static const int groups[] = {1, 2, 3, 8, 16};
+    static const int64_t windows[] = {0, 0, 1, 5, 8, 64, 77, 128, 130};
+    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
+    rng r = {12};
+    for (int i = 0; i < 60; i++) {
+        run_case(&r, &(test_case){formats[i % 3], head_dims[i % 12], groups[rng_below(&r, 5)], 1 + rng_below(&r, 70),
+                                  rng_below(&r, 2) ? rng_below(&r, 300) : 0, windows[rng_below(&r, 9)],
+                                  rng_below(&r, 4) ? 1.0f : 6.0f});
+    }
+}
+
+static void test_long(void **state) {
+    (void)state;
+    rng r = {13};
+    run_case(&r, &(test_case){MX_F16, 64, 8, 1, 4099, 0, 1.0f});
+    run_case(&r, &(test_case){MX_BF16, 64, 8, 5, 3000, 128, 1.0f});
+    run_case(&r, &(test_case){MX_F16, 64, 2, 200, 0, 0, 1.0f});
+}
+
+/* Large keys saturate in F16 and large values stay what they are: no infinity comes of it. */
+static void test_saturation(void **state) {
+    (void)state;
+    const mx_kernels *tiers[MAX_TIERS];
+    int count = tiers_here(tiers);
+    for (int tier = 0; tier < count; tier++) {
+        const mx_kernels *k = tiers[tier];
+        uint16_t tile[2 * 32 * MX_TILE] = {0};
+        float key[32], value[32], q[32], out[32], sink = 0.0f;
+        for (int d = 0; d < 32; d++) {
+            key[d] = d % 2 ? 1e6f : -1e6f;
+            value[d] = d == 3 ? -1e6f : 65504.0f;
+            q[d] = d == 1 ? 1.0f : 0.0f;
+        }
+        k->kv_write((uint8_t *)tile, MX_F16, 32, 0, key, value);
+        assert_int_equal(tile[MX_TILE], 0x7bff);
+        assert_int_equal(tile[0], 0xfbff);
+        float *scratch = floats(k->attention_scratch(32, 1));
+        int32_t table[1] = {0};
+        mx_attention a = {.kv = MX_F16,
+                          .head_dim = 32,
+                          .group = 1,
+                          .rows = 1,
+                          .q = q,
+                          .q_stride = 32,
+                          .sinks = &sink,
+                          .scale = 1.0f,
+                          .pages = (uint8_t *)tile,
+                          .table = table,
+                          .page_bytes = sizeof tile,
+                          .out = out,
+                          .out_stride = 32,
+                          .scratch = scratch};
+        k->attention(&a);
+        for (int d = 0; d < 32; d++) assert_float_equal(out[d], d == 3 ? -65504.0f : 65504.0f, 0.0f);
+        free(scratch);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_saturation),
+    };
+    return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
+}

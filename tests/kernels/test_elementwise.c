@@ -1,0 +1,383 @@
+/* Conversions, norms, rotations, choices and sums of every tier. */
+#include "support.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const mx_kernels *tiers[MAX_TIERS];
+static int tier_count;
+
+static int setup(void **state) {
+    (void)state;
+    tier_count = tiers_here(tiers);
+    return 0;
+}
+
+#define FOR_EACH_TIER(k)                                                                                               \
+    for (const mx_kernels *const *at_ = tiers, *k = *at_; at_ < tiers + tier_count && ((k = *at_), true); at_++)
+
+static float float_of_bits(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+}
+
+static void test_half_conversions(void **state) {
+    (void)state;
+    for (uint32_t v = 0; v < 65536; v++) {
+        uint16_t half = (uint16_t)v;
+        if ((v & 0x7c00) != 0x7c00) {
+            assert_true((double)mx_f16_to_f32(half) == exact_f16(half));
+            assert_int_equal(mx_f32_to_f16(mx_f16_to_f32(half)), half);
+        } else {
+            assert_int_equal(!isnan(mx_f16_to_f32(half)), (v & 0x3ff) == 0);
+        }
+        if ((v & 0x7f80) != 0x7f80 || (v & 0x7f) == 0) assert_int_equal(mx_f32_to_bf16(mx_bf16_to_f32(half)), half);
+    }
+    /* the nearest of the two neighbours, the even one at the middle */
+    rng r = {21};
+    for (int i = 0; i < 200000; i++) {
+        float v = float_of_bits(rng_bits(&r) & (i % 2 ? 0xffffffff : 0xfffff000));
+        if (i % 4 < 2) v = rng_normal(&r) * (i % 8 ? 1.0f : 1e-5f);
+        if (isnan(v)) {
+            assert_true(isnan(mx_f16_to_f32(mx_f32_to_f16(v))) && isnan(mx_bf16_to_f32(mx_f32_to_bf16(v))));
+            continue;
+        }
+        uint16_t f16 = mx_f32_to_f16(v), bf16 = mx_f32_to_bf16(v);
+        assert_int_equal(f16 >> 15, signbit(v) != 0);
+        double distance = fabs(fabs((double)v) - exact_f16(f16 & 0x7fff));
+        for (int step = -1; step <= 1 && fabsf(v) < 65504.0f; step += 2) {
+            uint16_t other = (uint16_t)((f16 & 0x7fff) + step);
+            if (other > 0x7bff) continue;
+            double further = fabs(fabs((double)v) - exact_f16(other));
+            assert_true(distance < further || (distance == further && f16 % 2 == 0));
+        }
+        if (fabsf(v) >= 65504.0f) assert_int_equal(f16 & 0x7fff, 0x7bff);
+        if (isinf(v)) continue;
+        distance = fabs((double)v - (double)mx_bf16_to_f32(bf16));
+        if (isinf(mx_bf16_to_f32(bf16))) continue;
+        for (int step = -1; step <= 1; step += 2) {
+            if ((bf16 & 0x7fff) == 0 && step < 0) continue;
+            double further = fabs((double)v - (double)mx_bf16_to_f32((uint16_t)(bf16 + step)));
+            assert_true(distance < further || (distance == further && bf16 % 2 == 0));
+        }
+    }
+    assert_int_equal(mx_f32_to_f16(65520.0f), 0x7bff);
+    assert_int_equal(mx_f32_to_f16(-INFINITY), 0xfbff);
+    assert_int_equal(mx_f32_to_bf16(3.4e38f), 0x7f80); /* BF16 has fp32's range: it rounds as IEEE does */
+}
+
+static void test_mxfp4_widen(void **state) {
+    (void)state;
+    static const double e2m1[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
+    for (int scale = 0; scale < 253; scale++) {
+        uint8_t block[16];
+        float out[32];
+        for (int i = 0; i < 16; i++) block[i] = (uint8_t)(i | (15 - i) << 4);
+        mx_mxfp4_widen(out, block, (uint8_t)scale);
+        for (int i = 0; i < 32; i++) {
+            int code = i % 2 ? 15 - i / 2 : i / 2;
+            assert_true((double)out[i] == ldexp(code & 8 ? -e2m1[code & 7] : e2m1[code & 7], scale - 127));
+            assert_int_equal(signbit(out[i]) != 0, code >> 3);
+        }
+    }
+}
+
+static void test_widen(void **state) {
+    (void)state;
+    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
+    rng r = {22};
+    FOR_EACH_TIER(k) {
+        for (int64_t n = 0; n < 80; n++) {
+            for (int f = 0; f < 3; f++) {
+                size_t size = formats[f] == MX_F32 ? 4 : 2;
+                uint8_t *in = malloc((size_t)n * size + 1);
+                float *out = floats(n + 1);
+                assert_non_null(in);
+                for (size_t i = 0; i < (size_t)n * size; i++) in[1 + i] = (uint8_t)rng_bits(&r);
+                for (int64_t i = 0; i < n; i++) in[1 + (size_t)i * size + size - 1] &= 0xb7; /* finite */
+                k->widen(out, in + 1, formats[f], n);
+                for (int64_t i = 0; i < n; i++) {
+                    assert_true((double)out[i] == exact_value(in + 1 + (size_t)i * size, formats[f]));
+                }
+                assert_true(isnan(out[n]));
+                free(in);
+                free(out);
+            }
+        }
+    }
+}
+
+static void test_kv_write(void **state) {
+    (void)state;
+    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
+    static const int head_dims[] = {2, 6, 32, 64, 80, 128};
+    static const float special[] = {1e6f,  -1e6f, 65504.0f, 65519.0f, -65520.0f, 1e-7f,
+                                    6e-8f, 2e-8f, 1e-40f,   0.0f,     -0.0f};
+    rng r = {23};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 18 * 12; i++) {
+            mx_format kv = formats[i % 3];
+            int head_dim = head_dims[i / 3 % 6], slot = (int)rng_below(&r, MX_TILE), size = kv == MX_F32 ? 4 : 2;
+            size_t bytes = (size_t)(2 * head_dim * MX_TILE * size);
+            uint8_t *found = malloc(bytes), *expected = malloc(bytes);
+            float key[128], value[128];
+            assert_true(found && expected);
+            memset(found, 0x55, bytes);
+            memset(expected, 0x55, bytes);
+            for (int d = 0; d < head_dim; d++) {
+                key[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
+                value[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
+                float both[2] = {key[d], value[d]};
+                int at[2] = {d * MX_TILE + slot, head_dim * MX_TILE + slot * head_dim + d};
+                for (int j = 0; j < 2; j++) {
+                    uint16_t half = kv == MX_F16 ? mx_f32_to_f16(both[j]) : mx_f32_to_bf16(both[j]);
+                    memcpy(expected + at[j] * size, kv == MX_F32 ? (void *)&both[j] : (void *)&half, (size_t)size);
+                }
+            }
+            k->kv_write(found, kv, head_dim, slot, key, value);
+            assert_memory_equal(found, expected, bytes);
+            free(found);
+            free(expected);
+        }
+    }
+}
+
+static void test_rmsnorm(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {1, 2, 15, 16, 17, 31, 33, 64, 100, 2880, 4097};
+    static const float amplitudes[] = {1.0f, 1e-3f, 70000.0f, 1e25f, 1e-30f};
+    rng r = {24};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 55; i++) {
+            int64_t n = sizes[i % 11];
+            float *x = floats(n), *gain = floats(n), *out = floats(n + 1);
+            double sum = 0.0;
+            for (int64_t j = 0; j < n; j++) {
+                x[j] = rng_normal(&r) * amplitudes[i / 11];
+                gain[j] = rng_normal(&r);
+                sum += (double)x[j] * x[j];
+            }
+            double factor = 1.0 / sqrt(sum / (double)n + 1e-5f);
+            k->rmsnorm(out, x, gain, n, 1e-5f);
+            for (int64_t j = 0; j < n; j++) {
+                double expected = x[j] * factor * gain[j];
+                check_close(out[j], expected, fabs(expected) * 3e-7 + 1e-37, "%s rmsnorm n %lld", k->name,
+                            (long long)n);
+            }
+            assert_true(isnan(out[n]));
+            k->rmsnorm(x, x, gain, n, 1e-5f);
+            assert_memory_equal(x, out, (size_t)n * sizeof *x);
+            free(x);
+            free(gain);
+            free(out);
+        }
+    }
+}
+
+static void test_rope(void **state) {
+    (void)state;
+    static const int head_dims[] = {2, 6, 30, 32, 34, 64, 80, 128};
+    rng r = {25};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 8; i++) {
+            int head_dim = head_dims[i], half = head_dim / 2;
+            int64_t heads = 1 + rng_below(&r, 9);
+            float *x = floats(heads * head_dim), *before = floats(heads * head_dim), cos[64], sin[64];
+            for (int64_t j = 0; j < heads * head_dim; j++) before[j] = x[j] = rng_normal(&r);
+            for (int d = 0; d < half; d++) {
+                cos[d] = rng_uniform(&r, -1.4f, 1.4f);
+                sin[d] = rng_uniform(&r, -1.4f, 1.4f);
+            }
+            k->rope(x, cos, sin, heads, head_dim);
+            for (int64_t j = 0; j < heads * head_dim; j++) {
+                int64_t d = j % head_dim, pair = d < half ? j + half : j - half;
+                double turned = (double)before[pair] * sin[d % half] * (d < half ? -1.0 : 1.0);
+                double expected = (double)before[j] * cos[d % half] + turned;
+                check_close(x[j], expected, 1.5e-7 * (fabs((double)before[j] * cos[d % half]) + fabs(turned)),
+                            "%s rope head_dim %d", k->name, head_dim);
+            }
+            free(x);
+            free(before);
+        }
+    }
+}
+
+static void test_router_topk(void **state) {
+    (void)state;
+    rng r = {26};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 2000; i++) {
+            int n = 1 + (int)rng_below(&r, 140), count = 1 + (int)rng_below(&r, n < 8 ? n : 8);
+            float logits[140], weight[8];
+            int32_t expert[8];
+            bool taken[140] = {false};
+            for (int j = 0; j < n; j++) logits[j] = i % 2 ? rng_normal(&r) * 9.0f : (float)rng_below(&r, 4);
+            k->router_topk(logits, n, count, expert, weight);
+            double sum = 0.0;
+            for (int j = 0; j < count; j++) {
+                int best = -1;
+                for (int e = 0; e < n; e++) {
+                    if (!taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
+                }
+                assert_int_equal(expert[j], best);
+                taken[best] = true;
+                sum += exp((double)logits[best] - logits[expert[0]]);
+            }
+            for (int j = 0; j < count; j++) {
+                double expected = exp((double)logits[expert[j]] - logits[expert[0]]) / sum;
+                check_close(weight[j], expected, 2e-6 * expected + 1e-30, "%s router weight", k->name);
+            }
+        }
+    }
+}
+
+static void test_router_topk_not_finite(void **state) {
+    (void)state;
+    rng r = {27};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 3000; i++) {
+            int n = 4 + (int)rng_below(&r, 130);
+            float logits[140], weight[4];
+            int32_t expert[4];
+            bool taken[140] = {false};
+            for (int j = 0; j < n; j++) {
+                static const float special[] = {NAN, INFINITY, -INFINITY, -NAN};
+                logits[j] = rng_below(&r, i % 50 + 1) ? rng_normal(&r) : special[rng_below(&r, 4)];
+            }
+            if (i % 10 == 0) {
+                for (int j = 0; j < n; j++) logits[j] = NAN;
+            }
+            k->router_topk(logits, n, 4, expert, weight);
+            for (int j = 0; j < 4; j++) {
+                assert_in_range(expert[j], 0, n - 1);
+                assert_false(taken[expert[j]]);
+                taken[expert[j]] = true;
+            }
+        }
+    }
+}
+
+static void test_argmax(void **state) {
+    (void)state;
+    rng r = {28};
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 3000; i++) {
+            int64_t n = 1 + rng_below(&r, i % 10 ? 100 : 3000), best = -1;
+            float *x = floats(n);
+            for (int64_t j = 0; j < n; j++) {
+                x[j] = i % 3 ? rng_normal(&r) : (float)rng_below(&r, 5);
+                if (i % 5 == 0 && rng_below(&r, 4) == 0) x[j] = rng_below(&r, 2) ? NAN : -INFINITY;
+                if (i % 7 == 0) x[j] = -INFINITY;
+                if (i % 35 == 0 && rng_below(&r, 9)) x[j] = NAN;
+                if (!isnan(x[j]) && (best < 0 || x[j] > x[best])) best = j;
+            }
+            assert_int_equal(k->argmax(x, n), best < 0 ? 0 : best);
+            free(x);
+        }
+    }
+}
+
+static void test_exp_sum(void **state) {
+    (void)state;
+    rng r = {29};
+    FOR_EACH_TIER(k) {
+        for (int64_t n = 1; n < 200; n += 1 + n / 20) {
+            float *x = floats(n), *p = floats(n + 1), shift = 3.0f, scale = n % 2 ? 1.0f : 0.7f;
+            double sum = 0.0;
+            for (int64_t i = 0; i < n; i++) x[i] = shift - fabsf(rng_normal(&r)) * (i % 5 ? 4.0f : 60.0f);
+            if (n > 3) x[1] = -INFINITY, x[2] = -1e30f, x[3] = shift;
+            double found = k->exp_sum(p, x, n, shift, scale);
+            for (int64_t i = 0; i < n; i++) {
+                float argument = (x[i] - shift) * scale;
+                double expected = exp((double)argument);
+                check_close(p[i], expected, expected * 2.5e-7 + 1.5e-45, "%s exp(%g)", k->name, (double)argument);
+                sum += p[i];
+            }
+            check_close(found, sum, sum * 1e-14, "%s sum", k->name);
+            assert_true(isnan(p[n]));
+            assert_true(k->exp_sum(x, x, n, shift, scale) == found);
+            assert_memory_equal(x, p, (size_t)n * sizeof *x);
+            free(x);
+            free(p);
+        }
+    }
+}
+
+/* Every tier's exponential over its whole range, as exp_sum shows it. */
+static void test_exp_range(void **state) {
+    (void)state;
+    enum { N = 4096 };
+    static float x[N], p[N];
+    FOR_EACH_TIER(k) {
+        double worst = 0.0;
+        for (int part = 0; part < 64; part++) {
+            for (int i = 0; i < N; i++) x[i] = -105.0f + 105.0f * (float)(part * N + i) / (64 * N - 1);
+            k->exp_sum(p, x, N, 0.0f, 1.0f);
+            for (int i = 0; i < N; i++) {
+                double expected = exp((double)x[i]);
+                if (x[i] > -87.0f) worst = fmax(worst, fabs(p[i] - expected) / expected * 0x1p24);
+                check_close(p[i], expected, expected * 0x1p-22 + 1.5e-45, "%s exp(%.9g)", k->name, (double)x[i]);
+            }
+        }
+        print_message("%s exp: at most %.2f * 2^-24 relative error\n", k->name, worst);
+    }
+}
+
+static void test_add(void **state) {
+    (void)state;
+    rng r = {30};
+    FOR_EACH_TIER(k) {
+        for (int64_t n = 0; n < 70; n++) {
+            float *x = floats(n), *y = floats(n + 1), *before = floats(n);
+            for (int64_t i = 0; i < n; i++) x[i] = rng_normal(&r), before[i] = y[i] = rng_normal(&r);
+            k->add(y, x, n);
+            for (int64_t i = 0; i < n; i++) assert_true(y[i] == before[i] + x[i]);
+            assert_true(isnan(y[n]));
+            free(x);
+            free(y);
+            free(before);
+        }
+    }
+}
+
+static void test_choice_of_tier(void **state) {
+    (void)state;
+    const mx_kernels *k = NULL;
+    mx_error error = {0};
+    assert_int_equal(mx_kernels_get("sse9", &k, &error), MX_UNSUPPORTED);
+    assert_non_null(strstr(error.text, "sse9"));
+    setenv("MXRUN_CPU", "scalar", 1);
+    assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
+    assert_string_equal(k->name, "scalar");
+    for (int i = 1; i < tier_count; i++) {
+        setenv("MXRUN_CPU", tiers[i]->name, 1);
+        assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
+        assert_ptr_equal(k, tiers[i]);
+    }
+    setenv("MXRUN_CPU", "pentium", 1);
+    assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_INVALID_ARGUMENT);
+    unsetenv("MXRUN_CPU");
+    assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
+    assert_ptr_equal(k, tiers[tier_count - 1]);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_half_conversions),
+        cmocka_unit_test(test_mxfp4_widen),
+        cmocka_unit_test(test_widen),
+        cmocka_unit_test(test_kv_write),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_router_topk),
+        cmocka_unit_test(test_router_topk_not_finite),
+        cmocka_unit_test(test_argmax),
+        cmocka_unit_test(test_exp_sum),
+        cmocka_unit_test(test_exp_range),
+        cmocka_unit_test(test_add),
+        cmocka_unit_test(test_choice_of_tier),
+    };
+    return cmocka_run_group_tests_name("elementwise", tests, setup, NULL);
+}
