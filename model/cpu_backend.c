@@ -1,0 +1,254 @@
+/* The CPU behind mx_backend: memory for KV pages and activations, checks of every batch. */
+#include "model/cpu_backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/sampler.h"
+
+static mx_cpu_backend *self(mx_backend *b) {
+    return (mx_cpu_backend *)b;
+}
+
+static uint8_t *page_at(const mx_cpu_backend *b, int32_t page) {
+    return (uint8_t *)b->pages.base + page * b->page_bytes;
+}
+
+static int64_t page_bytes(const mx_backend *b) {
+    return ((const mx_cpu_backend *)b)->page_bytes;
+}
+static void page_clear(mx_backend *b, int32_t page) {
+    memset(page_at(self(b), page), 0, (size_t)self(b)->page_bytes);
+}
+static void page_copy(mx_backend *b, int32_t to, int32_t from) {
+    memcpy(page_at(self(b), to), page_at(self(b), from), (size_t)self(b)->page_bytes);
+}
+static void page_read(mx_backend *b, int32_t page, void *out) {
+    memcpy(out, page_at(self(b), page), (size_t)self(b)->page_bytes);
+}
+static void page_write(mx_backend *b, int32_t page, const void *in) {
+    memcpy(page_at(self(b), page), in, (size_t)self(b)->page_bytes);
+}
+
+int64_t mx_page_bytes(const mx_config *c, mx_format kv_format) {
+    return (int64_t)c->kv_heads * 2 * c->head_dim * MX_TILE * (kv_format == MX_F32 ? 4 : 2);
+}
+
+/* ---- checks ---------------------------------------------------------------------------------------------------------
+ */
+
+/* The pages of every layer that rows at positions first .. last look at or write. */
+static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *sequence, int first, int last,
+                             mx_error *error) {
+    const mx_config *c = &b->weights->config;
+    for (int layer = 0; layer < c->layers; layer++) {
+        int oldest = c->sliding[layer] && first >= c->window ? first - c->window + 1 : 0;
+        if (last / MX_TILE >= sequence->stride)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: position %d lies beyond a page table of %lld pages",
+                           last, (long long)sequence->stride);
+        for (int tile = oldest / MX_TILE; tile <= last / MX_TILE; tile++) {
+            int32_t page = sequence->table[layer * sequence->stride + tile];
+            if (page < 0 || page >= b->options.pages)
+                return mx_fail(error, MX_INVALID_ARGUMENT,
+                               "batch: layer %d, positions from %d: page %d is none of the %lld", layer, tile * MX_TILE,
+                               page, (long long)b->options.pages);
+        }
+    }
+    return MX_OK;
+}
+
+static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_error *error) {
+    const mx_config *c = &b->weights->config;
+    if (batch->rows < 1 || batch->rows > b->options.max_rows)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: %d rows, 1 to %d possible", batch->rows,
+                       b->options.max_rows);
+    int wanted = 0;
+    for (int t = 0, start = 0; t < batch->rows; t++) {
+        const mx_row *row = &batch->row[t];
+        if (row->token < 0 || row->token >= c->vocab)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: token %d is not in the vocabulary of %d", row->token,
+                           c->vocab);
+        if (row->sequence < 0 || row->sequence >= batch->sequences)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: sequence %d of %d", row->sequence, batch->sequences);
+        if (row->position < 0 || row->position >= c->max_positions)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: position %d, the model has %d", row->position,
+                           c->max_positions);
+        if (batch->row[start].sequence != row->sequence) start = t;
+        if (row->position != batch->row[start].position + (t - start))
+            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: position %d does not follow the row before",
+                           row->position);
+        bool ends = t + 1 == batch->rows || batch->row[t + 1].sequence != row->sequence;
+        mx_status status =
+            ends ? check_pages(b, &batch->sequence[row->sequence], batch->row[start].position, row->position, error)
+                 : MX_OK;
+        if (status) return status;
+        wanted += row->wanted;
+    }
+    if (wanted > b->options.max_wanted)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: logits of %d rows wanted, %d possible", wanted,
+                       b->options.max_wanted);
+    return MX_OK;
+}
+
+/* ---- operations
+ * ------------------------------------------------------------------------------------------------------ */
+
+static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
+    mx_cpu_backend *b = self(base);
+    b->wanted = 0;
+    mx_status status = check_batch(b, batch, error);
+    if (!status) mx_gpt_oss_step(b, batch);
+    return status;
+}
+
+static const float *logits(mx_backend *base, int wanted) {
+    mx_cpu_backend *b = self(base);
+    return wanted >= 0 && wanted < b->wanted ? b->s.logits + (int64_t)wanted * b->weights->config.vocab : NULL;
+}
+
+static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec, mx_sampled *out, mx_error *error) {
+    mx_cpu_backend *b = self(base);
+    const float *row = logits(base, wanted);
+    if (!row)
+        return mx_fail(error, MX_INVALID_STATE, "sample: row %d asked for, the last step kept the logits of %d", wanted,
+                       b->wanted);
+    return mx_sample_logits(b->kernels, b->s.probabilities, row, b->weights->config.vocab, spec, out, error);
+}
+
+static void destroy(mx_backend *base) {
+    mx_cpu_backend *b = self(base);
+    mx_arena_destroy(&b->pages);
+    mx_arena_destroy(&b->memory);
+    free(b->inv_freq);
+    free(b);
+}
+
+static const mx_backend_ops cpu_ops = {
+    .name = "cpu",
+    .destroy = destroy,
+    .page_bytes = page_bytes,
+    .page_clear = page_clear,
+    .page_copy = page_copy,
+    .page_read = page_read,
+    .page_write = page_write,
+    .step = step,
+    .sample = sample,
+    .logits = logits,
+};
+
+/* ---- creation
+ * -------------------------------------------------------------------------------------------------------- */
+
+/* Cuts every scratch array from `arena`; false when it does not fit. */
+static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
+    const mx_config *c = &b->weights->config;
+    mx_scratch *s = &b->s;
+    size_t T = (size_t)b->options.max_rows, S = T * (size_t)c->top_k, W = (size_t)b->options.max_wanted;
+    size_t hidden = (size_t)c->hidden, heads = (size_t)c->heads * (size_t)c->head_dim,
+           kv = (size_t)c->kv_heads * (size_t)c->head_dim;
+    size_t half = (size_t)c->head_dim / 2, jobs = (size_t)(c->experts > 3 ? c->experts : 3),
+           threads = (size_t)mx_pool_threads(b->pool);
+    bool ok = true;
+#define TAKE(field, count) ok = ((s->field = mx_arena_take(arena, (count) * sizeof *s->field)) != NULL) && ok
+    TAKE(x, T * hidden);
+    TAKE(normed, T * hidden);
+    TAKE(packed, T * (hidden > heads ? hidden : heads));
+    TAKE(q, T * heads);
+    TAKE(k, T * kv);
+    TAKE(v, T * kv);
+    TAKE(attended, T * heads);
+    TAKE(cos, T * half);
+    TAKE(sin, T * half);
+    TAKE(router, T * (size_t)c->experts);
+    TAKE(expert, S);
+    TAKE(weight, S);
+    TAKE(first, (size_t)c->experts + 1);
+    TAKE(slot_row, S);
+    TAKE(slot_weight, S);
+    TAKE(row_slot, S);
+    TAKE(row_slots, T);
+    TAKE(act, S * (size_t)c->intermediate);
+    TAKE(act_packed, S * (size_t)c->intermediate);
+    TAKE(expert_out, S * hidden);
+    TAKE(run, T);
+    TAKE(wanted, W * hidden);
+    TAKE(wanted_packed, W * hidden);
+    TAKE(logits, W * (size_t)c->vocab);
+    TAKE(probabilities, (size_t)c->vocab);
+    TAKE(job, jobs);
+    TAKE(job_tile, jobs + 1);
+    TAKE(thread, threads * (size_t)s->thread_floats);
+#undef TAKE
+    return ok;
+}
+
+/* Address space for the arrays; pages that are never touched cost nothing, so a generous bound is enough. */
+static size_t scratch_bytes(const mx_cpu_backend *b) {
+    const mx_config *c = &b->weights->config;
+    size_t T = (size_t)b->options.max_rows, W = (size_t)b->options.max_wanted;
+    size_t heads = (size_t)c->heads * (size_t)c->head_dim,
+           widest = (size_t)c->hidden > heads ? (size_t)c->hidden : heads;
+    size_t row = 3 * widest + 2 * heads + 2 * (size_t)c->kv_heads * (size_t)c->head_dim + (size_t)c->head_dim +
+                 (size_t)c->experts + 16 + (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
+    size_t floats = T * row + W * (2 * (size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab +
+                    3 * (size_t)c->experts + (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
+    return floats * sizeof(float) + ((size_t)c->experts + 4) * (sizeof(mx_matmul) + sizeof(int64_t)) +
+           T * sizeof(mx_run) + 64 * 64;
+}
+
+static mx_status check_formats(const mx_weights *w, const mx_kernels *k, mx_error *error) {
+    for (int i = 0; i < w->config.layers; i++) {
+        const mx_layer *l = &w->layer[i];
+        const mx_matrix *m[] = {&l->q,           &l->k,      &l->v, &l->o, &l->router, &l->gate_up.matrix,
+                                &l->down.matrix, &w->lm_head};
+        for (size_t j = 0; j < sizeof m / sizeof *m; j++)
+            if (!k->matmul[m[j]->format])
+                return mx_fail(error, MX_UNSUPPORTED,
+                               "layer %d: the %s kernels have no product for weights of format %d", i, k->name,
+                               (int)m[j]->format);
+    }
+    return MX_OK;
+}
+
+static mx_status create(mx_cpu_backend *b, mx_error *error) {
+    const mx_config *c = &b->weights->config;
+    const mx_backend_options *o = &b->options;
+    mx_status status = mx_kernels_get(o->tier, &b->kernels, error);
+    if (!status) status = check_formats(b->weights, b->kernels, error);
+    if (status) return status;
+    if (o->max_rows < 1 || o->max_wanted < 1 || o->pages < 1 || o->pages > INT32_MAX)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "backend: %d rows, %d wanted, %lld pages: each must be at least 1",
+                       o->max_rows, o->max_wanted, (long long)o->pages);
+    if (o->kv_format != MX_F16 && o->kv_format != MX_F32 && o->kv_format != MX_BF16)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "backend: keys and values are kept as F16, BF16 or F32");
+    b->page_bytes = mx_page_bytes(c, o->kv_format);
+    b->head_bytes = b->page_bytes / c->kv_heads;
+    int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
+    b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
+    b->s.thread_floats -= b->s.thread_floats % 16; /* 64 bytes */
+    b->inv_freq = malloc((size_t)c->head_dim / 2 * sizeof *b->inv_freq);
+    if (!b->inv_freq) return mx_fail(error, MX_NO_MEMORY, "no memory for the RoPE table");
+    mx_config_rope(c, b->inv_freq, &b->concentration);
+    status = mx_arena_create((size_t)o->pages * (size_t)b->page_bytes, &b->pages, error);
+    if (!status) status = mx_arena_create(scratch_bytes(b), &b->memory, error);
+    if (!status && !lay_out(b, &b->memory))
+        status = mx_fail(error, MX_NO_MEMORY, "backend: the activations do not fit their %zu bytes", b->memory.size);
+    return status;
+}
+
+mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                mx_backend **out, mx_error *error) {
+    *out = NULL;
+    mx_cpu_backend *b = calloc(1, sizeof *b);
+    if (!b) return mx_fail(error, MX_NO_MEMORY, "no memory for the CPU backend");
+    b->base.ops = &cpu_ops;
+    b->weights = weights;
+    b->pool = pool;
+    b->options = *options;
+    mx_status status = create(b, error);
+    if (status)
+        destroy(&b->base);
+    else
+        *out = &b->base;
+    return status;
+}

@@ -1,0 +1,64 @@
+#ifndef MX_CPU_BACKEND_H
+#define MX_CPU_BACKEND_H
+
+#include "base/arena.h"
+#include "model/model.h"
+
+/* Private to the CPU backend: its memory, and the step that works in it. */
+
+/* Rows of one sequence at consecutive positions: what one call of the attention kernel takes, cut to ATTENTION_ROWS. */
+typedef struct mx_run {
+    const mx_sequence_view *sequence;
+    int row, rows; /* first row in the batch, how many */
+    int position;  /* of the first */
+} mx_run;
+
+/* Activations of one step, fp32. T = max_rows, S = T * top_k slots (one a row and chosen expert, grouped by expert). */
+typedef struct mx_scratch {
+    float *x;             /* [T, hidden] the residual stream */
+    float *normed;        /* [T, hidden] */
+    float *packed;        /* [T, widest input] a matrix product's input in the kernels' order */
+    float *q;             /* [T, heads, head_dim] */
+    float *k, *v;         /* [T, kv_heads, head_dim] */
+    float *attended;      /* [T, heads, head_dim] */
+    float *cos, *sin;     /* [T, head_dim / 2] */
+    float *router;        /* [T, experts] */
+    int32_t *expert;      /* [T, top_k] best first */
+    float *weight;        /* [T, top_k] */
+    int32_t *first;       /* [experts + 1] first slot of each expert */
+    int32_t *slot_row;    /* [S] the row a slot belongs to */
+    float *slot_weight;   /* [S] */
+    int32_t *row_slot;    /* [T, top_k] a row's slots, experts ascending */
+    int32_t *row_slots;   /* [T] how many of them are filled in */
+    float *act;           /* [S, intermediate] */
+    float *act_packed;    /* [S, intermediate] */
+    float *expert_out;    /* [S, hidden] */
+    mx_run *run;          /* [T] */
+    float *wanted;        /* [max_wanted, hidden] */
+    float *wanted_packed; /* [max_wanted, hidden] */
+    float *logits;        /* [max_wanted, vocab] */
+    float *probabilities; /* [vocab], for the sampler */
+    mx_matmul *job;       /* [max(experts, 3)] the products of one parallel region */
+    int64_t *job_tile;    /* [max(experts, 3) + 1] first tile of each */
+    float *thread;        /* [threads, thread_floats] the kernels' own */
+    int64_t thread_floats;
+} mx_scratch;
+
+typedef struct mx_cpu_backend {
+    mx_backend base;
+    const mx_weights *weights;
+    mx_pool *pool;
+    const mx_kernels *kernels;
+    mx_backend_options options;
+    int64_t page_bytes, head_bytes;
+    double *inv_freq; /* [head_dim / 2] */
+    double concentration;
+    mx_arena pages, memory;
+    mx_scratch s;
+    int wanted; /* rows whose logits are kept */
+} mx_cpu_backend;
+
+/* One forward pass over a batch that was checked; leaves the wanted rows' logits in s.logits. (gpt_oss.c) */
+void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch);
+
+#endif

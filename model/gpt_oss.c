@@ -1,0 +1,384 @@
+/* The gpt-oss forward pass on the CPU: section 1.3 of the facts, line by line, every activation in fp32.
+ *
+ * A step is a sequence of parallel regions; within one, work is cut into tiles that any thread may take, because no
+ * result depends on who computed it. Matrix products of one region (q, k, v; all experts) share one list of tiles. */
+#include <math.h>
+#include <string.h>
+
+#include "model/cpu_backend.h"
+
+enum {
+    ROW_GRAIN = 8,       /* rows a thread takes at once where the work per row is small */
+    ATTENTION_ROWS = 16, /* rows of one attention task */
+    FEW_ROWS = 4,        /* up to here a product is bound by memory */
+};
+
+struct step {
+    mx_cpu_backend *b;
+    const mx_batch *batch;
+    const mx_layer *layer;
+    int index; /* of the layer */
+};
+
+/* ---- matrix products ------------------------------------------------------------------------------------------------
+ */
+
+/* Output rows of one task: small tiles balance memory-bound products, larger ones reuse the widened weights. All even.
+ */
+static int64_t tile_rows(int64_t rows) {
+    return rows <= FEW_ROWS ? 32 : 96;
+}
+
+struct products {
+    mx_cpu_backend *b;
+    int jobs;
+};
+
+static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
+    const struct products *p = arg;
+    const mx_scratch *s = &p->b->s;
+    for (int64_t tile = begin; tile < end; tile++) {
+        int low = 0, high = p->jobs - 1; /* the last job whose first tile is <= tile */
+        while (low < high) {
+            int middle = (low + high + 1) / 2;
+            if (s->job_tile[middle] <= tile)
+                low = middle;
+            else
+                high = middle - 1;
+        }
+        mx_matmul m = s->job[low];
+        int64_t size = tile_rows(m.rows);
+        m.n0 = (tile - s->job_tile[low]) * size;
+        m.n1 = m.n0 + size < m.w.rows ? m.n0 + size : m.w.rows;
+        m.scratch = s->thread + thread * s->thread_floats;
+        p->b->kernels->matmul[m.w.format](&m);
+    }
+}
+
+/* Runs s.job[0 .. jobs). */
+static void run_products(mx_cpu_backend *b, int jobs) {
+    mx_scratch *s = &b->s;
+    s->job_tile[0] = 0;
+    for (int i = 0; i < jobs; i++) {
+        int64_t size = tile_rows(s->job[i].rows);
+        s->job_tile[i + 1] = s->job_tile[i] + (s->job[i].w.rows + size - 1) / size;
+    }
+    mx_parallel_for(b->pool, s->job_tile[jobs], 1, matmul_tiles, &(struct products){b, jobs});
+}
+
+/* y = x W^T + bias, over rows that lie one behind the other. */
+static mx_matmul dense(const mx_matrix *w, const float *bias, const float *packed, int64_t rows, float *y) {
+    return (mx_matmul){.w = *w,
+                       .x = packed,
+                       .rows = rows,
+                       .bias = (const uint8_t *)bias,
+                       .bias_format = MX_F32,
+                       .epilogue = MX_STORE,
+                       .y = y,
+                       .y_stride = w->rows};
+}
+
+struct pack {
+    mx_cpu_backend *b;
+    float *out;
+    const float *x;
+    int64_t cols;
+};
+
+static void pack_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct pack *p = arg;
+    p->b->kernels->pack(p->out + begin * p->cols, p->x + begin * p->cols, end - begin, p->cols);
+}
+
+static void pack(mx_cpu_backend *b, float *out, const float *x, int64_t rows, int64_t cols) {
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, pack_rows, &(struct pack){b, out, x, cols});
+}
+
+struct norm {
+    mx_cpu_backend *b;
+    const float *x, *gain;
+    float *normed, *packed;
+};
+
+static void norm_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct norm *n = arg;
+    int64_t hidden = n->b->weights->config.hidden;
+    for (int64_t t = begin; t < end; t++) {
+        n->b->kernels->rmsnorm(n->normed + t * hidden, n->x + t * hidden, n->gain, hidden,
+                               n->b->weights->config.rms_eps);
+        n->b->kernels->pack(n->packed + t * hidden, n->normed + t * hidden, 1, hidden);
+    }
+}
+
+/* packed = norm(x), ready for a product. */
+static void norm(mx_cpu_backend *b, const float *x, const float *gain, int64_t rows, float *normed, float *packed) {
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, norm_rows, &(struct norm){b, x, gain, normed, packed});
+}
+
+/* ---- embedding and angles -------------------------------------------------------------------------------------------
+ */
+
+static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_weights *w = b->weights;
+    int hidden = w->config.hidden, half = w->config.head_dim / 2;
+    for (int64_t t = begin; t < end; t++) {
+        const mx_row *row = &step->batch->row[t];
+        b->kernels->widen(b->s.x + t * hidden, w->embedding.data + row->token * w->embedding.row_stride,
+                          w->embedding.format, hidden);
+        for (int i = 0; i < half; i++) { /* angles in fp64: section 1.5 */
+            double angle = row->position * b->inv_freq[i];
+            b->s.cos[t * half + i] = (float)(cos(angle) * b->concentration);
+            b->s.sin[t * half + i] = (float)(sin(angle) * b->concentration);
+        }
+    }
+}
+
+/* ---- attention
+ * -------------------------------------------------------------------------------------------------------- */
+
+static const int32_t *page_table(const struct step *step, const mx_sequence_view *sequence) {
+    return sequence->table + step->index * sequence->stride;
+}
+
+static void rope_and_store(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    const mx_kernels *k = b->kernels;
+    int d = c->head_dim;
+    for (int64_t t = begin; t < end; t++) {
+        const mx_row *row = &step->batch->row[t];
+        const float *cos = b->s.cos + t * (d / 2), *sin = b->s.sin + t * (d / 2);
+        float *key = b->s.k + t * c->kv_heads * d, *value = b->s.v + t * c->kv_heads * d;
+        k->rope(b->s.q + t * c->heads * d, cos, sin, c->heads, d);
+        k->rope(key, cos, sin, c->kv_heads, d);
+        int32_t page = page_table(step, &step->batch->sequence[row->sequence])[row->position / MX_TILE];
+        uint8_t *tile = (uint8_t *)b->pages.base + page * b->page_bytes;
+        for (int h = 0; h < c->kv_heads; h++)
+            k->kv_write(tile + h * b->head_bytes, b->options.kv_format, d, row->position % MX_TILE, key + h * d,
+                        value + h * d);
+    }
+}
+
+static void attend(void *arg, int64_t begin, int64_t end, int thread) {
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    int d = c->head_dim, group = c->heads / c->kv_heads;
+    int64_t stride = (int64_t)c->heads * d;
+    for (int64_t task = begin; task < end; task++) {
+        const mx_run *run = &b->s.run[task / c->kv_heads];
+        int64_t head = task % c->kv_heads, first = run->row * stride + head * group * d;
+        b->kernels->attention(&(mx_attention){
+            .kv = b->options.kv_format,
+            .head_dim = d,
+            .group = group,
+            .rows = run->rows,
+            .position = run->position,
+            .window = c->sliding[step->index] ? c->window : 0,
+            .q = b->s.q + first,
+            .q_stride = stride,
+            .sinks = step->layer->sinks + head * group,
+            .scale = (float)(1 / sqrt(d)),
+            .pages = (const uint8_t *)b->pages.base,
+            .table = page_table(step, run->sequence),
+            .page_bytes = b->page_bytes,
+            .head_offset = head * b->head_bytes,
+            .out = b->s.attended + first,
+            .out_stride = stride,
+            .scratch = b->s.thread + thread * b->s.thread_floats,
+        });
+    }
+}
+
+/* The batch as runs of at most ATTENTION_ROWS rows; returns how many. */
+static int find_runs(mx_cpu_backend *b, const mx_batch *batch) {
+    int runs = 0;
+    for (int t = 0; t < batch->rows; t++) {
+        const mx_row *row = &batch->row[t];
+        mx_run *last = runs ? &b->s.run[runs - 1] : NULL;
+        if (last && last->sequence == &batch->sequence[row->sequence] && last->rows < ATTENTION_ROWS)
+            last->rows++;
+        else
+            b->s.run[runs++] = (mx_run){&batch->sequence[row->sequence], t, 1, row->position};
+    }
+    return runs;
+}
+
+/* x += W_o attention(norm(x)) + b_o */
+static void attention(struct step *step, int runs) {
+    mx_cpu_backend *b = step->b;
+    mx_scratch *s = &b->s;
+    const mx_layer *l = step->layer;
+    const mx_config *c = &b->weights->config;
+    int rows = step->batch->rows;
+    norm(b, s->x, l->attn_norm, rows, s->normed, s->packed);
+    s->job[0] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
+    s->job[1] = dense(&l->k, l->k_bias, s->packed, rows, s->k);
+    s->job[2] = dense(&l->v, l->v_bias, s->packed, rows, s->v);
+    run_products(b, 3);
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, rope_and_store, step);
+    mx_parallel_for(b->pool, (int64_t)runs * c->kv_heads, 1, attend, step);
+    pack(b, s->packed, s->attended, rows, (int64_t)c->heads * c->head_dim);
+    s->job[0] = dense(&l->o, l->o_bias, s->packed, rows, s->x);
+    s->job[0].epilogue = MX_ADD;
+    run_products(b, 1);
+}
+
+/* ---- mixture of experts
+ * ------------------------------------------------------------------------------------------------ */
+
+static void route_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    for (int64_t t = begin; t < end; t++)
+        b->kernels->router_topk(b->s.router + t * c->experts, c->experts, c->top_k, b->s.expert + t * c->top_k,
+                                b->s.weight + t * c->top_k);
+}
+
+/* Sorts the chosen (row, expert) pairs by expert, rows ascending within one. */
+static void group_by_expert(mx_cpu_backend *b, int rows) {
+    const mx_config *c = &b->weights->config;
+    mx_scratch *s = &b->s;
+    int pairs = rows * c->top_k;
+    memset(s->first, 0, ((size_t)c->experts + 1) * sizeof *s->first);
+    for (int i = 0; i < pairs; i++) s->first[s->expert[i] + 1]++;
+    for (int e = 0; e < c->experts; e++) s->first[e + 1] += s->first[e];
+    for (int i = 0; i < pairs; i++) { /* first[e] runs ahead to first[e + 1] ... */
+        int slot = s->first[s->expert[i]]++;
+        s->slot_row[slot] = i / c->top_k;
+        s->slot_weight[slot] = s->weight[i];
+    }
+    for (int e = c->experts; e > 0; e--) s->first[e] = s->first[e - 1]; /* ... and is set back */
+    s->first[0] = 0;
+    memset(s->row_slots, 0, (size_t)rows * sizeof *s->row_slots);
+    for (int slot = 0; slot < pairs; slot++) {
+        int row = s->slot_row[slot];
+        s->row_slot[row * c->top_k + s->row_slots[row]++] = slot;
+    }
+}
+
+/* The product of each expert that was chosen with the slots that chose it. */
+static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_matmul *common, bool rows_are_slots) {
+    const mx_config *c = &b->weights->config;
+    mx_scratch *s = &b->s;
+    int64_t bias_bytes = experts->matrix.rows * (experts->bias_format == MX_F32 ? 4 : 2);
+    int jobs = 0;
+    for (int e = 0; e < c->experts; e++) {
+        int first = s->first[e], count = s->first[e + 1] - first;
+        if (!count) continue;
+        mx_matmul *m = &s->job[jobs++];
+        *m = *common;
+        m->w = experts->matrix;
+        m->w.data += e * experts->data_stride;
+        if (m->w.scales) m->w.scales += e * experts->scale_stride;
+        if (experts->bias) m->bias = experts->bias + e * bias_bytes;
+        m->bias_format = experts->bias_format;
+        m->rows = count;
+        m->y += first * m->y_stride;
+        if (rows_are_slots) {
+            m->x += first * m->w.cols;
+            m->factor = s->slot_weight + first;
+        } else
+            m->x_row = s->slot_row + first;
+    }
+    run_products(b, jobs);
+}
+
+/* x += sum of a row's experts, in ascending order. */
+static void add_experts(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    for (int64_t t = begin; t < end; t++) {
+        const int32_t *slot = b->s.row_slot + t * c->top_k;
+        float *sum = b->s.expert_out + (int64_t)slot[0] * c->hidden;
+        for (int i = 1; i < c->top_k; i++)
+            b->kernels->add(sum, b->s.expert_out + (int64_t)slot[i] * c->hidden, c->hidden);
+        b->kernels->add(b->s.x + t * c->hidden, sum, c->hidden);
+    }
+}
+
+/* x += sum_e w_e (W2_e swiglu(W1_e t + b1_e) + b2_e),  t = norm(x) */
+static void experts(struct step *step) {
+    mx_cpu_backend *b = step->b;
+    mx_scratch *s = &b->s;
+    const mx_layer *l = step->layer;
+    const mx_config *c = &b->weights->config;
+    int rows = step->batch->rows;
+    norm(b, s->x, l->mlp_norm, rows, s->normed, s->packed);
+    s->job[0] = dense(&l->router, l->router_bias, s->packed, rows, s->router);
+    run_products(b, 1);
+    mx_parallel_for(b->pool, rows, 64, route_rows, step);
+    group_by_expert(b, rows);
+    run_experts(b, &l->gate_up,
+                &(mx_matmul){.x = s->packed,
+                             .epilogue = MX_SWIGLU,
+                             .limit = c->swiglu_limit,
+                             .alpha = c->swiglu_alpha,
+                             .y = s->act,
+                             .y_stride = c->intermediate},
+                false);
+    pack(b, s->act_packed, s->act, (int64_t)rows * c->top_k, c->intermediate);
+    run_experts(b, &l->down,
+                &(mx_matmul){.x = s->act_packed, .epilogue = MX_SCALE, .y = s->expert_out, .y_stride = c->hidden},
+                true);
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, add_experts, step);
+}
+
+/* ---- the step
+ * ------------------------------------------------------------------------------------------------------------ */
+
+/* For `verify`: the residual stream, and the routing of the layer just computed. */
+static void record(const struct step *step, int layers_done) {
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    const mx_batch *batch = step->batch;
+    size_t hidden = (size_t)batch->rows * (size_t)c->hidden, pairs = (size_t)batch->rows * (size_t)c->top_k;
+    if (batch->residual) memcpy(batch->residual + (size_t)layers_done * hidden, b->s.x, hidden * sizeof(float));
+    if (!layers_done) return;
+    if (batch->experts)
+        memcpy(batch->experts + (size_t)(layers_done - 1) * pairs, b->s.expert, pairs * sizeof(int32_t));
+    if (batch->expert_weights)
+        memcpy(batch->expert_weights + (size_t)(layers_done - 1) * pairs, b->s.weight, pairs * sizeof(float));
+}
+
+/* logits = W_unembed norm(x), of the wanted rows only. */
+static void logits(mx_cpu_backend *b, const mx_batch *batch) {
+    const mx_weights *w = b->weights;
+    mx_scratch *s = &b->s;
+    int hidden = w->config.hidden;
+    b->wanted = 0;
+    for (int t = 0; t < batch->rows; t++)
+        if (batch->row[t].wanted)
+            memcpy(s->wanted + (int64_t)b->wanted++ * hidden, s->x + (int64_t)t * hidden,
+                   (size_t)hidden * sizeof(float));
+    if (!b->wanted) return;
+    norm(b, s->wanted, w->norm, b->wanted, s->wanted, s->wanted_packed);
+    s->job[0] = dense(&w->lm_head, NULL, s->wanted_packed, b->wanted, s->logits);
+    run_products(b, 1);
+}
+
+void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
+    struct step step = {.b = b, .batch = batch};
+    mx_parallel_for(b->pool, batch->rows, ROW_GRAIN, begin_rows, &step);
+    int runs = find_runs(b, batch);
+    record(&step, 0);
+    for (int i = 0; i < b->weights->config.layers; i++) {
+        step.layer = &b->weights->layer[i];
+        step.index = i;
+        attention(&step, runs);
+        experts(&step);
+        record(&step, i + 1);
+    }
+    logits(b, batch);
+}
