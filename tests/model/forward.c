@@ -1,0 +1,277 @@
+/* The forward pass against the float64 oracle's goldens: every tier, every length, every way of cutting the prompt.
+ *
+ * Within one tier all ways must agree bit for bit; against the golden the mean KL must stay below 1e-7 (fp32
+ * activations, f32 cache). Pages are handed out in scrambled order and taken away behind the sliding window, so a step
+ * that looks at a wrong one fails. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cpu.h"
+#include "model/model.h"
+
+enum { MAX_ROWS = 512, MAX_WANTED = 16, FULL_PRODUCT = 300 };
+#define MAX_KL 1e-7
+
+static bool full_suite; /* longer prompts in every way too */
+
+struct checkpoint {
+    const char *name;
+    char folder[600], golden[600];
+};
+
+struct golden_case {
+    char name[64];
+    const int32_t *ids, *rows, *experts; /* experts [layers, T, top_k] or NULL */
+    const float *logits;                 /* [row_count, vocab] */
+    int count, row_count;
+};
+
+/* ---- running a prompt
+ * ------------------------------------------------------------------------------------------------ */
+
+struct runner {
+    mx_weights *weights;
+    mx_pool *pool;
+    mx_backend *backend;
+    int tiles; /* of the page tables */
+    int32_t *table;
+};
+
+static void runner_open(struct runner *r, mx_weights *w, const char *tier, int threads, int positions, mx_format kv) {
+    mx_error error;
+    r->weights = w;
+    r->tiles = (positions + MX_TILE - 1) / MX_TILE;
+    if (mx_pool_create(threads, &r->pool, &error)) fail_msg("%s", error.text);
+    mx_backend_options options = {.kv_format = kv,
+                                  .pages = (int64_t)r->tiles * w->config.layers,
+                                  .max_rows = MAX_ROWS,
+                                  .max_wanted = MAX_WANTED,
+                                  .tier = tier};
+    if (mx_cpu_backend_create(w, r->pool, &options, &r->backend, &error)) fail_msg("%s", error.text);
+    r->table = calloc((size_t)options.pages, sizeof *r->table);
+    assert_non_null(r->table);
+}
+
+static void runner_close(struct runner *r) {
+    free(r->table);
+    r->backend->ops->destroy(r->backend);
+    mx_pool_destroy(r->pool);
+}
+
+/* Page tables for a step that begins at `position`: scrambled ids, sliding layers' old tiles gone. */
+static void set_tables(struct runner *r, int position) {
+    const mx_config *c = &r->weights->config;
+    int pages = r->tiles * c->layers;
+    for (int layer = 0; layer < c->layers; layer++)
+        for (int tile = 0; tile < r->tiles; tile++) {
+            int i = layer * r->tiles + tile;
+            bool gone = c->sliding[layer] && tile * MX_TILE + MX_TILE - 1 <= position - c->window;
+            r->table[i] = gone ? -1 : (int32_t)((i * 7919LL + 13) % pages);
+        }
+}
+
+/* Runs `g` in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when it is
+ * not NULL. */
+static void run_case(struct runner *r, const struct golden_case *g, int chunk, float *out, int32_t *experts) {
+    const mx_config *c = &r->weights->config;
+    mx_row row[MAX_ROWS];
+    int32_t *routed = malloc((size_t)c->layers * MAX_ROWS * (size_t)c->top_k * sizeof *routed);
+    int done = 0; /* golden rows */
+    for (int32_t page = 0; page < r->tiles * c->layers; page++) r->backend->ops->page_clear(r->backend, page);
+    for (int at = 0; at < g->count; at += chunk) {
+        int rows = g->count - at < chunk ? g->count - at : chunk, wanted = 0;
+        for (int i = 0; i < rows; i++) {
+            bool want = done + wanted < g->row_count && g->rows[done + wanted] == at + i;
+            row[i] = (mx_row){.token = g->ids[at + i], .position = at + i, .wanted = want};
+            wanted += want;
+        }
+        set_tables(r, at);
+        mx_sequence_view view = {r->table, r->tiles};
+        mx_batch batch = {
+            .row = row, .rows = rows, .sequence = &view, .sequences = 1, .experts = experts ? routed : NULL};
+        mx_error error;
+        if (r->backend->ops->step(r->backend, &batch, &error)) fail_msg("%s: %s", g->name, error.text);
+        for (int i = 0; i < wanted; i++)
+            memcpy(out + (size_t)(done + i) * (size_t)c->vocab, r->backend->ops->logits(r->backend, i),
+                   (size_t)c->vocab * sizeof(float));
+        done += wanted;
+        for (int l = 0; experts && l < c->layers; l++)
+            memcpy(experts + ((size_t)l * (size_t)g->count + (size_t)at) * (size_t)c->top_k,
+                   routed + (size_t)l * (size_t)rows * (size_t)c->top_k,
+                   (size_t)rows * (size_t)c->top_k * sizeof(int32_t));
+    }
+    assert_int_equal(done, g->row_count);
+    free(routed);
+}
+
+/* ---- comparing
+ * ---------------------------------------------------------------------------------------------------------- */
+
+static double log_sum(const float *x, int n) {
+    double max = x[0], sum = 0;
+    for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int i = 0; i < n; i++) sum += exp(x[i] - max);
+    return max + log(sum);
+}
+
+static double mean_kl(const float *truth, const float *ours, int rows, int vocab) {
+    double total = 0;
+    for (int r = 0; r < rows; r++) {
+        const float *p = truth + (size_t)r * (size_t)vocab, *q = ours + (size_t)r * (size_t)vocab;
+        double zp = log_sum(p, vocab), zq = log_sum(q, vocab);
+        for (int i = 0; i < vocab; i++) total += exp(p[i] - zp) * ((p[i] - zp) - (q[i] - zq));
+    }
+    return total / rows;
+}
+
+static void check_case(struct runner *r, const struct golden_case *g, const char *tier, float *first) {
+    const mx_config *c = &r->weights->config;
+    size_t pairs = (size_t)c->layers * (size_t)g->count * (size_t)c->top_k;
+    int32_t *experts = g->experts ? malloc(pairs * sizeof *experts) : NULL;
+    run_case(r, g, MAX_ROWS, first, experts);
+    double kl = mean_kl(g->logits, first, g->row_count, c->vocab);
+    if (!(kl <= MAX_KL)) fail_msg("%s %s: mean KL %.3g", tier, g->name, kl);
+    size_t other = 0;
+    for (size_t i = 0; experts && i < pairs; i++) other += experts[i] != g->experts[i];
+    if (other) fail_msg("%s %s: %zu of %zu chosen experts differ", tier, g->name, other, pairs);
+    free(experts);
+}
+
+/* ---- goldens
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+static const mx_tensor *part(const mx_checkpoint *ck, const char *name, const char *what) {
+    char full[128];
+    snprintf(full, sizeof full, "%s.%s", name, what);
+    return mx_checkpoint_find(ck, full);
+}
+
+static bool next_case(const mx_checkpoint *ck, int *index, struct golden_case *g) {
+    for (; *index < mx_checkpoint_count(ck); ++*index) {
+        const mx_tensor *ids = mx_checkpoint_at(ck, *index);
+        size_t n = strlen(ids->name);
+        if (n < 5 || n > 60 || strcmp(ids->name + n - 4, ".ids")) continue;
+        snprintf(g->name, sizeof g->name, "%.*s", (int)n - 4, ids->name);
+        const mx_tensor *rows = part(ck, g->name, "rows"), *logits = part(ck, g->name, "logits"),
+                        *experts = part(ck, g->name, "experts");
+        g->ids = (const int32_t *)(const void *)ids->data;
+        g->count = (int)ids->shape[0];
+        g->rows = (const int32_t *)(const void *)rows->data;
+        g->row_count = (int)rows->shape[0];
+        g->logits = (const float *)(const void *)logits->data;
+        g->experts = experts ? (const int32_t *)(const void *)experts->data : NULL;
+        ++*index;
+        return true;
+    }
+    return false;
+}
+
+static void check_cuts(struct runner *r, const struct golden_case *g, const char *tier, const float *first,
+                       float *again, int threads) {
+    static const int cut[] = {512, 64, 7, 1};
+    size_t bytes = (size_t)g->row_count * (size_t)r->weights->config.vocab * sizeof(float);
+    for (size_t i = 0; i < sizeof cut / sizeof *cut; i++) {
+        if (cut[i] != 512 && cut[i] >= g->count) continue;
+        run_case(r, g, cut[i], again, NULL);
+        if (memcmp(first, again, bytes))
+            fail_msg("%s %s: chunks of %d on %d threads differ from the whole prompt on one", tier, g->name, cut[i],
+                     threads);
+    }
+}
+
+static void check_checkpoint(const struct checkpoint *ck, const char *tier) {
+    mx_error error;
+    const mx_kernels *kernels;
+    if (mx_kernels_get(tier, &kernels, &error)) {
+        print_message("skipped: %s\n", error.text);
+        skip();
+    }
+    mx_weights *w;
+    mx_checkpoint *goldens;
+    if (mx_weights_open(ck->folder, NULL, &w, &error)) fail_msg("%s", error.text);
+    if (mx_checkpoint_open(ck->golden, &goldens, &error)) fail_msg("%s", error.text);
+    struct golden_case g;
+    for (int index = 0; next_case(goldens, &index, &g);) {
+        size_t floats = (size_t)g.row_count * (size_t)w->config.vocab;
+        float *first = malloc(floats * sizeof *first), *again = malloc(floats * sizeof *again);
+        assert_true(first && again && g.row_count <= MAX_WANTED);
+        for (int threads = 1; threads <= 4; threads++) {
+            if (threads > 1 && g.count > FULL_PRODUCT && !full_suite) break;
+            struct runner r;
+            runner_open(&r, w, tier, threads, g.count, MX_F32);
+            if (threads == 1) check_case(&r, &g, tier, first);
+            if (g.count <= FULL_PRODUCT || full_suite) check_cuts(&r, &g, tier, first, again, threads);
+            runner_close(&r);
+        }
+        free(first);
+        free(again);
+    }
+    mx_checkpoint_close(goldens);
+    mx_weights_close(w);
+}
+
+/* ---- the table of tests
+ * -------------------------------------------------------------------------------------------------- */
+
+struct job {
+    struct checkpoint checkpoint;
+    const char *tier;
+    char title[100];
+};
+
+static void run_job(void **state) {
+    const struct job *job = *state;
+    struct stat s;
+    if (stat(job->checkpoint.folder, &s) || stat(job->checkpoint.golden, &s)) {
+        print_message("skipped: %s or %s is not there\n", job->checkpoint.folder, job->checkpoint.golden);
+        skip();
+    }
+    check_checkpoint(&job->checkpoint, job->tier);
+}
+
+int main(int argc, char **argv) {
+    full_suite = argc > 1 && !strcmp(argv[1], "full");
+    const char *source = getenv("MXRUN_SOURCE"), *shared = getenv("MXRUN_SHARED"), *wide2 = getenv("MXRUN_WIDE2");
+    static const char *const tiers[] = {"scalar", "avx2", "avx512"};
+    struct checkpoint checkpoint[5];
+    int checkpoints = 0;
+    static const char *const small[] = {"base", "mqa", "top1"};
+    for (int i = 0; i < 3; i++) {
+        struct checkpoint *c = &checkpoint[checkpoints++];
+        c->name = small[i];
+        snprintf(c->folder, sizeof c->folder, "%s/tests/data/%s", source ? source : ".", c->name);
+        snprintf(c->golden, sizeof c->golden, "%s/tests/data/%s.golden.safetensors", source ? source : ".", c->name);
+    }
+    struct checkpoint *c = &checkpoint[checkpoints++];
+    c->name = "stories";
+    snprintf(c->folder, sizeof c->folder, "%s/tools/stories/checkpoint", source ? source : ".");
+    snprintf(c->golden, sizeof c->golden, "%s/tests/data/stories.golden.safetensors", source ? source : ".");
+    if (wide2) {
+        c = &checkpoint[checkpoints++];
+        c->name = "wide2";
+        snprintf(c->folder, sizeof c->folder, "%s", wide2);
+        snprintf(c->golden, sizeof c->golden, "%s/checkpoints/random/wide2.golden.safetensors",
+                 shared ? shared : "../shared");
+    }
+    static struct job jobs[15];
+    struct CMUnitTest tests[15];
+    int count = 0;
+    for (int i = 0; i < checkpoints; i++)
+        for (int t = 0; t < 3; t++) {
+            struct job *job = &jobs[count];
+            job->checkpoint = checkpoint[i];
+            job->tier = tiers[t];
+            snprintf(job->title, sizeof job->title, "goldens of %s, %s", checkpoint[i].name, tiers[t]);
+            tests[count++] = (struct CMUnitTest){job->title, run_job, NULL, NULL, job};
+        }
+    return _cmocka_run_group_tests("forward", tests, (size_t)count, NULL, NULL);
+}
