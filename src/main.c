@@ -5,6 +5,8 @@
 
 /* In the order of the list that `mxrun --help` prints. */
 static const mx_command *const commands[] = {
+    &mx_command_tokenize,
+    &mx_command_detokenize,
     NULL,
 };
 

@@ -1,0 +1,89 @@
+#ifndef MX_VOCABULARY_H
+#define MX_VOCABULARY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "base/status.h"
+
+/* Everything a tokenizer.json says, as one flat block of memory that is the same in RAM and in the cache file:
+ * header, then the sections that mx_vocabulary_sections places one after another. */
+
+enum { MX_TOKEN_ORDINARY = 0, MX_TOKEN_ADDED = 1, MX_TOKEN_SPECIAL = 2 };
+
+#define MX_NO_ID UINT32_MAX
+
+typedef struct mx_token_slot {
+    uint32_t tag; /* high half of the hash */
+    uint32_t id;  /* MX_NO_ID: empty */
+} mx_token_slot;
+
+typedef struct mx_merge_slot {
+    uint32_t left, right; /* ids; left MX_NO_ID: empty */
+    uint32_t rank;        /* lower merges first */
+    uint32_t result;      /* id */
+} mx_merge_slot;
+
+typedef struct mx_vocabulary_header {
+    char magic[8];
+    uint32_t version;
+    uint32_t header_size;
+    uint64_t checksum; /* XXH3-64 of all that follows this field, to the end of the block */
+    uint64_t size;     /* bytes of the block */
+    uint64_t source_size, source_hash[2];
+    uint32_t token_count; /* ids are 0 .. token_count-1 */
+    uint32_t token_slots; /* a power of two */
+    uint32_t merge_slots;
+    uint32_t text_size;     /* bytes of all tokens together */
+    uint32_t pattern_size;  /* bytes of the split pattern, as the file has it */
+    uint32_t ignore_merges; /* a piece that is a token is not merged */
+    uint32_t byte_id[256];  /* the token of each single byte */
+} mx_vocabulary_header;
+
+typedef struct mx_vocabulary {
+    void *block; /* from mmap; owned */
+    size_t size;
+    const mx_vocabulary_header *header;
+    const mx_merge_slot *merges; /* [merge_slots], open addressing */
+    const mx_token_slot *tokens; /* [token_slots], open addressing; ordinary tokens only */
+    const uint32_t *offset;      /* [token_count + 1]: token i is text[offset[i] .. offset[i+1]); empty: no token */
+    const uint8_t *kind;         /* [token_count]: MX_TOKEN_... */
+    const char *pattern;         /* [pattern_size] */
+    const char *text;            /* [text_size] */
+} mx_vocabulary;
+
+/* Points the sections into `v->block` by the counts in its header; returns the bytes they need all together. With a
+ * NULL block only the size is computed, from the counts in `header`. */
+size_t mx_vocabulary_sections(mx_vocabulary *v, const mx_vocabulary_header *header);
+void mx_vocabulary_free(mx_vocabulary *v);
+
+/* Reads the text of a tokenizer.json; `path` is for messages. (load.c) */
+mx_status mx_vocabulary_parse(const char *path, const char *json, size_t size, mx_vocabulary *out, mx_error *error);
+
+/* The cache of parsed files (cache.c), keyed by the content of tokenizer.json. Loading says false when there is none
+ * that is whole; storing is best effort: no cache is no error. */
+bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out);
+void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v);
+
+uint64_t mx_token_hash(const char *text, size_t size);
+
+/* The ordinary token with exactly this text, or MX_NO_ID. */
+uint32_t mx_vocabulary_find(const mx_vocabulary *v, uint64_t hash, const char *text, size_t size);
+
+static inline uint32_t mx_merge_home(uint32_t left, uint32_t right, uint32_t slots) {
+    uint64_t h = ((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u;
+    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
+    return (uint32_t)((h >> 32) * slots >> 32);
+}
+
+/* The merge of two neighbours, or NULL. */
+static inline const mx_merge_slot *mx_vocabulary_merge(const mx_vocabulary *v, uint32_t left, uint32_t right) {
+    uint32_t slots = v->header->merge_slots;
+    for (uint32_t i = mx_merge_home(left, right, slots); v->merges[i].left != MX_NO_ID; i = i + 1 == slots ? 0 : i + 1)
+        if (v->merges[i].left == left && v->merges[i].right == right) return &v->merges[i];
+    return NULL;
+}
+
+#endif
