@@ -1,0 +1,340 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/cpu.h"
+#include "commands/command.h"
+#include "model/model.h"
+#include "tokenizer/tokenizer.h"
+
+/* mxrun info: what a model is made of, what a token costs, and what fits on this machine. */
+
+/* ---- classes of tensors ------------------------------------------------------------------------------------------ */
+
+typedef struct class {
+    const char *name, *part; /* `part`: what such a tensor's name contains; the first class that fits takes it */
+    int tensors;
+    char types[48];       /* dtypes, "U8" blocks called MXFP4 */
+    double bytes, read;   /* in the files; of them, read for one decoded token */
+    double count, active; /* parameters; of them, used for one token */
+} class;
+
+static const class all_classes[] = {
+    {.name = "experts", .part = ".mlp.experts."},
+    {.name = "router", .part = ".mlp.router."},
+    {.name = "attention", .part = ".self_attn."},
+    {.name = "norms", .part = "norm.weight"},
+    {.name = "embedding", .part = "embed_tokens"},
+    {.name = "lm_head", .part = "lm_head"},
+    {.name = "unused", .part = ""},
+};
+enum { CLASSES = sizeof all_classes / sizeof *all_classes };
+
+static void add_type(class *c, const char *type) {
+    size_t used = strlen(c->types);
+    if (strstr(c->types, type) || used + strlen(type) + 3 > sizeof c->types) return;
+    snprintf(c->types + used, sizeof c->types - used, "%s%s", used ? ", " : "", type);
+}
+
+/* Sums the checkpoint's tensors up by class. */
+static void classify(const mx_weights *w, class classes[CLASSES]) {
+    const mx_config *c = &w->config;
+    memcpy(classes, all_classes, sizeof all_classes);
+    for (int i = 0; i < mx_checkpoint_count(w->checkpoint); i++) {
+        const mx_tensor *t = mx_checkpoint_at(w->checkpoint, i);
+        int k = 0;
+        while (!strstr(t->name, classes[k].part)) k++;
+        class *a = &classes[k];
+        bool blocks = strstr(t->name, "_blocks"), scales = strstr(t->name, "_scales");
+        bool experts = !strcmp(a->name, "experts"), embedding = !strcmp(a->name, "embedding");
+        double bytes = (double)t->bytes, count = 1, share = 1;
+        for (int d = 0; d < t->dims; d++) count *= (double)t->shape[d];
+        if (blocks) count *= 2;
+        if (scales) count = 0; /* part of the blocks' numbers */
+        if (experts) share = (double)c->top_k / c->experts;
+        if (embedding) share = 1.0 / c->vocab;
+        if (!strcmp(a->name, "unused")) share = 0;
+        a->tensors++;
+        a->bytes += bytes;
+        a->count += count;
+        a->read += bytes * (embedding && c->tied_embeddings ? 1 : share);
+        a->active += count * (embedding && c->tied_embeddings ? 1 : share);
+        if (!scales) add_type(a, blocks ? "MXFP4" : t->dtype_name);
+    }
+}
+
+static class sum_of(const class classes[CLASSES]) {
+    class total = {.name = "total"};
+    for (int i = 0; i < CLASSES; i++) {
+        total.tensors += classes[i].tensors;
+        total.bytes += classes[i].bytes;
+        total.read += classes[i].read;
+        total.count += classes[i].count;
+        total.active += classes[i].active;
+    }
+    return total;
+}
+
+/* ---- KV memory --------------------------------------------------------------------------------------------------- */
+
+/* Bytes of keys and values after `tokens` tokens: full layers keep all pages, sliding ones those that a window can
+ * touch. */
+static double kv_bytes(const mx_config *c, mx_format format, int64_t tokens) {
+    int64_t pages = (tokens + MX_TILE - 1) / MX_TILE, sight = ((int64_t)c->window + MX_TILE - 2) / MX_TILE + 1;
+    int64_t total = 0;
+    for (int i = 0; i < c->layers; i++) total += c->sliding[i] && sight < pages ? sight : pages;
+    return (double)total * (double)mx_page_bytes(c, format);
+}
+
+static const struct {
+    const char *name;
+    mx_format format;
+} kv_types[] = {{"f16", MX_F16}, {"bf16", MX_BF16}, {"f32", MX_F32}};
+
+/* Context lengths of the table: powers of two from 4096 to the model's maximum; *next starts at 0. */
+static bool next_context(const mx_config *c, int64_t *next) {
+    int64_t most = c->max_positions;
+    if (*next >= most) return false;
+    *next = *next == 0 ? 4096 : *next * 2;
+    if (*next > most) *next = most;
+    return true;
+}
+
+/* ---- plain text -------------------------------------------------------------------------------------------------- */
+
+static const char *human(char out[16], double value, const char *unit) {
+    static const char *const prefix[] = {"", "k", "M", "G", "T"};
+    int i = 0;
+    while (value >= 999.5 && i < 4) {
+        value /= 1000;
+        i++;
+    }
+    int digits = i == 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+    snprintf(out, 16, "%.*f %s%s", digits, value, prefix[i], unit);
+    return out;
+}
+
+static void print_model(const char *folder, const mx_weights *w, const class *total) {
+    const mx_config *c = &w->config;
+    int sliding = 0;
+    for (int i = 0; i < c->layers; i++) sliding += c->sliding[i];
+    char a[16], b[16];
+    printf("%s\n\n", folder);
+    printf("Model\n");
+    printf("  kind          gpt_oss, %s parameters, %s for a token\n", human(a, total->count, ""),
+           human(b, total->active, ""));
+    printf("  layers        %d: %d with full attention, %d with a window of %d\n", c->layers, c->layers - sliding,
+           sliding, c->window);
+    printf("  width         %d\n", c->hidden);
+    printf("  attention     %d heads of %d, %d for keys and values%s\n", c->heads, c->head_dim, c->kv_heads,
+           c->attention_bias ? "" : ", no biases");
+    printf("  experts       %d of width %d, %d for a token\n", c->experts, c->intermediate, c->top_k);
+    printf("  activation    SwiGLU, limit %g, alpha %g\n", (double)c->swiglu_limit, (double)c->swiglu_alpha);
+    printf("  norm          RMS, eps %g\n", (double)c->rms_eps);
+    printf("  positions     %d, RoPE theta %g", c->max_positions, c->rope_theta);
+    if (c->yarn)
+        printf(", YaRN %g over %d (beta %g, %g%s)", c->yarn_factor, c->yarn_original_positions, c->yarn_beta_fast,
+               c->yarn_beta_slow, c->yarn_truncate ? ", truncated" : "");
+    printf("\n  vocabulary    %d%s\n", c->vocab, c->tied_embeddings ? ", lm_head tied to the embedding" : "");
+    printf("  end tokens   ");
+    for (int i = 0; i < c->eos_count; i++) printf(" %d", c->eos[i]);
+    printf("%s\n\n", c->eos_count ? "" : " none named");
+}
+
+static void print_weights(const class classes[CLASSES], const class *total) {
+    char count[16], bytes[16], read[16];
+    printf("Weights       tensors  parameters       bytes  read a token  type\n");
+    for (int i = 0; i <= CLASSES; i++) {
+        const class *c = i < CLASSES ? &classes[i] : total;
+        if (c->tensors)
+            printf("  %-11s %7d %11s %11s %13s  %s\n", c->name, c->tensors, human(count, c->count, ""),
+                   human(bytes, c->bytes, "B"), human(read, c->read, "B"), c->types);
+    }
+    printf("\n");
+}
+
+static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
+    printf("Tokenizer\n");
+    if (!t) {
+        printf("  none: the folder holds no tokenizer.json, so only token ids can be run\n\n");
+        return;
+    }
+    int special = 0;
+    for (int32_t i = 0; i < mx_tokenizer_size(t); i++) special += mx_is_special(t, i);
+    printf("  tokens        %d, %d of them special", mx_tokenizer_size(t), special);
+    if (mx_tokenizer_size(t) > c->vocab) printf(" (more than the model's vocabulary)");
+    mx_harmony_ids h = mx_tokenizer_harmony_ids(t);
+    const struct {
+        const char *name;
+        int32_t id;
+    } ids[] = {
+        {"start", h.start},         {"end", h.end},        {"message", h.message}, {"channel", h.channel},
+        {"constrain", h.constrain}, {"return", h.return_}, {"call", h.call},       {"startoftext", h.startoftext},
+        {"endoftext", h.endoftext}};
+    printf("\n  harmony      ");
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
+        if (i == 5) printf("\n               ");
+        if (ids[i].id >= 0)
+            printf(" <|%s|> %d", ids[i].name, ids[i].id);
+        else
+            printf(" no <|%s|>", ids[i].name);
+    }
+    printf("\n\n");
+}
+
+static void print_memory(const mx_config *c, double weights) {
+    char text[16], sum[16];
+    printf("Memory        KV cache, and with the weights (%s), for one sequence\n", human(text, weights, "B"));
+    printf("  context  ");
+    for (int k = 0; k < 3; k++) printf("%*s%-16s", 7, "", kv_types[k].name);
+    printf("\n");
+    for (int64_t n = 0; next_context(c, &n);) {
+        printf("  %8lld ", (long long)n);
+        for (int k = 0; k < 3; k++) {
+            double kv = kv_bytes(c, kv_types[k].format, n);
+            printf("%10s %10s  ", human(text, kv, "B"), human(sum, kv + weights, "B"));
+        }
+        printf("\n");
+    }
+    printf("\n");
+}
+
+static void print_machine(const mx_kernels *kernels) {
+    char text[16];
+    printf("Machine\n");
+    printf("  kernels       %s, fp32 activations\n", kernels->name);
+    printf("  threads       %d\n", mx_cpu_count());
+    printf("  memory free   %s\n", human(text, (double)mx_memory_available(), "B"));
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
+
+static void json_config(mx_bytes *out, const mx_config *c) {
+    mx_bytes_addf(out, "\"config\":{\"layers\":%d,\"sliding\":[", c->layers);
+    for (int i = 0; i < c->layers; i++) mx_bytes_addf(out, "%s%s", i ? "," : "", c->sliding[i] ? "true" : "false");
+    mx_bytes_addf(
+        out,
+        "],\"window\":%d,\"hidden\":%d,\"intermediate\":%d,\"heads\":%d,\"kv_heads\":%d,\"head_dim\":%d,"
+        "\"experts\":%d,\"top_k\":%d,\"vocab\":%d,\"max_positions\":%d,\"rms_eps\":%.9g,\"swiglu_limit\":%.9g,"
+        "\"swiglu_alpha\":%.9g,\"rope_theta\":%.17g,\"attention_bias\":%s,\"tied_embeddings\":%s",
+        c->window, c->hidden, c->intermediate, c->heads, c->kv_heads, c->head_dim, c->experts, c->top_k, c->vocab,
+        c->max_positions, (double)c->rms_eps, (double)c->swiglu_limit, (double)c->swiglu_alpha, c->rope_theta,
+        c->attention_bias ? "true" : "false", c->tied_embeddings ? "true" : "false");
+    if (c->yarn)
+        mx_bytes_addf(out,
+                      ",\"yarn\":{\"factor\":%.17g,\"original_positions\":%d,\"beta_fast\":%.17g,\"beta_slow\":%.17g,"
+                      "\"truncate\":%s}",
+                      c->yarn_factor, c->yarn_original_positions, c->yarn_beta_fast, c->yarn_beta_slow,
+                      c->yarn_truncate ? "true" : "false");
+    mx_bytes_add_string(out, ",\"eos\":[");
+    for (int i = 0; i < c->eos_count; i++) mx_bytes_addf(out, "%s%d", i ? "," : "", c->eos[i]);
+    mx_bytes_add_string(out, "]}");
+}
+
+static void json_weights(mx_bytes *out, const class classes[CLASSES], const class *total) {
+    mx_bytes_add_string(out, ",\"weights\":{");
+    for (int i = 0; i <= CLASSES; i++) {
+        const class *c = i < CLASSES ? &classes[i] : total;
+        mx_bytes_addf(out,
+                      "%s\"%s\":{\"tensors\":%d,\"parameters\":%.0f,\"active_parameters\":%.0f,\"bytes\":%.0f,"
+                      "\"bytes_per_token\":%.0f}",
+                      i ? "," : "", c->name, c->tensors, c->count, c->active, c->bytes, c->read);
+    }
+    mx_bytes_add_string(out, "}");
+}
+
+static void print_json(const char *folder, const mx_config *c, const class classes[CLASSES], const class *total,
+                       const mx_tokenizer *t, const mx_kernels *kernels) {
+    mx_bytes out = {0};
+    mx_bytes_add_string(&out, "{\"model\":");
+    mx_bytes_add_json(&out, folder, strlen(folder));
+    mx_bytes_add_string(&out, ",");
+    json_config(&out, c);
+    json_weights(&out, classes, total);
+    if (t)
+        mx_bytes_addf(&out, ",\"tokenizer\":{\"tokens\":%d}", mx_tokenizer_size(t));
+    else
+        mx_bytes_add_string(&out, ",\"tokenizer\":null");
+    mx_bytes_add_string(&out, ",\"kv_bytes\":{");
+    for (int k = 0; k < 3; k++) {
+        mx_bytes_addf(&out, "%s\"%s\":{", k ? "," : "", kv_types[k].name);
+        for (int64_t n = 0, i = 0; next_context(c, &n); i++)
+            mx_bytes_addf(&out, "%s\"%lld\":%.0f", i ? "," : "", (long long)n, kv_bytes(c, kv_types[k].format, n));
+        mx_bytes_add_string(&out, "}");
+    }
+    mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"fp32\",\"threads\":%d,\"memory_available\":%llu}",
+                  kernels->name, mx_cpu_count(), mx_memory_available());
+    printf("%s\n", out.data ? out.data : "");
+    mx_bytes_free(&out);
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------------- */
+
+static const char *option_model;
+static int option_json;
+
+/* The folder's tokenizer; NULL where there is no tokenizer.json. */
+static mx_status open_tokenizer(const char *folder, mx_tokenizer **out, mx_error *error) {
+    char path[4200];
+    *out = NULL;
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    return access(path, F_OK) == 0 ? mx_tokenizer_open(path, out, error) : MX_OK;
+}
+
+static int run(const mx_command *self, int argc, const char **argv) {
+    static const struct poptOption options[] = {
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the text", NULL},
+        POPT_TABLEEND,
+    };
+    option_model = NULL;
+    option_json = 0;
+    const char *const *positional = NULL;
+    int code = MX_EXIT_OK;
+    if (!mx_command_parse(self, options, argc, argv, &positional, &code)) return code;
+    if (positional && positional[0]) return mx_command_usage(self, "unexpected argument \"%s\"", positional[0]);
+
+    mx_error error = {0};
+    char folder[4096];
+    mx_pool *pool = NULL;
+    mx_weights *weights = NULL;
+    mx_tokenizer *tokenizer = NULL;
+    const mx_kernels *kernels = NULL;
+    mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
+    if (!status) status = mx_kernels_get(NULL, &kernels, &error);
+    if (!status) status = mx_pool_create(0, &pool, &error);
+    if (!status) status = mx_weights_open(folder, pool, &weights, &error);
+    if (!status) status = open_tokenizer(folder, &tokenizer, &error);
+    if (!status) {
+        class classes[CLASSES];
+        classify(weights, classes);
+        class total = sum_of(classes);
+        if (option_json) {
+            print_json(folder, &weights->config, classes, &total, tokenizer, kernels);
+        } else {
+            print_model(folder, weights, &total);
+            print_weights(classes, &total);
+            print_tokenizer(tokenizer, &weights->config);
+            print_memory(&weights->config, total.bytes);
+            print_machine(kernels);
+        }
+    }
+    mx_tokenizer_close(tokenizer);
+    mx_weights_close(weights);
+    mx_pool_destroy(pool);
+    if (status) return mx_command_fail(self, &error);
+    return MX_EXIT_OK;
+}
+
+const mx_command mx_command_info = {
+    .name = "info",
+    .arguments = "-m MODEL [--json]",
+    .summary = "Show what a model is made of and what it needs",
+    .description = "Prints the model's configuration, its weights by class with the bytes that one\n"
+                   "generated token reads, the tokenizer, the memory that a context of a given\n"
+                   "length takes for each type of KV cache (sliding layers keep their window only),\n"
+                   "and the kernels this machine would use. Checks every tensor on the way.",
+    .run = run,
+};
