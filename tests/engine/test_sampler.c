@@ -224,7 +224,7 @@ static void ties_at_the_cut(void **state) {
         token = sample(logits, 1000, &s).token;
         assert_true(token % 100 == 3 || token == 7 || token == 107);
     }
-    float zeros[4] = {-0.0f, 0.0f, -0.0f, -1};
+    float zeros[4] = {-0.0f, 0.0f, 0.0f, -1};
     for (int i = 0; i < 100; i++) {
         mx_sample_spec s = PLAIN;
         s.seed = (uint64_t)i;

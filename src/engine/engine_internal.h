@@ -1,0 +1,22 @@
+#ifndef MX_ENGINE_INTERNAL_H
+#define MX_ENGINE_INTERNAL_H
+
+#include "base/threads.h"
+#include "engine/kv_cache.h"
+#include "engine/mxrun.h"
+#include "model/model.h"
+
+/* What an engine stands on, whoever made it: mx_engine_create makes it from a model, tests from a backend of their
+ * own. */
+typedef struct mx_engine_parts {
+    const mx_config *config; /* borrowed */
+    mx_backend *backend;     /* owned from success on */
+    mx_pool *pool;           /* owned from success on; may be NULL */
+    mx_kv_plan plan;
+    int batch_tokens;        /* at least 1, at most the backend's max_rows */
+    mx_engine_info info;     /* context, kv_bytes and kv_bytes_used are filled in */
+} mx_engine_parts;
+
+mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_error *error);
+
+#endif
