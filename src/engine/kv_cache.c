@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- pages -------------------------------------------------------------------------------------------------------- */
+/* ---- pages --------------------------------------------------------------------------------------------------------
+ */
 mx_status mx_page_pool_init(mx_page_pool *pool, mx_backend *backend, int64_t pages, mx_error *error) {
     *pool = (mx_page_pool){.backend = backend, .pages = pages, .free_count = pages};
     pool->reference = calloc((size_t)pages, sizeof *pool->reference);
@@ -30,19 +31,28 @@ int32_t mx_page_take(mx_page_pool *pool) {
     return page;
 }
 
-void mx_page_retain(mx_page_pool *pool, int32_t page) { pool->reference[page]++; }
+void mx_page_retain(mx_page_pool *pool, int32_t page) {
+    pool->reference[page]++;
+}
 
 void mx_page_release(mx_page_pool *pool, int32_t page) {
     if (--pool->reference[page] == 0) pool->free[pool->free_count++] = page;
 }
 
-/* ---- how much ----------------------------------------------------------------------------------------------------- */
-static int64_t tiles_of(int64_t positions) { return (positions + MX_TILE - 1) / MX_TILE; }
+/* ---- how much -----------------------------------------------------------------------------------------------------
+ */
+static int64_t tiles_of(int64_t positions) {
+    return (positions + MX_TILE - 1) / MX_TILE;
+}
 
 /* Tiles that a run of positions touches at most, wherever it begins. */
-static int64_t tiles_touched(int64_t positions) { return (positions + MX_TILE - 2) / MX_TILE + 1; }
+static int64_t tiles_touched(int64_t positions) {
+    return (positions + MX_TILE - 2) / MX_TILE + 1;
+}
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
 
 static int count_sliding(const mx_config *config) {
     int n = 0;
@@ -78,8 +88,10 @@ mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t 
         int64_t fits = wanted, beyond = most + 1;
         while (beyond - fits > 1) {
             int64_t middle = fits + (beyond - fits) / 2;
-            if (mx_kv_pages_needed(config, middle, batch) <= pages) fits = middle;
-            else beyond = middle;
+            if (mx_kv_pages_needed(config, middle, batch) <= pages)
+                fits = middle;
+            else
+                beyond = middle;
         }
         context = fits;
     }
@@ -89,7 +101,8 @@ mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t 
     return MX_OK;
 }
 
-/* ---- one sequence ------------------------------------------------------------------------------------------------- */
+/* ---- one sequence -------------------------------------------------------------------------------------------------
+ */
 mx_status mx_kv_cache_init(mx_kv_cache *cache, const mx_config *config, mx_page_pool *pool, int64_t context,
                            mx_error *error) {
     *cache = (mx_kv_cache){.config = config, .pool = pool, .context = context, .stride = tiles_of(context)};
@@ -143,7 +156,8 @@ static void drop_behind_window(mx_kv_cache *cache) {
     if (keep > cache->first_tile) cache->first_tile = keep;
 }
 
-/* ---- checkpoints -------------------------------------------------------------------------------------------------- */
+/* ---- checkpoints --------------------------------------------------------------------------------------------------
+ */
 static int64_t checkpoint_size(const mx_kv_cache *cache, const mx_kv_checkpoint *c) {
     return cache->sliding_layers * (tiles_of(c->position) - c->first_tile);
 }
@@ -201,7 +215,8 @@ static void restore(mx_kv_cache *cache, const mx_kv_checkpoint *c) {
     cache->first_tile = c->first_tile;
 }
 
-/* ---- resuming and growing ----------------------------------------------------------------------------------------- */
+/* ---- resuming and growing -----------------------------------------------------------------------------------------
+ */
 /* The sequence becomes its first `position` tokens; their last window must be in the table. */
 static void go_back(mx_kv_cache *cache, int64_t position) {
     while (cache->checkpoints > 0 && cache->checkpoint[cache->checkpoints - 1].position > position)
@@ -212,7 +227,9 @@ static void go_back(mx_kv_cache *cache, int64_t position) {
     drop_behind_window(cache);
 }
 
-void mx_kv_cache_reset(mx_kv_cache *cache) { go_back(cache, 0); }
+void mx_kv_cache_reset(mx_kv_cache *cache) {
+    go_back(cache, 0);
+}
 
 int64_t mx_kv_cache_resume(mx_kv_cache *cache, const int32_t *prompt, int64_t prompt_count) {
     int64_t common = 0, limit = smaller(cache->count, prompt_count - 1);

@@ -19,7 +19,8 @@
  * looks there. Going back to position r drops every checkpoint beyond r, so that whatever is overwritten from r on has
  * no other reader: no page is ever copied. */
 
-/* ---- pages -------------------------------------------------------------------------------------------------------- */
+/* ---- pages --------------------------------------------------------------------------------------------------------
+ */
 typedef struct mx_page_pool {
     mx_backend *backend; /* clears pages when they are taken */
     int32_t *reference;  /* [pages] */
@@ -33,7 +34,8 @@ int32_t mx_page_take(mx_page_pool *pool); /* zeroed, one reference; -1: none is 
 void mx_page_retain(mx_page_pool *pool, int32_t page);
 void mx_page_release(mx_page_pool *pool, int32_t page);
 
-/* ---- how much ----------------------------------------------------------------------------------------------------- */
+/* ---- how much -----------------------------------------------------------------------------------------------------
+ */
 typedef struct mx_kv_plan {
     int64_t context; /* most tokens of one request */
     int64_t pages;   /* enough for them, and for checkpoints where memory allows */
@@ -47,10 +49,11 @@ int64_t mx_kv_pages_needed(const mx_config *config, int64_t tokens, int batch);
 mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t memory, int64_t context, int batch,
                           mx_kv_plan *out, mx_error *error);
 
-/* ---- one sequence ------------------------------------------------------------------------------------------------- */
+/* ---- one sequence -------------------------------------------------------------------------------------------------
+ */
 enum {
-    MX_KV_CHECKPOINTS = 64,       /* kept at most */
-    MX_KV_CHECKPOINT_STEP = 512,  /* positions between those that stand inside a prompt */
+    MX_KV_CHECKPOINTS = 64,      /* kept at most */
+    MX_KV_CHECKPOINT_STEP = 512, /* positions between those that stand inside a prompt */
 };
 
 typedef struct mx_kv_checkpoint {
@@ -64,12 +67,12 @@ typedef struct mx_kv_cache {
     const mx_config *config;
     mx_page_pool *pool;
     int64_t context;
-    int32_t *tokens;  /* [context]; the first `count` have their keys and values in the pages */
+    int32_t *tokens; /* [context]; the first `count` have their keys and values in the pages */
     int64_t count;
-    int32_t *table;   /* [layers][stride], -1: no page */
+    int32_t *table; /* [layers][stride], -1: no page */
     int64_t stride;
     int sliding_layers;
-    int64_t first_tile; /* sliding layers hold pages from this tile on */
+    int64_t first_tile;                             /* sliding layers hold pages from this tile on */
     mx_kv_checkpoint checkpoint[MX_KV_CHECKPOINTS]; /* ascending positions */
     int checkpoints;
     int32_t *checkpoint_pages; /* what the checkpoints' page arrays are cut from */

@@ -39,13 +39,15 @@ typedef struct mx_engine_options {
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
 void mx_engine_destroy(mx_engine *engine); /* NULL allowed; unfinished requests end without an event */
 
-/* A constraint sees every sampled token and may narrow the next choice: grammars and stop strings are such.
- * All functions but accept may be NULL. Called from mx_step's thread. */
+/* A constraint sees every sampled token, stop tokens too, and may narrow the next choice: grammars and stop strings are
+ * such. A token that accept rejects does not count: another is drawn in its place (after 64 in a row the request
+ * fails). All functions but accept may be NULL. Called from mx_step's thread, destroy also from mx_engine_destroy; a
+ * request that mx_submit refused leaves its constraint to the caller. */
 typedef enum mx_verdict { MX_CONTINUE, MX_FINISHED, MX_REJECTED } mx_verdict;
 typedef struct mx_constraint {
     void *user;
-    bool (*mask)(void *user, uint32_t *bits,
-                 int32_t vocab); /* clears bits of forbidden tokens; false: nothing forbidden */
+    /* Clears the bits of forbidden tokens; false: nothing is forbidden. */
+    bool (*mask)(void *user, uint32_t *bits, int32_t vocab);
     mx_verdict (*accept)(void *user, int32_t token);
     void (*rollback)(void *user, int count); /* forget the last `count` accepted tokens */
     void *(*clone)(void *user);

@@ -1,0 +1,95 @@
+/* Models and engines out of files: weights, threads, memory for keys and values, the CPU backend. */
+#include <stdlib.h>
+
+#include "base/cpu.h"
+#include "engine/engine_internal.h"
+
+enum { BATCH_TOKENS = 512, BATCH_MOST = 65536 };
+
+struct mx_model {
+    mx_weights *weights;
+    uint64_t weight_bytes;
+};
+
+mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
+    mx_model *model = calloc(1, sizeof *model);
+    if (!model) return mx_fail(error, MX_NO_MEMORY, "no memory for a model");
+    mx_pool *pool;
+    mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
+    if (!status) {
+        status = mx_weights_open(path, pool, &model->weights, error);
+        mx_pool_destroy(pool);
+    }
+    if (status) {
+        free(model);
+        return status;
+    }
+    const mx_checkpoint *checkpoint = model->weights->checkpoint;
+    for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
+        model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
+    *out = model;
+    return MX_OK;
+}
+
+void mx_model_close(mx_model *model) {
+    if (!model) return;
+    mx_weights_close(model->weights);
+    free(model);
+}
+
+const mx_config *mx_model_config(const mx_model *model) {
+    return &model->weights->config;
+}
+
+const mx_weights *mx_model_weights(const mx_model *model) {
+    return model->weights;
+}
+
+/* Most of what is free once the weights are in memory; where they do not even fit, an eighth. The kernel counts mapped
+ * weights as free memory, for it can drop them: keys and values must not make it do so. */
+static uint64_t default_memory(const mx_model *model) {
+    const uint64_t available = mx_memory_available(), least = (uint64_t)256 << 20;
+    const uint64_t taken = model->weight_bytes + (available / 10 > least ? available / 10 : least);
+    return available > taken + available / 8 ? available - taken : available / 8;
+}
+
+static mx_status check_options(const mx_engine_options *o, mx_error *error) {
+    if (o->threads < 0) return mx_fail(error, MX_INVALID_ARGUMENT, "%d threads: expected 0 (all) or more", o->threads);
+    if (o->batch_tokens < 0 || o->batch_tokens > BATCH_MOST)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "batch_tokens %d: expected 1 to %d", o->batch_tokens, BATCH_MOST);
+    if (o->kv_type != MX_KV_F16 && o->kv_type != MX_KV_F32 && o->kv_type != MX_KV_BF16)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "KV type %d: expected F16, F32 or BF16", (int)o->kv_type);
+    return MX_OK;
+}
+
+mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
+    static const mx_format formats[] = {[MX_KV_F16] = MX_F16, [MX_KV_F32] = MX_F32, [MX_KV_BF16] = MX_BF16};
+    const mx_engine_options o = options ? *options : (mx_engine_options){0};
+    mx_status status = check_options(&o, error);
+    if (status) return status;
+
+    const mx_config *config = mx_model_config(model);
+    mx_engine_parts parts = {.config = config, .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS};
+    const uint64_t memory = o.kv_memory ? o.kv_memory : default_memory(model);
+    status = mx_kv_plan_make(config, mx_page_bytes(config, formats[o.kv_type]), memory, o.context, parts.batch_tokens,
+                             &parts.plan, error);
+    if (status) return status;
+    const mx_kernels *kernels;
+    status = mx_kernels_get(NULL, &kernels, error);
+    if (!status) status = mx_pool_create(o.threads, &parts.pool, error);
+    if (status) return status;
+
+    const mx_backend_options backend = {
+        .kv_format = formats[o.kv_type], .pages = parts.plan.pages, .max_rows = parts.batch_tokens, .max_wanted = 1};
+    parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),
+                                  .weight_bytes = model->weight_bytes,
+                                  .tier = kernels->name,
+                                  .kv_type = o.kv_type};
+    status = mx_cpu_backend_create(model->weights, parts.pool, &backend, &parts.backend, error);
+    if (!status) {
+        status = mx_engine_assemble(&parts, out, error);
+        if (status) parts.backend->ops->destroy(parts.backend);
+    }
+    if (status) mx_pool_destroy(parts.pool);
+    return status;
+}

@@ -1,0 +1,133 @@
+#include "engine/task.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/sampler.h"
+
+static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_error *error) {
+    if (r->prompt_count < 1 || !r->prompt)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt is empty: at least one token is needed");
+    if (r->prompt_count >= context)
+        return mx_fail(error, MX_CONTEXT_FULL,
+                       "the prompt has %lld tokens and the context holds %lld, the answer included: shorten the prompt "
+                       "or choose a larger context",
+                       (long long)r->prompt_count, (long long)context);
+    for (int64_t i = 0; i < r->prompt_count; i++) {
+        if (r->prompt[i] < 0 || r->prompt[i] >= vocab)
+            return mx_fail(error, MX_INVALID_ARGUMENT, "token %lld of the prompt is %d: the vocabulary ends at %d",
+                           (long long)i, r->prompt[i], vocab - 1);
+    }
+    if (r->max_tokens < 0)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "max_tokens %lld: expected 0 (until the context is full) or more",
+                       (long long)r->max_tokens);
+    if (r->stop_count < 0 || (r->stop_count > 0 && !r->stop))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "stop_count %d without stop tokens", r->stop_count);
+    if (r->sampling.bias_count < 0 || (r->sampling.bias_count > 0 && !r->sampling.bias))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "bias_count %d without biases", r->sampling.bias_count);
+    mx_task probe = {.request = *r};
+    mx_sample_spec spec = mx_task_sample_spec(&probe, 0);
+    return mx_sample_spec_check(&spec, vocab, error);
+}
+
+/* A copy of count elements; also for none of them something to free. */
+static void *copy(const void *from, int64_t count, size_t size) {
+    void *to = malloc((size_t)count * size + 1);
+    if (to && count > 0) memcpy(to, from, (size_t)count * size);
+    return to;
+}
+
+static bool tally_create(mx_tally *tally, int64_t tokens, int32_t vocab) {
+    tally->item = malloc(sizeof *tally->item * (size_t)(tokens < vocab ? tokens : vocab));
+    tally->index = calloc((size_t)vocab, sizeof *tally->index);
+    return tally->item && tally->index;
+}
+
+static void tally_add(mx_tally *tally, int32_t token) {
+    if (!tally->index) return;
+    if (!tally->index[token]) {
+        tally->item[tally->count++] = (mx_token_count){token, 0};
+        tally->index[token] = (int32_t)tally->count;
+    }
+    tally->item[tally->index[token] - 1].count++;
+}
+
+static bool allocate(mx_task *task, int32_t vocab) {
+    const mx_request *r = &task->request;
+    const mx_sampling *s = &r->sampling;
+    task->prompt = copy(r->prompt, r->prompt_count, sizeof *task->prompt);
+    task->stop = copy(r->stop, r->stop_count, sizeof *task->stop);
+    task->bias = copy(s->bias, s->bias_count, sizeof *task->bias);
+    task->produced = malloc(sizeof *task->produced * (size_t)task->limit);
+    if (!task->prompt || !task->stop || !task->bias || !task->produced) return false;
+    if (s->repetition_penalty != 1 && !tally_create(&task->seen, r->prompt_count + task->limit, vocab)) return false;
+    bool counts = s->presence_penalty != 0 || s->frequency_penalty != 0;
+    return !counts || tally_create(&task->generated, task->limit, vocab);
+}
+
+mx_status mx_task_create(const mx_request *request, int64_t context, int32_t vocab, mx_task **out, mx_error *error) {
+    mx_status status = check(request, context, vocab, error);
+    if (status) return status;
+    mx_task *task = calloc(1, sizeof *task);
+    if (!task) return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
+    task->request = *request;
+    task->limit = context - request->prompt_count;
+    if (request->max_tokens > 0 && request->max_tokens < task->limit) task->limit = request->max_tokens;
+    if (!allocate(task, vocab)) {
+        mx_task_free(task);
+        return mx_fail(error, MX_NO_MEMORY, "no memory for a request of %lld tokens", (long long)request->prompt_count);
+    }
+    task->request.prompt = task->prompt;
+    task->request.stop = task->stop;
+    task->request.sampling.bias = task->bias;
+    task->usage.prompt_tokens = request->prompt_count;
+    for (int64_t i = 0; i < request->prompt_count; i++) tally_add(&task->seen, task->prompt[i]);
+    *out = task;
+    return MX_OK;
+}
+
+void mx_task_free(mx_task *task) {
+    if (!task) return;
+    free(task->prompt);
+    free(task->stop);
+    free(task->bias);
+    free(task->produced);
+    free(task->seen.item);
+    free(task->seen.index);
+    free(task->generated.item);
+    free(task->generated.index);
+    free(task);
+}
+
+mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position) {
+    const mx_sampling *s = &task->request.sampling;
+    return (mx_sample_spec){
+        .temperature = s->temperature,
+        .top_k = s->top_k,
+        .top_p = s->top_p,
+        .min_p = s->min_p,
+        .repetition_penalty = s->repetition_penalty,
+        .presence_penalty = s->presence_penalty,
+        .frequency_penalty = s->frequency_penalty,
+        .seed = s->seed,
+        .position = position,
+        .bias = s->bias,
+        .bias_count = s->bias_count,
+        .seen = task->seen.item,
+        .seen_count = task->seen.count,
+        .generated = task->generated.item,
+        .generated_count = task->generated.count,
+    };
+}
+
+void mx_task_count(mx_task *task, int32_t token) {
+    tally_add(&task->seen, token);
+    tally_add(&task->generated, token);
+}
+
+bool mx_task_stops_at(const mx_task *task, int32_t token) {
+    for (int i = 0; i < task->request.stop_count; i++) {
+        if (task->stop[i] == token) return true;
+    }
+    return false;
+}
