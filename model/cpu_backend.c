@@ -34,8 +34,7 @@ int64_t mx_page_bytes(const mx_config *c, mx_format kv_format) {
     return (int64_t)c->kv_heads * 2 * c->head_dim * MX_TILE * (kv_format == MX_F32 ? 4 : 2);
 }
 
-/* ---- checks ---------------------------------------------------------------------------------------------------------
- */
+/* ---- checks ---------------------------------------------------------------------------------------------- */
 
 /* The pages of every layer that rows at positions first .. last look at or write. */
 static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *sequence, int first, int last,
@@ -90,8 +89,7 @@ static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_
     return MX_OK;
 }
 
-/* ---- operations
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- operations ------------------------------------------------------------------------------------------ */
 
 static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
     mx_cpu_backend *b = self(base);
@@ -136,8 +134,7 @@ static const mx_backend_ops cpu_ops = {
     .logits = logits,
 };
 
-/* ---- creation
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- creation -------------------------------------------------------------------------------------------- */
 
 /* Cuts every scratch array from `arena`; false when it does not fit. */
 static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
@@ -171,6 +168,7 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(act_packed, S * (size_t)c->intermediate);
     TAKE(expert_out, S * hidden);
     TAKE(run, T);
+    TAKE(kept, W);
     TAKE(wanted, W * hidden);
     TAKE(wanted_packed, W * hidden);
     TAKE(logits, W * (size_t)c->vocab);
@@ -193,7 +191,7 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
     size_t floats = T * row + W * (2 * (size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab +
                     3 * (size_t)c->experts + (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
     return floats * sizeof(float) + ((size_t)c->experts + 4) * (sizeof(mx_matmul) + sizeof(int64_t)) +
-           T * sizeof(mx_run) + 64 * 64;
+           T * sizeof(mx_run) + W * sizeof(mx_row) + 64 * 64;
 }
 
 static mx_status check_formats(const mx_weights *w, const mx_kernels *k, mx_error *error) {

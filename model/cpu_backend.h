@@ -34,6 +34,7 @@ typedef struct mx_scratch {
     float *act_packed;    /* [S, intermediate] */
     float *expert_out;    /* [S, hidden] */
     mx_run *run;          /* [T] */
+    mx_row *kept;         /* [max_wanted] rows that the last layer goes on with */
     float *wanted;        /* [max_wanted, hidden] */
     float *wanted_packed; /* [max_wanted, hidden] */
     float *logits;        /* [max_wanted, vocab] */

@@ -15,13 +15,14 @@ enum {
 
 struct step {
     mx_cpu_backend *b;
-    const mx_batch *batch;
+    const mx_batch *batch; /* the rows still computed */
+    mx_batch kept;
+    int runs; /* of batch, in s.run */
     const mx_layer *layer;
     int index; /* of the layer */
 };
 
-/* ---- matrix products ------------------------------------------------------------------------------------------------
- */
+/* ---- matrix products ------------------------------------------------------------------------------------- */
 
 /* Output rows of one task: small tiles balance memory-bound products, larger ones reuse the widened weights. All even.
  */
@@ -117,8 +118,7 @@ static void norm(mx_cpu_backend *b, const float *x, const float *gain, int64_t r
     mx_parallel_for(b->pool, rows, ROW_GRAIN, norm_rows, &(struct norm){b, x, gain, normed, packed});
 }
 
-/* ---- embedding and angles -------------------------------------------------------------------------------------------
- */
+/* ---- embedding and angles -------------------------------------------------------------------------------- */
 
 static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
@@ -138,32 +138,38 @@ static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* ---- attention
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------------------- */
 
 static const int32_t *page_table(const struct step *step, const mx_sequence_view *sequence) {
     return sequence->table + step->index * sequence->stride;
 }
 
-static void rope_and_store(void *arg, int64_t begin, int64_t end, int thread) {
+static void store_keys(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
     const struct step *step = arg;
     const mx_cpu_backend *b = step->b;
     const mx_config *c = &b->weights->config;
-    const mx_kernels *k = b->kernels;
     int d = c->head_dim;
     for (int64_t t = begin; t < end; t++) {
         const mx_row *row = &step->batch->row[t];
-        const float *cos = b->s.cos + t * (d / 2), *sin = b->s.sin + t * (d / 2);
         float *key = b->s.k + t * c->kv_heads * d, *value = b->s.v + t * c->kv_heads * d;
-        k->rope(b->s.q + t * c->heads * d, cos, sin, c->heads, d);
-        k->rope(key, cos, sin, c->kv_heads, d);
+        b->kernels->rope(key, b->s.cos + t * (d / 2), b->s.sin + t * (d / 2), c->kv_heads, d);
         int32_t page = page_table(step, &step->batch->sequence[row->sequence])[row->position / MX_TILE];
         uint8_t *tile = (uint8_t *)b->pages.base + page * b->page_bytes;
         for (int h = 0; h < c->kv_heads; h++)
-            k->kv_write(tile + h * b->head_bytes, b->options.kv_format, d, row->position % MX_TILE, key + h * d,
-                        value + h * d);
+            b->kernels->kv_write(tile + h * b->head_bytes, b->options.kv_format, d, row->position % MX_TILE,
+                                 key + h * d, value + h * d);
     }
+}
+
+static void turn_queries(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    int64_t d = c->head_dim;
+    for (int64_t t = begin; t < end; t++)
+        b->kernels->rope(b->s.q + t * c->heads * d, b->s.cos + t * (d / 2), b->s.sin + t * (d / 2), c->heads, (int)d);
 }
 
 static void attend(void *arg, int64_t begin, int64_t end, int thread) {
@@ -197,42 +203,73 @@ static void attend(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* The batch as runs of at most ATTENTION_ROWS rows; returns how many. */
-static int find_runs(mx_cpu_backend *b, const mx_batch *batch) {
-    int runs = 0;
+/* Cuts the batch into runs of at most ATTENTION_ROWS rows. */
+static void find_runs(struct step *step) {
+    mx_run *run = step->b->s.run;
+    const mx_batch *batch = step->batch;
+    step->runs = 0;
     for (int t = 0; t < batch->rows; t++) {
         const mx_row *row = &batch->row[t];
-        mx_run *last = runs ? &b->s.run[runs - 1] : NULL;
-        if (last && last->sequence == &batch->sequence[row->sequence] && last->rows < ATTENTION_ROWS)
+        const mx_sequence_view *sequence = &batch->sequence[row->sequence];
+        mx_run *last = step->runs ? &run[step->runs - 1] : NULL;
+        if (last && last->sequence == sequence && last->position + last->rows == row->position &&
+            last->rows < ATTENTION_ROWS)
             last->rows++;
         else
-            b->s.run[runs++] = (mx_run){&batch->sequence[row->sequence], t, 1, row->position};
+            run[step->runs++] = (mx_run){sequence, t, 1, row->position};
     }
-    return runs;
 }
 
-/* x += W_o attention(norm(x)) + b_o */
-static void attention(struct step *step, int runs) {
+/* Once the last layer's keys and values are stored, only rows whose logits are wanted go on: the others leave the
+ * batch, and x, packed, cos and sin close up. */
+static void keep_wanted(struct step *step) {
+    mx_scratch *s = &step->b->s;
+    size_t hidden = (size_t)step->b->weights->config.hidden, half = (size_t)step->b->weights->config.head_dim / 2;
+    size_t kept = 0;
+    for (size_t t = 0; t < (size_t)step->batch->rows; t++) {
+        if (!step->batch->row[t].wanted) continue;
+        memmove(s->x + kept * hidden, s->x + t * hidden, hidden * sizeof(float));
+        memmove(s->packed + kept * hidden, s->packed + t * hidden, hidden * sizeof(float));
+        memmove(s->cos + kept * half, s->cos + t * half, half * sizeof(float));
+        memmove(s->sin + kept * half, s->sin + t * half, half * sizeof(float));
+        s->kept[kept++] = step->batch->row[t];
+    }
+    step->kept = *step->batch;
+    step->kept.row = s->kept;
+    step->kept.rows = (int)kept;
+    step->batch = &step->kept;
+    find_runs(step);
+}
+
+/* x += W_o attention(norm(x)) + b_o. `shrink`: only wanted rows go on behind the keys and values. */
+static void attention(struct step *step, bool shrink) {
     mx_cpu_backend *b = step->b;
     mx_scratch *s = &b->s;
     const mx_layer *l = step->layer;
     const mx_config *c = &b->weights->config;
     int rows = step->batch->rows;
     norm(b, s->x, l->attn_norm, rows, s->normed, s->packed);
-    s->job[0] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
-    s->job[1] = dense(&l->k, l->k_bias, s->packed, rows, s->k);
-    s->job[2] = dense(&l->v, l->v_bias, s->packed, rows, s->v);
-    run_products(b, 3);
-    mx_parallel_for(b->pool, rows, ROW_GRAIN, rope_and_store, step);
-    mx_parallel_for(b->pool, (int64_t)runs * c->kv_heads, 1, attend, step);
+    s->job[0] = dense(&l->k, l->k_bias, s->packed, rows, s->k);
+    s->job[1] = dense(&l->v, l->v_bias, s->packed, rows, s->v);
+    s->job[2] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
+    run_products(b, shrink ? 2 : 3);
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, store_keys, step);
+    if (shrink) {
+        keep_wanted(step);
+        rows = step->batch->rows;
+        if (!rows) return;
+        s->job[0] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
+        run_products(b, 1);
+    }
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, turn_queries, step);
+    mx_parallel_for(b->pool, (int64_t)step->runs * c->kv_heads, 1, attend, step);
     pack(b, s->packed, s->attended, rows, (int64_t)c->heads * c->head_dim);
     s->job[0] = dense(&l->o, l->o_bias, s->packed, rows, s->x);
     s->job[0].epilogue = MX_ADD;
     run_products(b, 1);
 }
 
-/* ---- mixture of experts
- * ------------------------------------------------------------------------------------------------ */
+/* ---- mixture of experts ---------------------------------------------------------------------------------- */
 
 static void route_rows(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
@@ -335,8 +372,7 @@ static void experts(struct step *step) {
     mx_parallel_for(b->pool, rows, ROW_GRAIN, add_experts, step);
 }
 
-/* ---- the step
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the step -------------------------------------------------------------------------------------------- */
 
 /* For `verify`: the residual stream, and the routing of the layer just computed. */
 static void record(const struct step *step, int layers_done) {
@@ -370,15 +406,18 @@ static void logits(mx_cpu_backend *b, const mx_batch *batch) {
 
 void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
     struct step step = {.b = b, .batch = batch};
+    int layers = b->weights->config.layers, wanted = 0;
+    for (int t = 0; t < batch->rows; t++) wanted += batch->row[t].wanted;
+    bool recording = batch->residual || batch->experts || batch->expert_weights;
     mx_parallel_for(b->pool, batch->rows, ROW_GRAIN, begin_rows, &step);
-    int runs = find_runs(b, batch);
+    find_runs(&step);
     record(&step, 0);
-    for (int i = 0; i < b->weights->config.layers; i++) {
+    for (int i = 0; i < layers; i++) {
         step.layer = &b->weights->layer[i];
         step.index = i;
-        attention(&step, runs);
-        experts(&step);
+        attention(&step, i + 1 == layers && wanted < batch->rows && !recording);
+        if (step.batch->rows) experts(&step);
         record(&step, i + 1);
     }
-    logits(b, batch);
+    logits(b, step.batch);
 }

@@ -15,8 +15,7 @@ typedef struct candidates {
     float shift, scale; /* probability ~ exp((x - shift) * scale) */
 } candidates;
 
-/* ---- random numbers -----------------------------------------------------------------------------------------------
- */
+/* ---- random numbers -------------------------------------------------------------------------------------- */
 static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -29,8 +28,7 @@ double mx_sample_uniform(uint64_t seed, int64_t position) {
     return (double)(bits >> 11) * 0x1p-53;
 }
 
-/* ---- checks -------------------------------------------------------------------------------------------------------
- */
+/* ---- checks ---------------------------------------------------------------------------------------------- */
 mx_status mx_sample_spec_check(const mx_sample_spec *s, int32_t vocab, mx_error *error) {
     if (!(s->temperature >= 0) || isinf(s->temperature))
         return mx_fail(error, MX_INVALID_ARGUMENT, "temperature %g: expected 0 (greedy) or more", s->temperature);
@@ -75,8 +73,7 @@ static mx_status check_logits(const float *x, int32_t n, mx_error *error) {
     return MX_OK;
 }
 
-/* ---- bias, penalties, mask ----------------------------------------------------------------------------------------
- */
+/* ---- bias, penalties, mask ------------------------------------------------------------------------------- */
 static float saturate(float v) {
     return fminf(fmaxf(v, -FLT_MAX), FLT_MAX);
 }
@@ -100,8 +97,7 @@ static void adjust(float *x, int32_t vocab, const mx_sample_spec *s) {
     }
 }
 
-/* ---- top-k and top-p ----------------------------------------------------------------------------------------------
- */
+/* ---- top-k and top-p ------------------------------------------------------------------------------------- */
 /* A number that sorts like the float; both zeros are one. */
 static uint32_t sort_key(float v) {
     uint32_t bits = bits_of(v + 0.0f);
@@ -172,8 +168,7 @@ static void keep_best(candidates *c, bool by_mass, double amount) {
     }
 }
 
-/* ---- the draw -----------------------------------------------------------------------------------------------------
- */
+/* ---- the draw -------------------------------------------------------------------------------------------- */
 /* Logits to weights in place: 0 for what is excluded or has less than min_p of the best one's probability. */
 static void weigh(candidates *c, float min_p, int64_t best) {
     float weight[CHUNK];

@@ -234,7 +234,7 @@ static void warn_unused(const loader *l) {
                unused == 1 ? " is" : "s are", first, unused > 1 ? ", ..." : "");
 }
 
-/* ---- scale bytes ------------------------------------------------------------------------------------------------- */
+/* ---- scale bytes ----------------------------------------------------------------------------------------- */
 
 enum { SEARCH_CHUNK = 1 << 20 };
 
@@ -304,7 +304,7 @@ static mx_status check_scales(const loader *l, mx_pool *pool) {
     return status;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------------------- */
 
 /* Floats of all small vectors, each rounded up to a cache line. */
 static size_t small_floats(const mx_config *c) {

@@ -35,8 +35,7 @@ struct golden_case {
     int count, row_count;
 };
 
-/* ---- running a prompt
- * ------------------------------------------------------------------------------------------------ */
+/* ---- running a prompt ------------------------------------------------------------------------------------ */
 
 struct runner {
     mx_weights *weights;
@@ -113,8 +112,7 @@ static void run_case(struct runner *r, const struct golden_case *g, int chunk, f
     free(routed);
 }
 
-/* ---- comparing
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- comparing ------------------------------------------------------------------------------------------- */
 
 static double log_sum(const float *x, int n) {
     double max = x[0], sum = 0;
@@ -146,8 +144,7 @@ static void check_case(struct runner *r, const struct golden_case *g, const char
     free(experts);
 }
 
-/* ---- goldens
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- goldens --------------------------------------------------------------------------------------------- */
 
 static const mx_tensor *part(const mx_checkpoint *ck, const char *name, const char *what) {
     char full[128];
@@ -219,8 +216,7 @@ static void check_checkpoint(const struct checkpoint *ck, const char *tier) {
     mx_weights_close(w);
 }
 
-/* ---- the table of tests
- * -------------------------------------------------------------------------------------------------- */
+/* ---- the table of tests ---------------------------------------------------------------------------------- */
 
 struct job {
     struct checkpoint checkpoint;
