@@ -15,6 +15,7 @@ static _Bool reserve(mx_bytes *b, size_t more) {
     while (capacity < needed) capacity = capacity > SIZE_MAX / 2 ? needed : capacity * 2;
     char *data = realloc(b->data, capacity);
     if (!data) return 0;
+    data[b->size] = 0;
     b->data = data;
     b->capacity = capacity;
     return 1;
@@ -116,6 +117,10 @@ static size_t valid_prefix(const unsigned char *p, size_t size, size_t *bad) {
     size_t at = 0;
     *bad = 0;
     while (at < size) {
+        if (size - at >= 8 && !(mx_load_u64(p + at) & 0x8080808080808080u)) {
+            at += 8;
+            continue;
+        }
         if (p[at] < 0x80) {
             at++;
             continue;
@@ -126,6 +131,11 @@ static size_t valid_prefix(const unsigned char *p, size_t size, size_t *bad) {
         *bad = 0;
     }
     return at;
+}
+
+size_t mx_utf8_prefix(const void *data, size_t size) {
+    size_t bad;
+    return valid_prefix(data, size, &bad);
 }
 
 _Bool mx_bytes_add_lossy(mx_bytes *b, const void *data, size_t size) {

@@ -33,6 +33,9 @@ mx_status mx_read_file(const char *path, size_t limit, mx_bytes *out, mx_error *
  * bytes present when they are the beginning of a character that is cut off by the end. */
 int mx_utf8_length(const void *data, size_t size);
 
+/* Length of the longest prefix of data[0..size) that is valid UTF-8: `size` when all of it is. */
+size_t mx_utf8_prefix(const void *data, size_t size);
+
 /* Appends data with every maximal invalid part replaced by U+FFFD (the WHATWG rule, as String::from_utf8_lossy). */
 _Bool mx_bytes_add_lossy(mx_bytes *b, const void *data, size_t size);
 

@@ -157,12 +157,15 @@ static void describe(yajl_handle parser, const void *text, size_t size, char *ou
 
 mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error) {
     *out = NULL;
+    size_t valid = mx_utf8_prefix(text, size); /* YAJL's own check lets surrogates pass */
+    if (valid != size) return mx_fail(error, MX_INVALID_FILE, "%s: not valid JSON: no UTF-8 at byte %zu", name, valid);
     mx_json_document *d = calloc(1, sizeof *d);
     yajl_handle parser = d ? yajl_alloc(&callbacks, NULL, d) : NULL;
     if (!parser) {
         free(d);
         return mx_fail(error, MX_NO_MEMORY, "%s: no memory to parse it", name);
     }
+    yajl_config(parser, yajl_dont_validate_strings, 1);
     yajl_status status = yajl_parse(parser, text, size);
     size_t at = yajl_get_bytes_consumed(parser);
     if (status == yajl_status_ok) status = yajl_complete_parse(parser);
@@ -228,7 +231,7 @@ bool mx_json_int64(const mx_json *v, int64_t *out) {
         return errno == 0;
     }
     double d; /* 1e5, 128.0 */
-    if (!mx_json_double(v, &d) || d != floor(d) || fabs(d) > 9007199254740992.0) return false;
+    if (!mx_json_double(v, &d) || d != floor(d) || fabs(d) > 9007199254740991.0) return false;
     *out = (int64_t)d;
     return true;
 }
