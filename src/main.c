@@ -7,6 +7,7 @@
 static const mx_command *const commands[] = {
     &mx_command_tokenize,
     &mx_command_detokenize,
+    &mx_command_harmony,
     &mx_command_verify,
     &mx_command_info,
     NULL,
