@@ -5,12 +5,8 @@
 
 /* In the order of the list that `mxrun --help` prints. */
 static const mx_command *const commands[] = {
-    &mx_command_tokenize,
-    &mx_command_detokenize,
-    &mx_command_harmony,
-    &mx_command_verify,
-    &mx_command_info,
-    NULL,
+    &mx_command_run,     &mx_command_chat,   &mx_command_tokenize, &mx_command_detokenize,
+    &mx_command_harmony, &mx_command_verify, &mx_command_info,     NULL,
 };
 
 int main(int argc, const char **argv) {
@@ -20,6 +16,7 @@ int main(int argc, const char **argv) {
     for (const mx_command *const *c = commands; *c; c++) {
         if (strcmp(word, (*c)->name) == 0) return (*c)->run(*c, argc - 1, argv + 1);
     }
+    if (*word == '-') return mx_command_run.run(&mx_command_run, argc, argv);
     if (*word) {
         fprintf(stderr, "mxrun: there is no command \"%s\" (see mxrun --help)\n", word);
     } else {

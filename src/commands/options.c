@@ -1,0 +1,377 @@
+#include "commands/options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/cpu.h"
+#include "base/json.h"
+#include "model/model.h"
+
+/* ---- what was given ---------------------------------------------------------------------------------------------- */
+/* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
+static struct {
+    char *model, *kv_type, *seed;
+    int greedy;
+    char **logit_bias, **stop;
+    char *system, *developer, *reasoning, *date, *tools;
+    int keep_thinking;
+} given;
+
+typedef struct number {
+    const char *option;
+    char *text;            /* NULL: not given */
+    double value;          /* the default until it is given */
+    double low, high;      /* inclusive */
+    bool whole, above_low; /* above_low: `low` itself is not allowed */
+} number;
+
+enum { CTX, THREADS, COUNT, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, NUMBERS };
+static number numbers[NUMBERS] = {
+    [CTX] = {"--ctx", NULL, 0, 1, 1 << 30, true, false},
+    [THREADS] = {"--threads", NULL, 0, 1, 1024, true, false},
+    [COUNT] = {"-n", NULL, 0, 1, 1e15, true, false},
+    [TEMPERATURE] = {"--temperature", NULL, 1, 0, 10, false, false},
+    [TOP_K] = {"--top-k", NULL, 0, 0, 1 << 30, true, false},
+    [TOP_P] = {"--top-p", NULL, 1, 0, 1, false, true},
+    [MIN_P] = {"--min-p", NULL, 0, 0, 1, false, false},
+    [REPETITION] = {"--repetition-penalty", NULL, 1, 0, 10, false, true},
+    [PRESENCE] = {"--presence-penalty", NULL, 0, -10, 10, false, false},
+    [FREQUENCY] = {"--frequency-penalty", NULL, 0, -10, 10, false, false},
+};
+
+#define STRING POPT_ARG_STRING
+const struct poptOption mx_model_options[] = {
+    {"model", 'm', STRING, &given.model, 0, "Folder of the model, or \"stories\", which comes with mxrun", "MODEL"},
+    {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
+    {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
+    {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
+    POPT_TABLEEND,
+};
+
+const struct poptOption mx_sampling_options[] = {
+    {NULL, 'n', STRING, &numbers[COUNT].text, 0, "Most tokens of an answer (default: until the context is full)", "N"},
+    {"temperature", '\0', STRING, &numbers[TEMPERATURE].text, 0, "Randomness: 0 takes the likeliest (default 1)", "T"},
+    {"top-k", '\0', STRING, &numbers[TOP_K].text, 0, "Choose among the K likeliest (default 0: all)", "K"},
+    {"top-p", '\0', STRING, &numbers[TOP_P].text, 0, "Choose among the likeliest that sum to P (default 1: all)", "P"},
+    {"min-p", '\0', STRING, &numbers[MIN_P].text, 0, "Drop what is less likely than P times the best (default 0)", "P"},
+    {"repetition-penalty", '\0', STRING, &numbers[REPETITION].text, 0,
+     "Make every token of prompt and answer less likely (default 1: off)", "R"},
+    {"presence-penalty", '\0', STRING, &numbers[PRESENCE].text, 0,
+     "Taken off the logit of every token of the answer (default 0)", "V"},
+    {"frequency-penalty", '\0', STRING, &numbers[FREQUENCY].text, 0,
+     "The same, times how often it is there (default 0)", "V"},
+    {"logit-bias", '\0', POPT_ARG_ARGV, &given.logit_bias, 0,
+     "Add V (-100 to 100, or -inf) to the logit of token ID; may be repeated", "ID=V"},
+    {"stop", '\0', POPT_ARG_ARGV, &given.stop, 0, "End the answer before this text; may be repeated", "TEXT"},
+    {"greedy", '\0', POPT_ARG_NONE, &given.greedy, 0, "Always the likeliest token (as --temperature 0)", NULL},
+    {"seed", '\0', STRING, &given.seed, 0, "Of the random choices (default: a random one, printed)", "N"},
+    POPT_TABLEEND,
+};
+
+const struct poptOption mx_prompt_options[] = {
+    {"system", '\0', STRING, &given.system, 0, "Who the model is: first line of the system message (\"\": none)",
+     "TEXT"},
+    {"developer", '\0', STRING, &given.developer, 0,
+     "Instructions: the developer message (what other programs call system prompt)", "TEXT"},
+    {"reasoning", '\0', STRING, &given.reasoning, 0, "How long to think: low, medium (default) or high", "EFFORT"},
+    {"date", '\0', STRING, &given.date, 0, "What the model takes for today (default: today; \"\": no date)",
+     "YYYY-MM-DD"},
+    {"tools", '\0', STRING, &given.tools, 0, "JSON file with the functions it may call, as in OpenAI's API", "FILE"},
+    {"keep-thinking", '\0', POPT_ARG_NONE, &given.keep_thinking, 0,
+     "In a chat, leave all thinking in the prompt (default: only what follows the last final answer)", NULL},
+    POPT_TABLEEND,
+};
+
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
+static bool parse_number(number *n) {
+    const char *allowed = n->whole ? "0123456789-+" : "0123456789-+.eE";
+    if (!*n->text || strspn(n->text, allowed) != strlen(n->text)) return false;
+    char *end;
+    n->value = strtod(n->text, &end);
+    return !*end && n->value >= n->low && n->value <= n->high && !(n->above_low && n->value == n->low);
+}
+
+static bool check_numbers(const mx_command *command) {
+    for (number *n = numbers; n < numbers + NUMBERS; n++) {
+        if (!n->text || parse_number(n)) continue;
+        const char *kind = n->whole ? "a whole number" : "a number";
+        if (n->high >= 1 << 30) {
+            mx_command_usage(command, "%s %s: expected %s, at least %.0f", n->option, n->text, kind, n->low);
+        } else {
+            mx_command_usage(command, "%s %s: expected %s %s %g and %s %g", n->option, n->text, kind,
+                             n->above_low ? "above" : "of at least", n->low, "at most", n->high);
+        }
+        return false;
+    }
+    if (given.greedy && numbers[TEMPERATURE].text && numbers[TEMPERATURE].value > 0) {
+        mx_command_usage(command, "--greedy and --temperature %s contradict each other", numbers[TEMPERATURE].text);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_seed(const char *text, uint64_t *out) {
+    if (!*text || strspn(text, "0123456789") != strlen(text)) return false;
+    errno = 0;
+    *out = strtoull(text, NULL, 10);
+    return errno == 0;
+}
+
+static bool parse_bias(const char *text, struct mx_logit_bias *out) {
+    char *end;
+    errno = 0;
+    long token = strtol(text, &end, 10);
+    if (end == text || *end != '=' || errno || token < 0 || token > INT32_MAX || !end[1]) return false;
+    const char *value = end + 1;
+    out->token = (int32_t)token;
+    if (strcmp(value, "-inf") == 0) {
+        out->value = -INFINITY;
+        return true;
+    }
+    if (strspn(value, "0123456789-+.eE") != strlen(value)) return false;
+    out->value = strtof(value, &end);
+    return !*end && fabsf(out->value) <= 100;
+}
+
+static bool is_utf8(const char *text) {
+    for (size_t size = strlen(text); size;) {
+        int length = mx_utf8_length(text, size);
+        if (length <= 0) return false;
+        text += length;
+        size -= (size_t)length;
+    }
+    return true;
+}
+
+static int length_of(char **list) {
+    int n = 0;
+    while (list && list[n]) n++;
+    return n;
+}
+
+static bool parse_kv_type(mx_kv_type *out) {
+    static const struct {
+        const char *name;
+        mx_kv_type type;
+    } types[] = {{"f16", MX_KV_F16}, {"f32", MX_KV_F32}, {"bf16", MX_KV_BF16}};
+    *out = MX_KV_F16;
+    if (!given.kv_type) return true;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (strcmp(given.kv_type, types[i].name) == 0) {
+            *out = types[i].type;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* --system and its like, in the order of mx_setting. */
+static const struct {
+    const char *option;
+    char **value;
+} settings[MX_SETTINGS] = {
+    [MX_SETTING_SYSTEM] = {"--system", &given.system},
+    [MX_SETTING_DEVELOPER] = {"--developer", &given.developer},
+    [MX_SETTING_REASONING] = {"--reasoning", &given.reasoning},
+    [MX_SETTING_DATE] = {"--date", &given.date},
+};
+
+static bool check_settings(const mx_command *command, bool raw) {
+    mx_error error;
+    for (int i = 0; i < MX_SETTINGS; i++) {
+        const char *value = *settings[i].value;
+        if (!value) continue;
+        if (raw) {
+            mx_command_usage(command, "%s needs the chat format, which --raw leaves out", settings[i].option);
+            return false;
+        }
+        if (mx_setting_check((mx_setting)i, value, &error)) {
+            mx_command_usage(command, "%s: %s", settings[i].option, error.text);
+            return false;
+        }
+    }
+    if (raw && given.tools) {
+        mx_command_usage(command, "--tools needs the chat format, which --raw leaves out");
+        return false;
+    }
+    return true;
+}
+
+bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
+    *exit_code = MX_EXIT_USAGE;
+    if (!given.model) {
+        mx_command_usage(command, "no model given: -m takes a folder or the name \"stories\"");
+        return false;
+    }
+    if (!check_numbers(command)) return false;
+    uint64_t seed;
+    mx_kv_type type;
+    struct mx_logit_bias bias;
+    if (given.seed && !parse_seed(given.seed, &seed)) {
+        mx_command_usage(command, "--seed %s: expected a whole number from 0 to 2^64 - 1", given.seed);
+        return false;
+    }
+    if (!parse_kv_type(&type)) {
+        mx_command_usage(command, "--kv-type %s: expected f16, bf16 or f32", given.kv_type);
+        return false;
+    }
+    for (int i = 0; i < length_of(given.logit_bias); i++) {
+        if (parse_bias(given.logit_bias[i], &bias)) continue;
+        mx_command_usage(command,
+                         "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100, or -inf",
+                         given.logit_bias[i]);
+        return false;
+    }
+    for (int i = 0; i < length_of(given.stop); i++) {
+        if (*given.stop[i] && is_utf8(given.stop[i])) continue;
+        mx_command_usage(command, "--stop: the text is %s", *given.stop[i] ? "not UTF-8" : "empty");
+        return false;
+    }
+    if (!check_settings(command, raw)) return false;
+    *exit_code = MX_EXIT_OK;
+    return true;
+}
+
+/* ---- session ----------------------------------------------------------------------------------------------------- */
+static mx_status set_sampling(mx_session *s, mx_error *error) {
+    int vocab = mx_model_config(s->model)->vocab;
+    s->sampling = (mx_sampling){
+        .temperature = given.greedy ? 0 : (float)numbers[TEMPERATURE].value,
+        .top_k = (int)numbers[TOP_K].value,
+        .top_p = (float)numbers[TOP_P].value,
+        .min_p = (float)numbers[MIN_P].value,
+        .repetition_penalty = (float)numbers[REPETITION].value,
+        .presence_penalty = (float)numbers[PRESENCE].value,
+        .frequency_penalty = (float)numbers[FREQUENCY].value,
+    };
+    if (given.seed) {
+        parse_seed(given.seed, &s->sampling.seed);
+    } else {
+        uint32_t random; /* short enough to be typed again */
+        if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random) random = (uint32_t)(mx_seconds() * 1e6);
+        s->sampling.seed = random;
+        s->random_seed = true;
+    }
+    int count = length_of(given.logit_bias);
+    s->bias = calloc((size_t)count + 1, sizeof *s->bias);
+    if (!s->bias) return mx_fail(error, MX_NO_MEMORY, "no memory for --logit-bias");
+    for (int i = 0; i < count; i++) {
+        parse_bias(given.logit_bias[i], &s->bias[i]);
+        if (s->bias[i].token >= vocab) {
+            return mx_fail(error, MX_INVALID_ARGUMENT, "--logit-bias %s: the model's tokens are 0 to %d",
+                           given.logit_bias[i], vocab - 1);
+        }
+    }
+    s->sampling.bias = s->bias;
+    s->sampling.bias_count = count;
+    s->max_tokens = (int64_t)numbers[COUNT].value;
+    s->stop = given.stop;
+    s->stop_count = length_of(given.stop);
+    return MX_OK;
+}
+
+static mx_status read_tools(mx_conversation *c, mx_error *error) {
+    mx_bytes text = {0};
+    mx_json_document *document = NULL;
+    mx_status status = mx_read_file(given.tools, (size_t)64 << 20, &text, error);
+    if (!status) status = mx_json_parse(given.tools, text.data ? text.data : "", text.size, &document, error);
+    if (!status) status = mx_conversation_set_tools(c, given.tools, mx_json_root(document), error);
+    mx_json_free(document);
+    mx_bytes_free(&text);
+    return status ? mx_fail_within(error, status, "--tools") : MX_OK;
+}
+
+static mx_status start_conversation(mx_session *s, mx_error *error) {
+    mx_status status = mx_conversation_create(s->tokenizer, &s->conversation, error);
+    for (int i = 0; i < MX_SETTINGS && !status; i++) {
+        const char *value = *settings[i].value;
+        if (value) status = mx_conversation_set(s->conversation, (mx_setting)i, value, error);
+    }
+    if (!status) mx_conversation_keep_thinking(s->conversation, given.keep_thinking);
+    return !status && given.tools ? read_tools(s->conversation, error) : status;
+}
+
+/* What is small and often wrong comes first: with a big model the user should not wait for a typing error. */
+static mx_status load(mx_session *s, bool raw, mx_error *error) {
+    int threads = (int)numbers[THREADS].value;
+    mx_status status = mx_resolve_model(given.model, s->path, sizeof s->path, error);
+    if (status) return status;
+    if ((status = mx_tokenizer_open(s->path, &s->tokenizer, error))) return status;
+    if (!raw && (status = start_conversation(s, error))) return status;
+    const mx_load_options load_options = {.threads = threads};
+    if ((status = mx_model_open(s->path, &load_options, &s->model, error))) return status;
+    if ((status = set_sampling(s, error))) return status;
+    if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
+        return mx_fail(error, MX_NO_MEMORY, "no memory");
+    }
+    mx_engine_options engine_options = {.threads = threads, .context = (int64_t)numbers[CTX].value};
+    parse_kv_type(&engine_options.kv_type);
+    if ((status = mx_engine_create(s->model, &engine_options, &s->engine, error))) return status;
+    s->info = mx_engine_get_info(s->engine);
+    return MX_OK;
+}
+
+bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
+    *out = (mx_session){.command = command};
+    if (!mx_options_check(command, raw, exit_code)) return false;
+    double start = mx_seconds();
+    mx_error error = {0};
+    if (load(out, raw, &error)) {
+        *exit_code = mx_command_fail(command, &error);
+        return false;
+    }
+    out->load_seconds = mx_seconds() - start;
+    return true;
+}
+
+void mx_session_close(mx_session *s) {
+    mx_engine_destroy(s->engine);
+    mx_model_close(s->model);
+    mx_tokenizer_close(s->tokenizer);
+    mx_conversation_free(s->conversation);
+    mx_ids_free(&s->stop_tokens);
+    free(s->bias);
+    *s = (mx_session){0};
+}
+
+/* ---- turns ------------------------------------------------------------------------------------------------------ */
+mx_status mx_session_turn(mx_session *s, const mx_ids *prompt, mx_turn *turn, const volatile sig_atomic_t *interrupted,
+                          mx_error *error) {
+    if (prompt->count >= s->info.context) {
+        return mx_fail(error, MX_CONTEXT_FULL,
+                       "the prompt has %lld tokens, the context holds %lld and the answer needs room too",
+                       (long long)prompt->count, (long long)s->info.context);
+    }
+    const mx_request request = {
+        .prompt = prompt->data,
+        .prompt_count = prompt->count,
+        .max_tokens = s->max_tokens,
+        .sampling = s->sampling,
+        .stop = s->stop_tokens.data,
+        .stop_count = (int)s->stop_tokens.count,
+    };
+    return mx_turn_run(turn, s->engine, &request, interrupted, error);
+}
+
+bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx_bytes *out) {
+    const struct mx_usage *u = &result->usage;
+    double computed = (double)(u->prompt_tokens - u->cached_tokens);
+    if (!mx_bytes_addf(out, "%lld prompt", (long long)u->prompt_tokens) ||
+        (u->cached_tokens && !mx_bytes_addf(out, " (%lld cached)", (long long)u->cached_tokens)) ||
+        !mx_bytes_addf(out, " + %lld new tokens | first token %.3f s after %.3f s of loading",
+                       (long long)u->generated_tokens, result->seconds_to_first, s->load_seconds)) {
+        return false;
+    }
+    if (u->prompt_seconds > 0 && !mx_bytes_addf(out, " | prompt %.1f tokens/s", computed / u->prompt_seconds))
+        return false;
+    if (u->generate_seconds > 0 && u->generated_tokens > 1 &&
+        !mx_bytes_addf(out, " | decode %.1f tokens/s", (double)(u->generated_tokens - 1) / u->generate_seconds)) {
+        return false;
+    }
+    return mx_bytes_addf(out, " | memory %.0f MB | seed %llu", (double)mx_memory_peak() / 1e6,
+                         (unsigned long long)s->sampling.seed);
+}

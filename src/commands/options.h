@@ -1,0 +1,49 @@
+#ifndef MX_OPTIONS_H
+#define MX_OPTIONS_H
+
+#include "commands/command.h"
+#include "engine/mxrun.h"
+#include "turn/conversation.h"
+
+/* The options that the commands which generate text have in common: which model and engine, how tokens are chosen,
+ * what the prompt says. Include the tables with POPT_ARG_INCLUDE_TABLE, parse, then open a session. */
+extern const struct poptOption mx_model_options[];    /* -m --ctx --kv-type --threads */
+extern const struct poptOption mx_sampling_options[]; /* -n --temperature ... --stop --greedy --seed */
+extern const struct poptOption mx_prompt_options[];   /* --system --developer --reasoning --date --tools */
+
+/* A model that is loaded and an engine on it, with what the options said. */
+typedef struct mx_session {
+    const mx_command *command;
+    char path[4096]; /* of the model */
+    mx_model *model;
+    mx_engine *engine;
+    mx_engine_info info;
+    mx_tokenizer *tokenizer;
+    mx_conversation *conversation; /* with --system, --developer, --reasoning, --date and --tools; NULL: raw */
+    mx_ids stop_tokens;
+    mx_sampling sampling; /* .seed is set, .bias owned here */
+    struct mx_logit_bias *bias;
+    bool random_seed; /* nobody gave one */
+    int64_t max_tokens;
+    char **stop; /* stop strings */
+    int stop_count;
+    double load_seconds;
+} mx_session;
+
+/* Checks the values of all options. `raw`: those about the chat format must not be there. false: *exit_code is set and
+ * the user has been told. */
+bool mx_options_check(const mx_command *command, bool raw, int *exit_code);
+
+/* Checks, then loads. The session must be closed in any case. */
+bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code);
+void mx_session_close(mx_session *s);
+
+/* Runs one turn with the session's sampling and limits; *interrupted as mx_turn_run. Fails with the numbers when the
+ * prompt leaves no room in the context. */
+mx_status mx_session_turn(mx_session *s, const mx_ids *prompt, mx_turn *turn, const volatile sig_atomic_t *interrupted,
+                          mx_error *error);
+
+/* "75 prompt + 143 new tokens | first token 0.05 s | ..." for stderr. */
+bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx_bytes *out);
+
+#endif
