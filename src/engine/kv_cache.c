@@ -237,14 +237,12 @@ int64_t mx_kv_cache_resume(mx_kv_cache *cache, const int32_t *prompt, int64_t pr
 
     int64_t position = 0;
     if (cache->sliding_layers == 0 || cache->first_tile <= window_begin(cache, common)) position = common;
-    for (int i = cache->checkpoints - 1; i >= 0 && position < common; i--) {
+    for (int i = cache->checkpoints - 1; i >= 0 && position == 0 && common > 0; i--) {
         const mx_kv_checkpoint *c = &cache->checkpoint[i];
         int64_t usable = smaller(common, c->position);
-        if (usable <= position) break;
         if (c->first_tile > window_begin(cache, usable)) continue;
         restore(cache, c);
         position = usable;
-        break;
     }
     go_back(cache, position);
     memcpy(cache->tokens + position, prompt + position, sizeof *prompt * (size_t)(prompt_count - position));

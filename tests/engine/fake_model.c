@@ -1,0 +1,159 @@
+#include "fake_model.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "model/sampler.h"
+
+static uint64_t hash(uint64_t a, uint64_t b) {
+    uint64_t z = a * 0x9e3779b97f4a7c15u + b + 0x632be59bd9b4e019u;
+    z = (z ^ (z >> 29)) * 0xbf58476d1ce4e5b9u;
+    return z ^ (z >> 32);
+}
+
+mx_config fake_config(const char *pattern, int window, int max_positions) {
+    mx_config c = {.layers = (int)strlen(pattern), .vocab = FAKE_VOCAB, .window = window};
+    c.max_positions = max_positions;
+    for (int l = 0; l < c.layers; l++) c.sliding[l] = pattern[l] == 's';
+    return c;
+}
+
+static void logits_of(uint64_t state, float *out) {
+    for (int i = 0; i < FAKE_VOCAB; i++) out[i] = (float)(hash(state, (uint64_t)i) >> 40) / (1 << 22);
+}
+
+/* ---- with pages ---------------------------------------------------------------------------------------------------
+ */
+static fake_backend *self(mx_backend *b) {
+    return (fake_backend *)b;
+}
+
+static void destroy(mx_backend *b) {
+    free(self(b)->slot);
+    free(b);
+}
+
+static int64_t page_bytes(const mx_backend *b) {
+    (void)b;
+    return MX_TILE * sizeof(uint64_t);
+}
+
+static void page_clear(mx_backend *b, int32_t page) {
+    assert(page >= 0 && page < self(b)->pages);
+    memset(self(b)->slot + page * MX_TILE, 0, MX_TILE * sizeof(uint64_t));
+}
+
+static uint64_t *slot_at(fake_backend *b, const mx_sequence_view *view, int layer, int64_t position) {
+    assert(position / MX_TILE < view->stride);
+    int32_t page = view->table[layer * view->stride + position / MX_TILE];
+    assert(page >= 0 && page < b->pages);
+    return &b->slot[page * MX_TILE + position % MX_TILE];
+}
+
+static uint64_t run_row(fake_backend *b, const mx_sequence_view *view, const mx_row *row) {
+    uint64_t state = hash((uint64_t)row->token, (uint64_t)row->position);
+    for (int l = 0; l < b->config->layers; l++) {
+        *slot_at(b, view, l, row->position) = state | 1;
+        int64_t first = b->config->sliding[l] ? row->position - b->config->window + 1 : 0;
+        for (int64_t j = first > 0 ? first : 0; j <= row->position; j++) {
+            uint64_t value = *slot_at(b, view, l, j);
+            b->empty_reads += value == 0;
+            state = hash(state, value);
+        }
+    }
+    return state;
+}
+
+static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
+    fake_backend *b = self(base);
+    if (b->sleep_us) usleep((useconds_t)b->sleep_us);
+    for (int i = 0; i < batch->rows; i++) {
+        uint64_t state = run_row(b, &batch->sequence[batch->row[i].sequence], &batch->row[i]);
+        if (batch->row[i].wanted) logits_of(state, b->logits);
+    }
+    b->rows += batch->rows;
+    if (batch->rows > b->largest) b->largest = batch->rows;
+    if (b->nan_in > 0 && --b->nan_in == 0) b->logits[7] = 0.0f / 0.0f;
+    if (b->fail_in > 0 && --b->fail_in == 0) return mx_fail(error, MX_IO, "the fake device is on fire");
+    return MX_OK;
+}
+
+static mx_status sample_row(const float *logits, const mx_sample_spec *spec, mx_sampled *out, mx_error *error) {
+    _Alignas(64) float scratch[FAKE_VOCAB];
+    const mx_kernels *k;
+    mx_status status = mx_kernels_get("scalar", &k, error);
+    return status ? status : mx_sample_logits(k, scratch, logits, FAKE_VOCAB, spec, out, error);
+}
+
+static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec, mx_sampled *out, mx_error *error) {
+    assert(wanted == 0);
+    return sample_row(self(base)->logits, spec, out, error);
+}
+
+fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
+    static const mx_backend_ops ops = {.name = "fake",
+                                       .destroy = destroy,
+                                       .page_bytes = page_bytes,
+                                       .page_clear = page_clear,
+                                       .step = step,
+                                       .sample = sample};
+    fake_backend *b = calloc(1, sizeof *b);
+    assert(b);
+    b->base.ops = &ops;
+    b->config = config;
+    b->pages = pages;
+    b->slot = malloc((size_t)pages * MX_TILE * sizeof *b->slot);
+    assert(b->slot);
+    memset(b->slot, 0xee, (size_t)pages * MX_TILE * sizeof *b->slot); /* pages must be cleared before use */
+    return b;
+}
+
+mx_engine *fake_engine(const mx_config *config, int64_t context, int64_t pages, int batch, fake_backend **backend) {
+    mx_engine_parts parts = {.config = config, .batch_tokens = batch};
+    mx_error error;
+    const uint64_t page = MX_TILE * sizeof(uint64_t);
+    mx_status status = mx_kv_plan_make(config, (int64_t)page, pages ? (uint64_t)pages * page : (uint64_t)1 << 40,
+                                       context, batch, &parts.plan, &error);
+    assert(status == MX_OK);
+    *backend = fake_backend_create(config, parts.plan.pages);
+    parts.backend = &(*backend)->base;
+    mx_engine *engine;
+    status = mx_engine_assemble(&parts, &engine, &error);
+    assert(status == MX_OK);
+    (void)status;
+    return engine;
+}
+
+/* ---- without ------------------------------------------------------------------------------------------------------
+ */
+void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_count, const mx_sampling *sampling,
+                 int32_t *out, int64_t count) {
+    uint64_t *past = calloc((size_t)config->layers * FAKE_MOST, sizeof *past);
+    assert(past && prompt_count + count <= FAKE_MOST);
+    for (int64_t p = 0; p + 1 < prompt_count + count; p++) {
+        int32_t token = p < prompt_count ? prompt[p] : out[p - prompt_count];
+        uint64_t state = hash((uint64_t)token, (uint64_t)p);
+        for (int l = 0; l < config->layers; l++) {
+            past[l * FAKE_MOST + p] = state | 1;
+            int64_t first = config->sliding[l] ? p - config->window + 1 : 0;
+            for (int64_t j = first > 0 ? first : 0; j <= p; j++) state = hash(state, past[l * FAKE_MOST + j]);
+        }
+        if (p + 1 < prompt_count) continue;
+        float logits[FAKE_VOCAB];
+        logits_of(state, logits);
+        mx_sample_spec spec = {.temperature = sampling->temperature,
+                               .top_p = 1,
+                               .repetition_penalty = 1,
+                               .seed = sampling->seed,
+                               .position = p + 1};
+        mx_sampled sampled;
+        mx_error error;
+        mx_status status = sample_row(logits, &spec, &sampled, &error);
+        assert(status == MX_OK);
+        (void)status;
+        out[p + 1 - prompt_count] = sampled.token;
+    }
+    free(past);
+}
