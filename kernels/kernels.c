@@ -10,6 +10,9 @@ static const struct tier {
     const mx_kernels *table;
     unsigned needs;
 } tiers[] = {
+#if defined(__x86_64__)
+    {&mx_kernels_avx512, MX_CPU_AVX2 | MX_CPU_AVX512},
+#endif
     {&mx_kernels_scalar, 0},
 };
 

@@ -1,0 +1,75 @@
+#ifndef MX_KERNELS_X86_AVX512_H
+#define MX_KERNELS_X86_AVX512_H
+
+/* What the files of the AVX-512 tier (F, BW, VL, DQ; FMA and F16C) share. */
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#define MX_INLINE static inline __attribute__((always_inline))
+
+void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols);
+void mx_avx512_matmul_f32(const mx_matmul *m);
+void mx_avx512_matmul_bf16(const mx_matmul *m);
+void mx_avx512_matmul_mxfp4(const mx_matmul *m);
+enum { MX_AVX512_MATMUL_SCRATCH = 85344 }; /* floats */
+void mx_avx512_attention(const mx_attention *a);
+int64_t mx_avx512_attention_scratch(int head_dim, int group);
+void mx_avx512_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
+void mx_avx512_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
+void mx_avx512_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+int64_t mx_avx512_argmax(const float *x, int64_t n);
+double mx_avx512_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
+void mx_avx512_add(float *y, const float *x, int64_t n);
+void mx_avx512_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
+
+/* The first n lanes, all of them when n >= 16. */
+MX_INLINE __mmask16 mx_first_lanes(int64_t n) {
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+/* Sixteen values of a file's format at any address, exactly. */
+MX_INLINE __m512 mx_load16(const uint8_t *at, mx_format format) {
+    if (format == MX_F32) return _mm512_loadu_ps(at);
+    __m256i half = _mm256_loadu_si256((const __m256i *)at);
+    if (format == MX_F16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* The same for the lanes of `mask`; the others are zero and their memory is not touched. */
+MX_INLINE __m512 mx_load16_masked(const uint8_t *at, mx_format format, __mmask16 mask) {
+    if (format == MX_F32) return _mm512_maskz_loadu_ps(mask, at);
+    __m256i half = _mm256_maskz_loadu_epi16(mask, at);
+    if (format == MX_F16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* exp(x) within 2^-22.9 of the true value, subnormal results included; NaN stays NaN. x = n ln 2 + r, |r| <= ln 2 / 2,
+ * exp(r) = 1 + r + r^2 q(r) with q minimax for the relative error (3.6e-9 before rounding). */
+MX_INLINE __m512 mx_exp512(__m512 x) {
+    x = _mm512_min_ps(_mm512_set1_ps(100.0f), _mm512_max_ps(_mm512_set1_ps(-110.0f), x));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)),
+                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
+    __m512 q = _mm512_set1_ps(0x1.6a23cep-10f);
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.123a2p-7f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.5558f2p-5f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.555492p-3f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.fffffcp-2f));
+    __m512 e = _mm512_fmadd_ps(q, _mm512_mul_ps(r, r), r);
+    return _mm512_scalef_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)), n);
+}
+
+/* The sum of 16 lanes in one fixed order. */
+MX_INLINE float mx_sum512(__m512 v) {
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
+    return _mm512_cvtss_f32(v);
+}
+
+#endif

@@ -1,0 +1,332 @@
+/* Matrix products. The sum over K has one order, whatever the number of rows: chunks of CHUNK columns; inside a chunk
+ * one accumulator of 16 lanes takes the even and the odd columns of each 32 in turn; the lanes fold in a fixed tree;
+ * chunk sums add up in ascending order. Two ways produce it:
+ *
+ * - few rows: weights are decoded in registers, several weight rows at a time, straight from the file's bytes;
+ * - many rows: blocks of weights are widened once into a panel in the L2 cache that up to 256 rows then share. */
+#include <string.h>
+
+#include "kernels/x86/avx512.h"
+
+enum {
+    CHUNK = 576,        /* columns; 2880 = 5 * 576 */
+    STEPS = CHUNK / 16, /* vectors of a chunk */
+    BLOCK_N = 96,       /* weight rows per panel and per epilogue */
+    GROUP = 3,          /* weight rows of a many-rows tile */
+    GROUPS = BLOCK_N / GROUP,
+    TILE = 8,      /* activation rows of a tile, of either kind */
+    BLOCK_T = 256, /* rows that share a panel */
+    FEW = 16,      /* up to this many rows the weights are decoded in registers */
+    TILE_SUMS = GROUP * TILE,
+};
+
+/* Scratch of one thread, in floats. */
+typedef struct scratch {
+    float panel[GROUPS][STEPS][GROUP][16];
+    float x[STEPS * TILE * 16];
+    float sums[BLOCK_T / TILE][GROUPS][TILE_SUMS]; /* many rows: [tile][group][weight row * tile rows + row] */
+    float rows[TILE][BLOCK_N];                     /* finished sums of a few rows, by row */
+    float bias[BLOCK_N];
+} scratch;
+
+_Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
+
+/* Each 32 columns become their 16 even ones, then their 16 odd ones: the order in which BF16 pairs and MXFP4 bytes
+ * come apart without a shuffle. */
+void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int64_t i = 0; i < rows * cols; i += 32) {
+        __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
+        _mm512_storeu_ps(out + i, _mm512_permutex2var_ps(a, even, b));
+        _mm512_storeu_ps(out + i + 16, _mm512_permutex2var_ps(a, odd, b));
+    }
+}
+
+/* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
+
+MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
+    return format == MX_MXFP4 ? columns / 2 : format == MX_BF16 ? columns * 2 : columns * 4;
+}
+
+/* 2^(s - 127) of the 32 columns' scale bytes s that begin at `scales`, exactly (s = 0 is a subnormal). */
+MX_INLINE void widen_scales(float *out, const uint8_t *scales, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) {
+        __m128i bytes = _mm_maskz_loadu_epi8(mx_first_lanes(count - i), scales + i);
+        __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+        _mm512_store_si512(out + i, _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000)));
+    }
+}
+
+/* The even and the odd columns of 32 weights. */
+MX_INLINE void decode(__m512 *even, __m512 *odd, mx_format format, const uint8_t *at, const float *scale) {
+    if (format == MX_MXFP4) {
+        const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                           -2.0f, -3.0f, -4.0f, -6.0f);
+        __m512 values = _mm512_mul_ps(e2m1, _mm512_set1_ps(*scale));
+        __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at)); /* permutes look at 4 bits only */
+        *even = _mm512_permutexvar_ps(codes, values);
+        *odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), values);
+    } else if (format == MX_BF16) {
+        __m512i pairs = _mm512_loadu_si512(at);
+        *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+        *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+    } else {
+        const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        __m512 a = _mm512_loadu_ps(at), b = _mm512_loadu_ps(at + 64);
+        *even = _mm512_permutex2var_ps(a, evens, b);
+        *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
+    }
+}
+
+/* ---- sums of lanes --------------------------------------------------------------------------------------------- */
+
+/* Per 128-bit lane: that lane's sums of a, b, c and d. */
+MX_INLINE __m512 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+MX_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Lane i of the result: the sum of a[i], by one tree for every i. */
+MX_INLINE __m512 fold16(const __m512 a[16]) {
+    __m512 low = fold_lanes(fold4(a[0], a[1], a[2], a[3]), fold4(a[4], a[5], a[6], a[7]));
+    __m512 high = fold_lanes(fold4(a[8], a[9], a[10], a[11]), fold4(a[12], a[13], a[14], a[15]));
+    return fold_lanes(low, high);
+}
+
+MX_INLINE __m256 fold8(const __m512 a[8]) {
+    __m512 low = fold_lanes(fold4(a[0], a[1], a[2], a[3]), fold4(a[4], a[5], a[6], a[7]));
+    return _mm512_castps512_ps256(fold_lanes(low, low));
+}
+
+/* ---- what is done with a finished sum ---------------------------------------------------------------------------- */
+
+static void widen_bias(float bias[BLOCK_N], const mx_matmul *m, int64_t n0, int64_t count) {
+    if (m->bias) {
+        mx_avx512_widen(bias, m->bias + n0 * (m->bias_format == MX_BF16 ? 2 : 4), m->bias_format, count);
+    } else {
+        memset(bias, 0, (size_t)count * sizeof *bias);
+    }
+}
+
+/* See mx_swiglu. exp(-alpha * gate) may be infinite: 1 / (1 + inf) is 0, and so is the product. */
+MX_INLINE __m512 swiglu(__m512 gate, __m512 up, float limit, float alpha) {
+    __m512 most = _mm512_set1_ps(limit), one = _mm512_set1_ps(1.0f);
+    gate = _mm512_min_ps(most, gate);
+    up = _mm512_max_ps(_mm512_set1_ps(-limit), _mm512_min_ps(most, up));
+    __m512 e = mx_exp512(_mm512_mul_ps(_mm512_set1_ps(-alpha), gate));
+    __m512 sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, e));
+    return _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), _mm512_add_ps(up, one));
+}
+
+static void finish_swiglu(const mx_matmul *m, float *y, const float *sum, const float *bias, int64_t count) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int64_t i = 0; i < count; i += 32) {
+        __mmask16 first = mx_first_lanes(count - i), second = count - i > 16 ? mx_first_lanes(count - i - 16) : 0;
+        __m512 a = _mm512_add_ps(_mm512_maskz_loadu_ps(first, sum + i), _mm512_maskz_loadu_ps(first, bias + i));
+        __m512 b =
+            _mm512_add_ps(_mm512_maskz_loadu_ps(second, sum + i + 16), _mm512_maskz_loadu_ps(second, bias + i + 16));
+        __m512 gate = _mm512_permutex2var_ps(a, even, b), up = _mm512_permutex2var_ps(a, odd, b);
+        _mm512_mask_storeu_ps(y + i / 2, mx_first_lanes((count - i) / 2), swiglu(gate, up, m->limit, m->alpha));
+    }
+}
+
+/* Outputs n0 ... n0 + count - 1 of row t. */
+static void finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, const float *sum, const float *bias) {
+    float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
+    if (m->epilogue == MX_SWIGLU) {
+        finish_swiglu(m, y + n0 / 2, sum, bias, count);
+        return;
+    }
+    __m512 factor = _mm512_set1_ps(m->epilogue == MX_SCALE ? m->factor[t] : 1.0f);
+    for (int64_t i = 0; i < count; i += 16) {
+        __mmask16 mask = mx_first_lanes(count - i);
+        __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), _mm512_maskz_loadu_ps(mask, bias + i));
+        if (m->epilogue == MX_SCALE) v = _mm512_mul_ps(v, factor);
+        if (m->epilogue == MX_ADD) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + n0 + i), v);
+        _mm512_mask_storeu_ps(y + n0 + i, mask, v);
+    }
+}
+
+MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
+    return m->x + (m->x_row ? m->x_row[t] : t) * m->w.cols;
+}
+
+/* ---- few rows --------------------------------------------------------------------------------------------------- */
+
+/* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8 or 16; the first `keep` of
+ * the C are kept. */
+MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
+                        float sums[TILE][BLOCK_N], int64_t at, int64_t keep) {
+    float scales[8][48] __attribute__((aligned(64))), out[16] __attribute__((aligned(64)));
+    __m512 total = _mm512_setzero_ps();
+    const uint8_t *data = w->data + n * w->row_stride;
+    for (int64_t c0 = 0; c0 < w->cols; c0 += CHUNK) {
+        int64_t blocks = (w->cols - c0 < CHUNK ? w->cols - c0 : CHUNK) / 32;
+        __m512 acc[16];
+        for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
+        for (int c = 0; c < C && format == MX_MXFP4; c++) {
+            widen_scales(scales[c], w->scales + (n + c) * w->scale_stride + c0 / 32, blocks);
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t offset = bytes_of_columns(format, c0 + 32 * b);
+            for (int c = 0; c < C; c++) {
+                const uint8_t *from = data + c * w->row_stride + offset;
+                __m512 even, odd;
+                if (R <= 4) _mm_prefetch((const char *)(from + C * w->row_stride), _MM_HINT_T0); /* the next C rows */
+                decode(&even, &odd, format, from, &scales[c][b]);
+                for (int t = 0; t < R; t++) {
+                    const float *xt = x[t] + c0 + 32 * b;
+                    acc[c * R + t] = _mm512_fmadd_ps(even, _mm512_loadu_ps(xt), acc[c * R + t]);
+                    acc[c * R + t] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(xt + 16), acc[c * R + t]);
+                }
+            }
+        }
+        __m512 sum = R * C == 16 ? fold16(acc) : _mm512_zextps256_ps512(fold8(acc));
+        total = _mm512_add_ps(total, sum);
+    }
+    _mm512_store_ps(out, total);
+    for (int c = 0; c < keep; c++) {
+        for (int t = 0; t < R; t++) sums[t][at + c] = out[c * R + t];
+    }
+}
+
+/* Rows n0 ... n0 + count - 1 of w: tiles of C rows, then each row that is left alone in a tile. */
+MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t count, const float *const *x,
+                              int R, int C, float sums[TILE][BLOCK_N]) {
+    int64_t i = 0;
+    for (; i + C <= count; i += C) few_tile(w, format, n0 + i, x, R, C, sums, i, C);
+    for (; i < count; i++) {
+        mx_matrix row = *w;
+        row.row_stride = row.scale_stride = 0; /* the same row C times */
+        row.data += (n0 + i) * w->row_stride;
+        if (w->scales) row.scales += (n0 + i) * w->scale_stride;
+        few_tile(&row, format, 0, x, R, C, sums, i, 1);
+    }
+}
+
+MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
+    for (int64_t t0 = 0; t0 < m->rows; t0 += TILE) {
+        int64_t rows = m->rows - t0 < TILE ? m->rows - t0 : TILE;
+        const float *x[TILE];
+        for (int64_t i = 0; i < TILE; i++) x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
+        if (rows == 1) {
+            few_rows_block(&m->w, format, n0, count, x, 1, 8, s->rows);
+        } else if (rows == 2) {
+            few_rows_block(&m->w, format, n0, count, x, 2, 8, s->rows);
+        } else if (rows <= 4) {
+            few_rows_block(&m->w, format, n0, count, x, 4, 4, s->rows);
+        } else {
+            few_rows_block(&m->w, format, n0, count, x, 8, 2, s->rows);
+        }
+        for (int64_t i = 0; i < rows; i++) finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
+    }
+}
+
+/* ---- many rows -------------------------------------------------------------------------------------------------- */
+
+MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
+                           int64_t blocks) {
+    float scales[48] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < count; i++) {
+        const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
+        if (format == MX_MXFP4) widen_scales(scales, w->scales + (n0 + i) * w->scale_stride + c0 / 32, blocks);
+        for (int64_t b = 0; b < blocks; b++) {
+            __m512 even, odd;
+            decode(&even, &odd, format, from + bytes_of_columns(format, 32 * b), &scales[b]);
+            _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], even);
+            _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], odd);
+        }
+    }
+}
+
+/* Interleaves R rows' chunk: [step][R][16]. */
+MX_INLINE void gather_x(float *out, const float *const *x, int R, int64_t c0, int64_t steps) {
+    for (int64_t step = 0; step < steps; step++) {
+        for (int t = 0; t < R; t++) {
+            _mm512_store_ps(out + (step * R + t) * 16, _mm512_loadu_ps(x[t] + c0 + step * 16));
+        }
+    }
+}
+
+/* sums[c * R + t] += weight row c . activation row t over `steps` vectors, for GROUP weight rows. */
+MX_INLINE void many_tile(float sums[TILE_SUMS], const float *x, const float *w, int R, int64_t steps) {
+    __m512 acc[TILE_SUMS];
+    for (int i = 0; i < TILE_SUMS; i++) acc[i] = _mm512_setzero_ps();
+    for (int64_t step = 0; step < steps; step++, x += R * 16, w += GROUP * 16) {
+        __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16), w2 = _mm512_load_ps(w + 32);
+        for (int t = 0; t < R; t++) {
+            __m512 xt = _mm512_load_ps(x + t * 16);
+            acc[t] = _mm512_fmadd_ps(w0, xt, acc[t]);
+            acc[R + t] = _mm512_fmadd_ps(w1, xt, acc[R + t]);
+            acc[2 * R + t] = _mm512_fmadd_ps(w2, xt, acc[2 * R + t]);
+        }
+    }
+    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), fold16(acc)));
+    if (R == TILE) _mm256_storeu_ps(sums + 16, _mm256_add_ps(_mm256_loadu_ps(sums + 16), fold8(acc + 16)));
+}
+
+/* Rows t0 ... t0 + rows - 1 times the panel's chunk. */
+MX_INLINE void multiply_tile(scratch *s, const mx_matmul *m, int64_t t0, int64_t rows, int R, float (*sums)[TILE_SUMS],
+                             int64_t groups, int64_t c0, int64_t steps) {
+    const float *x[TILE];
+    for (int64_t i = 0; i < R; i++) x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
+    gather_x(s->x, x, R, c0, steps);
+    for (int64_t g = 0; g < groups; g++) many_tile(sums[g], s->x, s->panel[g][0][0], R, steps);
+}
+
+MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
+    int64_t groups = (count + GROUP - 1) / GROUP;
+    for (int64_t t0 = 0; t0 < m->rows; t0 += BLOCK_T) {
+        int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T;
+        memset(s->sums, 0, (size_t)((rows + TILE - 1) / TILE) * sizeof s->sums[0]);
+        for (int64_t c0 = 0; c0 < m->w.cols; c0 += CHUNK) {
+            int64_t columns = m->w.cols - c0 < CHUNK ? m->w.cols - c0 : CHUNK;
+            widen_panel(s, &m->w, format, n0, count, c0, columns / 32);
+            for (int64_t t = 0; t < rows; t += TILE) {
+                if (rows - t > 4) {
+                    multiply_tile(s, m, t0 + t, rows - t, 8, s->sums[t / TILE], groups, c0, columns / 16);
+                } else {
+                    multiply_tile(s, m, t0 + t, rows - t, 4, s->sums[t / TILE], groups, c0, columns / 16);
+                }
+            }
+        }
+        for (int64_t t = 0; t < rows; t++) {
+            int R = rows - t / TILE * TILE > 4 ? 8 : 4;
+            for (int64_t i = 0; i < count; i++) {
+                s->rows[0][i] = s->sums[t / TILE][i / GROUP][i % GROUP * R + t % TILE];
+            }
+            finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
+        }
+    }
+}
+
+MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
+    scratch *s = (scratch *)m->scratch;
+    for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
+        int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
+        widen_bias(s->bias, m, n0, count);
+        if (m->rows <= FEW) {
+            few_rows(m, format, n0, count, s);
+        } else {
+            many_rows(m, format, n0, count, s);
+        }
+    }
+}
+
+void mx_avx512_matmul_f32(const mx_matmul *m) {
+    matmul(m, MX_F32);
+}
+void mx_avx512_matmul_bf16(const mx_matmul *m) {
+    matmul(m, MX_BF16);
+}
+void mx_avx512_matmul_mxfp4(const mx_matmul *m) {
+    matmul(m, MX_MXFP4);
+}
