@@ -310,7 +310,8 @@ static void plans(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_turn_without_its_analysis), cmocka_unit_test(long_prompts_are_resumed_inside),
+        cmocka_unit_test(a_turn_without_its_analysis), cmocka_unit_test(the_same_prompt_again),
+        cmocka_unit_test(taken_pages_are_clear),       cmocka_unit_test(long_prompts_are_resumed_inside),
         cmocka_unit_test(checkpoints_are_bounded),     cmocka_unit_test(without_spare_pages_checkpoints_give_way),
         cmocka_unit_test(random_conversations),        cmocka_unit_test(plans),
     };
