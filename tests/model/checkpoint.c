@@ -331,6 +331,39 @@ static void test_scales_in_parallel(void **state) {
     maker_close(&m);
 }
 
+/* Scales longer than one piece of the search, the bad byte at the very end. */
+static void test_scales_in_pieces(void **state) {
+    (void)state;
+    maker m;
+    maker_open(&m);
+    static const char *const layer = "model.layers.0.mlp.experts.gate_up_proj_scales";
+    for (int i = 0; i < m.tensors; i++) { /* one layer of 10,000 experts: 1.28 MB of scales */
+        maker_tensor *t = &m.tensor[i];
+        if (strstr(t->name, "layers.1.")) t->absent = true;
+        if (strstr(t->name, "layers.0.mlp.")) {
+            int64_t shape[8];
+            for (int d = 0; d < t->dims; d++) shape[d] = d ? t->shape[d] : 10000;
+            maker_retype(t, t->dtype, t->dims, shape);
+        }
+    }
+    maker_set(&m, "num_hidden_layers", "1");
+    maker_set(&m, "layer_types", "[\"full_attention\"]");
+    maker_set(&m, "num_local_experts", "10000");
+    maker_tensor *scales = maker_find(&m, layer);
+    scales->data[scales->bytes - 1] = 0xFF;
+    maker_write(&m);
+    mx_pool *pool;
+    mx_error error;
+    mx_weights *w;
+    assert_int_equal(mx_pool_create(2, &pool, &error), MX_OK);
+    assert_int_equal(mx_weights_open(m.folder, pool, &w, &error), MX_INVALID_FILE);
+    if (!strstr(error.text, "expert 9999, row 63, block 1 is 0xFF")) fail_msg("%s", error.text);
+    scales->data[scales->bytes - 1] = 127;
+    mx_weights_close(open_made(&m, pool));
+    mx_pool_destroy(pool);
+    maker_close(&m);
+}
+
 /* The checkpoints that came with the project. */
 static void test_real(void **state) {
     (void)state;
@@ -360,6 +393,7 @@ int main(void) {
         cmocka_unit_test(test_unknown_tensors_are_named_once),
         cmocka_unit_test(test_single_file),
         cmocka_unit_test(test_scales_in_parallel),
+        cmocka_unit_test(test_scales_in_pieces),
         cmocka_unit_test(test_real),
     };
     return cmocka_run_group_tests_name("checkpoint", tests, NULL, NULL);

@@ -91,7 +91,7 @@ static void fill(maker_tensor *t) {
 }
 
 void maker_retype(maker_tensor *t, const char *dtype, int dims, const int64_t *shape) {
-    snprintf(t->dtype, sizeof t->dtype, "%s", dtype);
+    if (dtype != t->dtype) snprintf(t->dtype, sizeof t->dtype, "%s", dtype);
     t->dims = dims;
     t->bytes = element_bytes(dtype);
     for (int i = 0; i < dims; i++) {
