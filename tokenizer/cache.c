@@ -15,7 +15,7 @@
 #include <xxhash.h>
 
 static const char magic[8] = "MXTOKEN";
-enum { CACHE_VERSION = 1 };
+enum { CACHE_VERSION = 2 };
 
 /* $XDG_CACHE_HOME/mxrun or ~/.cache/mxrun; both must be absolute. */
 static bool cache_folder(char *out, size_t size) {

@@ -297,6 +297,8 @@ static mx_status read_json(reader *r, size_t size) {
     r->error = &own;
     r->yajl = yajl_alloc(&callbacks, NULL, r);
     if (!r->yajl) return mx_fail(callers, MX_NO_MEMORY, "%s: no memory to read it", r->path);
+    /* tokens are held against the byte alphabet, the small parts are parsed once more: both are stricter */
+    yajl_config(r->yajl, yajl_dont_validate_strings, 1);
     yajl_status rc = yajl_parse(r->yajl, (const unsigned char *)r->json, size);
     size_t at = yajl_get_bytes_consumed(r->yajl);
     if (rc == yajl_status_ok) rc = yajl_complete_parse(r->yajl);
@@ -490,7 +492,10 @@ static mx_status fill_tokens(reader *r, const table *t, const mx_bytes *pattern,
     memset(slots, 0xFF, header->token_slots * sizeof *slots);
     memset(header->byte_id, 0xFF, sizeof header->byte_id);
     for (uint32_t id = 0; id < t->count; id++) {
-        const entry *e = &t->of[id];
+        enum { AHEAD = 16 }; /* the slots are spread over more memory than the caches hold */
+        const entry *e = &t->of[id], *later = &t->of[id + AHEAD < t->count ? id + AHEAD : id];
+        if (later->size)
+            __builtin_prefetch(&slots[(uint32_t)mx_token_hash(r->text.data + later->offset, later->size) & mask], 1);
         offset[id] = at;
         if (e->size) memcpy(text + at, r->text.data + e->offset, e->size);
         at += e->size;
@@ -502,7 +507,7 @@ static mx_status fill_tokens(reader *r, const table *t, const mx_bytes *pattern,
                            id);
         uint32_t i = (uint32_t)hash & mask;
         while (slots[i].id != MX_NO_ID) i = (i + 1) & mask;
-        slots[i] = (mx_token_slot){(uint32_t)(hash >> 32), id};
+        slots[i] = (mx_token_slot){mx_digest(text + offset[id], e->size), e->size, id};
         if (e->size == 1) header->byte_id[(unsigned char)text[offset[id]]] = id;
     }
     for (int b = 0; b < 256; b++)
@@ -513,32 +518,70 @@ static mx_status fill_tokens(reader *r, const table *t, const mx_bytes *pattern,
     return MX_OK;
 }
 
+/* Whether token `id` is spelled `text`. */
+static bool is_spelled(const mx_vocabulary *v, uint32_t id, const char *text, size_t size) {
+    return id < v->header->token_count && v->kind[id] == MX_TOKEN_ORDINARY &&
+           v->offset[id + 1] - v->offset[id] == size && memcmp(v->text + v->offset[id], text, size) == 0;
+}
+
+static uint32_t find(const mx_vocabulary *v, const char *text, size_t size) {
+    return mx_vocabulary_find(v, mx_token_hash(text, size), text, size);
+}
+
+typedef struct resolved_merge {
+    uint32_t left, right, result; /* ids */
+} resolved_merge;
+
+/* Finds the ids of merge m. `last` is the result of the merge before: most lists go through the results in the order
+ * of their ids. */
+static mx_status resolve_merge(reader *r, const mx_vocabulary *v, size_t m, uint32_t last, resolved_merge *out) {
+    const char *text = r->text.data + r->merges[m].offset;
+    size_t left_size = r->merges[m].left, size = left_size + r->merges[m].right;
+    out->left = find(v, text, left_size);
+    out->right = find(v, text + left_size, size - left_size);
+    out->result = is_spelled(v, last, text, size)       ? last
+                  : is_spelled(v, last + 1, text, size) ? last + 1
+                                                        : find(v, text, size);
+    const char *missing = out->left == MX_NO_ID     ? "the left side"
+                          : out->right == MX_NO_ID  ? "the right side"
+                          : out->result == MX_NO_ID ? "the result"
+                                                    : NULL;
+    if (!missing) return MX_OK;
+    return mx_fail(r->error, MX_INVALID_FILE, "%s: model.merges[%zu]: %s is not in model.vocab", r->path, m, missing);
+}
+
 /* A rank is the merge's place in the list. Merges in a row that make the same token share a rank: such lists come from
- * tiktoken's ranks, where only the result counts and the leftmost pair goes first. */
+ * tiktoken's ranks, where only the result counts and the leftmost pair goes first.
+ * Works in batches so that the slots, spread over more memory than the caches hold, can be fetched ahead. */
 static mx_status fill_merges(reader *r, mx_vocabulary *v) {
-    uint32_t count = v->header->merge_slots, rank = 0, last = MX_NO_ID;
+    enum { BATCH = 32 };
+    resolved_merge batch[BATCH];
+    uint32_t count = v->header->merge_slots, mask = v->header->token_slots - 1, rank = 0, last = MX_NO_ID;
     mx_merge_slot *slots = WRITABLE(mx_merge_slot, v->merges);
     memset(slots, 0xFF, count * sizeof *slots);
-    for (size_t m = 0; m < r->merge_count; m++) {
-        const char *text = r->text.data + r->merges[m].offset;
-        size_t sizes[3] = {r->merges[m].left, r->merges[m].right, (size_t)r->merges[m].left + r->merges[m].right};
-        const char *parts[3] = {text, text + sizes[0], text};
-        uint32_t id[3];
-        for (int i = 0; i < 3; i++) {
-            id[i] = mx_vocabulary_find(v, mx_token_hash(parts[i], sizes[i]), parts[i], sizes[i]);
-            if (id[i] == MX_NO_ID)
-                return mx_fail(r->error, MX_INVALID_FILE, "%s: model.merges[%zu]: %s is not in model.vocab", r->path, m,
-                               i == 0   ? "the left side"
-                               : i == 1 ? "the right side"
-                                        : "the result");
+    for (size_t begin = 0; begin < r->merge_count; begin += BATCH) {
+        size_t n = r->merge_count - begin < BATCH ? r->merge_count - begin : BATCH;
+        for (size_t k = 0; k < n; k++) {
+            const merge *m = &r->merges[begin + k];
+            const char *text = r->text.data + m->offset;
+            __builtin_prefetch(&v->tokens[(uint32_t)mx_token_hash(text, m->left) & mask]);
+            __builtin_prefetch(&v->tokens[(uint32_t)mx_token_hash(text + m->left, m->right) & mask]);
         }
-        if (mx_vocabulary_merge(v, id[0], id[1]))
-            return mx_fail(r->error, MX_INVALID_FILE, "%s: model.merges[%zu] repeats an earlier merge", r->path, m);
-        if (id[2] != last) rank = (uint32_t)m;
-        last = id[2];
-        uint32_t i = mx_merge_home(id[0], id[1], count);
-        while (slots[i].left != MX_NO_ID) i = i + 1 == count ? 0 : i + 1;
-        slots[i] = (mx_merge_slot){id[0], id[1], rank, id[2]};
+        for (size_t k = 0; k < n; k++) {
+            mx_status status = resolve_merge(r, v, begin + k, k ? batch[k - 1].result : last, &batch[k]);
+            if (status != MX_OK) return status;
+            __builtin_prefetch(&slots[mx_merge_home(batch[k].left, batch[k].right, count)], 1);
+        }
+        for (size_t k = 0; k < n; k++) {
+            if (mx_vocabulary_merge(v, batch[k].left, batch[k].right))
+                return mx_fail(r->error, MX_INVALID_FILE, "%s: model.merges[%zu] repeats an earlier merge", r->path,
+                               begin + k);
+            if (batch[k].result != last) rank = (uint32_t)(begin + k);
+            last = batch[k].result;
+            uint32_t i = mx_merge_home(batch[k].left, batch[k].right, count);
+            while (slots[i].left != MX_NO_ID) i = i + 1 == count ? 0 : i + 1;
+            slots[i] = (mx_merge_slot){batch[k].left, batch[k].right, rank, last};
+        }
     }
     return MX_OK;
 }

@@ -37,16 +37,6 @@ void mx_vocabulary_free(mx_vocabulary *v) {
     *v = (mx_vocabulary){0};
 }
 
-uint64_t mx_token_hash(const char *text, size_t size) {
+uint64_t mx_long_hash(const char *text, size_t size) {
     return XXH3_64bits(text, size);
-}
-
-uint32_t mx_vocabulary_find(const mx_vocabulary *v, uint64_t hash, const char *text, size_t size) {
-    uint32_t mask = v->header->token_slots - 1, tag = (uint32_t)(hash >> 32);
-    for (uint32_t i = (uint32_t)hash & mask; v->tokens[i].id != MX_NO_ID; i = (i + 1) & mask) {
-        if (v->tokens[i].tag != tag) continue;
-        uint32_t id = v->tokens[i].id, begin = v->offset[id];
-        if (v->offset[id + 1] - begin == size && memcmp(v->text + begin, text, size) == 0) return id;
-    }
-    return MX_NO_ID;
 }

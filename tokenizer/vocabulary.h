@@ -4,8 +4,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
+#include "base/bytes.h"
 #include "base/status.h"
 
 /* Everything a tokenizer.json says, as one flat block of memory that is the same in RAM and in the cache file:
@@ -16,8 +16,9 @@ enum { MX_TOKEN_ORDINARY = 0, MX_TOKEN_ADDED = 1, MX_TOKEN_SPECIAL = 2 };
 #define MX_NO_ID UINT32_MAX
 
 typedef struct mx_token_slot {
-    uint32_t tag; /* high half of the hash */
-    uint32_t id;  /* MX_NO_ID: empty */
+    uint64_t digest; /* mx_digest of the text: all of it, up to 8 bytes */
+    uint32_t size;   /* bytes of the text */
+    uint32_t id;     /* MX_NO_ID: empty */
 } mx_token_slot;
 
 typedef struct mx_merge_slot {
@@ -67,10 +68,36 @@ mx_status mx_vocabulary_parse(const char *path, const char *json, size_t size, m
 bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out);
 void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v);
 
-uint64_t mx_token_hash(const char *text, size_t size);
+/* The first 8 bytes of a text, or all of a shorter one: equal sizes up to 8 and equal digests are equal texts. */
+static inline uint64_t mx_digest(const char *text, size_t size) {
+    if (size >= 8) return mx_load_u64(text);
+    if (size >= 4) return (uint64_t)mx_load_u32(text + size - 4) << 32 | mx_load_u32(text);
+    if (size == 0) return 0;
+    const unsigned char *b = (const unsigned char *)text;
+    return (uint64_t)b[0] | (uint64_t)b[size / 2] << 8 | (uint64_t)b[size - 1] << 16;
+}
+
+uint64_t mx_long_hash(const char *text, size_t size);
+
+static inline uint64_t mx_token_hash(const char *text, size_t size) {
+    if (size > 8) return mx_long_hash(text, size);
+    uint64_t h = (mx_digest(text, size) ^ size << 56) * 0x9E3779B97F4A7C15u;
+    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
+    return h ^ h >> 32;
+}
 
 /* The ordinary token with exactly this text, or MX_NO_ID. */
-uint32_t mx_vocabulary_find(const mx_vocabulary *v, uint64_t hash, const char *text, size_t size);
+static inline uint32_t mx_vocabulary_find(const mx_vocabulary *v, uint64_t hash, const char *text, size_t size) {
+    uint64_t digest = mx_digest(text, size);
+    uint32_t mask = v->header->token_slots - 1;
+    for (uint32_t i = (uint32_t)hash & mask; v->tokens[i].id != MX_NO_ID; i = (i + 1) & mask) {
+        const mx_token_slot *slot = &v->tokens[i];
+        if (slot->digest == digest && slot->size == size &&
+            (size <= 8 || memcmp(v->text + v->offset[slot->id] + 8, text + 8, size - 8) == 0))
+            return slot->id;
+    }
+    return MX_NO_ID;
+}
 
 static inline uint32_t mx_merge_home(uint32_t left, uint32_t right, uint32_t slots) {
     uint64_t h = ((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u;
