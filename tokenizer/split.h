@@ -18,6 +18,7 @@ typedef struct mx_split_state {
     const char *text;
     size_t size, at;
     size_t match_begin, match_end; /* a match found behind a stretch that matches nothing */
+    const void *code;
     void *match_data, *match_context;
 } mx_split_state;
 
