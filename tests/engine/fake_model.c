@@ -69,6 +69,7 @@ static uint64_t run_row(fake_backend *b, const mx_sequence_view *view, const mx_
 static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
     fake_backend *b = self(base);
     if (b->sleep_us) usleep((useconds_t)b->sleep_us);
+    if (b->during) b->during(b->user);
     for (int i = 0; i < batch->rows; i++) {
         uint64_t state = run_row(b, &batch->sequence[batch->row[i].sequence], &batch->row[i]);
         if (batch->row[i].wanted) logits_of(state, b->logits);

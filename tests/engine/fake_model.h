@@ -17,12 +17,14 @@ typedef struct fake_backend {
     uint64_t *slot; /* [pages][MX_TILE] */
     int64_t pages;
     float logits[FAKE_VOCAB];
-    int fail_in;     /* the step that fails, counted down; 0: none */
-    int nan_in;      /* the step whose logits are NaN, likewise */
-    int sleep_us;    /* time one step takes */
-    int64_t rows;    /* computed so far */
-    int64_t largest; /* most rows in a step */
-    int empty_reads; /* slots read that no step wrote since their page was taken */
+    int fail_in;                /* the step that fails, counted down; 0: none */
+    int nan_in;                 /* the step whose logits are NaN, likewise */
+    int sleep_us;               /* time one step takes */
+    int64_t rows;               /* computed so far */
+    int64_t largest;            /* most rows in a step */
+    int empty_reads;            /* slots read that no step wrote since their page was taken */
+    void (*during)(void *user); /* called in every step; may be NULL */
+    void *user;
 } fake_backend;
 
 /* `pattern` names the layers: 's' sliding, 'f' full attention. */
