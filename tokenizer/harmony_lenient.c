@@ -244,7 +244,7 @@ static size_t settle(const mx_harmony_parser *p, header *h, bool complete) {
         if (f->has_recipient && f->recipient.begin > own.end) f->has_recipient = false;
         if (f->has_type && f->content_type.begin > own.end) f->has_type = false;
         f->channel = own;
-        content = own.end;
+        if (own.end < content) content = own.end;
     }
     return content;
 }
