@@ -126,6 +126,7 @@ static bool all_valid_utf8(const char *text, size_t size) {
 
 /* Cuts the first <|channel|> and its value out of the header; what remains goes to `out`. */
 static mx_status cut_channel(mx_harmony_parser *p, const mx_bytes *header, mx_text *out, mx_error *error) {
+    if (!header->size) return MX_OK;
     const char *end = header->data + header->size;
     const char *mark = memmem(header->data, header->size, channel_mark, strlen(channel_mark));
     if (!mark) {
