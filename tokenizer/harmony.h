@@ -36,9 +36,11 @@ typedef struct mx_harmony_message {
     int64_t first_id, last_id; /* the tokens [first, last) it was made of, counted from the first one pushed */
 } mx_harmony_message;
 
-/* What one pushed token did, as the library's streaming view tells it. */
+/* What one pushed token did, as the library's streaming view tells it. Valid until the next push. */
 typedef struct mx_harmony_delta {
-    const char *role, *channel, *recipient; /* of the message being read; NULL outside content */
+    const char *role, *channel, *recipient; /* of the message being read, outside content NULL but for the role hint.
+                                               Lenient: of the message that `text` belongs to, where there is text;
+                                               a token that ends a message may bring its last text */
     const char *text;                       /* content this token completed; NULL: none */
     size_t text_size;
 } mx_harmony_delta;
@@ -48,8 +50,10 @@ typedef struct mx_harmony_parser mx_harmony_parser;
 typedef enum mx_harmony_mode {
     MX_HARMONY_STRICT,     /* the library's strict = true */
     MX_HARMONY_NOT_STRICT, /* the library's strict = false */
-    MX_HARMONY_LENIENT,    /* mxrun's own: never fails and never loses text. What cannot be parsed is delivered as
-                              content of the channel it appeared in */
+    MX_HARMONY_LENIENT,    /* mxrun's own: never fails (but for memory) and never loses text. What cannot be parsed is
+                              delivered as content of the channel it appeared in, or, outside every header, of an
+                              assistant's message on "final"; harmony_lenient.c tells the rules. <|endoftext|> ends a
+                              message too. The messages' token ranges follow each other without a gap */
 } mx_harmony_mode;
 
 /* `role` is the role hint ("assistant" when the prompt ended in <|start|>assistant), or NULL. */

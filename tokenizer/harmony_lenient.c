@@ -93,10 +93,10 @@ static bool read_role(const mx_harmony_parser *p, header *h, mx_span word, bool 
     const char *colon = memchr(text, ':', length(word));
     size_t size = colon ? (size_t)(colon - text) : length(word);
     f->role = mx_harmony_role(text, size, true);
-    if (f->role) {
-        if (colon) f->name = (mx_span){word.begin + size + 1, word.end};
-        return true;
-    }
+    if (colon) f->name = (mx_span){word.begin + size + 1, word.end};
+    if (f->role && (!colon || is_name(p, f->name))) return true;
+    f->role = NULL;
+    f->name = (mx_span){0, 0};
     mx_span rest = {word.begin + strlen(assistant), word.end};
     if (span_begins(p, word, assistant) && known_channel(p, rest)) { /* <|channel|> left out */
         f->role = assistant;
@@ -104,7 +104,7 @@ static bool read_role(const mx_harmony_parser *p, header *h, mx_span word, bool 
         f->has_channel = true;
         return true;
     }
-    if (!is_tool_name(p, word) && !to_follows) return false;
+    if (!is_tool_name(p, word) && !(to_follows && is_name(p, word))) return false;
     f->role = "tool";
     f->name = word;
     return true;

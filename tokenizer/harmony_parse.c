@@ -145,8 +145,8 @@ static mx_status cut_channel(mx_harmony_parser *p, const mx_bytes *header, mx_te
 
 /* Words between ASCII white space; <|constrain|> always begins a word. White space of any kind at both ends goes. */
 static mx_status split_words(header_words *w, mx_error *error) {
+    if (!w->text.bytes.size) return MX_OK;
     const char *p = w->text.bytes.data, *end = p + w->text.bytes.size;
-    if (!p) return MX_OK;
     for (size_t n; (n = space_length(p, (size_t)(end - p)));) p += n;
     for (bool more = true; more;) {
         more = false;
