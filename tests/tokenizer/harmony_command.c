@@ -18,7 +18,7 @@ static int run(const char *arguments, const char *input, size_t size, mx_bytes *
     int status = pclose(pipe);
     unlink(name);
     assert_true(WIFEXITED(status));
-        return WEXITSTATUS(status);
+    return WEXITSTATUS(status);
 }
 
 static void expect(const char *arguments, const char *input, int exit_code, const char *expected) {
