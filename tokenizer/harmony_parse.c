@@ -272,7 +272,6 @@ static mx_status push_header(mx_harmony_parser *p, int32_t id, mx_error *error) 
     size_t size;
     if (id == p->format.message) {
         s = read_header(p, false, error);
-        p->hint = NULL;
         p->state = MX_CONTENT;
     } else if (p->mode == MX_HARMONY_NOT_STRICT && mx_parser_is_stop(p, id)) {
         /* A message without <|message|>. Only the prompt's own header says enough to make one. */

@@ -205,6 +205,8 @@ static void test_lenient(void **state) {
         /* recipients and types */
         {"assistant", "<|channel|>commentary to= functions.f<|message|>{}", "assistant|commentary|functions.f||{}\n"},
         {"assistant", "<|channel|>commentary functions.f<|message|>{}", "assistant|commentary|functions.f||{}\n"},
+        {"assistant", "<|channel|>commentary json to=functions.f<|message|>{}",
+         "assistant|commentary|functions.f|json|{}\n"},
         {"assistant", "<|channel|>analysis code<|message|>1+1", "assistant|analysis||code|1+1\n"},
         {"assistant", "<|constrain|>json<|message|>{}", "assistant|||<|constrain|>json|{}\n"},
         /* special tokens in content */
@@ -254,6 +256,24 @@ static void test_utf8(void **state) {
     assert_string_equal(r.messages.data, "assistant|final|||\xF0\x9F\x98\x80\xEF\xBF\xBD\n");
     free_result(&r);
     mx_ids_free(&ids);
+}
+
+/* An id that no token has: U+FFFD. The library loses the rest of the message behind it. */
+static void test_unknown_id(void **state) {
+    (void)state;
+    mx_ids ids = encode_special(stories(), "<|channel|>final<|message|>a"),
+           more = encode_special(stories(), "b<|end|>");
+    assert_true(mx_ids_add(&ids, INT32_MAX) && mx_ids_add_all(&ids, more.data, more.count));
+    for (int mode = MX_HARMONY_STRICT; mode <= MX_HARMONY_LENIENT; mode++) {
+        result r = run((mx_harmony_mode)mode, "assistant", &ids);
+        assert_int_equal(r.status, MX_OK);
+        assert_string_equal(r.messages.data, mode == MX_HARMONY_LENIENT ? "assistant|final|||a\xEF\xBF\xBD"
+                                                                          "b\n"
+                                                                        : "assistant|final|||a\xEF\xBF\xBD\n");
+        free_result(&r);
+    }
+    mx_ids_free(&ids);
+    mx_ids_free(&more);
 }
 
 static void test_create(void **state) {
@@ -432,9 +452,11 @@ static void test_long_streams(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "full") == 0) fuzz_streams = 400000;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_well_formed),     cmocka_unit_test(test_library_modes), cmocka_unit_test(test_lenient),
-        cmocka_unit_test(test_lenient_streams), cmocka_unit_test(test_utf8),          cmocka_unit_test(test_create),
-        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_fuzz_lenient),  cmocka_unit_test(test_fuzz_ids),
+        cmocka_unit_test(test_well_formed),  cmocka_unit_test(test_library_modes),
+        cmocka_unit_test(test_lenient),      cmocka_unit_test(test_lenient_streams),
+        cmocka_unit_test(test_utf8),         cmocka_unit_test(test_unknown_id),
+        cmocka_unit_test(test_create),       cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_fuzz_lenient), cmocka_unit_test(test_fuzz_ids),
         cmocka_unit_test(test_long_streams),
     };
     return cmocka_run_group_tests_name("harmony parse", tests, NULL, NULL);
