@@ -1,6 +1,7 @@
 """Adds up meson's test logs: summary.py PASSED FAILED TESTLOG.json...
 
-PASSED and FAILED are what was counted before. A cmocka program counts with each of its cases, any other test as one.
+PASSED and FAILED are what was counted before. Programs of cmocka and of Python's unittest count with each of their
+cases, any other test as one.
 Prints "N passed, N failed, N skipped" as the last line; exit status 1 when anything failed or a log is missing.
 """
 import json
@@ -10,6 +11,7 @@ import sys
 CASES = {"passed": re.compile(r"\[  PASSED  \] (\d+) test"),
          "failed": re.compile(r"\[  FAILED  \] (?:[^:\n]*: )?(\d+) test"),
          "skipped": re.compile(r"\[  SKIPPED \] (?:[^:\n]*: )?(\d+) test")}
+UNITTEST = re.compile(r"^Ran (\d+) tests? in .*\n\n(?:OK|FAILED)(?: \((.*)\))?$", re.MULTILINE)
 RESULT = {"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}
 
 
@@ -17,6 +19,12 @@ def count_test(test):
     """The cases of one line of a test log, as {"passed": n, "failed": n, "skipped": n}."""
     output = test.get("stdout", "") + test.get("stderr", "")
     cases = {kind: sum(map(int, pattern.findall(output))) for kind, pattern in CASES.items()}
+    for ran, rest in UNITTEST.findall(output):
+        other = {word: int(n) for word, n in re.findall(r"(\w+)=(\d+)", rest)}
+        bad = other.get("failures", 0) + other.get("errors", 0)
+        cases["failed"] += bad
+        cases["skipped"] += other.get("skipped", 0)
+        cases["passed"] += int(ran) - bad - other.get("skipped", 0)
     outcome = RESULT.get(test["result"], "failed")
     if not any(cases.values()):
         cases[outcome] = 1
