@@ -145,42 +145,49 @@ static size_t read_word(const mx_harmony_parser *p, header *h, mx_span word, boo
     return word.end;
 }
 
+/* The words of a text run from `pos` on. */
+static void read_words(const mx_harmony_parser *p, header *h, size_t pos, size_t end, bool first, bool more) {
+    while (pos < end && !h->malformed) {
+        if (is_space(p->header.bytes.data[pos])) {
+            pos++;
+            continue;
+        }
+        mx_span word = {pos, pos};
+        while (word.end < end && !is_space(p->header.bytes.data[word.end])) word.end++;
+        pos = read_word(p, h, word, first, more);
+        first = false;
+    }
+}
+
+/* <|channel|> or <|constrain|> and the name behind it, which ends before `end`; returns the end of the name. */
+static size_t read_marked(const mx_harmony_parser *p, header *h, const mx_header_item *mark, size_t end) {
+    size_t pos = mark->span.end;
+    if (mark->kind == MX_ITEM_CONSTRAIN) {
+        mx_span name = name_at(p, pos, end);
+        h->fields.content_type = (mx_span){mark->span.begin, name.end};
+        h->fields.has_type = true;
+        return name.end;
+    }
+    while (pos < end && is_space(p->header.bytes.data[pos])) pos++;
+    h->fields.channel = name_at(p, pos, end);
+    h->fields.has_channel = true;
+    return h->fields.channel.end;
+}
+
 /* `more`: the header may go on. */
 static void read_header(const mx_harmony_parser *p, bool more, header *h) {
     *h = (header){.fields = {.role = p->hint}};
-    bool first = true;
     for (int i = 0; i < p->item_count && !h->malformed; i++) {
-        size_t pos = p->items[i].span.begin, end = p->items[i].span.end;
-        if (p->items[i].kind != MX_ITEM_TEXT) {
-            bool channel = p->items[i].kind == MX_ITEM_CHANNEL;
-            bool text_follows = i + 1 < p->item_count && p->items[i + 1].kind == MX_ITEM_TEXT;
-            if (!channel && h->fields.has_type) {
-                add_bare(p, h, p->items[i].span, false);
-                continue;
-            }
-            pos = end;
-            if (text_follows) end = p->items[++i].span.end;
-            while (channel && pos < end && is_space(p->header.bytes.data[pos])) pos++;
-            mx_span name = name_at(p, pos, end);
-            if (channel) {
-                h->fields.channel = name;
-                h->fields.has_channel = true;
-            } else {
-                h->fields.content_type = (mx_span){p->items[i - text_follows].span.begin, name.end};
-                h->fields.has_type = true;
-            }
-            pos = name.end;
-            first = false; /* a role stands in front of these */
-        }
-        while (pos < end && !h->malformed) {
-            if (is_space(p->header.bytes.data[pos])) {
-                pos++;
-                continue;
-            }
-            mx_span word = {pos, pos};
-            while (word.end < end && !is_space(p->header.bytes.data[word.end])) word.end++;
-            pos = read_word(p, h, word, first, more);
-            first = false;
+        const mx_header_item *item = &p->items[i];
+        if (item->kind == MX_ITEM_TEXT) {
+            read_words(p, h, item->span.begin, item->span.end, i == 0, more);
+        } else if (item->kind == MX_ITEM_CONSTRAIN && h->fields.has_type) {
+            add_bare(p, h, item->span, false);
+        } else {
+            bool text_follows = i + 1 < p->item_count && item[1].kind == MX_ITEM_TEXT;
+            size_t end = text_follows ? item[1].span.end : item->span.end;
+            read_words(p, h, read_marked(p, h, item, end), end, false, more);
+            i += text_follows;
         }
     }
     if (p->header.bytes.size > 512 || p->item_count == MX_HEADER_ITEMS) h->malformed = true;
