@@ -421,6 +421,10 @@ static mx_status tabulate(reader *r, table *t) {
     const mx_json *added;
     mx_status status = span_tree(r, ROOT_ADDED, &document, &added);
     if (status != MX_OK) return status;
+    if (added && added->type != MX_JSON_ARRAY) {
+        mx_json_free(document);
+        return mx_fail(r->error, MX_INVALID_FILE, "%s: added_tokens is not a list", r->path);
+    }
     t->count = highest_id(r, added);
     t->of = calloc(t->count ? t->count : 1, sizeof *t->of);
     t->kind = calloc(t->count ? t->count : 1, 1);
