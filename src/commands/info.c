@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +56,7 @@ static void classify(const mx_weights *w, class classes[CLASSES]) {
         if (scales) count = 0; /* part of the blocks' numbers */
         if (experts) share = (double)c->top_k / c->experts;
         if (embedding) share = 1.0 / c->vocab;
-        if (!strcmp(a->name, "unused")) share = 0;
+        if (!strcmp(a->name, "unused") || (!strcmp(a->name, "lm_head") && c->tied_embeddings)) share = 0;
         a->tensors++;
         a->bytes += bytes;
         a->count += count;
@@ -149,8 +150,8 @@ static void print_weights(const class classes[CLASSES], const class *total) {
     for (int i = 0; i <= CLASSES; i++) {
         const class *c = i < CLASSES ? &classes[i] : total;
         if (c->tensors)
-            printf("  %-11s %7d %11s %11s %13s  %s\n", c->name, c->tensors, human(count, c->count, ""),
-                   human(bytes, c->bytes, "B"), human(read, c->read, "B"), c->types);
+            printf("  %-11s %7d %11s %11s %13s%s%s\n", c->name, c->tensors, human(count, c->count, ""),
+                   human(bytes, c->bytes, "B"), human(read, c->read, "B"), *c->types ? "  " : "", c->types);
     }
     printf("\n");
 }
@@ -185,18 +186,15 @@ static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
 }
 
 static void print_memory(const mx_config *c, double weights) {
-    char text[16], sum[16];
-    printf("Memory        KV cache, and with the weights (%s), for one sequence\n", human(text, weights, "B"));
-    printf("  context  ");
-    for (int k = 0; k < 3; k++) printf("%*s%-16s", 7, "", kv_types[k].name);
-    printf("\n");
+    char kv[16], sum[16];
+    printf("Memory        one sequence's KV cache, and with the weights (%s)\n", human(kv, weights, "B"));
+    printf("  context     cache f16, bf16     in all     cache f32     in all\n");
     for (int64_t n = 0; next_context(c, &n);) {
-        printf("  %8lld ", (long long)n);
-        for (int k = 0; k < 3; k++) {
-            double kv = kv_bytes(c, kv_types[k].format, n);
-            printf("%10s %10s  ", human(text, kv, "B"), human(sum, kv + weights, "B"));
-        }
-        printf("\n");
+        double half = kv_bytes(c, MX_F16, n), full = kv_bytes(c, MX_F32, n);
+        printf("  %7lld     %15s", (long long)n, human(kv, half, "B"));
+        printf(" %10s", human(sum, half + weights, "B"));
+        printf("    %10s", human(kv, full, "B"));
+        printf(" %10s\n", human(sum, full + weights, "B"));
     }
     printf("\n");
 }
@@ -324,8 +322,9 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_tokenizer_close(tokenizer);
     mx_weights_close(weights);
     mx_pool_destroy(pool);
-    if (status) return mx_command_fail(self, &error);
-    return MX_EXIT_OK;
+    if (!status && (fflush(stdout) != 0 || ferror(stdout)))
+        status = mx_fail(&error, MX_IO, "cannot write to stdout: %s", strerror(errno));
+    return status ? mx_command_fail(self, &error) : MX_EXIT_OK;
 }
 
 const mx_command mx_command_info = {

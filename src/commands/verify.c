@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -529,6 +530,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
                                              : verify_official(&r, folder, kv, &set, &passed, &error);
     }
     runner_close(&r);
+    if (!status && (fflush(stdout) != 0 || ferror(stdout)))
+        status = mx_fail(&error, MX_IO, "cannot write to stdout: %s", strerror(errno));
     if (status) return mx_command_fail(self, &error);
     return passed ? MX_EXIT_OK : MX_EXIT_FAILED;
 }

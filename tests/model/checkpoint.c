@@ -172,6 +172,24 @@ static void test_yarn_table(void **state) {
     assert_true(fabs(inv[13] / (pow(150000, -13 / 32.0) * (0.5 + 0.5 / 32)) - 1) < 1e-12);
 }
 
+/* A short original context pushes the lower bound below pair 0, where it is held. Numbers of the float64 oracle. */
+static void test_yarn_bounds(void **state) {
+    (void)state;
+    static const double table[] = {1.0,
+                                   0.3611140287883641,
+                                   0.11748292149649765,
+                                   0.030155963688402038,
+                                   0.002152255628001243,
+                                   0.0007539134706999197};
+    maker m;
+    maker_open(&m);
+    mx_config c = config_of(&m); /* head_dim 32, 128 original positions: bounds -0.61 and 4.05 */
+    double inv[16], concentration;
+    mx_config_rope(&c, inv, &concentration);
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) assert_true(fabs(inv[i] / table[i] - 1) < 1e-14);
+    maker_close(&m);
+}
+
 /* ---- layouts ----------------------------------------------------------------------------------------------------- */
 
 static void check_roles(const mx_weights *w, maker *m) {
@@ -386,6 +404,7 @@ int main(void) {
         cmocka_unit_test(test_config_spellings),
         cmocka_unit_test(test_plain_rope),
         cmocka_unit_test(test_yarn_table),
+        cmocka_unit_test(test_yarn_bounds),
         cmocka_unit_test(test_layouts),
         cmocka_unit_test(test_index_leaves_others_alone),
         cmocka_unit_test(test_types),
