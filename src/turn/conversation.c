@@ -104,7 +104,11 @@ mx_status mx_conversation_set(mx_conversation *c, mx_setting setting, const char
     mx_status status = mx_setting_check(setting, value, error);
     if (status) return status;
     mx_bytes copy = {0};
-    if (!mx_bytes_add_lossy(&copy, value, strlen(value))) return no_memory(error);
+    /* The first one makes "" a string too. */
+    if (!mx_bytes_add(&copy, "", 0) || !mx_bytes_add_lossy(&copy, value, strlen(value))) {
+        mx_bytes_free(&copy);
+        return no_memory(error);
+    }
     free(c->setting[setting]);
     c->setting[setting] = copy.data;
     c->head.count = 0;
