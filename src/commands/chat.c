@@ -328,7 +328,7 @@ int mx_chat(const mx_command *command, mx_show thinking, bool quiet) {
             c.failed = true;
         } else {
             if (!quiet) {
-                say("mxrun " MX_VERSION ": %s, context %lld tokens, seed %llu; /help lists the commands", session.path,
+                say("mxrun " MX_VERSION ": %s, context %lld tokens, seed %llu; /help lists the commands", session.name,
                     (long long)session.info.context, (unsigned long long)c.seed);
             }
             talk(&c);

@@ -62,7 +62,7 @@ static void print_options(poptContext context) {
     poptPrintHelp(context, memory, 0);
     if (fclose(memory) == 0) {
         const char *options = strchr(text, '\n');
-        if (options) fputs(options + 1, stdout);
+        if (options) fputs(options + 1 + strspn(options + 1, "\n"), stdout);
     }
     free(text);
 }
@@ -82,8 +82,10 @@ bool mx_command_parse(const mx_command *self, const struct poptOption *options, 
         {"help", 'h', POPT_ARG_NONE, NULL, HELP, "Show this help and exit", NULL},
         POPT_TABLEEND,
     };
+    /* A table of tables brings its own headings. */
+    const char *heading = options->argInfo == POPT_ARG_INCLUDE_TABLE ? NULL : "Options:";
     const struct poptOption table[] = {
-        {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)options, 0, "Options:", NULL},
+        {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)options, 0, heading, NULL},
         {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)help_table, 0, "Help:", NULL},
         POPT_TABLEEND,
     };

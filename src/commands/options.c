@@ -53,7 +53,7 @@ const struct poptOption mx_model_options[] = {
 };
 
 const struct poptOption mx_sampling_options[] = {
-    {NULL, 'n', STRING, &numbers[COUNT].text, 0, "Most tokens of an answer (default: until the context is full)", "N"},
+    {"max-tokens", 'n', STRING, &numbers[COUNT].text, 0, "Most tokens of an answer (default: until the context is full)", "N"},
     {"temperature", '\0', STRING, &numbers[TEMPERATURE].text, 0, "Randomness: 0 takes the likeliest (default 1)", "T"},
     {"top-k", '\0', STRING, &numbers[TOP_K].text, 0, "Choose among the K likeliest (default 0: all)", "K"},
     {"top-p", '\0', STRING, &numbers[TOP_P].text, 0, "Choose among the likeliest that sum to P (default 1: all)", "P"},
@@ -316,7 +316,7 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
 }
 
 bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
-    *out = (mx_session){.command = command};
+    *out = (mx_session){.command = command, .name = given.model};
     if (!mx_options_check(command, raw, exit_code)) return false;
     double start = mx_seconds();
     mx_error error = {0};

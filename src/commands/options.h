@@ -14,7 +14,8 @@ extern const struct poptOption mx_prompt_options[];   /* --system --developer --
 /* A model that is loaded and an engine on it, with what the options said. */
 typedef struct mx_session {
     const mx_command *command;
-    char path[4096]; /* of the model */
+    const char *name; /* of the model, as given */
+    char path[4096];
     mx_model *model;
     mx_engine *engine;
     mx_engine_info info;

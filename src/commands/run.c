@@ -45,7 +45,10 @@ static mx_status read_prompt(bool from_stdin, mx_bytes *out, mx_error *error) {
     } else if (!mx_bytes_add_string(out, prompt_text)) {
         return mx_fail(error, MX_NO_MEMORY, "no memory for the prompt");
     }
-    if (out->size == 0) return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt is empty");
+    if (out->size == 0) {
+        return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt %sis empty",
+                       from_stdin ? "on stdin " : prompt_file ? "in the file " : "");
+    }
     mx_warn_invalid_utf8(&mx_command_run, "the prompt", out);
     return MX_OK;
 }
