@@ -32,7 +32,9 @@ typedef struct mx_config {
     int eos[8], eos_count;        /* eos_token_id of config.json and generation_config.json together */
 } mx_config;
 
-/* Reads FOLDER/config.json (and generation_config.json where it is). */
+/* Reads FOLDER/config.json (and generation_config.json where it is). Every number is in a range in which no product of
+ * sizes overflows; matrix widths are multiples of 32. MX_INVALID_FILE for what is wrong, MX_UNSUPPORTED for another
+ * model, activation, RoPE or quantisation. */
 mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error);
 
 /* inv_freq [head_dim / 2] (radians per position) and the factor on cos and sin, section 1.5 of the facts. */
@@ -64,7 +66,8 @@ typedef struct mx_tensor {
 typedef struct mx_checkpoint mx_checkpoint;
 
 /* `path`: a folder with one or many .safetensors (with or without model.safetensors.index.json), or one such file.
- * Maps every file and checks every header: lengths, offsets, overlaps, duplicates, dtype sizes. */
+ * Maps every file and checks every header: lengths, offsets, overlaps, holes, duplicates, dtype sizes. With an index
+ * only its files are opened, and each tensor must be in the file it names. */
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
 void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into it dies */
 int mx_checkpoint_count(const mx_checkpoint *ck);
