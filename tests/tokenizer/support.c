@@ -95,7 +95,7 @@ void small_tokenizer(mx_bytes *out) {
         "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":["
         "{\"id\":300,\"content\":\"<|start|>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
         "\"normalized\":false,\"special\":true},"
-        "{\"id\":301,\"content\":\"<|end|>\",\"special\":true},{\"id\":302,\"content\":\"<|en|>\",\"special\":true},"
+        "{\"id\":301,\"content\":\"<|end|>\",\"special\":true},{\"id\":302,\"content\":\"<|end|>>\",\"special\":true},"
         "{\"id\":303,\"content\":\"<tool>\",\"special\":false}],"
         "\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
         "{\"type\":\"Split\",\"pattern\":{\"Regex\":\" ?\\\\p{L}+|\\\\p{N}{1,3}|[^\\\\s\\\\p{L}\\\\p{N}]+|\\\\s\"},"

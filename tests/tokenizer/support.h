@@ -29,7 +29,7 @@ const char *scratch_folder(void);
 const char *scratch_file(const char *name, const void *data, size_t size);
 
 /* A small valid tokenizer.json: 256 bytes (ids 0..255 by value), ab 256, abc 257, " a" 258, "xyz" 259 without merges,
- * added <|start|> 300, <|end|> 301, <|en|> 302 and, not special, <tool> 303. Ids 260..299 do not exist. */
+ * added <|start|> 300, <|end|> 301, <|end|>> 302 and, not special, <tool> 303. Ids 260..299 do not exist. */
 void small_tokenizer(mx_bytes *out);
 /* Replaces the first `from` in `text`, which must be there. */
 void replace(mx_bytes *text, const char *from, const char *to);

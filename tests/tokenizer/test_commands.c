@@ -72,7 +72,7 @@ static void test_jsonl(void **state) {
     (void)state;
     expect(RUN("tokenize --jsonl", "{\"text\":\"ab\"}\n{\"cat\":1,\"text\":\"\\u0000a\\n\"}\n{\"text\":\"\"}"), 0,
            "{\"ids\":[256]}\n{\"ids\":[0,97,10]}\n{\"ids\":[]}\n");
-    expect(RUN("tokenize --jsonl --special", "{\"text\":\"<|en|>ab\"}\n"), 0, "{\"ids\":[302,256]}\n");
+    expect(RUN("tokenize --jsonl --special", "{\"text\":\"<|end|>>ab\"}\n"), 0, "{\"ids\":[302,256]}\n");
     expect(RUN("detokenize --jsonl", "{\"ids\":[256]}\n{\"ids\":[]}\n{\"ids\":[0,255,301]}\n"), 0,
            "{\"bytes_b64\":\"YWI=\"}\n{\"bytes_b64\":\"\"}\n{\"bytes_b64\":\"AP88fGVuZHw+\"}\n");
     expect(RUN("tokenize --jsonl", ""), 0, "");

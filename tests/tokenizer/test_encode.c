@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "tokenizer/bpe.h"
+#include "tokenizer/split.h"
 #include "tokenizer/vocabulary.h"
 
 #define STORIES   "tools/stories/checkpoint"
@@ -130,9 +131,9 @@ static void test_special(void **state) {
     (void)state;
     mx_tokenizer *t = open_small(NULL);
     CHECK(t, "<|start|>ab<|end|>", true, 300, 256, 301);
-    CHECK(t, "<|en|><|end|><|e", true, 302, 301, '<', '|', 'e');
+    CHECK(t, "<|end|>><|end|><|end|", true, 302, 301, '<', '|', 'e', 'n', 'd', '|'); /* the longest one */
     CHECK(t, "<|<|start|>", true, '<', '|', 300);
-    CHECK(t, "<|en|>", false, '<', '|', 'e', 'n', '|', '>');
+    CHECK(t, "<|end|>", false, '<', '|', 'e', 'n', 'd', '|', '>');
     CHECK(t, "<tool>", true, 303);
     assert_int_equal(mx_special_id(t, "<|start|>"), 300);
     assert_int_equal(mx_special_id(t, "<|start|"), -1);
@@ -193,31 +194,65 @@ static void test_ignore_merges(void **state) {
     mx_tokenizer_close(t);
 }
 
-static void with_gaps(mx_bytes *json) {
-    replace(json, "\\\\p{N}{1,3}|", "\\\\p{N}{3}|");
+/* The pieces of `text`, with a bar between. */
+static void check_split(const char *pattern, const char *text, const char *expected) {
+    mx_splitter *s;
+    mx_split_state walk;
+    mx_error error = {0};
+    mx_bytes found = {0};
+    if (mx_splitter_create(pattern, strlen(pattern), &s, &error) != MX_OK) fail_msg("%s", error.text);
+    assert_int_equal(mx_split_open(&walk, s, &error), MX_OK);
+    mx_split_begin(&walk, text, strlen(text));
+    const char *piece;
+    size_t size;
+    while (mx_split_next(&walk, &piece, &size, &error) == MX_OK && size)
+        assert_true(mx_bytes_add(&found, "|", found.size > 0) && mx_bytes_add(&found, piece, size));
+    assert_string_equal(found.data, expected);
+    mx_split_close(&walk);
+    mx_splitter_free(s);
+    mx_bytes_free(&found);
 }
 
-/* What the split pattern skips is a piece of its own; \s is the White_Space property; U+10D40 is a digit. */
 static void test_split(void **state) {
     (void)state;
-    mx_tokenizer *t = open_small(with_gaps);
-    CHECK(t, "ab12ab345", false, 256, '1', '2', 256, '3', '4', '5');
-    mx_tokenizer_close(t);
-    t = open_small(with_ignore_merges);
-    CHECK(t, "\xE1\xA0\x8E", false, 0xE1, 0xA0, 0x8E);
-    CHECK(t,
-          "ab\xF0\x90\xB5\x80"
-          "ab",
-          false, 256, 0xF0, 0x90, 0xB5, 0x80, 256);
-    mx_tokenizer_close(t);
-    /* U+1C89 is a letter of Unicode 16: with the space before it and the a behind it makes one piece */
-    t = open_small(NULL);
-    CHECK(t,
-          " \xE1\xB2\x89"
-          "ab",
-          false, ' ', 0xE1, 0xB2, 0x89, 256);
-    CHECK(t, " a", false, 258);
-    mx_tokenizer_close(t);
+    /* what the pattern skips is a piece of its own */
+    check_split("\\p{L}+|\\p{N}{3}", "ab12cd345e67", "ab|12|cd|345|e|67");
+    check_split("x*", "axxb", "a|xx|b");
+    check_split("[^]x]+|[]]", "ab]xc", "ab|]|x|c");
+    /* \s and \S are the White_Space property, inside classes and outside: U+180E is none */
+    check_split("[^\\s]+|\\s", "a\xE1\xA0\x8E_\xE3\x80\x80_", "a\xE1\xA0\x8E_|\xE3\x80\x80|_");
+    check_split("\\S+|\\s", "a\xE1\xA0\x8E_\xC2\x85_", "a\xE1\xA0\x8E_|\xC2\x85|_");
+    check_split("[\\S]+|[\\s]", "a\xE1\xA0\x8E_\xC2\xA0_", "a\xE1\xA0\x8E_|\xC2\xA0|_");
+    /* Unicode 15 and 16: U+1C89 Lu, U+1C8A Ll, U+31350 Lo, U+10D4E Lm, U+10D40 Nd, U+0897 Mn */
+    check_split("\\p{Lu}+|.", "AA\xE1\xB2\x89\xE1\xB2\x8A", "AA\xE1\xB2\x89|\xE1\xB2\x8A");
+    check_split("[\\p{Ll}\\p{Lo}]+|.", "z\xF0\xB1\x8D\x90\xE1\xB2\x8A\xE1\xB2\x89",
+                "z\xF0\xB1\x8D\x90\xE1\xB2\x8A|\xE1\xB2\x89");
+    check_split("\\p{L}+|\\P{L}+", "1\xF0\x90\xB5\x80\xF0\x90\xB5\x8Ez", "1\xF0\x90\xB5\x80|\xF0\x90\xB5\x8Ez");
+    check_split("\\p{N}+|[^\\p{N}]+", "1\xF0\x90\xB5\x80\xF0\x90\xB5\x8Ez", "1\xF0\x90\xB5\x80|\xF0\x90\xB5\x8Ez");
+    check_split("\\p{L}\\p{M}*|\\p{Lm}", "z\xE0\xA2\x97z", "z\xE0\xA2\x97|z");
+    /* the long s is an s in any case */
+    check_split("(?i:'s)|.", "x'\xC5\xBF'S", "x|'\xC5\xBF|'S");
+}
+
+/* Merges in a row with the same result have one rank, so that the leftmost goes first. */
+static void test_ranks(void **state) {
+    (void)state;
+    mx_bytes json = {0};
+    mx_vocabulary v;
+    mx_error error = {0};
+    small_tokenizer(&json);
+    replace(&json, "\"xyz\":259", "\"bc\":259");
+    replace(&json, "[\"ab\",\"c\"]", "[\"b\",\"c\"],[\"ab\",\"c\"],[\"a\",\"bc\"]");
+    if (mx_vocabulary_parse("small", json.data, json.size, &v, &error) != MX_OK) fail_msg("%s", error.text);
+    assert_int_equal(mx_vocabulary_merge(&v, 'a', 'b')->rank, 0);
+    assert_int_equal(mx_vocabulary_merge(&v, 'b', 'c')->rank, 1);
+    assert_int_equal(mx_vocabulary_merge(&v, 256, 'c')->rank, 2);
+    assert_int_equal(mx_vocabulary_merge(&v, 'a', 259)->rank, 2);
+    assert_int_equal(mx_vocabulary_merge(&v, 'a', 259)->result, 257);
+    assert_int_equal(mx_vocabulary_merge(&v, ' ', 'a')->rank, 4);
+    assert_null(mx_vocabulary_merge(&v, 'c', 'a'));
+    mx_vocabulary_free(&v);
+    mx_bytes_free(&json);
 }
 
 /* ---- merging ----------------------------------------------------------------------------------------------------- */
@@ -438,6 +473,7 @@ int main(void) {
         cmocka_unit_test(test_reserved),
         cmocka_unit_test(test_ignore_merges),
         cmocka_unit_test(test_split),
+        cmocka_unit_test(test_ranks),
         cmocka_unit_test(test_appending),
         cmocka_unit_test(test_merging),
         cmocka_unit_test(test_merging_published),
