@@ -14,7 +14,7 @@
 /* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
  * above this file: blocks and scales of one tensor may lie in different ones. */
 
-enum { MOST_FILES = 4096, INDEX_LIMIT = 64 << 20 };
+enum { MOST_FILES = 4096, INDEX_LIMIT = 16 << 20 };
 
 struct mx_checkpoint {
     mx_safetensors *file;
@@ -23,10 +23,10 @@ struct mx_checkpoint {
     int count;
 };
 
-/* A growing list of file names. */
+/* File names in order, each once. */
 typedef struct names {
     char **name; /* owned, each owned */
-    int count, capacity;
+    int count;
 } names;
 
 static void names_free(names *n) {
@@ -35,37 +35,24 @@ static void names_free(names *n) {
     *n = (names){0};
 }
 
-static int by_text(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
 static mx_status names_add(names *n, const char *folder, const char *name, mx_error *error) {
+    int low = 0, high = n->count; /* the name's place is in low .. high */
+    while (low < high) {
+        int middle = (low + high) / 2, order = strcmp(n->name[middle], name);
+        if (order == 0) return MX_OK;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
     if (n->count == MOST_FILES)
         return mx_fail(error, MX_UNSUPPORTED, "%s: more than %d .safetensors files", folder, MOST_FILES);
-    if (n->count == n->capacity) {
-        int capacity = n->capacity ? n->capacity * 2 : 32;
-        char **more = realloc(n->name, (size_t)capacity * sizeof *more);
-        if (!more) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its file names", folder);
-        n->name = more;
-        n->capacity = capacity;
-    }
-    n->name[n->count] = strdup(name);
-    if (!n->name[n->count]) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its file names", folder);
-    n->count++;
+    if (!n->name) n->name = malloc(MOST_FILES * sizeof *n->name);
+    char *own = n->name ? strdup(name) : NULL;
+    if (!own) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its file names", folder);
+    memmove(n->name + low + 1, n->name + low, (size_t)(n->count++ - low) * sizeof *n->name);
+    n->name[low] = own;
     return MX_OK;
-}
-
-static void names_sort(names *n) {
-    if (!n->count) return;
-    qsort(n->name, (size_t)n->count, sizeof *n->name, by_text);
-    int keep = 1;
-    for (int i = 1; i < n->count; i++) {
-        if (strcmp(n->name[i], n->name[keep - 1]))
-            n->name[keep++] = n->name[i];
-        else
-            free(n->name[i]);
-    }
-    n->count = keep;
 }
 
 static bool ends_with(const char *text, const char *end) {
@@ -105,7 +92,6 @@ static mx_status list_folder(const char *folder, names *out, mx_error *error) {
     }
     closedir(dir);
     if (!status && !out->count) status = nothing_there(folder, gguf, torch, original, error);
-    names_sort(out);
     return status;
 }
 
@@ -116,7 +102,6 @@ static mx_status read_index(const char *folder, const char *path, const mx_json 
     if (!map || map->type != MX_JSON_OBJECT || !map->count)
         return mx_fail(error, MX_INVALID_FILE, "%s: weight_map is %s, expected an object of tensor names and files",
                        path, map ? mx_show_json(text, sizeof text, map) : "missing");
-    const char *last = NULL;
     for (const mx_json *v = map->child; v; v = v->next) {
         if (!mx_is_one_line(v->key, v->key_size))
             return mx_fail(error, MX_INVALID_FILE, "%s: weight_map: a tensor's name holds a control character", path);
@@ -126,14 +111,9 @@ static mx_status read_index(const char *folder, const char *path, const mx_json 
             return mx_fail(error, MX_INVALID_FILE,
                            "%s: weight_map: file of %s is %s, expected the name of a .safetensors file", path, v->key,
                            mx_show_json(text, sizeof text, v));
-        if (last && !strcmp(last, v->text)) continue; /* the usual case, so that the list stays short */
-        last = v->text;
-        bool known = false;
-        for (int i = 0; i < out->count && !known; i++) known = !strcmp(out->name[i], v->text);
-        mx_status status = known ? MX_OK : names_add(out, folder, v->text, error);
+        mx_status status = names_add(out, folder, v->text, error);
         if (status) return status;
     }
-    names_sort(out);
     return MX_OK;
 }
 
