@@ -8,7 +8,7 @@ import random
 import re
 
 import corpus
-from checkpoint import SPECIAL_TOKENS, VOCABULARY
+from shape import SPECIAL_TOKENS, VOCABULARY
 
 BOOK_SHARE = 0.22  # of the documents; the others are conversations
 

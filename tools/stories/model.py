@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import checkpoint as shape
 import mxfp4
+import shape
 
 POSITIONS = 4096  # of the tables of angles: the longest sequence
 

@@ -15,6 +15,7 @@ import unittest
 
 import corpus
 import data
+import shape
 
 try:
     import numpy
@@ -68,6 +69,14 @@ class Books(unittest.TestCase):
         share = mixed.count("<|startoftext|>a book<|endoftext|>") / len(mixed)
         self.assertAlmostEqual(share, data.BOOK_SHARE, delta=0.03)
         self.assertEqual(mixed, list(data.documents(["a book"], 1, 2000)))
+
+
+class Shape(unittest.TestCase):
+    def test_special_tokens_are_the_tokenizers(self):
+        with open(os.path.join(SHIPPED, "tokenizer.json"), encoding="utf-8") as file:
+            added = json.load(file)["added_tokens"]
+        self.assertEqual({token["content"]: token["id"] for token in added},
+                         {name: shape.special_id(name) for name in shape.SPECIAL_TOKENS})
 
 
 @needs_numpy
@@ -133,12 +142,6 @@ class Export(unittest.TestCase):
         self.assertEqual(weights.keys(), back.keys())
         for name, value in weights.items():
             numpy.testing.assert_array_equal(value, back[name], name)
-
-    def test_special_tokens_are_the_tokenizers(self):
-        with open(os.path.join(SHIPPED, "tokenizer.json"), encoding="utf-8") as file:
-            added = json.load(file)["added_tokens"]
-        self.assertEqual({token["content"]: token["id"] for token in added},
-                         {name: checkpoint.special_id(name) for name in checkpoint.SPECIAL_TOKENS})
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
     python3 train.py train BOOKS OUT --minutes 78 --batch 16 --bf16       OUT/model.pt
     python3 train.py export OUT                                           the other files of a Hugging Face folder
 
-BOOKS is a text file (or .xz) of public-domain children's books; the conversations come from corpus.py. The first two
-commands need PyTorch and `tokenizers`. How far a training gets in its minutes depends on the machine, so weights come
+BOOKS is a text file (or .xz) of public-domain children's books; the conversations come from corpus.py. PyTorch, NumPy
+and `tokenizers` must be installed. How far a training gets in its minutes depends on the machine, so weights come
 out alike and not equal; the tokenizer comes out equal from equal books.
 
 The experts are rounded to MXFP4 in the forward pass from --quant-at on, so that what is exported is what was trained.
 A twin in BF16 starts from the state before the rounding:
 
+    mkdir TWIN && cp OUT/tokenizer.json OUT/train.npy OUT/eval.npy TWIN
     python3 train.py train BOOKS TWIN --init OUT/model-before-rounding.pt --hold 0 --peak 0.82 --quant-at 2 \\
         --minutes 30 --seed 77 --batch 16 --bf16
     python3 train.py export TWIN --plain
