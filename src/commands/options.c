@@ -53,7 +53,8 @@ const struct poptOption mx_model_options[] = {
 };
 
 const struct poptOption mx_sampling_options[] = {
-    {"max-tokens", 'n', STRING, &numbers[COUNT].text, 0, "Most tokens of an answer (default: until the context is full)", "N"},
+    {"max-tokens", 'n', STRING, &numbers[COUNT].text, 0,
+     "Most tokens of an answer (default: until the context is full)", "N"},
     {"temperature", '\0', STRING, &numbers[TEMPERATURE].text, 0, "Randomness: 0 takes the likeliest (default 1)", "T"},
     {"top-k", '\0', STRING, &numbers[TOP_K].text, 0, "Choose among the K likeliest (default 0: all)", "K"},
     {"top-p", '\0', STRING, &numbers[TOP_P].text, 0, "Choose among the likeliest that sum to P (default 1: all)", "P"},
@@ -65,7 +66,7 @@ const struct poptOption mx_sampling_options[] = {
     {"frequency-penalty", '\0', STRING, &numbers[FREQUENCY].text, 0,
      "The same, times how often it is there (default 0)", "V"},
     {"logit-bias", '\0', POPT_ARG_ARGV, &given.logit_bias, 0,
-     "Add V (-100 to 100, or -inf) to the logit of token ID; may be repeated", "ID=V"},
+     "Add V, -100 (never) to 100, to the logit of token ID; may be repeated", "ID=V"},
     {"stop", '\0', POPT_ARG_ARGV, &given.stop, 0, "End the answer before this text; may be repeated", "TEXT"},
     {"greedy", '\0', POPT_ARG_NONE, &given.greedy, 0, "Always the likeliest token (as --temperature 0)", NULL},
     {"seed", '\0', STRING, &given.seed, 0, "Of the random choices (default: a random one, printed)", "N"},
@@ -128,10 +129,6 @@ static bool parse_bias(const char *text, struct mx_logit_bias *out) {
     if (end == text || *end != '=' || errno || token < 0 || token > INT32_MAX || !end[1]) return false;
     const char *value = end + 1;
     out->token = (int32_t)token;
-    if (strcmp(value, "-inf") == 0) {
-        out->value = -INFINITY;
-        return true;
-    }
     if (strspn(value, "0123456789-+.eE") != strlen(value)) return false;
     out->value = strtof(value, &end);
     return !*end && fabsf(out->value) <= 100;
@@ -221,8 +218,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     for (int i = 0; i < length_of(given.logit_bias); i++) {
         if (parse_bias(given.logit_bias[i], &bias)) continue;
-        mx_command_usage(command,
-                         "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100, or -inf",
+        mx_command_usage(command, "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100",
                          given.logit_bias[i]);
         return false;
     }
