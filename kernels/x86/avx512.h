@@ -14,7 +14,7 @@ void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols);
 void mx_avx512_matmul_f32(const mx_matmul *m);
 void mx_avx512_matmul_bf16(const mx_matmul *m);
 void mx_avx512_matmul_mxfp4(const mx_matmul *m);
-enum { MX_AVX512_MATMUL_SCRATCH = 85344 }; /* floats */
+enum { MX_AVX512_MATMUL_SCRATCH = 85600 }; /* floats */
 void mx_avx512_attention(const mx_attention *a);
 int64_t mx_avx512_attention_scratch(int head_dim, int group);
 void mx_avx512_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);

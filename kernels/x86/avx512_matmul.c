@@ -1,11 +1,12 @@
 /* Matrix products. The sum over K has one order, whatever the number of rows: chunks of CHUNK columns; inside a chunk
- * one accumulator of 16 lanes takes the even and the odd columns of each 32 in turn; the lanes fold in a fixed tree;
+ * one accumulator of 16 lanes takes 16 columns at a time; the lanes fold in a fixed tree;
  * chunk sums add up in ascending order. Two ways produce it:
  *
  * - few rows: weights are decoded in registers, several weight rows at a time, straight from the file's bytes;
  * - many rows: blocks of weights are widened once into a panel in the L2 cache that up to 256 rows then share. */
 #include <string.h>
 
+#include "base/bytes.h"
 #include "kernels/x86/avx512.h"
 
 enum {
@@ -27,19 +28,18 @@ typedef struct scratch {
     float sums[BLOCK_T / TILE][GROUPS][TILE_SUMS]; /* many rows: [tile][group][weight row * tile rows + row] */
     float rows[TILE][BLOCK_N];                     /* finished sums of a few rows, by row */
     float bias[BLOCK_N];
+    float power[256]; /* of a scale byte */
 } scratch;
 
 _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
-/* Each 32 columns become their 16 even ones, then their 16 odd ones: the order in which BF16 pairs and MXFP4 bytes
- * come apart without a shuffle. */
+/* In each 16 columns lane 2 q + i is column 8 i + q: what shifts make of 8 copies of 8 bytes of MXFP4, so that the
+ * nibbles need no shuffle to come apart. */
+#define COLUMNS _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
+
 void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int64_t i = 0; i < rows * cols; i += 32) {
-        __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
-        _mm512_storeu_ps(out + i, _mm512_permutex2var_ps(a, even, b));
-        _mm512_storeu_ps(out + i + 16, _mm512_permutex2var_ps(a, odd, b));
+    for (int64_t i = 0; i < rows * cols; i += 16) {
+        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(x + i)));
     }
 }
 
@@ -49,33 +49,36 @@ MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
     return format == MX_MXFP4 ? columns / 2 : format == MX_BF16 ? columns * 2 : columns * 4;
 }
 
-/* 2^(s - 127) of the 32 columns' scale bytes s that begin at `scales`, exactly (s = 0 is a subnormal). */
-MX_INLINE void widen_scales(float *out, const uint8_t *scales, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) {
-        __m128i bytes = _mm_maskz_loadu_epi8(mx_first_lanes(count - i), scales + i);
-        __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
-        _mm512_store_si512(out + i, _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000)));
+/* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
+static void fill_powers(float power[256]) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int s = 0; s < 256; s += 16) {
+        __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(s)), 23);
+        _mm512_store_si512(power + s, _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000)));
     }
 }
 
-/* The even and the odd columns of 32 weights. */
-MX_INLINE void decode(__m512 *even, __m512 *odd, mx_format format, const uint8_t *at, const float *scale) {
+/* 32 weights in the order of pack; power: their scale, MXFP4 only. */
+MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const float *power) {
     if (format == MX_MXFP4) {
         const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
                                            -2.0f, -3.0f, -4.0f, -6.0f);
-        __m512 values = _mm512_mul_ps(e2m1, _mm512_set1_ps(*scale));
-        __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at)); /* permutes look at 4 bits only */
-        *even = _mm512_permutexvar_ps(codes, values);
-        *odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), values);
+        const __m512i nibble = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+        __m512 values = _mm512_mul_ps(e2m1, _mm512_set1_ps(*power));
+        __m512i low = _mm512_set1_epi64((long long)mx_load_u64(at));
+        __m512i high = _mm512_set1_epi64((long long)mx_load_u64(at + 8));
+        *first = _mm512_permutexvar_ps(_mm512_srlv_epi32(low, nibble), values); /* looks at 4 bits of an index */
+        *second = _mm512_permutexvar_ps(_mm512_srlv_epi32(high, nibble), values);
     } else if (format == MX_BF16) {
-        __m512i pairs = _mm512_loadu_si512(at);
-        *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-        *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+        const __m512i halves = _mm512_setr_epi32(0x100000, 0x180008, 0x110001, 0x190009, 0x120002, 0x1a000a, 0x130003,
+                                                 0x1b000b, 0x140004, 0x1c000c, 0x150005, 0x1d000d, 0x160006, 0x1e000e,
+                                                 0x170007, 0x1f000f); /* low: columns 0 ... 15, high: 16 ... 31 */
+        __m512i pairs = _mm512_permutexvar_epi16(halves, _mm512_loadu_si512(at));
+        *first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+        *second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
     } else {
-        const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        __m512 a = _mm512_loadu_ps(at), b = _mm512_loadu_ps(at + 64);
-        *even = _mm512_permutex2var_ps(a, evens, b);
-        *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
+        *first = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at));
+        *second = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at + 64));
     }
 }
 
@@ -161,36 +164,52 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
+/* The next rows of MXFP4 fit into the first cache level beside the activations, those of wider formats do not. */
+MX_INLINE void fetch(const char *at, mx_format format) {
+    if (format == MX_MXFP4) {
+        _mm_prefetch(at, _MM_HINT_T0);
+    } else {
+        _mm_prefetch(at, _MM_HINT_T1);
+    }
+}
+
 /* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8 or 16; the first `keep` of
- * the C are kept. */
+ * the C are kept. While it works the C rows behind these are fetched, evenly over the way. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
-                        float sums[TILE][BLOCK_N], int64_t at, int64_t keep) {
-    float scales[8][48] __attribute__((aligned(64))), out[16] __attribute__((aligned(64)));
+                        float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
+    const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
+    const int lines = format == MX_MXFP4 ? C / 4 : format == MX_BF16 ? C : 2 * C; /* 64 bytes each, per 32 columns */
+    const uint8_t *data = w->data + n * stride, *scales = w->scales + (format == MX_MXFP4 ? n * scale_stride : 0);
+    const char *ahead = (const char *)data + C * stride, *scales_ahead = (const char *)scales + C * scale_stride;
+    float out[16] __attribute__((aligned(64)));
     __m512 total = _mm512_setzero_ps();
-    const uint8_t *data = w->data + n * w->row_stride;
     for (int64_t c0 = 0; c0 < w->cols; c0 += CHUNK) {
         int64_t blocks = (w->cols - c0 < CHUNK ? w->cols - c0 : CHUNK) / 32;
         __m512 acc[16];
         for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
-        for (int c = 0; c < C && format == MX_MXFP4; c++) {
-            widen_scales(scales[c], w->scales + (n + c) * w->scale_stride + c0 / 32, blocks);
-        }
-        for (int64_t b = 0; b < blocks; b++) {
-            int64_t offset = bytes_of_columns(format, c0 + 32 * b);
+        for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
+            /* two bases and multiples of a stride that addresses can hold: few registers */
+            const uint8_t *base = data + bytes_of_columns(format, 32 * b), *base4 = base + 4 * stride;
+            const uint8_t *scale = scales + b, *scale4 = scale + 4 * scale_stride;
+            if (R <= 4) {
+                for (int i = 0; i < lines; i++) fetch(ahead + 64 * i, format);
+                ahead += 64 * lines;
+                if (format == MX_MXFP4) fetch(scales_ahead, format);
+                scales_ahead += C;
+            }
             for (int c = 0; c < C; c++) {
-                const uint8_t *from = data + c * w->row_stride + offset;
-                __m512 even, odd;
-                if (R <= 4) _mm_prefetch((const char *)(from + C * w->row_stride), _MM_HINT_T0); /* the next C rows */
-                decode(&even, &odd, format, from, &scales[c][b]);
+                const uint8_t *from = (c < 4 ? base : base4) + (c & 3) * stride;
+                __m512 first, second;
+                decode(&first, &second, format, from,
+                       format == MX_MXFP4 ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
                 for (int t = 0; t < R; t++) {
-                    const float *xt = x[t] + c0 + 32 * b;
-                    acc[c * R + t] = _mm512_fmadd_ps(even, _mm512_loadu_ps(xt), acc[c * R + t]);
-                    acc[c * R + t] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(xt + 16), acc[c * R + t]);
+                    const float *xt = x[t] + 32 * b;
+                    acc[c * R + t] = _mm512_fmadd_ps(first, _mm512_loadu_ps(xt), acc[c * R + t]);
+                    acc[c * R + t] = _mm512_fmadd_ps(second, _mm512_loadu_ps(xt + 16), acc[c * R + t]);
                 }
             }
         }
-        __m512 sum = R * C == 16 ? fold16(acc) : _mm512_zextps256_ps512(fold8(acc));
-        total = _mm512_add_ps(total, sum);
+        total = _mm512_add_ps(total, R * C == 16 ? fold16(acc) : _mm512_zextps256_ps512(fold8(acc)));
     }
     _mm512_store_ps(out, total);
     for (int c = 0; c < keep; c++) {
@@ -200,15 +219,15 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
 
 /* Rows n0 ... n0 + count - 1 of w: tiles of C rows, then each row that is left alone in a tile. */
 MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t count, const float *const *x,
-                              int R, int C, float sums[TILE][BLOCK_N]) {
+                              int R, int C, float sums[TILE][BLOCK_N], const float *power) {
     int64_t i = 0;
-    for (; i + C <= count; i += C) few_tile(w, format, n0 + i, x, R, C, sums, i, C);
+    for (; i + C <= count; i += C) few_tile(w, format, n0 + i, x, R, C, sums, i, C, power);
     for (; i < count; i++) {
         mx_matrix row = *w;
         row.row_stride = row.scale_stride = 0; /* the same row C times */
         row.data += (n0 + i) * w->row_stride;
         if (w->scales) row.scales += (n0 + i) * w->scale_stride;
-        few_tile(&row, format, 0, x, R, C, sums, i, 1);
+        few_tile(&row, format, 0, x, R, C, sums, i, 1, power);
     }
 }
 
@@ -218,13 +237,13 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
         const float *x[TILE];
         for (int64_t i = 0; i < TILE; i++) x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
         if (rows == 1) {
-            few_rows_block(&m->w, format, n0, count, x, 1, 8, s->rows);
+            few_rows_block(&m->w, format, n0, count, x, 1, 8, s->rows, s->power);
         } else if (rows == 2) {
-            few_rows_block(&m->w, format, n0, count, x, 2, 8, s->rows);
+            few_rows_block(&m->w, format, n0, count, x, 2, 8, s->rows, s->power);
         } else if (rows <= 4) {
-            few_rows_block(&m->w, format, n0, count, x, 4, 4, s->rows);
+            few_rows_block(&m->w, format, n0, count, x, 4, 4, s->rows, s->power);
         } else {
-            few_rows_block(&m->w, format, n0, count, x, 8, 2, s->rows);
+            few_rows_block(&m->w, format, n0, count, x, 8, 2, s->rows, s->power);
         }
         for (int64_t i = 0; i < rows; i++) finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
     }
@@ -234,15 +253,15 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
 
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
                            int64_t blocks) {
-    float scales[48] __attribute__((aligned(64)));
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
-        if (format == MX_MXFP4) widen_scales(scales, w->scales + (n0 + i) * w->scale_stride + c0 / 32, blocks);
+        const uint8_t *scale = w->scales + (format == MX_MXFP4 ? (n0 + i) * w->scale_stride + c0 / 32 : 0);
         for (int64_t b = 0; b < blocks; b++) {
-            __m512 even, odd;
-            decode(&even, &odd, format, from + bytes_of_columns(format, 32 * b), &scales[b]);
-            _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], even);
-            _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], odd);
+            __m512 first, second;
+            decode(&first, &second, format, from + bytes_of_columns(format, 32 * b),
+                   format == MX_MXFP4 ? &s->power[scale[b]] : NULL);
+            _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], first);
+            _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], second);
         }
     }
 }
@@ -310,6 +329,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
+    if (format == MX_MXFP4) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         widen_bias(s->bias, m, n0, count);
