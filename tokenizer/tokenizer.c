@@ -207,21 +207,22 @@ void mx_tokenizer_close(mx_tokenizer *t) {
 
 /* ---- encode ------------------------------------------------------------------------------------------------------ */
 
-/* Pieces met earlier in this call, by hash: their ids stand in `out`. */
+/* Pieces merged earlier in this call, by hash: their ids stand in `out`. */
 typedef struct recent_piece {
-    uint64_t hash;
     const char *piece;
-    size_t size;
-    int64_t first, count; /* out->data[first .. first + count) */
+    int64_t first; /* out->data[first .. first + count) */
+    uint32_t hash; /* the high half */
+    uint16_t size, count;
 } recent_piece;
 
-enum { RECENT = 4096, RECENT_FROM = 4096 /* bytes of text */, RECENT_PIECE = 128 /* longest piece kept */ };
+enum { RECENT_PIECE = 128 /* longest piece kept */, RECENT_FROM = 1 << 12, RECENT_MOST = 1 << 16 };
 
 typedef struct encoder {
     const mx_tokenizer *t;
     mx_split_state split;
     mx_bpe_scratch scratch;
-    recent_piece *recent; /* [RECENT] or NULL */
+    recent_piece *recent; /* [recent_mask + 1] or NULL */
+    size_t recent_mask;
     mx_ids *out;
 } encoder;
 
@@ -233,8 +234,8 @@ static mx_status encode_piece(encoder *e, const char *piece, size_t size, mx_err
         if (id != MX_NO_ID)
             return mx_ids_add(e->out, (int32_t)id) ? MX_OK : mx_fail(error, MX_NO_MEMORY, "no memory for more tokens");
     }
-    recent_piece *r = e->recent && size <= RECENT_PIECE ? &e->recent[hash % RECENT] : NULL;
-    if (r && r->hash == hash && r->size == size && memcmp(r->piece, piece, size) == 0) {
+    recent_piece *r = e->recent && size <= RECENT_PIECE ? &e->recent[hash & e->recent_mask] : NULL;
+    if (r && r->hash == hash >> 32 && r->size == size && memcmp(r->piece, piece, size) == 0) {
         /* room first: the source lies in the same list */
         if (!ids_reserve(e->out, r->count)) return mx_fail(error, MX_NO_MEMORY, "no memory for more tokens");
         memcpy(e->out->data + e->out->count, e->out->data + r->first, (size_t)r->count * sizeof *e->out->data);
@@ -243,7 +244,8 @@ static mx_status encode_piece(encoder *e, const char *piece, size_t size, mx_err
     }
     int64_t first = e->out->count;
     mx_status status = mx_bpe(v, piece, size, &e->scratch, e->out, error);
-    if (r && status == MX_OK) *r = (recent_piece){hash, piece, size, first, e->out->count - first};
+    if (r && status == MX_OK)
+        *r = (recent_piece){piece, first, (uint32_t)(hash >> 32), (uint16_t)size, (uint16_t)(e->out->count - first)};
     return status;
 }
 
@@ -290,6 +292,15 @@ static bool is_utf8(const char *text, size_t size) {
     return true;
 }
 
+/* Long texts repeat themselves. Without memory for it the work is slower, not wrong. */
+static void create_recent(encoder *e, size_t text_size) {
+    size_t count = 256;
+    if (text_size < RECENT_FROM) return;
+    while (count < RECENT_MOST && count < text_size / 16) count *= 2;
+    e->recent = calloc(count, sizeof *e->recent);
+    e->recent_mask = count - 1;
+}
+
 static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bool special, mx_ids *out,
                         mx_error *error) {
     if (size == 0) return MX_OK;
@@ -306,7 +317,7 @@ static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bo
         }
     }
     if (status == MX_OK) {
-        if (size >= RECENT_FROM) e.recent = calloc(RECENT, sizeof *e.recent); /* slower without, not wrong */
+        create_recent(&e, size);
         status = (special ? encode_mixed : encode_plain)(&e, text, size, error);
     }
     if (status != MX_OK) out->count = before;
