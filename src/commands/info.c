@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/cpu.h"
 #include "commands/command.h"
+#include "engine/mxrun.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
 
@@ -80,19 +81,10 @@ static class sum_of(const class classes[CLASSES]) {
 
 /* ---- KV memory --------------------------------------------------------------------------------------------------- */
 
-/* Bytes of keys and values after `tokens` tokens: full layers keep all pages, sliding ones those that a window can
- * touch. */
-static double kv_bytes(const mx_config *c, mx_format format, int64_t tokens) {
-    int64_t pages = (tokens + MX_TILE - 1) / MX_TILE, sight = ((int64_t)c->window + MX_TILE - 2) / MX_TILE + 1;
-    int64_t total = 0;
-    for (int i = 0; i < c->layers; i++) total += c->sliding[i] && sight < pages ? sight : pages;
-    return (double)total * (double)mx_page_bytes(c, format);
-}
-
 static const struct {
     const char *name;
-    mx_format format;
-} kv_types[] = {{"f16", MX_F16}, {"bf16", MX_BF16}, {"f32", MX_F32}};
+    mx_kv_type type;
+} kv_types[] = {{"f16", MX_KV_F16}, {"bf16", MX_KV_BF16}, {"f32", MX_KV_F32}};
 
 /* Context lengths of the table: powers of two from 4096 to the model's maximum; *next starts at 0. */
 static bool next_context(const mx_config *c, int64_t *next) {
@@ -185,12 +177,13 @@ static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
     printf("\n\n");
 }
 
-static void print_memory(const mx_config *c, double weights) {
+static void print_memory(const mx_model *model, double weights) {
+    const mx_config *c = mx_model_config(model);
     char kv[16], sum[16];
     printf("Memory        one sequence's KV cache, and with the weights (%s)\n", human(kv, weights, "B"));
     printf("  context     cache f16, bf16     in all     cache f32     in all\n");
     for (int64_t n = 0; next_context(c, &n);) {
-        double half = kv_bytes(c, MX_F16, n), full = kv_bytes(c, MX_F32, n);
+        double half = (double)mx_kv_memory(model, MX_KV_F16, n), full = (double)mx_kv_memory(model, MX_KV_F32, n);
         printf("  %7lld     %15s", (long long)n, human(kv, half, "B"));
         printf(" %10s", human(sum, half + weights, "B"));
         printf("    %10s", human(kv, full, "B"));
@@ -243,8 +236,9 @@ static void json_weights(mx_bytes *out, const class classes[CLASSES], const clas
     mx_bytes_add_string(out, "}");
 }
 
-static void print_json(const char *folder, const mx_config *c, const class classes[CLASSES], const class *total,
+static void print_json(const char *folder, const mx_model *model, const class classes[CLASSES], const class *total,
                        const mx_tokenizer *t, const mx_kernels *kernels) {
+    const mx_config *c = mx_model_config(model);
     mx_bytes out = {0};
     mx_bytes_add_string(&out, "{\"model\":");
     mx_bytes_add_json(&out, folder, strlen(folder));
@@ -259,7 +253,8 @@ static void print_json(const char *folder, const mx_config *c, const class class
     for (int k = 0; k < 3; k++) {
         mx_bytes_addf(&out, "%s\"%s\":{", k ? "," : "", kv_types[k].name);
         for (int64_t n = 0, i = 0; next_context(c, &n); i++)
-            mx_bytes_addf(&out, "%s\"%lld\":%.0f", i ? "," : "", (long long)n, kv_bytes(c, kv_types[k].format, n));
+            mx_bytes_addf(&out, "%s\"%lld\":%llu", i ? "," : "", (long long)n,
+                          (unsigned long long)mx_kv_memory(model, kv_types[k].type, n));
         mx_bytes_add_string(&out, "}");
     }
     mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"fp32\",\"threads\":%d,\"memory_available\":%llu}",
@@ -296,32 +291,30 @@ static int run(const mx_command *self, int argc, const char **argv) {
 
     mx_error error = {0};
     char folder[4096];
-    mx_pool *pool = NULL;
-    mx_weights *weights = NULL;
+    mx_model *model = NULL;
     mx_tokenizer *tokenizer = NULL;
     const mx_kernels *kernels = NULL;
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
-    if (!status) status = mx_pool_create(0, &pool, &error);
-    if (!status) status = mx_weights_open(folder, pool, &weights, &error);
+    if (!status) status = mx_model_open(folder, NULL, &model, &error);
     if (!status) status = open_tokenizer(folder, &tokenizer, &error);
     if (!status) {
+        const mx_weights *weights = mx_model_weights(model);
         class classes[CLASSES];
         classify(weights, classes);
         class total = sum_of(classes);
         if (option_json) {
-            print_json(folder, &weights->config, classes, &total, tokenizer, kernels);
+            print_json(folder, model, classes, &total, tokenizer, kernels);
         } else {
             print_model(folder, weights, &total);
             print_weights(classes, &total);
             print_tokenizer(tokenizer, &weights->config);
-            print_memory(&weights->config, total.bytes);
+            print_memory(model, total.bytes);
             print_machine(kernels);
         }
     }
     mx_tokenizer_close(tokenizer);
-    mx_weights_close(weights);
-    mx_pool_destroy(pool);
+    mx_model_close(model);
     if (!status && (fflush(stdout) != 0 || ferror(stdout)))
         status = mx_fail(&error, MX_IO, "cannot write to stdout: %s", strerror(errno));
     return status ? mx_command_fail(self, &error) : MX_EXIT_OK;
@@ -333,7 +326,7 @@ const mx_command mx_command_info = {
     .summary = "Show what a model is made of and what it needs",
     .description = "Prints the model's configuration, its weights by class with the bytes that one\n"
                    "generated token reads, the tokenizer, the memory that a context of a given\n"
-                   "length takes for each type of KV cache (sliding layers keep their window only),\n"
-                   "and the kernels this machine would use. Checks every tensor on the way.",
+                   "length takes for each type of KV cache (sliding layers keep their window and the\n"
+                   "rows of a step), and the kernels this machine would use. Checks every tensor.",
     .run = run,
 };

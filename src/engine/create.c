@@ -62,8 +62,14 @@ static mx_status check_options(const mx_engine_options *o, mx_error *error) {
     return MX_OK;
 }
 
+static const mx_format formats[] = {[MX_KV_F16] = MX_F16, [MX_KV_F32] = MX_F32, [MX_KV_BF16] = MX_BF16};
+
+uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context) {
+    const mx_config *config = mx_model_config(model);
+    return (uint64_t)mx_kv_pages_needed(config, context, BATCH_TOKENS) * (uint64_t)mx_page_bytes(config, formats[type]);
+}
+
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
-    static const mx_format formats[] = {[MX_KV_F16] = MX_F16, [MX_KV_F32] = MX_F32, [MX_KV_BF16] = MX_BF16};
     const mx_engine_options o = options ? *options : (mx_engine_options){0};
     mx_status status = check_options(&o, error);
     if (status) return status;

@@ -39,6 +39,9 @@ typedef struct mx_engine_options {
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
 void mx_engine_destroy(mx_engine *engine); /* NULL allowed; unfinished requests end without an event */
 
+/* Bytes of KV pages that a request of `context` tokens takes at most, in steps of the default size. */
+uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context);
+
 /* A constraint sees every sampled token, stop tokens too, and may narrow the next choice: grammars and stop strings are
  * such. A token that accept rejects does not count: another is drawn in its place (after 64 in a row the request
  * fails). All functions but accept may be NULL. Called from mx_step's thread, destroy also from mx_engine_destroy; a

@@ -219,11 +219,12 @@ static void test_info_json(void **state) {
     assert_true(number(experts, "parameters") == numbers + biases);
     assert_true(number(experts, "bytes_per_token") == number(experts, "bytes") / 4);
     assert_true(number(mx_json_get(weights, "embedding"), "bytes_per_token") == 512);
-    /* 2 full layers of 2048 pages and 2 sliding ones of 3; a page holds 64 positions of 2 heads of 64, k and v */
+    /* 2 full layers of 2048 pages and 2 sliding ones of 11 (640 positions anywhere: the window and a step's 512); a
+     * page holds 64 positions of 2 heads of 64, k and v */
     const mx_json *kv = mx_json_get(root, "kv_bytes");
     double page = 64.0 * 2 * 64 * 2;
-    assert_true(number(mx_json_get(kv, "f16"), "131072") == (2 * 2048 + 2 * 3) * page * 2);
-    assert_true(number(mx_json_get(kv, "f32"), "4096") == (2 * 64 + 2 * 3) * page * 4);
+    assert_true(number(mx_json_get(kv, "f16"), "131072") == (2 * 2048 + 2 * 11) * page * 2);
+    assert_true(number(mx_json_get(kv, "f32"), "4096") == (2 * 64 + 2 * 11) * page * 4);
     assert_true(number(mx_json_get(root, "tokenizer"), "tokens") == 4096);
     mx_json_free(document);
 }
