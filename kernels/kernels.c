@@ -12,6 +12,7 @@ static const struct tier {
 } tiers[] = {
 #if defined(__x86_64__)
     {&mx_kernels_avx512, MX_CPU_AVX2 | MX_CPU_AVX512},
+    {&mx_kernels_avx2, MX_CPU_AVX2},
 #endif
     {&mx_kernels_scalar, 0},
 };

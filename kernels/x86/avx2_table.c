@@ -1,0 +1,20 @@
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+#include "kernels/x86/avx2.h"
+
+const mx_kernels mx_kernels_avx2 = {
+    .name = "avx2",
+    .pack = mx_scalar_pack,
+    .matmul = {[MX_F32] = mx_avx2_matmul_f32, [MX_BF16] = mx_avx2_matmul_bf16, [MX_MXFP4] = mx_avx2_matmul_mxfp4},
+    .matmul_scratch = MX_AVX2_MATMUL_SCRATCH,
+    .attention = mx_avx2_attention,
+    .attention_scratch = mx_avx2_attention_scratch,
+    .kv_write = mx_avx2_kv_write,
+    .rmsnorm = mx_avx2_rmsnorm,
+    .rope = mx_scalar_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_avx2_argmax,
+    .exp_sum = mx_avx2_exp_sum,
+    .add = mx_scalar_add,
+    .widen = mx_avx2_widen,
+};
