@@ -53,9 +53,9 @@ static mx_status run_turn(chat *c, mx_turn *turn, mx_error *error) {
     mx_status status = mx_conversation_prompt(c->conversation, &prompt, error);
     if (!status) {
         c->session->sampling.seed = c->seed++;
-        mx_interrupt_catch();
+        mx_interrupt_catch(false);
         status = mx_session_turn(c->session, &prompt, turn, &mx_interrupted, error);
-        mx_interrupt_release();
+        if (!mx_editor_is_terminal(c->editor)) mx_interrupt_release();
     }
     mx_ids_free(&prompt);
     return status;
@@ -295,6 +295,8 @@ static void handle_line(chat *c, mx_bytes *line) {
 
 static void talk(chat *c) {
     mx_bytes line = {0};
+    /* On a terminal no Ctrl-C may end the chat, not even one between an answer and the next prompt. */
+    if (mx_editor_is_terminal(c->editor)) mx_interrupt_catch(false);
     while (!c->quit) {
         switch (mx_editor_read(c->editor, "> ", true, &line)) {
         case MX_LINE_TEXT:

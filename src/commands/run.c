@@ -47,7 +47,9 @@ static mx_status read_prompt(bool from_stdin, mx_bytes *out, mx_error *error) {
     }
     if (out->size == 0) {
         return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt %sis empty",
-                       from_stdin ? "on stdin " : prompt_file ? "in the file " : "");
+                       from_stdin    ? "on stdin "
+                       : prompt_file ? "in the file "
+                                     : "");
     }
     mx_warn_invalid_utf8(&mx_command_run, "the prompt", out);
     return MX_OK;
@@ -131,7 +133,7 @@ static mx_status answer(mx_session *s, const mx_ids *prompt, mx_show thinking, b
     mx_turn *turn;
     mx_status status = mx_turn_create(&turn_options, &turn, error);
     if (!status) {
-        mx_interrupt_catch();
+        mx_interrupt_catch(true);
         status = mx_session_turn(s, prompt, turn, &mx_interrupted, error);
         mx_interrupt_release();
         *interrupted = mx_interrupted;

@@ -8,22 +8,26 @@
 
 /* ---- Ctrl-C ------------------------------------------------------------------------------------------------------ */
 volatile sig_atomic_t mx_interrupted;
-static struct sigaction before;
 
 static void on_interrupt(int signal) {
     (void)signal;
     mx_interrupted = 1;
 }
 
-void mx_interrupt_catch(void) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESETHAND | SA_RESTART};
+/* A program that was started with SIGINT ignored, in the background, leaves it so. */
+static void handle_interrupts(void (*handler)(int), int flags) {
+    struct sigaction old, action = {.sa_handler = handler, .sa_flags = flags};
     sigemptyset(&action.sa_mask);
+    if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
+}
+
+void mx_interrupt_catch(bool second_ends) {
     mx_interrupted = 0;
-    sigaction(SIGINT, &action, &before);
+    handle_interrupts(on_interrupt, SA_RESTART | (second_ends ? (int)SA_RESETHAND : 0));
 }
 
 void mx_interrupt_release(void) {
-    sigaction(SIGINT, &before, NULL);
+    handle_interrupts(SIG_DFL, 0);
 }
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
@@ -89,11 +93,13 @@ static void write_thinking(mx_printer *p, const mx_piece *piece) {
     if (!p->show_thinking) return;
     if (piece->first && p->dim) fputs("\033[2m", stderr);
     mx_bytes_clear(&p->scratch);
-    if (!p->stderr_is_terminal) {
-        fwrite(piece->text, 1, piece->size, stderr);
-    } else if (add_printable(&p->scratch, piece->text, piece->size)) {
-        fwrite(p->scratch.data, 1, p->scratch.size, stderr);
+    const char *text = piece->text;
+    size_t size = piece->size;
+    if (p->stderr_is_terminal && size && add_printable(&p->scratch, text, size)) {
+        text = p->scratch.data;
+        size = p->scratch.size;
     }
+    fwrite(text, 1, size, stderr);
     if (piece->last) fputs(p->dim ? "\033[0m\n\n" : "\n\n", stderr);
 }
 

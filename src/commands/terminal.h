@@ -10,8 +10,8 @@
 /* ---- Ctrl-C ------------------------------------------------------------------------------------------------------ */
 /* Non-zero once Ctrl-C was pressed while it is caught. */
 extern volatile sig_atomic_t mx_interrupted;
-/* From now on Ctrl-C only sets mx_interrupted (a second one before mx_interrupt_release ends the program). */
-void mx_interrupt_catch(void);
+/* Clears mx_interrupted; from now on Ctrl-C only sets it. `second_ends`: the next one but one ends the program. */
+void mx_interrupt_catch(bool second_ends);
 void mx_interrupt_release(void);
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */

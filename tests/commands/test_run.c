@@ -114,22 +114,22 @@ static void test_prompt_sources(void **unused) {
 
 static void test_seed(void **unused) {
     (void)unused;
-    outcome a = run("-m", "stories", "--seed", "7", "-p", STORY, "--threads", "1");
-    outcome b = run("-m", "stories", "--seed", "7", "-p", STORY, "--threads", "3");
+    outcome a = run("-m", "stories", "--seed", "7", "-n", "40", "-p", STORY, "--threads", "1");
+    outcome b = run("-m", "stories", "--seed", "7", "-n", "40", "-p", STORY, "--threads", "3");
     assert_string_equal(a.out.data, b.out.data);
     outcome_free(&b);
-    b = run("-m", "stories", "--seed", "8", "-p", STORY);
+    b = run("-m", "stories", "--seed", "8", "-n", "40", "-p", STORY);
     assert_string_not_equal(a.out.data, b.out.data);
     outcome_free(&a);
     outcome_free(&b);
     /* The seed that nobody gave is printed, and gives the same again. */
-    a = run("-m", "stories", "-p", STORY);
+    a = run("-m", "stories", "-n", "40", "-p", STORY);
     char *seed = strstr(a.err.data, "| seed ");
     assert_non_null(seed);
     seed[strcspn(seed, "\n")] = 0;
-    b = run("-m", "stories", "-p", STORY, "--seed", seed + 7);
+    b = run("-m", "stories", "-n", "40", "-p", STORY, "--seed", seed + 7);
     assert_string_equal(a.out.data, b.out.data);
-    outcome c = run("-m", "stories", "-p", STORY);
+    outcome c = run("-m", "stories", "-n", "40", "-p", STORY);
     assert_string_not_equal(a.out.data, c.out.data);
     outcome_free(&a);
     outcome_free(&b);
