@@ -273,6 +273,16 @@ static void test_terminal(void **unused) {
     type(&t, "/stats\r");
     expect(&t, "conversation: 9 messages");
     expect(&t, PROMPT);
+    char saved[200], line[300];
+    mx_bytes file = {0};
+    snprintf(saved, sizeof saved, "%s/pasted.json", test_folder);
+    snprintf(line, sizeof line, "/save %s\r", saved);
+    type(&t, line);
+    expect(&t, "9 messages saved");
+    expect(&t, PROMPT);
+    assert_int_equal(mx_read_file(saved, 1 << 20, &file, NULL), MX_OK);
+    expect_text(&file, "\"text\": \"Repeat after\\nme: brave fox\"}");
+    mx_bytes_free(&file);
     type(&t, "Ä€😀\177\177x\r"); /* whole characters are edited */
     expect(&t, "\033[0m");
     expect(&t, PROMPT);
@@ -308,7 +318,7 @@ static void test_terminal_interrupts(void **unused) {
     expect(&t, PROMPT);
     type(&t, "Tell me a story about a fox.\r");
     expect(&t, "Once upon a");
-    type(&t, "\003");
+    type(&t, "\003\003\003"); /* an impatient user loses nothing */
     expect(&t, "[stopped]");
     expect(&t, PROMPT);
     type(&t, "/stats\r");
