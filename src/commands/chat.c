@@ -380,7 +380,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
 const mx_command mx_command_chat = {
     .name = "chat",
     .arguments = "-m MODEL [OPTION]...",
-    .summary = "talk with a model",
+    .summary = "Talk with a model",
     .description =
         "A conversation. On a terminal with a line editor: the arrow keys reach what was typed before, pasted text\n"
         "may have many lines, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D ends the chat. Lines that\n"

@@ -194,7 +194,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
 const mx_command mx_command_run = {
     .name = "run",
     .arguments = "-m MODEL [OPTION]... [-p TEXT | -f FILE]",
-    .summary = "answer one prompt (also without the word \"run\")",
+    .summary = "Answer one prompt (also without the word \"run\")",
     .description =
         "Answers one prompt and ends. The answer is streamed to stdout; what the model thinks before it goes to\n"
         "stderr; one line of statistics follows on stderr. Without -p and -f the prompt comes from stdin, or, when\n"
