@@ -59,7 +59,7 @@ static unsigned char on_paste(EditLine *line, int key) {
             if (!more) break;
             text = more;
         }
-        text[size++] = c == L'\r' ? L'\n' : c;
+        text[size++] = c; /* the terminal driver has made newlines of returns */
         if (size >= END && wmemcmp(text + size - END, end, END) == 0) {
             size -= END;
             break;

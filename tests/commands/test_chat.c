@@ -316,6 +316,11 @@ static void test_terminal_interrupts(void **unused) {
     type(&t, "\003");
     expect(&t, "(Ctrl-D or /quit ends the chat)");
     expect(&t, PROMPT);
+    /* Signals between an answer and the next prompt do not end it either. */
+    for (int i = 0; i < 3; i++) {
+        kill(t.child, SIGINT);
+        usleep(50000);
+    }
     type(&t, "Tell me a story about a fox.\r");
     expect(&t, "Once upon a");
     type(&t, "\003\003\003"); /* an impatient user loses nothing */
