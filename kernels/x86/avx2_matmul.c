@@ -128,6 +128,13 @@ static void finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count,
     }
 }
 
+/* Into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
+MX_INLINE __m256 load_once(const float *at) {
+    __m256 v = _mm256_loadu_ps(at);
+    __asm__("" : "+x"(v));
+    return v;
+}
+
 MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
     return m->x + (m->x_row ? m->x_row[t] : t) * m->w.cols;
 }
@@ -222,7 +229,7 @@ MX_INLINE void many_tile(float sums[TILE_SUMS], const float *x, const float *w, 
     for (int64_t step = 0; step < steps; step++, x += TILE * 8, w += GROUP * 8) {
         __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8), w2 = _mm256_loadu_ps(w + 16);
         for (int t = 0; t < TILE; t++) {
-            __m256 xt = _mm256_loadu_ps(x + t * 8);
+            __m256 xt = load_once(x + t * 8);
             acc[t] = _mm256_fmadd_ps(w0, xt, acc[t]);
             acc[TILE + t] = _mm256_fmadd_ps(w1, xt, acc[TILE + t]);
             acc[2 * TILE + t] = _mm256_fmadd_ps(w2, xt, acc[2 * TILE + t]);

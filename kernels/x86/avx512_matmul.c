@@ -158,6 +158,13 @@ static void finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count,
     }
 }
 
+/* Into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
+MX_INLINE __m512 load_once(const float *at) {
+    __m512 v = _mm512_loadu_ps(at);
+    __asm__("" : "+v"(v));
+    return v;
+}
+
 MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
     return m->x + (m->x_row ? m->x_row[t] : t) * m->w.cols;
 }
@@ -178,7 +185,9 @@ MX_INLINE void fetch(const char *at, mx_format format) {
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
-    const int lines = format == MX_MXFP4 ? C / 4 : format == MX_BF16 ? C : 2 * C; /* 64 bytes each, per 32 columns */
+    const int lines = format == MX_MXFP4  ? (C + 3) / 4
+                      : format == MX_BF16 ? C
+                                          : 2 * C; /* 64 bytes each, per 32 columns */
     const uint8_t *data = w->data + n * stride, *scales = w->scales + (format == MX_MXFP4 ? n * scale_stride : 0);
     const char *ahead = (const char *)data + C * stride, *scales_ahead = (const char *)scales + C * scale_stride;
     float out[16] __attribute__((aligned(64)));
@@ -191,21 +200,34 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             /* two bases and multiples of a stride that addresses can hold: few registers */
             const uint8_t *base = data + bytes_of_columns(format, 32 * b), *base4 = base + 4 * stride;
             const uint8_t *scale = scales + b, *scale4 = scale + 4 * scale_stride;
-            if (R <= 4) {
-                for (int i = 0; i < lines; i++) fetch(ahead + 64 * i, format);
-                ahead += 64 * lines;
-                if (format == MX_MXFP4) fetch(scales_ahead, format);
-                scales_ahead += C;
-            }
-            for (int c = 0; c < C; c++) {
-                const uint8_t *from = (c < 4 ? base : base4) + (c & 3) * stride;
-                __m512 first, second;
-                decode(&first, &second, format, from,
-                       format == MX_MXFP4 ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
+            for (int i = 0; i < lines; i++) fetch(ahead + 64 * i, format);
+            ahead += C * bytes_of_columns(format, 32);
+            if (format == MX_MXFP4) fetch(scales_ahead, format);
+            scales_ahead += C;
+            if (R < 4) { /* all activations in registers, weight rows one by one */
+                __m512 x0[2], x1[2], first, second;
                 for (int t = 0; t < R; t++) {
-                    const float *xt = x[t] + 32 * b;
-                    acc[c * R + t] = _mm512_fmadd_ps(first, _mm512_loadu_ps(xt), acc[c * R + t]);
-                    acc[c * R + t] = _mm512_fmadd_ps(second, _mm512_loadu_ps(xt + 16), acc[c * R + t]);
+                    x0[t] = load_once(x[t] + 32 * b);
+                    x1[t] = load_once(x[t] + 32 * b + 16);
+                }
+                for (int c = 0; c < C; c++) {
+                    decode(&first, &second, format, (c < 4 ? base : base4) + (c & 3) * stride,
+                           format == MX_MXFP4 ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
+                    for (int t = 0; t < R; t++) {
+                        acc[c * R + t] = _mm512_fmadd_ps(first, x0[t], acc[c * R + t]);
+                        acc[c * R + t] = _mm512_fmadd_ps(second, x1[t], acc[c * R + t]);
+                    }
+                }
+            } else { /* all weights in registers, activation rows one by one */
+                __m512 first[4], second[4];
+                for (int c = 0; c < C; c++) {
+                    decode(&first[c], &second[c], format, base + c * stride,
+                           format == MX_MXFP4 ? &power[scale[c * scale_stride]] : NULL);
+                }
+                for (int t = 0; t < R; t++) {
+                    __m512 x0 = load_once(x[t] + 32 * b), x1 = load_once(x[t] + 32 * b + 16);
+                    for (int c = 0; c < C; c++) acc[c * R + t] = _mm512_fmadd_ps(first[c], x0, acc[c * R + t]);
+                    for (int c = 0; c < C; c++) acc[c * R + t] = _mm512_fmadd_ps(second[c], x1, acc[c * R + t]);
                 }
             }
         }
@@ -282,7 +304,7 @@ MX_INLINE void many_tile(float sums[TILE_SUMS], const float *x, const float *w, 
     for (int64_t step = 0; step < steps; step++, x += R * 16, w += GROUP * 16) {
         __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16), w2 = _mm512_load_ps(w + 32);
         for (int t = 0; t < R; t++) {
-            __m512 xt = _mm512_load_ps(x + t * 16);
+            __m512 xt = load_once(x + t * 16);
             acc[t] = _mm512_fmadd_ps(w0, xt, acc[t]);
             acc[R + t] = _mm512_fmadd_ps(w1, xt, acc[R + t]);
             acc[2 * R + t] = _mm512_fmadd_ps(w2, xt, acc[2 * R + t]);
@@ -292,13 +314,22 @@ MX_INLINE void many_tile(float sums[TILE_SUMS], const float *x, const float *w, 
     if (R == TILE) _mm256_storeu_ps(sums + 16, _mm256_add_ps(_mm256_loadu_ps(sums + 16), fold8(acc + 16)));
 }
 
-/* Rows t0 ... t0 + rows - 1 times the panel's chunk. */
+/* The first R of the `rows` rows from t0 on (the last one again where there are fewer) times the panel's chunk. The
+ * activations of the tile behind it are fetched meanwhile. */
 MX_INLINE void multiply_tile(scratch *s, const mx_matmul *m, int64_t t0, int64_t rows, int R, float (*sums)[TILE_SUMS],
                              int64_t groups, int64_t c0, int64_t steps) {
-    const float *x[TILE];
-    for (int64_t i = 0; i < R; i++) x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
+    const float *x[TILE], *next[TILE];
+    for (int64_t i = 0; i < TILE; i++) {
+        x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
+        next[i] = x_of_row(m, t0 + (i + TILE < rows ? i + TILE : rows - 1)) + c0;
+    }
     gather_x(s->x, x, R, c0, steps);
-    for (int64_t g = 0; g < groups; g++) many_tile(sums[g], s->x, s->panel[g][0][0], R, steps);
+    for (int64_t g = 0; g < groups; g++) {
+        for (int64_t step = g * steps / groups; step < (g + 1) * steps / groups; step++) {
+            for (int i = 0; i < TILE; i++) _mm_prefetch((const char *)(next[i] + step * 16), _MM_HINT_T1);
+        }
+        many_tile(sums[g], s->x, s->panel[g][0][0], R, steps);
+    }
 }
 
 MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
