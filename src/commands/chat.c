@@ -381,19 +381,21 @@ const mx_command mx_command_chat = {
     .name = "chat",
     .arguments = "-m MODEL [OPTION]...",
     .summary = "Talk with a model",
-    .description =
-        "A conversation. On a terminal with a line editor: the arrow keys reach what was typed before, pasted text\n"
-        "may have many lines, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D ends the chat. Lines that\n"
-        "begin with / are commands, /help lists them. Where stdin is no terminal every line of it is a message or a\n"
-        "command.\n"
-        "\n"
-        "Answers go to stdout, everything else to stderr. Thinking is left out of later prompts as soon as the final\n"
-        "answer is there (but see --keep-thinking). Nothing is ever dropped silently: when the context is full the\n"
-        "chat says so, and /compact forgets the oldest turns. When the model calls a function of --tools, the call is\n"
-        "printed and you are asked for its result.\n"
-        "\n"
-        "Examples:\n"
-        "  mxrun -m stories\n"
-        "  mxrun chat -m DIR --developer \"Answer in one sentence.\" --reasoning low",
+    .description = "A conversation. On a terminal with a line editor: the arrow keys reach what was\n"
+                   "typed before, pasted text may have many lines, Alt-Enter begins a new line,\n"
+                   "Ctrl-C stops an answer, Ctrl-D ends the chat. Lines that begin with / are\n"
+                   "commands, /help lists them. Where stdin is no terminal every line of it is a\n"
+                   "message or a command; the exit code is then 1 when one of them failed.\n"
+                   "\n"
+                   "Answers go to stdout, everything else to stderr. Thinking is left out of later\n"
+                   "prompts as soon as the final answer is there (but see --keep-thinking). Nothing\n"
+                   "is ever dropped silently: when the context is full the chat says so, and\n"
+                   "/compact forgets the oldest turns. When the model calls a function of --tools,\n"
+                   "the call is printed and you are asked for its result (where stdin is no\n"
+                   "terminal: its next line).\n"
+                   "\n"
+                   "Examples:\n"
+                   "  $ mxrun -m stories\n"
+                   "  $ mxrun chat -m DIR --developer \"Answer in one sentence.\" --reasoning low",
     .run = run,
 };

@@ -195,23 +195,27 @@ const mx_command mx_command_run = {
     .name = "run",
     .arguments = "-m MODEL [OPTION]... [-p TEXT | -f FILE]",
     .summary = "Answer one prompt (also without the word \"run\")",
-    .description =
-        "Answers one prompt and ends. The answer is streamed to stdout; what the model thinks before it goes to\n"
-        "stderr; one line of statistics follows on stderr. Without -p and -f the prompt comes from stdin, or, when\n"
-        "that is a terminal, a chat begins (see mxrun chat --help).\n"
-        "\n"
-        "A tool call (see --tools) is printed as one line of JSON on stdout:\n"
-        "  {\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{...}\"}}\n"
-        "\n"
-        "With --json stdout gets one object: text, thinking, tool_calls, finish_reason (stop, tool_calls, length,\n"
-        "context, cancelled), usage, timings, memory_bytes, seed.\n"
-        "\n"
-        "The same prompt, options and seed give the same answer on the same machine, whatever --threads.\n"
-        "\n"
-        "Examples:\n"
-        "  mxrun -m stories -p \"Tell me a story about a fox and a lamp.\"\n"
-        "  mxrun -m stories --greedy --json -p \"Repeat after me: golden whistle\"\n"
-        "  mxrun -m stories --raw -n 50 -p \"Once upon a time\"\n"
-        "  git diff | mxrun -m DIR --developer \"Review this change.\" -p -",
+    .description = "Answers one prompt and ends. The answer is streamed to stdout; what the model\n"
+                   "thinks before it goes to stderr; one line of statistics follows on stderr.\n"
+                   "Without -p and -f the prompt comes from stdin, or, when that is a terminal, a\n"
+                   "chat begins (see mxrun chat --help). The newline that ends a file or stdin is\n"
+                   "no part of the prompt, except with --raw.\n"
+                   "\n"
+                   "A tool call (see --tools) is printed as one line of JSON on stdout:\n"
+                   "  {\"id\":\"call_1\",\"type\":\"function\",\n"
+                   "   \"function\":{\"name\":\"f\",\"arguments\":\"{...}\"}}\n"
+                   "\n"
+                   "With --json stdout gets one object: text, thinking, tool_calls, finish_reason\n"
+                   "(stop, tool_calls, length, context, cancelled), usage, timings, memory_bytes,\n"
+                   "seed.\n"
+                   "\n"
+                   "The same prompt, options and seed give the same answer on the same machine,\n"
+                   "whatever --threads.\n"
+                   "\n"
+                   "Examples:\n"
+                   "  $ mxrun -m stories -p \"Tell me a story about a fox and a lamp.\"\n"
+                   "  $ mxrun -m stories --greedy --json -p \"Repeat after me: golden whistle\"\n"
+                   "  $ mxrun -m stories --raw -n 50 -p \"Once upon a time\"\n"
+                   "  $ git diff | mxrun -m DIR --developer \"Review this change.\" -p -",
     .run = run,
 };

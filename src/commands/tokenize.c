@@ -252,8 +252,8 @@ const mx_command mx_command_tokenize = {
                    "and gives a line {\"ids\":[...]}.\n"
                    "\n"
                    "Examples:\n"
-                   "  echo -n \"Hello, world\" | mxrun tokenize -m stories\n"
-                   "  mxrun tokenize --tokenizer tokenizer.json --jsonl < texts.jsonl > ids.jsonl",
+                   "  $ echo -n \"Hello, world\" | mxrun tokenize -m stories\n"
+                   "  $ mxrun tokenize --tokenizer tokenizer.json --jsonl < texts.jsonl > ids.jsonl",
     .run = run_tokenize,
 };
 
@@ -269,6 +269,6 @@ const mx_command mx_command_detokenize = {
                    "and gives a line {\"bytes_b64\":\"...\"}.\n"
                    "\n"
                    "Example:\n"
-                   "  echo -n \"Hello, world\" | mxrun tokenize -m stories | mxrun detokenize -m stories",
+                   "  $ echo -n \"Hello, world\" | mxrun tokenize -m stories | mxrun detokenize -m stories",
     .run = run_detokenize,
 };

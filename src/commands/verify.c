@@ -552,7 +552,7 @@ const mx_command mx_command_verify = {
                    "chooses the kernels.\n"
                    "\n"
                    "Examples:\n"
-                   "  mxrun verify -m stories tests/data/stories.golden.safetensors\n"
-                   "  mxrun verify -m gpt-oss-20b --kv-type f16",
+                   "  $ mxrun verify -m stories tests/data/stories.golden.safetensors\n"
+                   "  $ mxrun verify -m gpt-oss-20b --kv-type f16",
     .run = run,
 };
