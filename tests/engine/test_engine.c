@@ -495,6 +495,34 @@ static void constraints(void **state) {
     assert_int_equal(u[2].destroyed, 1);
 }
 
+static void rejection_draws_from_what_is_left(void **state) {
+    (void)state;
+    enum { DRAWS = 6000 };
+    int32_t prompt[50];
+    static answer a;
+    int count[2][FAKE_VOCAB] = {{0}};
+    mx_engine *e = start("sf", 200);
+    fill(prompt, 50, 41);
+    for (int i = 0; i < 2 * DRAWS; i++) { /* by mask, by rejection: the same distribution */
+        rule u = {.parity = 1, .masks = true};
+        mx_request r = request_for(prompt, 50, 1, &a);
+        r.sampling.temperature = 1;
+        r.sampling.seed = (uint64_t)i;
+        r.constraint = (mx_constraint){.user = &u, .mask = i % 2 ? NULL : rule_mask, .accept = rule_accept};
+        submit(e, &r);
+        run_until_idle(e);
+        assert_int_equal(a.tokens, 1);
+        count[i % 2][a.token[0]]++;
+    }
+    double chi = 0; /* of two samples of one size, 29 degrees: P < 1e-6 */
+    for (int i = 1; i < FAKE_VOCAB; i += 2) {
+        double d = count[0][i] - count[1][i];
+        if (d != 0) chi += d * d / (count[0][i] + count[1][i]);
+    }
+    assert_true(chi < 85);
+    mx_engine_destroy(e);
+}
+
 /* ---- threads ------------------------------------------------------------------------------------------------------
  */
 enum { CLIENTS = 4, ROUNDS = 40 };
@@ -618,6 +646,7 @@ int main(void) {
         cmocka_unit_test(cancelling),
         cmocka_unit_test(failures_stay_with_their_request),
         cmocka_unit_test(constraints),
+        cmocka_unit_test(rejection_draws_from_what_is_left),
         cmocka_unit_test(calls_from_many_threads),
         cmocka_unit_test(the_lock_is_free_during_a_step),
     };
