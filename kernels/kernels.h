@@ -39,7 +39,8 @@ typedef enum mx_epilogue {
     MX_SWIGLU, /* w's rows are gate, up, gate, up ...: y[t][n / 2] = swiglu(gate, up), see mx_swiglu */
 } mx_epilogue;
 
-/* y = x W^T for output rows n0 <= n < n1 of w (MX_SWIGLU: both even). Every pointer is that of row 0 / column 0. */
+/* y = x W^T for output rows n0 <= n < n1 of w (MX_SWIGLU: both even). Every pointer is that of row 0 / column 0.
+ * Any range gives the same bits; ranges of multiples of 96 rows leave no tile half full in any tier. */
 typedef struct mx_matmul {
     mx_matrix w;
     const float *x;       /* packed by the table's pack(): [*, w.cols] */
