@@ -187,11 +187,14 @@ static terminal open_terminal(const char *const *arguments) {
     snprintf(options, sizeof options, "suppressions=%s:print_suppressions=0", suppressions);
     setenv("LSAN_OPTIONS", options, 1);
     t.child = forkpty(&t.fd, NULL, NULL, &size);
+    if (t.child < 0) {
+        print_message("skipped: this system has no terminals to give (is /dev/pts mounted?)\n");
+        skip();
+    }
     if (t.child == 0) {
         execv(argv[0], (char *const *)argv);
         _exit(127);
     }
-    assert_true(t.child > 0);
     return t;
 }
 
