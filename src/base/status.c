@@ -17,14 +17,17 @@ mx_status mx_fail(mx_error *error, mx_status status, const char *format, ...) {
 
 mx_status mx_fail_within(mx_error *error, mx_status status, const char *format, ...) {
     if (!error) return status;
-    char inner[sizeof error->text];
-    memcpy(inner, error->text, sizeof inner);
+    mx_error inner = *error;
     va_list args;
     va_start(args, format);
     int n = vsnprintf(error->text, sizeof error->text, format, args);
     va_end(args);
-    if (n >= 0 && (size_t)n < sizeof error->text)
-        snprintf(error->text + n, sizeof error->text - (size_t)n, ": %s", inner);
+    size_t room = n < 0 || (size_t)n + 2 >= sizeof error->text ? 0 : sizeof error->text - (size_t)n;
+    if (room) {
+        memcpy(error->text + n, ": ", 2);
+        memcpy(error->text + n + 2, inner.text, room - 2);
+        error->text[sizeof error->text - 1] = 0;
+    }
     return error->status;
 }
 

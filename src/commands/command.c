@@ -80,6 +80,15 @@ static int print_help(const mx_command *self, poptContext context) {
     return flushed();
 }
 
+/* popt names a bad number without the option in front of it. */
+static int wrong_option(const mx_command *self, int argc, const char **argv, const char *bad, const char *problem) {
+    for (int i = 2; i < argc; i++) {
+        if (*bad != '-' && *argv[i - 1] == '-' && strcmp(argv[i], bad) == 0)
+            return mx_command_usage(self, "%s %s: %s", argv[i - 1], bad, problem);
+    }
+    return mx_command_usage(self, "%s: %s", bad, problem);
+}
+
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 bool mx_command_parse(const mx_command *self, const struct poptOption *options, int argc, const char **argv,
                       const char *const **positional, int *exit_code) {
@@ -113,7 +122,7 @@ bool mx_command_parse(const mx_command *self, const struct poptOption *options, 
     }
     if (value < -1) {
         *exit_code =
-            mx_command_usage(self, "%s: %s", poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(value));
+            wrong_option(self, argc, argv, poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(value));
         return false;
     }
     *positional = (const char *const *)poptGetArgs(context);
