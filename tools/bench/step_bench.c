@@ -3,9 +3,10 @@
  *
  *     step_bench FOLDER [THREADS [REPETITIONS [PROMPT]]]
  *
- * Repetitions alternate: read bandwidth over 1 GiB of anonymous huge pages, 5 decoded tokens, one prompt of PROMPT
- * rows. A decoded token's floor is its weight bytes / bandwidth. Products per second count the multiplications and
- * additions of the matrices alone. */
+ * Repetitions alternate: arithmetic peak (FMA from registers), one prompt of PROMPT rows, read bandwidth over 1 GiB of
+ * anonymous huge pages, 5 decoded tokens, bandwidth again. A decoded token's floor is its weight bytes / bandwidth.
+ * Products count the multiplications and additions of the matrices that are done: in the last layer a prompt needs
+ * keys and values of every row, the rest of one. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 #include "base/cpu.h"
 #include "measure.h"
 #include "model/model.h"
+#include "peak.h"
 
 enum { DECODE = 5, MAX_REPETITIONS = 200, TILES = 64, BUFFER = 1 << 30 };
 
@@ -29,23 +31,44 @@ static double matrix_bytes(const mx_matrix *m) {
     return (double)m->rows * (double)m->row_stride + (m->scales ? (double)m->rows * (double)m->scale_stride : 0);
 }
 
-/* Weight bytes of one decoded token, and multiplications and additions of one row without lm_head. */
-static void count(const mx_weights *w, double *bytes, double *flops) {
+static double matrix_flops(const mx_matrix *m) {
+    return 2.0 * (double)m->rows * (double)m->cols;
+}
+
+/* Weight bytes of one decoded token; multiplications and additions of a prompt of `rows`. */
+static void count(const mx_weights *w, int rows, double *bytes, double *flops) {
     *bytes = matrix_bytes(&w->lm_head);
-    *flops = 0;
+    *flops = matrix_flops(&w->lm_head);
     for (int i = 0; i < w->config.layers; i++) {
         const mx_layer *l = &w->layer[i];
-        const mx_matrix *dense[] = {&l->q, &l->k, &l->v, &l->o, &l->router};
-        for (int j = 0; j < 5; j++) {
-            *bytes += matrix_bytes(dense[j]);
-            *flops += 2.0 * (double)dense[j]->rows * (double)dense[j]->cols;
-        }
         const mx_matrix *expert[] = {&l->gate_up.matrix, &l->down.matrix};
+        const mx_matrix *dense[] = {&l->k, &l->v, &l->q, &l->o, &l->router};
+        for (int j = 0; j < 5; j++) {
+            bool every_row = j < 2 || i + 1 < w->config.layers;
+            *bytes += matrix_bytes(dense[j]);
+            *flops += (every_row ? rows : 1) * matrix_flops(dense[j]);
+        }
         for (int j = 0; j < 2; j++) {
             *bytes += w->config.top_k * matrix_bytes(expert[j]);
-            *flops += w->config.top_k * 2.0 * (double)expert[j]->rows * (double)expert[j]->cols;
+            *flops += (i + 1 < w->config.layers ? rows : 1) * w->config.top_k * matrix_flops(expert[j]);
         }
     }
+}
+
+static void peak_of_threads(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    double *rate = arg;
+    for (int64_t i = begin; i < end; i++)
+        rate[i] = mx_peak_run(mx_peak_here(MX_PEAK_FMA512) ? MX_PEAK_FMA512 : MX_PEAK_FMA256, 3);
+}
+
+/* FMA from registers, all threads at once. */
+static double peak(mx_pool *pool) {
+    static double rate[1024];
+    double sum = 0;
+    mx_parallel_for(pool, mx_pool_threads(pool), 1, peak_of_threads, rate);
+    for (int i = 0; i < mx_pool_threads(pool); i++) sum += rate[i];
+    return sum;
 }
 
 /* `rows` random tokens behind what is there; seconds it took. */
@@ -78,15 +101,17 @@ static void print(const char *what, double *values, int n, double unit, const ch
 
 static void run(struct bench *b, const void *buffer, int repetitions, int prompt) {
     static double bandwidth[MAX_REPETITIONS], token[MAX_REPETITIONS], share[MAX_REPETITIONS], prompts[MAX_REPETITIONS],
-        products[MAX_REPETITIONS];
+        products[MAX_REPETITIONS], most[MAX_REPETITIONS], part[MAX_REPETITIONS];
     double bytes, flops;
-    count(b->weights, &bytes, &flops);
+    count(b->weights, prompt, &bytes, &flops);
     step(b, prompt);
     for (int i = 0; i < repetitions; i++) {
         b->position = 0;
+        most[i] = peak(b->pool);
         double seconds = step(b, prompt);
         prompts[i] = prompt / seconds;
-        products[i] = flops * prompt / seconds;
+        products[i] = flops / seconds;
+        part[i] = 100 * products[i] / most[i];
         double before = mx_measure_read_best(b->pool, buffer, BUFFER);
         step(b, 1);
         double decode = 0;
@@ -96,7 +121,8 @@ static void run(struct bench *b, const void *buffer, int repetitions, int prompt
         token[i] = DECODE / decode;
         share[i] = 100 * bytes * DECODE / decode / bandwidth[i];
     }
-    printf("%.1f MB of weights a token, %.3f GFLOP a prompt token\n", bytes / 1e6, flops / 1e9);
+    printf("%d threads; %.1f MB of weights a token, %.1f GFLOP a prompt of %d\n", mx_pool_threads(b->pool), bytes / 1e6,
+           flops / 1e9, prompt);
     print("read bandwidth", bandwidth, repetitions, 1e9, "GB/s");
     print("decode", token, repetitions, 1, "tokens/s");
     print("decode, of the bandwidth", share, repetitions, 1, "%");
@@ -104,6 +130,8 @@ static void run(struct bench *b, const void *buffer, int repetitions, int prompt
     snprintf(name, sizeof name, "prompt of %d", prompt);
     print(name, prompts, repetitions, 1, "tokens/s");
     print("prompt, products", products, repetitions, 1e9, "GFLOP/s");
+    print("arithmetic peak", most, repetitions, 1e9, "GFLOP/s");
+    print("prompt, of the peak", part, repetitions, 1, "%");
 }
 
 int main(int argc, char **argv) {
