@@ -10,7 +10,7 @@
 enum {
     ROW_GRAIN = 8,       /* rows a thread takes at once where the work per row is small */
     ATTENTION_ROWS = 16, /* rows of one attention task */
-    FEW_ROWS = 4,        /* up to here a product is bound by memory */
+    SMALL_MATRIX = 256,  /* output rows, up to which finer tasks keep the threads even */
 };
 
 struct step {
@@ -24,10 +24,9 @@ struct step {
 
 /* ---- matrix products ------------------------------------------------------------------------------------- */
 
-/* Output rows of one task: small tiles balance memory-bound products, larger ones reuse the widened weights. All even.
- */
-static int64_t tile_rows(int64_t rows) {
-    return rows <= FEW_ROWS ? 32 : 96;
+/* Output rows of one task: what the kernels like best, less for the router. Even. */
+static int64_t tile_rows(const mx_matmul *m) {
+    return m->w.rows <= SMALL_MATRIX ? 16 : 96;
 }
 
 struct products {
@@ -48,7 +47,7 @@ static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
                 high = middle - 1;
         }
         mx_matmul m = s->job[low];
-        int64_t size = tile_rows(m.rows);
+        int64_t size = tile_rows(&m);
         m.n0 = (tile - s->job_tile[low]) * size;
         m.n1 = m.n0 + size < m.w.rows ? m.n0 + size : m.w.rows;
         m.scratch = s->thread + thread * s->thread_floats;
@@ -61,7 +60,7 @@ static void run_products(mx_cpu_backend *b, int jobs) {
     mx_scratch *s = &b->s;
     s->job_tile[0] = 0;
     for (int i = 0; i < jobs; i++) {
-        int64_t size = tile_rows(s->job[i].rows);
+        int64_t size = tile_rows(&s->job[i]);
         s->job_tile[i + 1] = s->job_tile[i] + (s->job[i].w.rows + size - 1) / size;
     }
     mx_parallel_for(b->pool, s->job_tile[jobs], 1, matmul_tiles, &(struct products){b, jobs});

@@ -171,13 +171,9 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-/* Towards the first cache level where what is fetched fits there beside the activations. */
-MX_INLINE void fetch(const char *at, int near) {
-    if (near) {
-        _mm_prefetch(at, _MM_HINT_T0);
-    } else {
-        _mm_prefetch(at, _MM_HINT_T1);
-    }
+/* Into the second cache level: the first one's few outstanding misses would wait for memory too long. */
+MX_INLINE void fetch(const char *at) {
+    _mm_prefetch(at, _MM_HINT_T1);
 }
 
 /* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8 or 16; the first `keep` of
@@ -185,7 +181,6 @@ MX_INLINE void fetch(const char *at, int near) {
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
-    const int near = format == MX_MXFP4 || C == 2;
     const int lines = format == MX_MXFP4  ? (C + 3) / 4
                       : format == MX_BF16 ? C
                                           : 2 * C; /* 64 bytes each, per 32 columns */
@@ -201,9 +196,9 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             /* two bases and multiples of a stride that addresses can hold: few registers */
             const uint8_t *base = data + bytes_of_columns(format, 32 * b), *base4 = base + 4 * stride;
             const uint8_t *scale = scales + b, *scale4 = scale + 4 * scale_stride;
-            for (int i = 0; i < lines; i++) fetch(ahead + 64 * i, near);
+            for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
             ahead += C * bytes_of_columns(format, 32);
-            if (format == MX_MXFP4) fetch(scales_ahead, near);
+            if (format == MX_MXFP4) fetch(scales_ahead);
             scales_ahead += C;
             if (R < 4) { /* all activations in registers, weight rows one by one */
                 __m512 x0[2], x1[2], first, second;

@@ -20,6 +20,12 @@ struct worker {
     int index;
 };
 
+/* A thread's share of the job: neighbouring indices, so that it reads memory in one direction. */
+struct share {
+    _Alignas(64) atomic_llong next; /* first index nobody has taken */
+    int64_t end;
+};
+
 struct mx_pool {
     int threads;
     struct worker *worker; /* [threads - 1] */
@@ -28,7 +34,7 @@ struct mx_pool {
     void *arg;
     int64_t n, grain;
     bool stop;
-    _Alignas(64) atomic_llong next; /* first index nobody has taken */
+    struct share *share; /* [threads] */
     _Alignas(64) atomic_uint generation;
     _Alignas(64) atomic_int busy; /* workers still inside the job */
     _Alignas(64) atomic_int sleepers;
@@ -44,12 +50,15 @@ static inline void pause_cpu(void) {
 #endif
 }
 
+/* The thread's own share first, then what others have left. */
 static void work(mx_pool *p, int thread) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        if (begin >= p->n) return;
-        int64_t end = p->n - begin < p->grain ? p->n : begin + p->grain;
-        p->fn(p->arg, begin, end, thread);
+    for (int i = 0; i < p->threads; i++) {
+        struct share *share = &p->share[(thread + i) % p->threads];
+        for (;;) {
+            int64_t begin = atomic_fetch_add_explicit(&share->next, p->grain, memory_order_relaxed);
+            if (begin >= share->end) break;
+            p->fn(p->arg, begin, share->end - begin < p->grain ? share->end : begin + p->grain, thread);
+        }
     }
 }
 
@@ -78,7 +87,12 @@ static void *worker_main(void *arg) {
 }
 
 static void start_job(mx_pool *p) {
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    int64_t grains = (p->n + p->grain - 1) / p->grain;
+    for (int i = 0; i < p->threads; i++) {
+        int64_t begin = grains * i / p->threads * p->grain, end = grains * (i + 1) / p->threads * p->grain;
+        atomic_store_explicit(&p->share[i].next, begin, memory_order_relaxed);
+        p->share[i].end = end < p->n ? end : p->n;
+    }
     atomic_store_explicit(&p->busy, p->threads - 1, memory_order_relaxed);
     atomic_fetch_add(&p->generation, 1);
     if (atomic_load(&p->sleepers)) {
@@ -140,6 +154,7 @@ void mx_pool_destroy(mx_pool *p) {
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->wake);
     free(p->worker);
+    free(p->share);
     free(p);
 }
 
@@ -151,14 +166,17 @@ mx_status mx_pool_create(int threads, mx_pool **out, mx_error *error) {
     if (!threads) threads = mx_cpu_count();
     mx_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     struct worker *worker = calloc((size_t)threads, sizeof *worker);
-    if (!p || !worker) {
+    struct share *share = aligned_alloc(64, (size_t)threads * sizeof *share);
+    if (!p || !worker || !share) {
         free(p);
         free(worker);
+        free(share);
         return mx_fail(error, MX_NO_MEMORY, "no memory for a pool of %d threads", threads);
     }
     memset(p, 0, sizeof *p);
     p->threads = threads;
     p->worker = worker;
+    p->share = share;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     for (int i = 1; i < threads; i++) {
