@@ -59,8 +59,8 @@ typedef struct mx_matmul {
 } mx_matmul;
 
 /* Attention of `rows` consecutive positions of one sequence with one KV head, that head's `group` query heads.
- * s_j = scale * q . k_j over the keys j that the row may see; the sink is one more logit without a value (section 1.4
- * of the facts): m = max(sink, s), out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)).
+ * s_j = scale * q . k_j over the keys j that the row may see; the sink is one more logit without a value
+ * (docs/gpt_oss.md): m = max(sink, s), out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)).
  * Tiles of MX_TILE positions are merged in ascending order at absolute positions. */
 typedef struct mx_attention {
     mx_format kv; /* F32, F16 or BF16 */

@@ -121,7 +121,7 @@ static void read_sizes(fields *f, mx_config *c) {
     multiple_of_32(f, "num_attention_heads * head_dim", (int64_t)c->heads * c->head_dim);
 }
 
-/* layer_types; without it even layers slide (section 1.1 of the facts, transformers' default). */
+/* layer_types; without it even layers slide (the default of transformers). */
 static void read_layers(fields *f, mx_config *c) {
     const mx_json *types = member(f, "layer_types");
     bool any = false;

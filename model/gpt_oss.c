@@ -1,4 +1,4 @@
-/* The gpt-oss forward pass on the CPU: section 1.3 of the facts, line by line, every activation in fp32.
+/* The gpt-oss forward pass on the CPU: docs/gpt_oss.md line by line, every activation in fp32.
  *
  * A step is a sequence of parallel regions; within one, work is cut into tiles that any thread may take, because no
  * result depends on who computed it. Matrix products of one region (q, k, v; all experts) share one list of tiles. */
@@ -129,7 +129,7 @@ static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
         const mx_row *row = &step->batch->row[t];
         b->kernels->widen(b->s.x + t * hidden, w->embedding.data + row->token * w->embedding.row_stride,
                           w->embedding.format, hidden);
-        for (int i = 0; i < half; i++) { /* angles in fp64: section 1.5 */
+        for (int i = 0; i < half; i++) { /* angles in fp64 */
             double angle = row->position * b->inv_freq[i];
             b->s.cos[t * half + i] = (float)(cos(angle) * b->concentration);
             b->s.sin[t * half + i] = (float)(sin(angle) * b->concentration);

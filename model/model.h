@@ -37,7 +37,7 @@ typedef struct mx_config {
  * model, activation, RoPE or quantisation. */
 mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error);
 
-/* inv_freq [head_dim / 2] (radians per position) and the factor on cos and sin, section 1.5 of the facts. */
+/* inv_freq [head_dim / 2] (radians per position) and the factor on cos and sin, docs/gpt_oss.md. */
 void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration);
 
 /* ---- checkpoint: named tensors in mapped files --------------------------------------------------------------------

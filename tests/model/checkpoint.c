@@ -140,7 +140,7 @@ static void test_plain_rope(void **state) {
     }
 }
 
-/* Section 1.5 of the facts: gpt-oss's own table. */
+/* The table of the published gpt-oss models. */
 static void test_yarn_table(void **state) {
     (void)state;
     mx_config c = {.head_dim = 64,
