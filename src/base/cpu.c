@@ -1,5 +1,6 @@
 #include "base/cpu.h"
 
+#include <limits.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -7,6 +8,9 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "base/machine.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -60,96 +64,40 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
     return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CPU=%s: scalar, avx2, avx512 or avx512bf16 was expected", wanted);
 }
 
-/* One line of a small file; false when it cannot be read. */
-static bool read_line(const char *path, char *out, int size) {
-    FILE *f = fopen(path, "re");
-    if (!f) return false;
-    bool ok = fgets(out, size, f) != NULL;
-    fclose(f);
-    return ok;
-}
-
-/* Calls visit(path prefix of each cgroup directory from this process's own up to the root). */
-static void for_each_cgroup(void (*visit)(const char *directory, void *arg), void *arg) {
-    char own[3000] = "", line[3000], directory[4096];
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return;
-    while (fgets(line, sizeof line, f))
-        if (!strncmp(line, "0::", 3)) {
-            line[strcspn(line, "\n")] = 0;
-            snprintf(own, sizeof own, "%s", line + 3);
-        }
-    fclose(f);
-    for (;;) {
-        snprintf(directory, sizeof directory, "/sys/fs/cgroup%s", strcmp(own, "/") ? own : "");
-        visit(directory, arg);
-        char *slash = strrchr(own, '/');
-        if (!slash || !*own || !strcmp(own, "/")) return;
-        *slash = 0;
-    }
-}
-
-static void visit_cpu_max(const char *directory, void *arg) {
-    char path[4200], line[100];
-    double quota, period, *cores = arg;
-    snprintf(path, sizeof path, "%s/cpu.max", directory);
-    if (read_line(path, line, sizeof line) && sscanf(line, "%lf %lf", &quota, &period) == 2 && period > 0 &&
-        quota / period < *cores)
-        *cores = quota / period;
-}
-
-static void visit_memory_max(const char *directory, void *arg) {
-    char path[4200], line[100];
-    unsigned long long max, current, *left = arg;
-    snprintf(path, sizeof path, "%s/memory.max", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%llu", &max) != 1) return;
-    snprintf(path, sizeof path, "%s/memory.current", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%llu", &current) != 1) return;
-    unsigned long long free_bytes = max > current ? max - current : 0;
-    if (free_bytes < *left) *left = free_bytes;
-}
-
-static int topology(int cpu, const char *what) {
-    char path[200], line[32];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, what);
-    return read_line(path, line, sizeof line) ? atoi(line) : -1;
+int mx_cpu_list(int *cpu, int most) {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return 0;
+    return mx_machine_cores("", &allowed, cpu, most);
 }
 
 int mx_cpu_count(void) {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return 1;
-    static const int most = CPU_SETSIZE;
-    struct {
-        int package, core;
-    } seen[CPU_SETSIZE];
-    int cores = 0;
-    for (int cpu = 0; cpu < most; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed)) continue;
-        int package = topology(cpu, "physical_package_id"), core = topology(cpu, "core_id"), i = 0;
-        if (core < 0) core = cpu; /* nothing known: a core of its own */
-        while (i < cores && (seen[i].package != package || seen[i].core != core)) i++;
-        if (i < cores) continue;
-        seen[cores].package = package;
-        seen[cores++].core = core;
-    }
-    double quota = cores;
-    for_each_cgroup(visit_cpu_max, &quota);
-    if (quota < cores) cores = (int)quota;
+    int cpu[CPU_SETSIZE];
+    int cores = (int)mx_machine_quota("", mx_cpu_list(cpu, CPU_SETSIZE));
     return cores > 0 ? cores : 1;
 }
 
-unsigned long long mx_memory_available(void) {
-    unsigned long long left = 0, kib;
-    char line[200];
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) left = kib * 1024;
-    if (f) fclose(f);
-    for_each_cgroup(visit_memory_max, &left);
+/* What RLIMIT_AS leaves: the address space that is mapped already counts against it. */
+static unsigned long long address_space_left(void) {
     struct rlimit limit;
-    if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < left)
-        left = limit.rlim_cur;
-    return left;
+    unsigned long long pages = 0;
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return ULLONG_MAX;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f) {
+        if (fscanf(f, "%llu", &pages) != 1) pages = 0;
+        fclose(f);
+    }
+    const unsigned long long mapped = pages * (unsigned long long)sysconf(_SC_PAGESIZE);
+    return limit.rlim_cur > mapped ? limit.rlim_cur - mapped : 0;
+}
+
+unsigned long long mx_memory_beside(unsigned long long mapped) {
+    const unsigned long long memory = mx_machine_memory(""), space = address_space_left();
+    const unsigned long long left = memory > mapped ? memory - mapped : 0;
+    return left < space ? left : space;
+}
+
+unsigned long long mx_memory_available(void) {
+    return mx_memory_beside(0);
 }
 
 unsigned long long mx_memory_peak(void) {

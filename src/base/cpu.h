@@ -18,11 +18,19 @@ unsigned mx_cpu_detect(void);
  * not there is MX_UNSUPPORTED, an unknown word MX_INVALID_ARGUMENT. */
 mx_status mx_cpu_allowed(unsigned *out, mx_error *error);
 
+/* One logical CPU of each physical core that the affinity mask allows, ascending; returns how many (at most `most`). */
+int mx_cpu_list(int *cpu, int most);
+
 /* Physical cores this process may use: affinity mask and cgroup quota respected; at least 1. */
 int mx_cpu_count(void);
 
-/* Bytes of memory this process may still take: the smaller of MemAvailable and what its cgroup leaves. */
+/* Bytes of memory this process may still take: the least of MemAvailable, what its cgroups leave, and what RLIMIT_AS
+ * leaves. Page cache counts as free, for the kernel drops it when memory is asked for. */
 unsigned long long mx_memory_available(void);
+
+/* The same when `mapped` bytes of files shall stay in memory that this process has mapped. They are taken off once: the
+ * page cache they are in, or will be in, is counted as free, but RLIMIT_AS has counted them when they were mapped. */
+unsigned long long mx_memory_beside(unsigned long long mapped);
 
 /* Peak resident bytes of this process so far. */
 unsigned long long mx_memory_peak(void);
