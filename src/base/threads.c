@@ -124,18 +124,13 @@ void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void
 
 /* Workers get a core each when the pool is as large as the set of cores; the caller stays where it is. */
 static void pin(mx_pool *p) {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != p->threads) return;
-    int index = 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE && index < p->threads; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed)) continue;
-        if (index > 0) {
-            cpu_set_t one;
-            CPU_ZERO(&one);
-            CPU_SET(cpu, &one);
-            pthread_setaffinity_np(p->worker[index - 1].thread, sizeof one, &one);
-        }
-        index++;
+    int cpu[CPU_SETSIZE];
+    if (mx_cpu_list(cpu, CPU_SETSIZE) != p->threads) return;
+    for (int i = 1; i < p->threads; i++) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu[i], &one);
+        pthread_setaffinity_np(p->worker[i - 1].thread, sizeof one, &one);
     }
 }
 

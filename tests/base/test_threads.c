@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -109,11 +110,56 @@ static void numbers_of_threads_are_checked(void **state) {
     mx_pool_destroy(pool);
 }
 
+struct places {
+    int cpus[CPU_SETSIZE]; /* by thread: how many CPUs it may use, 0: has not run */
+    int cpu[CPU_SETSIZE];
+};
+
+static void note_place(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)begin;
+    (void)end;
+    struct places *p = arg;
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof mine, &mine)) return;
+    p->cpus[thread] = CPU_COUNT(&mine);
+    for (p->cpu[thread] = 0; !CPU_ISSET(p->cpu[thread], &mine);) p->cpu[thread]++;
+    usleep(200); /* something is left for the others */
+}
+
+static void workers_get_a_core_each(void **state) {
+    (void)state;
+    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
+    if (cores < 2) skip();
+    cpu_set_t all;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    struct places *p = malloc(sizeof *p);
+    assert_non_null(p);
+    for (int threads = cores - 1; threads <= cores + 1; threads++) {
+        mx_pool *pool;
+        assert_int_equal(mx_pool_create(threads, &pool, NULL), MX_OK);
+        memset(p, 0, sizeof *p);
+        int missing = threads;
+        for (int round = 0; missing && round < 1000; round++) {
+            mx_parallel_for(pool, 4 * threads, 1, note_place, p);
+            missing = 0;
+            for (int i = 0; i < threads; i++) missing += !p->cpus[i];
+        }
+        assert_int_equal(p->cpus[0], CPU_COUNT(&all)); /* the caller stays where it is */
+        for (int i = 1; i < threads; i++) {
+            if (!p->cpus[i]) continue;
+            assert_int_equal(p->cpus[i], threads == cores ? 1 : CPU_COUNT(&all));
+            if (threads == cores) assert_int_equal(p->cpu[i], cpu[i]);
+        }
+        mx_pool_destroy(pool);
+    }
+    free(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_index_is_visited_once),    cmocka_unit_test(small_jobs_stay_on_the_caller),
         cmocka_unit_test(many_jobs_one_after_the_other),  cmocka_unit_test(pools_end_whatever_their_threads_do),
-        cmocka_unit_test(numbers_of_threads_are_checked),
+        cmocka_unit_test(numbers_of_threads_are_checked), cmocka_unit_test(workers_get_a_core_each),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
