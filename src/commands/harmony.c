@@ -7,7 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
-#include "commands/command.h"
+#include "commands/common.h"
 #include "tokenizer/harmony.h"
 #include "tokenizer/tokenizer.h"
 
@@ -17,10 +17,6 @@ typedef struct job {
 } job;
 
 typedef mx_status line_fn(const job *j, const mx_json *line, mx_bytes *out, mx_error *error);
-
-static mx_status out_of_memory(mx_error *error) {
-    return mx_fail(error, MX_NO_MEMORY, "out of memory");
-}
 
 static bool add_string(mx_bytes *out, const char *before, const char *text) {
     return mx_bytes_add_string(out, before) &&
@@ -72,7 +68,7 @@ static mx_status render_line(const job *j, const mx_json *line, mx_bytes *out, m
     if (!conversation) return mx_fail(error, MX_INVALID_ARGUMENT, "expected an object with a \"conversation\"");
     mx_status s = read_render_options(mx_json_get(line, "options"), &options, error);
     if (s == MX_OK) s = mx_harmony_render(j->tokenizer, conversation, &options, &ids, error);
-    if (s == MX_OK && !write_rendered(j->tokenizer, &ids, &text, out)) s = out_of_memory(error);
+    if (s == MX_OK && !write_rendered(j->tokenizer, &ids, &text, out)) s = mx_out_of_memory(error);
     mx_ids_free(&ids);
     mx_bytes_free(&text);
     return s;
@@ -116,10 +112,10 @@ static mx_status push_all(mx_harmony_parser *p, const mx_json *ids, mx_bytes *st
         if (!mx_json_int64(v, &id) || id < 0 || id > INT32_MAX) id = INT32_MAX; /* no token has it */
         mx_status s = mx_harmony_push(p, (int32_t)id, &delta, error);
         if (s != MX_OK) return s;
-        if (!write_delta(&delta, stream)) return out_of_memory(error);
+        if (!write_delta(&delta, stream)) return mx_out_of_memory(error);
     }
     mx_status s = mx_harmony_end(p, &delta, error);
-    if (s == MX_OK && delta.text && !write_delta(&delta, stream)) return out_of_memory(error);
+    if (s == MX_OK && delta.text && !write_delta(&delta, stream)) return mx_out_of_memory(error);
     return s;
 }
 
@@ -156,18 +152,13 @@ static mx_status parse_line(const job *j, const mx_json *line, mx_bytes *out, mx
     int64_t error_at;
     s = push_all(p, ids, &stream, &error_at, error);
     if (s != MX_NO_MEMORY)
-        s = write_parsed(p, j->lenient, s, error_at, error, &stream, out) ? MX_OK : out_of_memory(error);
+        s = write_parsed(p, j->lenient, s, error_at, error, &stream, out) ? MX_OK : mx_out_of_memory(error);
     mx_harmony_parser_free(p);
     mx_bytes_free(&stream);
     return s;
 }
 
 /* ---- lines ------------------------------------------------------------------------------------------------------- */
-static mx_status write_out(const mx_bytes *out, mx_error *error) {
-    if (fwrite(out->data, 1, out->size, stdout) == out->size && fflush(stdout) == 0) return MX_OK;
-    return mx_fail(error, MX_IO, "cannot write to stdout: %s", strerror(errno));
-}
-
 /* A wrong line gives {"error"} and the next one follows; `*not_json` counts lines that were no JSON at all. */
 static mx_status run_lines(const job *j, line_fn *work, long long *not_json, mx_error *error) {
     char *line = NULL;
@@ -189,10 +180,11 @@ static mx_status run_lines(const job *j, line_fn *work, long long *not_json, mx_
         }
         if (s != MX_OK) {
             mx_bytes_clear(&out);
-            s = add_string(&out, "{\"error\":", wrong.text) && mx_bytes_add_string(&out, "}\n") ? MX_OK
-                                                                                                : out_of_memory(error);
+            s = add_string(&out, "{\"error\":", wrong.text) && mx_bytes_add_string(&out, "}\n")
+                    ? MX_OK
+                    : mx_out_of_memory(error);
         }
-        if (s == MX_OK) s = write_out(&out, error);
+        if (s == MX_OK) s = mx_write_stdout(&out, error);
     }
     if (s == MX_OK && ferror(stdin)) s = mx_fail(error, MX_IO, "cannot read stdin: %s", strerror(errno));
     free(line);
@@ -219,16 +211,11 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if ((!render && !parse) || rest[1]) return mx_command_usage(self, "say \"render\" or \"parse\"");
     if (!jsonl) return mx_command_usage(self, "give --jsonl: the input is one JSON object a line");
     if (render && lenient) return mx_command_usage(self, "--lenient belongs to \"parse\"");
-    if (!model == !file)
-        return mx_command_usage(self, model ? "give -m or --tokenizer, not both" : "give -m MODEL or --tokenizer FILE");
-    char path[4096];
     mx_error error = {0};
     job j = {.lenient = lenient};
     long long not_json = 0;
-    mx_status s = MX_OK;
-    if (model) s = mx_resolve_model(model, path, sizeof path, &error);
-    if (s == MX_OK) s = mx_tokenizer_open(model ? path : file, &j.tokenizer, &error);
-    if (s == MX_OK) s = run_lines(&j, render ? render_line : parse_line, &not_json, &error);
+    if (!mx_open_tokenizer(self, model, file, &j.tokenizer, &exit_code)) return exit_code;
+    mx_status s = run_lines(&j, render ? render_line : parse_line, &not_json, &error);
     mx_tokenizer_close(j.tokenizer);
     if (s == MX_OK && not_json) s = mx_fail(&error, MX_INVALID_FILE, "lines that are no JSON: %lld", not_json);
     return s == MX_OK ? MX_EXIT_OK : mx_command_fail(self, &error);

@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/cpu.h"
-#include "commands/command.h"
+#include "commands/common.h"
 #include "engine/mxrun.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
@@ -80,11 +80,6 @@ static class sum_of(const class classes[CLASSES]) {
 }
 
 /* ---- KV memory --------------------------------------------------------------------------------------------------- */
-
-static const struct {
-    const char *name;
-    mx_kv_type type;
-} kv_types[] = {{"f16", MX_KV_F16}, {"bf16", MX_KV_BF16}, {"f32", MX_KV_F32}};
 
 /* Context lengths of the table: powers of two from 4096 to the model's maximum; *next starts at 0. */
 static bool next_context(const mx_config *c, int64_t *next) {
@@ -250,11 +245,11 @@ static void print_json(const char *folder, const mx_model *model, const class cl
     else
         mx_bytes_add_string(&out, ",\"tokenizer\":null");
     mx_bytes_add_string(&out, ",\"kv_bytes\":{");
-    for (int k = 0; k < 3; k++) {
-        mx_bytes_addf(&out, "%s\"%s\":{", k ? "," : "", kv_types[k].name);
+    for (int k = 0; k < MX_KV_NAMES; k++) {
+        mx_bytes_addf(&out, "%s\"%s\":{", k ? "," : "", mx_kv_names[k].name);
         for (int64_t n = 0, i = 0; next_context(c, &n); i++)
             mx_bytes_addf(&out, "%s\"%lld\":%llu", i ? "," : "", (long long)n,
-                          (unsigned long long)mx_kv_memory(model, kv_types[k].type, n));
+                          (unsigned long long)mx_kv_memory(model, mx_kv_names[k].type, n));
         mx_bytes_add_string(&out, "}");
     }
     mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"fp32\",\"threads\":%d,\"memory_available\":%llu}",

@@ -4,7 +4,9 @@
 #include <stdint.h>
 
 /* What the published gpt-oss-20b answers, greedily, by OpenAI's own implementation. */
-enum { MX_OFFICIAL_GREEDY_COUNT = 7, MX_OFFICIAL_GREEDY_TOKENS = 8, MX_OFFICIAL_GREEDY_VOCAB = 201088 };
+enum { MX_OFFICIAL_GREEDY_COUNT = 7, MX_OFFICIAL_GREEDY_TOKENS = 8 };
+/* That model, against others with the same tokenizer. */
+enum { MX_OFFICIAL_GREEDY_LAYERS = 24, MX_OFFICIAL_GREEDY_EXPERTS = 32, MX_OFFICIAL_GREEDY_VOCAB = 201088 };
 
 typedef struct mx_official_greedy {
     const char *name;

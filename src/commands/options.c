@@ -9,30 +9,24 @@
 
 #include "base/cpu.h"
 #include "base/json.h"
+#include "commands/common.h"
 #include "model/model.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
     char *model, *kv_type, *seed;
+    const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     int greedy;
     char **logit_bias, **stop;
     char *system, *developer, *reasoning, *date, *tools;
     int keep_thinking;
 } given;
 
-typedef struct number {
-    const char *option;
-    char *text;            /* NULL: not given */
-    double value;          /* the default until it is given */
-    double low, high;      /* inclusive */
-    bool whole, above_low; /* above_low: `low` itself is not allowed */
-} number;
-
 enum { CTX, THREADS, COUNT, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, NUMBERS };
-static number numbers[NUMBERS] = {
+static mx_number numbers[NUMBERS] = {
     [CTX] = {"--ctx", NULL, 0, 1, 1 << 30, true, false},
-    [THREADS] = {"--threads", NULL, 0, 1, 1024, true, false},
+    [THREADS] = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false},
     [COUNT] = {"-n", NULL, 0, 1, 1e15, true, false},
     [TEMPERATURE] = {"--temperature", NULL, 1, 0, 10, false, false},
     [TOP_K] = {"--top-k", NULL, 0, 0, 1 << 30, true, false},
@@ -88,25 +82,9 @@ const struct poptOption mx_prompt_options[] = {
 };
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
-static bool parse_number(number *n) {
-    const char *allowed = n->whole ? "0123456789-+" : "0123456789-+.eE";
-    if (!*n->text || strspn(n->text, allowed) != strlen(n->text)) return false;
-    char *end;
-    n->value = strtod(n->text, &end);
-    return !*end && n->value >= n->low && n->value <= n->high && !(n->above_low && n->value == n->low);
-}
-
 static bool check_numbers(const mx_command *command) {
-    for (number *n = numbers; n < numbers + NUMBERS; n++) {
-        if (!n->text || parse_number(n)) continue;
-        const char *kind = n->whole ? "a whole number" : "a number";
-        if (n->high >= 1 << 30) {
-            mx_command_usage(command, "%s %s: expected %s, at least %.0f", n->option, n->text, kind, n->low);
-        } else {
-            mx_command_usage(command, "%s %s: expected %s %s %g and %s %g", n->option, n->text, kind,
-                             n->above_low ? "above" : "of at least", n->low, "at most", n->high);
-        }
-        return false;
+    for (mx_number *n = numbers; n < numbers + NUMBERS; n++) {
+        if (!mx_number_check(command, n)) return false;
     }
     if (given.greedy && numbers[TEMPERATURE].text && numbers[TEMPERATURE].value > 0) {
         mx_command_usage(command, "--greedy and --temperature %s contradict each other", numbers[TEMPERATURE].text);
@@ -150,22 +128,6 @@ static int length_of(char **list) {
     return n;
 }
 
-static bool parse_kv_type(mx_kv_type *out) {
-    static const struct {
-        const char *name;
-        mx_kv_type type;
-    } types[] = {{"f16", MX_KV_F16}, {"f32", MX_KV_F32}, {"bf16", MX_KV_BF16}};
-    *out = MX_KV_F16;
-    if (!given.kv_type) return true;
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        if (strcmp(given.kv_type, types[i].name) == 0) {
-            *out = types[i].type;
-            return true;
-        }
-    }
-    return false;
-}
-
 /* --system and its like, in the order of mx_setting. */
 static const struct {
     const char *option;
@@ -206,16 +168,12 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     if (!check_numbers(command)) return false;
     uint64_t seed;
-    mx_kv_type type;
     struct mx_logit_bias bias;
     if (given.seed && !parse_seed(given.seed, &seed)) {
         mx_command_usage(command, "--seed %s: expected a whole number from 0 to 2^64 - 1", given.seed);
         return false;
     }
-    if (!parse_kv_type(&type)) {
-        mx_command_usage(command, "--kv-type %s: expected f16, bf16 or f32", given.kv_type);
-        return false;
-    }
+    if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
     for (int i = 0; i < length_of(given.logit_bias); i++) {
         if (parse_bias(given.logit_bias[i], &bias)) continue;
         mx_command_usage(command, "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100",
@@ -305,7 +263,7 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
         return mx_fail(error, MX_NO_MEMORY, "no memory");
     }
     mx_engine_options engine_options = {.threads = threads, .context = (int64_t)numbers[CTX].value};
-    parse_kv_type(&engine_options.kv_type);
+    if (given.kv) engine_options.kv_type = given.kv->type;
     if ((status = mx_engine_create(s->model, &engine_options, &s->engine, error))) return status;
     s->info = mx_engine_get_info(s->engine);
     return MX_OK;

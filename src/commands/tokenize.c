@@ -7,7 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
-#include "commands/command.h"
+#include "commands/common.h"
 #include "tokenizer/tokenizer.h"
 
 /* Plain input is held in memory as a whole. */
@@ -46,38 +46,16 @@ static bool start(const mx_command *self, int argc, const char **argv, job *j, i
         *exit_code = mx_command_usage(self, "unexpected argument \"%s\"; the input comes from stdin", rest[0]);
         return false;
     }
-    if (!model == !file) {
-        *exit_code =
-            mx_command_usage(self, model ? "give -m or --tokenizer, not both" : "give -m MODEL or --tokenizer FILE");
-        return false;
-    }
     if (special && skip_special) {
         *exit_code = mx_command_usage(self, "give --special or --skip-special, not both");
         return false;
     }
-    char path[4096];
-    mx_error error = {0};
-    mx_status status = MX_OK;
-    if (model) status = mx_resolve_model(model, path, sizeof path, &error);
-    if (status == MX_OK) status = mx_tokenizer_open(model ? path : file, &j->tokenizer, &error);
-    if (status != MX_OK) {
-        *exit_code = mx_command_fail(self, &error);
-        return false;
-    }
+    if (!mx_open_tokenizer(self, model, file, &j->tokenizer, exit_code)) return false;
     j->command = self;
     j->jsonl = jsonl;
     j->special = special;
     j->skip_special = skip_special;
     return true;
-}
-
-static mx_status out_of_memory(mx_error *error) {
-    return mx_fail(error, MX_NO_MEMORY, "out of memory");
-}
-
-static mx_status write_out(const mx_bytes *b, mx_error *error) {
-    if ((b->size == 0 || fwrite(b->data, 1, b->size, stdout) == b->size) && fflush(stdout) == 0) return MX_OK;
-    return mx_fail(error, MX_IO, "cannot write to stdout: %s", strerror(errno));
 }
 
 static mx_status encode(const job *j, const char *text, size_t size, mx_ids *ids, mx_error *error) {
@@ -102,7 +80,7 @@ static mx_status add_token(const job *j, int64_t id, mx_bytes *out, mx_error *er
         return mx_fail(error, MX_INVALID_FILE, "%lld is no token; ids go from 0 to %d", (long long)id,
                        (int)mx_tokenizer_size(j->tokenizer) - 1);
     if (j->skip_special && mx_is_special(j->tokenizer, (int32_t)id)) return MX_OK;
-    return mx_bytes_add(out, bytes, size) ? MX_OK : out_of_memory(error);
+    return mx_bytes_add(out, bytes, size) ? MX_OK : mx_out_of_memory(error);
 }
 
 /* ---- one JSON line ----------------------------------------------------------------------------------------------- */
@@ -120,7 +98,7 @@ static mx_status tokenize_line(const job *j, const mx_json *line, line_buffers *
     if (status != MX_OK) return status;
     bool ok = mx_bytes_add_string(&b->out, "{\"ids\":[") && add_ids(&b->out, &b->ids, ',') &&
               mx_bytes_add_string(&b->out, "]}\n");
-    return ok ? MX_OK : out_of_memory(error);
+    return ok ? MX_OK : mx_out_of_memory(error);
 }
 
 static mx_status detokenize_line(const job *j, const mx_json *line, line_buffers *b, mx_error *error) {
@@ -136,7 +114,7 @@ static mx_status detokenize_line(const job *j, const mx_json *line, line_buffers
     }
     bool ok = mx_bytes_add_string(&b->out, "{\"bytes_b64\":\"") &&
               mx_bytes_add_base64(&b->out, b->bytes.data, b->bytes.size) && mx_bytes_add_string(&b->out, "\"}\n");
-    return ok ? MX_OK : out_of_memory(error);
+    return ok ? MX_OK : mx_out_of_memory(error);
 }
 
 static mx_status run_lines(const job *j, mx_status (*work)(const job *, const mx_json *, line_buffers *, mx_error *),
@@ -155,7 +133,7 @@ static mx_status run_lines(const job *j, mx_status (*work)(const job *, const mx
         if (status != MX_OK)
             mx_fail_within(error, status, "line %lld", number);
         else
-            status = write_out(&b.out, error);
+            status = mx_write_stdout(&b.out, error);
     }
     if (status == MX_OK && ferror(stdin)) status = mx_fail(error, MX_IO, "cannot read stdin: %s", strerror(errno));
     free(line);
@@ -172,8 +150,9 @@ static mx_status tokenize_plain(const job *j, mx_error *error) {
     mx_ids ids = {0};
     mx_status status = mx_read_file("-", MAX_TEXT, &text, error);
     if (status == MX_OK) status = encode(j, text.data, text.size, &ids, error);
-    if (status == MX_OK && (!add_ids(&out, &ids, ' ') || !mx_bytes_add(&out, "\n", 1))) status = out_of_memory(error);
-    if (status == MX_OK) status = write_out(&out, error);
+    if (status == MX_OK && (!add_ids(&out, &ids, ' ') || !mx_bytes_add(&out, "\n", 1)))
+        status = mx_out_of_memory(error);
+    if (status == MX_OK) status = mx_write_stdout(&out, error);
     mx_bytes_free(&text);
     mx_bytes_free(&out);
     mx_ids_free(&ids);
@@ -204,13 +183,13 @@ static mx_status detokenize_plain(const job *j, mx_error *error) {
         if (status != MX_OK || c == EOF) break;
         if (c == '\n') line++;
         if (c == '\n' || out.size >= CHUNK) {
-            status = write_out(&out, error);
+            status = mx_write_stdout(&out, error);
             mx_bytes_clear(&out);
         }
     }
     if (status == MX_INVALID_FILE) mx_fail_within(error, status, "line %lld", line);
     if (status == MX_OK && ferror(stdin)) status = mx_fail(error, MX_IO, "cannot read stdin: %s", strerror(errno));
-    if (status == MX_OK) status = write_out(&out, error);
+    if (status == MX_OK) status = mx_write_stdout(&out, error);
     mx_bytes_free(&out);
     return status;
 }

@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/cpu.h"
-#include "commands/command.h"
+#include "commands/common.h"
 #include "commands/official_greedy.h"
 #include "model/model.h"
 
@@ -14,6 +14,7 @@
  * sequence whose pages it hands out itself. */
 
 enum { MOST_ROWS = 512, MOST_OFFICIAL = 512 }; /* rows of a step; tokens of an official prompt and its answer */
+static const double NEAR_TIE = 0.25;           /* logits: closer ones may change places in the official BF16 answers */
 static const double DEPARTED = 1e-3; /* relative distance of a residual row at which a layer counts as departed */
 
 /* ---- running one sequence ---------------------------------------------------------------------------------------- */
@@ -149,6 +150,11 @@ static mx_status read_golden(const mx_checkpoint *ck, const mx_config *c, golden
     return MX_OK;
 }
 
+/* Not a number is worse than any number. */
+static bool is_worse(double x, double than) {
+    return isnan(x) || x > than;
+}
+
 /* log(sum(exp(x))) */
 static double log_sum(const float *x, int64_t n) {
     double top = -INFINITY, sum = 0;
@@ -171,7 +177,7 @@ static void compare_logits(const mx_tensor *logits, int64_t row, const float *ou
     double lt = log_sum(truth, vocab), lo = log_sum(ours, vocab), kl = 0;
     for (int64_t i = 0; i < vocab; i++) {
         double difference = fabs((double)truth[i] - ours[i]), p = truth[i] - lt;
-        if (!(difference <= out->logit)) out->logit = difference; /* NaN stays */
+        if (is_worse(difference, out->logit)) out->logit = difference;
         kl += exp(p) * (p - (ours[i] - lo));
     }
     out->kl += kl;
@@ -191,7 +197,7 @@ static void compare_residual(const golden *g, const mx_config *c, const float *o
                 norm += truth * truth;
             }
             double relative = sqrt(off / fmax(norm, 1e-60));
-            if (!(relative <= out->residual)) out->residual = relative;
+            if (is_worse(relative, out->residual)) out->residual = relative;
             if (!(relative <= DEPARTED) && (out->departs < 0 || layer < out->departs)) out->departs = layer;
         }
 }
@@ -260,7 +266,7 @@ static mx_status run_case(runner *r, const golden *g, result *out, mx_error *err
         if (s.residual) compare_residual(g, c, s.residual, begin, end - begin, out);
         if (s.experts) same += compare_experts(g, c, s.experts, begin, end - begin);
     }
-    out->kl /= (double)rows;
+    out->kl = isnan(out->kl) ? NAN : out->kl / (double)rows; /* prints as nan, never -nan */
     out->top1 /= (double)rows;
     if (g->experts) out->experts = (double)same / ((double)c->layers * (double)g->tokens * c->top_k);
     scratch_free(&s);
@@ -314,7 +320,9 @@ static void add_row(mx_bytes *out, const golden *g, const result *r) {
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
 static const char *option_model, *option_kv, *option_cases;
-static int option_threads, option_chunk, option_json;
+static int option_json;
+static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
+static mx_number option_chunk = {"--chunk", NULL, MOST_ROWS, 1, MOST_ROWS, true, false};
 static double option_max_kl;
 
 /* What a run is made with, for the last line. */
@@ -322,17 +330,6 @@ typedef struct setting {
     const char *tier, *kv;
     int threads, chunk;
 } setting;
-
-static bool kv_format(const char *name, mx_format *out) {
-    static const char *const names[] = {"f32", "f16", "bf16"};
-    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(name, names[i])) {
-            *out = formats[i];
-            return true;
-        }
-    return false;
-}
 
 /* True when `name` stands in the comma-separated list (NULL: everything does). */
 static bool listed(const char *list, const char *name) {
@@ -367,10 +364,11 @@ static mx_status list_cases(const mx_checkpoint *ck, const mx_config *c, const c
     return MX_OK;
 }
 
-static void print_json(const setting *set, bool passed, const mx_bytes *cases) {
-    printf("{\"passed\":%s,\"max_kl\":%g,\"tier\":\"%s\",\"kv_type\":\"%s\",\"threads\":%d,\"chunk\":%d,"
+/* `limit`: the name of the bound that decided. */
+static void print_json(const setting *set, const char *limit, double bound, bool passed, const mx_bytes *cases) {
+    printf("{\"passed\":%s,\"%s\":%g,\"tier\":\"%s\",\"kv_type\":\"%s\",\"threads\":%d,\"chunk\":%d,"
            "\"cases\":[%s]}\n",
-           passed ? "true" : "false", option_max_kl, set->tier, set->kv, set->threads, set->chunk,
+           passed ? "true" : "false", limit, bound, set->tier, set->kv, set->threads, set->chunk,
            cases->data ? cases->data : "");
 }
 
@@ -407,15 +405,15 @@ static mx_status verify_golden(runner *r, const char *path, mx_format kv, const 
         result now;
         status = run_case(r, &cases[i], &now, error);
         if (status) break;
-        if (!(now.kl <= worst)) worst = now.kl;
-        if (!(now.kl <= option_max_kl)) *passed = false;
+        if (is_worse(now.kl, worst)) worst = now.kl;
+        if (!(now.kl <= option_max_kl) || isnan(now.logit) || isnan(now.residual)) *passed = false;
         if (option_json)
             add_row(&json, &cases[i], &now);
         else
             print_row(&cases[i], &now);
     }
     if (!status) print_verdict(set, *passed, count, worst);
-    if (!status && option_json) print_json(set, *passed, &json);
+    if (!status && option_json) print_json(set, "max_kl", option_max_kl, *passed, &json);
     mx_bytes_free(&json);
     free(cases);
     mx_checkpoint_close(ck);
@@ -423,8 +421,9 @@ static mx_status verify_golden(runner *r, const char *path, mx_format kv, const 
 }
 
 /* One official prompt and its answer, each step given the official tokens before it, so that one near tie does not
- * spoil the rest. *same: tokens that agree; `where` gets a line about the others. */
-static mx_status run_official(runner *r, const mx_official_greedy *g, int *same, mx_bytes *where, mx_error *error) {
+ * spoil the rest. *same: tokens that agree; *passed: these and the near ties; `where` gets a line about the others. */
+static mx_status run_official(runner *r, const mx_official_greedy *g, int *same, int *passed, mx_bytes *where,
+                              mx_error *error) {
     int32_t ids[MOST_OFFICIAL];
     int64_t prompt = g->prompt_count, vocab = r->weights->config.vocab, end;
     memcpy(ids, g->prompt, (size_t)prompt * sizeof *ids);
@@ -439,12 +438,12 @@ static mx_status run_official(runner *r, const mx_official_greedy *g, int *same,
         if (end < prompt) continue;
         const float *logits = r->backend->ops->logits(r->backend, 0);
         int64_t best = largest(logits, vocab), official = g->answer[end - prompt];
-        if (best == official)
-            ++*same;
-        else
+        double gap = (double)logits[best] - logits[official];
+        if (best == official) ++*same;
+        if (gap < NEAR_TIE) ++*passed;
+        if (best != official)
             mx_bytes_addf(where, "%stoken %lld: %lld for %lld, logits %.3f apart", where->size ? "; " : "",
-                          (long long)(end - prompt), (long long)best, (long long)official,
-                          logits[best] - logits[official]);
+                          (long long)(end - prompt), (long long)best, (long long)official, gap);
     }
     return MX_OK;
 }
@@ -452,13 +451,15 @@ static mx_status run_official(runner *r, const mx_official_greedy *g, int *same,
 /* The published model's greedy answers. */
 static mx_status verify_official(runner *r, const char *model, mx_format kv, const setting *set, bool *passed,
                                  mx_error *error) {
-    int vocab = r->weights->config.vocab, agree = 0, total = MX_OFFICIAL_GREEDY_COUNT * MX_OFFICIAL_GREEDY_TOKENS;
-    if (vocab != MX_OFFICIAL_GREEDY_VOCAB)
-        return mx_fail(
-            error, MX_INVALID_ARGUMENT,
-            "%s: without a golden file only gpt-oss-20b can be checked (vocabulary %d, this one has %d): give "
-            "a golden made for this model",
-            model, MX_OFFICIAL_GREEDY_VOCAB, vocab);
+    const mx_config *c = &r->weights->config;
+    int agree = 0, good = 0, total = MX_OFFICIAL_GREEDY_COUNT * MX_OFFICIAL_GREEDY_TOKENS;
+    if (c->vocab != MX_OFFICIAL_GREEDY_VOCAB || c->layers != MX_OFFICIAL_GREEDY_LAYERS ||
+        c->experts != MX_OFFICIAL_GREEDY_EXPERTS)
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s: without a golden file only gpt-oss-20b can be checked (%d layers, %d experts, vocabulary "
+                       "%d; this model has %d, %d, %d): give a golden made for this model",
+                       model, MX_OFFICIAL_GREEDY_LAYERS, MX_OFFICIAL_GREEDY_EXPERTS, MX_OFFICIAL_GREEDY_VOCAB,
+                       c->layers, c->experts, c->vocab);
     mx_status status = runner_prepare(r, kv, MOST_OFFICIAL, 1, error);
     if (!status && !option_json) printf("%-18s %6s %7s  %s\n", "prompt", "tokens", "agree", "where not");
     mx_bytes json = {0};
@@ -466,7 +467,7 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
         const mx_official_greedy *g = &mx_official_greedy_20b[i];
         mx_bytes where = {0};
         int same = 0;
-        status = run_official(r, g, &same, &where, error);
+        status = run_official(r, g, &same, &good, &where, error);
         agree += same;
         if (!status && option_json)
             mx_bytes_addf(&json, "%s{\"case\":\"%s\",\"tokens\":%d,\"agree\":%d}", i ? "," : "", g->name,
@@ -477,13 +478,14 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
         fflush(stdout);
         mx_bytes_free(&where);
     }
-    *passed = agree == total;
+    *passed = good == total;
     if (!status && option_json)
-        print_json(set, *passed, &json);
+        print_json(set, "near_tie", NEAR_TIE, *passed, &json);
     else if (!status)
-        printf("\n%s: %d of %d greedy tokens are those of OpenAI's implementation in BF16, which itself may flip near "
-               "ties (%s kernels, %s cache)\n",
-               *passed ? "passed" : "FAILED", agree, total, set->tier, set->kv);
+        printf(
+            "\n%s: %d of %d greedy tokens are those of OpenAI's implementation in BF16; %d others are near ties, less "
+            "than %g apart, which pass (%s kernels, %s cache)\n",
+            *passed ? "passed" : "FAILED", agree, total, good - agree, NEAR_TIE, set->tier, set->kv);
     mx_bytes_free(&json);
     return status;
 }
@@ -494,40 +496,36 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
-        {"chunk", 0, POPT_ARG_INT, &option_chunk, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
-        {"threads", 't', POPT_ARG_INT, &option_threads, 0, "Threads (default: all physical cores)", "N"},
+        {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
+        {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
         POPT_TABLEEND,
     };
     option_model = option_cases = NULL;
     option_kv = "f32";
-    option_threads = option_chunk = option_json = 0;
+    option_json = 0;
     option_max_kl = 1e-5;
     const char *const *positional = NULL;
     int code = MX_EXIT_OK;
     if (!mx_command_parse(self, options, argc, argv, &positional, &code)) return code;
-    mx_format kv;
-    if (!kv_format(option_kv, &kv)) return mx_command_usage(self, "--kv-type %s: expected f32, f16 or bf16", option_kv);
+    const mx_kv_name *kv = mx_kv_find(self, option_kv);
+    if (!kv || !mx_number_check(self, &option_chunk) || !mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     if (!(option_max_kl >= 0)) return mx_command_usage(self, "--max-kl: expected a number from 0");
-    if (option_chunk < 0 || option_chunk > MOST_ROWS)
-        return mx_command_usage(self, "--chunk %d: expected 0 to %d", option_chunk, MOST_ROWS);
-    if (option_threads < 0 || option_threads > 1024)
-        return mx_command_usage(self, "--threads %d: expected 0 to 1024", option_threads);
     if (positional && positional[0] && positional[1]) return mx_command_usage(self, "more than one golden file");
 
     mx_error error = {0};
     char folder[4096];
-    runner r = {.chunk = option_chunk ? option_chunk : MOST_ROWS};
+    runner r = {.chunk = (int)option_chunk.value};
     const mx_kernels *kernels = NULL;
     bool passed = false;
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
-    if (!status) status = mx_pool_create(option_threads, &r.pool, &error);
+    if (!status) status = mx_pool_create((int)option_threads.value, &r.pool, &error);
     if (!status) status = mx_weights_open(folder, r.pool, &r.weights, &error);
     if (!status) {
         setting set = {kernels->name, option_kv, mx_pool_threads(r.pool), r.chunk};
-        status = positional && positional[0] ? verify_golden(&r, positional[0], kv, &set, &passed, &error)
-                                             : verify_official(&r, folder, kv, &set, &passed, &error);
+        status = positional && positional[0] ? verify_golden(&r, positional[0], kv->format, &set, &passed, &error)
+                                             : verify_official(&r, folder, kv->format, &set, &passed, &error);
     }
     runner_close(&r);
     if (!status && (fflush(stdout) != 0 || ferror(stdout)))
@@ -545,11 +543,12 @@ const mx_command mx_command_verify = {
                    "KL divergence (reference || mxrun) in nats, how often the best token and the\n"
                    "chosen experts agree, the largest relative distance of the residual stream,\n"
                    "and the first layer where it passes 1e-3. Exit code 1 when a mean KL is above\n"
-                   "--max-kl.\n"
+                   "--max-kl or anything is not a number.\n"
                    "\n"
                    "Without a golden it checks gpt-oss-20b: 56 greedy tokens of OpenAI's own\n"
-                   "implementation. The environment variable MXRUN_CPU (scalar, avx2, avx512)\n"
-                   "chooses the kernels.\n"
+                   "implementation in BF16. Another token passes where its logit is less than 0.25\n"
+                   "above the official one's: there BF16 rounding may have decided. The environment\n"
+                   "variable MXRUN_CPU (scalar, avx2, avx512) chooses the kernels.\n"
                    "\n"
                    "Examples:\n"
                    "  $ mxrun verify -m stories tests/data/stories.golden.safetensors\n"

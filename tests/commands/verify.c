@@ -105,17 +105,23 @@ static size_t offset_of(const mx_bytes *file, const char *name) {
     return 8 + length + (size_t)begin;
 }
 
-/* Copies base's golden with four bytes of a tensor replaced, and runs its case t17 with the result. */
-static const mx_json *with_changed(const char *tensor, int64_t element, uint32_t bits, int code) {
-    maker m;
+/* Writes base's golden with four bytes of a tensor replaced into the maker's folder. */
+static void write_changed(const maker *m, const char *tensor, int64_t element, uint32_t bits) {
     mx_bytes golden = {0};
-    char path[1000], arguments[1500];
-    maker_open(&m);
+    char path[1000];
     snprintf(path, sizeof path, "%s/tests/data/base.golden.safetensors", getenv("MXRUN_SOURCE"));
     assert_int_equal(mx_read_file(path, 1 << 24, &golden, NULL), MX_OK);
     memcpy(golden.data + offset_of(&golden, tensor) + 4 * element, &bits, 4);
-    maker_file(&m, "golden.safetensors", golden.data, golden.size);
+    maker_file(m, "golden.safetensors", golden.data, golden.size);
     mx_bytes_free(&golden);
+}
+
+/* Runs case t17 of a changed golden. */
+static const mx_json *with_changed(const char *tensor, int64_t element, uint32_t bits, int code) {
+    maker m;
+    char arguments[1500];
+    maker_open(&m);
+    write_changed(&m, tensor, element, bits);
     snprintf(arguments, sizeof arguments, "-m tests/data/base %s --cases t17", maker_path(&m, "golden.safetensors"));
     const mx_json *c = NULL;
     if (code == 2) /* not a number to compare but a broken golden */
@@ -134,10 +140,12 @@ static void test_differences_are_found(void **state) {
     assert_true(fabs(number(c, "top1_agreement") - 5 / 6.0) < 1e-5);
     c = with_changed("t17.logits", 0, nan, 1);
     assert_true(mx_json_get(c, "mean_kl")->type == MX_JSON_NULL);
+    assert_true(mx_json_get(c, "max_logit_difference")->type == MX_JSON_NULL);
     /* residual [layers + 1, tokens, hidden]: a number after layer 2 (the third) */
     c = with_changed("t17.residual", (3 * 17 + 4) * 192 + 9, hundred, 0);
     assert_true(number(c, "first_departing_layer") == 2);
-    c = with_changed("t17.residual", 0, nan, 0);
+    c = with_changed("t17.residual", 0, nan, 1);
+    assert_true(mx_json_get(c, "residual_distance")->type == MX_JSON_NULL);
     assert_true(number(c, "first_departing_layer") == -1);
     c = with_changed("t17.experts", 5, 99, 0); /* one choice of 4 layers * 17 tokens * 4 */
     assert_true(fabs(number(c, "expert_agreement") - 271 / 272.0) < 1e-5);
@@ -148,14 +156,57 @@ static void test_differences_are_found(void **state) {
     with_changed("t17.rows", 1, 0, 2);
 }
 
+/* In the table one NaN makes its case and the verdict nan, whatever comes after it. */
+static void test_nan_is_the_worst(void **state) {
+    (void)state;
+    maker m;
+    maker_open(&m);
+    write_changed(&m, "t2.logits", 3, 0x7FC00000);
+    expect(run("verify -m tests/data/base %s --cases t2,t17", maker_path(&m, "golden.safetensors")), 1,
+           "FAILED: worst mean KL nan of 2 cases");
+    const char *row = strstr(output, "\nt2 ");
+    assert_non_null(row);
+    char logits[20], kl[20];
+    assert_int_equal(sscanf(row, " t2 %*d %*d %19s %19s", logits, kl), 2);
+    assert_string_equal(logits, "nan");
+    assert_string_equal(kl, "nan");
+    maker_close(&m);
+}
+
+#define STORIES "book600,chat0,chat1,chat2,chat3,chat4,chat5,chat6,chat7"
+/* The table of README.md: what a cache of half the bits costs. Bounds a few times what was measured. */
+static void test_cache_types(void **state) {
+    (void)state;
+    static const struct {
+        const char *model, *cases, *type;
+        const char *max_kl;
+    } bounds[] = {
+        {"stories", STORIES, "f16", "5e-7"},
+        {"stories", STORIES, "bf16", "1e-5"},
+        {"base", "t17,t127", "f16", "5e-2"},
+        {"top1", "t1,t9,t300", "f16", "1e-4"},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        bool stories = !strcmp(bounds[i].model, "stories");
+        expect(run("verify -m %s%s tests/data/%s.golden.safetensors --cases %s --kv-type %s --max-kl %s",
+                   stories ? "" : "tests/data/", bounds[i].model, bounds[i].model, bounds[i].cases, bounds[i].type,
+                   bounds[i].max_kl),
+               0, "passed: worst mean KL");
+    }
+    /* and the type is really used */
+    expect(run("verify " BASE "--cases t127 --kv-type f16 --max-kl 1e-7"), 1, "f16 cache");
+}
+
 static void test_verify_refuses(void **state) {
     (void)state;
     expect(run("verify"), 2, "no model given");
     expect(run("verify -m nowhere x"), 2, "nowhere");
     expect(run("verify " BASE "more.safetensors"), 2, "more than one golden");
-    expect(run("verify " BASE "--kv-type f8"), 2, "--kv-type f8: expected f32, f16 or bf16");
+    expect(run("verify " BASE "--kv-type f8"), 2, "--kv-type f8: expected f16, bf16 or f32");
     expect(run("verify " BASE "--chunk 513"), 2, "--chunk 513");
-    expect(run("verify " BASE "--chunk -1"), 2, "--chunk");
+    expect(run("verify " BASE "--chunk -1"), 2, "--chunk -1");
+    expect(run("verify " BASE "--chunk 0"), 2, "--chunk 0");
+    expect(run("verify " BASE "--threads 0"), 2, "--threads 0");
     expect(run("verify " BASE "--threads -1"), 2, "--threads -1");
     expect(run("verify " BASE "--max-kl -1"), 2, "--max-kl");
     expect(run("verify " BASE "--max-kl x"), 2, "invalid numeric value");
@@ -166,8 +217,30 @@ static void test_verify_refuses(void **state) {
            "not that of a golden for this model");
     expect(run("verify -m tests/data/base tests/data/base/model.safetensors"), 1, "not a golden");
     expect(run("verify -m tests/data/base tests/data/base/config.json"), 1, "config.json: header");
-    expect(run("verify -m tests/data/base"), 2, "vocabulary 201088, this one has 512");
+    expect(run("verify -m tests/data/base"), 2, "(24 layers, 32 experts, vocabulary 201088; this model has 4, ");
     expect(run("verify --help"), 0, "Usage: mxrun verify -m MODEL");
+}
+
+/* 24 layers and 32 experts. */
+static void grow_to_20b(maker *m) {
+    char types[600] = "[";
+    for (int layer = 0; layer < 24; layer++)
+        strcat(types, layer == 23 ? "\"full_attention\"]"
+                      : layer % 2 ? "\"full_attention\","
+                                  : "\"sliding_attention\",");
+    maker_set(m, "num_hidden_layers", "24");
+    maker_set(m, "num_local_experts", "32");
+    maker_set(m, "layer_types", types);
+    for (int i = 0, count = m->tensors; i < count; i++) {
+        maker_tensor *t = &m->tensor[i];
+        if (strstr(t->name, ".mlp."))
+            maker_retype(t, t->dtype, t->dims, (int64_t[]){32, t->shape[1], t->shape[2], t->shape[3]});
+        for (int layer = 2; layer < 24 && strstr(t->name, "layers.1."); layer++) {
+            char name[100];
+            snprintf(name, sizeof name, "model.layers.%d.%s", layer, strstr(t->name, "layers.1.") + 9);
+            maker_add(m, name, t->dtype, t->dims, t->shape);
+        }
+    }
 }
 
 /* A model with the published vocabulary that says <|channel|> to everything: right once in each of the 7 answers. */
@@ -182,9 +255,16 @@ static void test_official_greedy(void **state) {
     const uint16_t two = 0x4000;
     for (int i = 0; i < 64; i++) memcpy(head->data + 2 * (200005 * 64 + i), &two, 2);
     maker_write(&m);
+    expect(run("verify -m %s", m.folder), 2, "this model has 2, 2, 201088): give a golden");
+    grow_to_20b(&m);
+    maker_write(&m);
     expect(run("verify -m %s --chunk 100", m.folder), 1, "FAILED: 7 of 56 greedy tokens");
     assert_non_null(strstr(output, "harmony_346           346   1 / 8  token 1: 200005 for 35644"));
-    expect(run("verify -m %s --json", m.folder), 1, "{\"passed\":false");
+    expect(run("verify -m %s --json", m.folder), 1, "{\"passed\":false,\"near_tie\":0.25,");
+    memset(head->data, 0, head->bytes); /* all logits are 0: near ties everywhere */
+    maker_write(&m);
+    expect(run("verify -m %s", m.folder), 0, "passed: 0 of 56 greedy tokens");
+    assert_non_null(strstr(output, "56 others are near ties, less than 0.25 apart"));
     maker_close(&m);
 }
 
@@ -234,6 +314,8 @@ int main(void) {
         cmocka_unit_test(test_passes),
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_differences_are_found),
+        cmocka_unit_test(test_nan_is_the_worst),
+        cmocka_unit_test(test_cache_types),
         cmocka_unit_test(test_verify_refuses),
         cmocka_unit_test(test_official_greedy),
         cmocka_unit_test(test_info),

@@ -7,7 +7,7 @@
 
 /* Makes small gpt-oss checkpoint folders for tests: right ones, and wrong ones in every detail. */
 
-enum { MAKER_FIELDS = 48, MAKER_TENSORS = 64, MAKER_FILES = 4 };
+enum { MAKER_FIELDS = 48, MAKER_TENSORS = 500, MAKER_FILES = 4 };
 
 typedef struct maker_tensor {
     char name[100], dtype[16];
@@ -25,7 +25,7 @@ typedef struct maker_tensor {
 typedef struct maker {
     char folder[200];
     struct {
-        char key[64], value[400]; /* value: JSON; "rope.x" goes into rope_name; "" is left out */
+        char key[64], value[600]; /* value: JSON; "rope.x" goes into rope_name; "" is left out */
     } field[MAKER_FIELDS];
     int fields;
     const char *rope_name; /* "rope_scaling" or "rope_parameters" */

@@ -1,0 +1,62 @@
+#include "commands/common.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const mx_kv_name mx_kv_names[MX_KV_NAMES] = {
+    {"f16", MX_KV_F16, MX_F16},
+    {"bf16", MX_KV_BF16, MX_BF16},
+    {"f32", MX_KV_F32, MX_F32},
+};
+
+const mx_kv_name *mx_kv_find(const mx_command *command, const char *name) {
+    for (int i = 0; i < MX_KV_NAMES; i++)
+        if (!strcmp(name, mx_kv_names[i].name)) return &mx_kv_names[i];
+    mx_command_usage(command, "--kv-type %s: expected f16, bf16 or f32", name);
+    return NULL;
+}
+
+static bool parse_number(mx_number *n) {
+    const char *allowed = n->whole ? "0123456789-+" : "0123456789-+.eE";
+    if (!*n->text || strspn(n->text, allowed) != strlen(n->text)) return false;
+    char *end;
+    n->value = strtod(n->text, &end);
+    return !*end && n->value >= n->low && n->value <= n->high && !(n->above_low && n->value == n->low);
+}
+
+bool mx_number_check(const mx_command *command, mx_number *n) {
+    if (!n->text || parse_number(n)) return true;
+    const char *kind = n->whole ? "a whole number" : "a number";
+    if (n->high >= 1 << 30)
+        mx_command_usage(command, "%s %s: expected %s, at least %.0f", n->option, n->text, kind, n->low);
+    else
+        mx_command_usage(command, "%s %s: expected %s %s %g and %s %g", n->option, n->text, kind,
+                         n->above_low ? "above" : "of at least", n->low, "at most", n->high);
+    return false;
+}
+
+bool mx_open_tokenizer(const mx_command *command, const char *model, const char *file, mx_tokenizer **out,
+                       int *exit_code) {
+    if (!model == !file) {
+        *exit_code =
+            mx_command_usage(command, model ? "give -m or --tokenizer, not both" : "give -m MODEL or --tokenizer FILE");
+        return false;
+    }
+    char path[4096];
+    mx_error error = {0};
+    mx_status status = model ? mx_resolve_model(model, path, sizeof path, &error) : MX_OK;
+    if (!status) status = mx_tokenizer_open(model ? path : file, out, &error);
+    if (status) *exit_code = mx_command_fail(command, &error);
+    return !status;
+}
+
+mx_status mx_write_stdout(const mx_bytes *b, mx_error *error) {
+    if ((b->size == 0 || fwrite(b->data, 1, b->size, stdout) == b->size) && fflush(stdout) == 0) return MX_OK;
+    return mx_fail(error, MX_IO, "cannot write to stdout: %s", strerror(errno));
+}
+
+mx_status mx_out_of_memory(mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY, "out of memory");
+}

@@ -1,0 +1,44 @@
+#ifndef MX_COMMON_H
+#define MX_COMMON_H
+
+#include "base/bytes.h"
+#include "commands/command.h"
+#include "engine/mxrun.h"
+#include "model/model.h"
+#include "tokenizer/tokenizer.h"
+
+/* What several commands say, check and write in the same way. */
+
+/* The types of --kv-type, the engine's default first. */
+typedef struct mx_kv_name {
+    const char *name;
+    mx_kv_type type;  /* of the engine */
+    mx_format format; /* of a backend */
+} mx_kv_name;
+enum { MX_KV_NAMES = 3 };
+extern const mx_kv_name mx_kv_names[MX_KV_NAMES];
+/* The type of that name. NULL: the user has been told. */
+const mx_kv_name *mx_kv_find(const mx_command *command, const char *name);
+
+/* A number that stays text until it is checked, so that a wrong one can be named with its option. */
+typedef struct mx_number {
+    const char *option;
+    char *text;            /* NULL: not given */
+    double value;          /* the default until it is given */
+    double low, high;      /* inclusive */
+    bool whole, above_low; /* above_low: `low` itself is not allowed */
+} mx_number;
+/* Sets `value`. false: the user has been told. */
+bool mx_number_check(const mx_command *command, mx_number *number);
+
+enum { MX_MOST_THREADS = 1024 };
+
+/* Exactly one of -m MODEL and --tokenizer FILE: opens the tokenizer of it. false with *exit_code set when that is not
+ * so or fails; the user has been told. */
+bool mx_open_tokenizer(const mx_command *command, const char *model, const char *file, mx_tokenizer **out,
+                       int *exit_code);
+
+mx_status mx_write_stdout(const mx_bytes *bytes, mx_error *error); /* and flushes */
+mx_status mx_out_of_memory(mx_error *error);
+
+#endif
