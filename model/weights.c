@@ -19,9 +19,9 @@ enum { NAME_ROOM = 160, FLOATS_PER_LINE = 16 };
 typedef struct loader {
     mx_weights *w;
     const char *folder;
-    bool *used;               /* by tensor of the checkpoint */
-    float *room;              /* the rest of the owned block */
-    const mx_tensor **scales; /* of every expert tensor, to be searched for 0xFF */
+    bool *used;                         /* by tensor of the checkpoint */
+    float *room;                        /* the rest of the owned block */
+    const mx_tensor **scales, **blocks; /* of every expert tensor, to be searched for what is no number */
     int scale_count;
     mx_error *error;
 } loader;
@@ -142,6 +142,7 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
                  (long long)blocks);
         return wrong(l, scales, MX_INVALID_FILE, expected);
     }
+    l->blocks[l->scale_count] = data;
     l->scales[l->scale_count++] = scales;
 
     snprintf(full, sizeof full, "%smlp.experts.%s_bias", prefix, name);
@@ -239,10 +240,10 @@ static void warn_unused(const loader *l) {
 enum { SEARCH_CHUNK = 1 << 20 };
 
 typedef struct search {
-    const mx_tensor *const *scales;
+    const mx_tensor *const *scales, *const *blocks;
     const int64_t *first_chunk; /* of each tensor, and their total behind the last */
     int count;
-    atomic_llong found; /* lowest chunk with a byte 0xFF */
+    atomic_llong found; /* lowest chunk with a bad scale */
 } search;
 
 static int tensor_of_chunk(const search *s, int64_t chunk) {
@@ -257,32 +258,54 @@ static int tensor_of_chunk(const search *s, int64_t chunk) {
     return low;
 }
 
-static const uint8_t *find_in_chunk(const search *s, int64_t chunk, const mx_tensor **tensor) {
-    int i = tensor_of_chunk(s, chunk);
-    uint64_t begin = (uint64_t)(chunk - s->first_chunk[i]) * SEARCH_CHUNK, left = s->scales[i]->bytes - begin;
-    *tensor = s->scales[i];
-    return memchr(s->scales[i]->data + begin, 0xFF, left < SEARCH_CHUNK ? left : SEARCH_CHUNK);
+/* Is there a scale that could be bad? Written for the compiler to make vectors of. */
+static bool has_large_scale(const uint8_t *scale, uint64_t n) {
+    uint8_t most = 0;
+    for (uint64_t i = 0; i < n; i++) most = scale[i] > most ? scale[i] : most;
+    return most >= 253;
+}
+
+/* The block's largest value times 2^(scale - 127) must not pass FLT_MAX: with scale 253 that refuses 4 and 6 (codes 6
+ * and 7 without their sign), with 254 also 2 and 3. 6 * 2^125, with scale 252, is below it. */
+static bool overflows(uint8_t scale, const uint8_t *block) {
+    const int first = scale == 254 ? 4 : 6;
+    if (scale < 253) return false;
+    for (int i = 0; i < 16; i++)
+        if ((block[i] & 7) >= first || (block[i] >> 4 & 7) >= first) return true;
+    return false;
+}
+
+/* The first bad scale of a chunk: 0xFF, or one with which a weight is infinite. -1: there is none. */
+static int64_t find_in_chunk(const search *s, int64_t chunk, int *tensor) {
+    const int t = *tensor = tensor_of_chunk(s, chunk);
+    const uint64_t begin = (uint64_t)(chunk - s->first_chunk[t]) * SEARCH_CHUNK, left = s->scales[t]->bytes - begin;
+    const uint64_t n = left < SEARCH_CHUNK ? left : SEARCH_CHUNK;
+    const uint8_t *scale = s->scales[t]->data + begin, *block = s->blocks[t]->data + 16 * begin;
+    if (!has_large_scale(scale, n)) return -1;
+    for (uint64_t i = 0; i < n; i++)
+        if (scale[i] == 255 || overflows(scale[i], block + 16 * i)) return (int64_t)(begin + i);
+    return -1;
 }
 
 static void search_range(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
     search *s = arg;
-    const mx_tensor *t;
+    int tensor;
     for (int64_t chunk = begin; chunk < end && chunk < atomic_load(&s->found); chunk++) {
-        if (!find_in_chunk(s, chunk, &t)) continue;
+        if (find_in_chunk(s, chunk, &tensor) < 0) continue;
         long long now = atomic_load(&s->found);
         while (chunk < now && !atomic_compare_exchange_weak(&s->found, &now, chunk)) {
         }
     }
 }
 
-/* E8M0's 0xFF is NaN, which no kernel looks for: refused here, once. */
+/* E8M0's 0xFF is NaN, and a weight beyond fp32 would be infinite, which no kernel looks for: refused here, once. */
 static mx_status check_scales(const loader *l, mx_pool *pool) {
     int64_t *first = calloc((size_t)l->scale_count + 1, sizeof *first);
     if (!first) return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
     for (int i = 0; i < l->scale_count; i++)
         first[i + 1] = first[i] + (int64_t)((l->scales[i]->bytes + SEARCH_CHUNK - 1) / SEARCH_CHUNK);
-    search s = {.scales = l->scales, .first_chunk = first, .count = l->scale_count};
+    search s = {.scales = l->scales, .blocks = l->blocks, .first_chunk = first, .count = l->scale_count};
     int64_t chunks = first[l->scale_count];
     atomic_init(&s.found, chunks);
     if (pool)
@@ -292,13 +315,16 @@ static mx_status check_scales(const loader *l, mx_pool *pool) {
 
     mx_status status = MX_OK;
     if (atomic_load(&s.found) < chunks) {
-        const mx_tensor *t;
-        const uint8_t *at = find_in_chunk(&s, atomic_load(&s.found), &t);
-        int64_t index = at - t->data, blocks = t->shape[2], rows = t->shape[1];
+        int tensor;
+        int64_t index = find_in_chunk(&s, atomic_load(&s.found), &tensor);
+        const mx_tensor *t = l->scales[tensor];
+        const int64_t blocks = t->shape[2], rows = t->shape[1];
+        const int scale = t->data[index];
         status = mx_fail(l->error, MX_INVALID_FILE,
-                         "%s: %s: the scale of expert %lld, row %lld, block %lld is 0xFF (NaN): the file is damaged",
+                         "%s: %s: the scale of expert %lld, row %lld, block %lld is 0x%02X (%s): the file is damaged",
                          t->file, t->name, (long long)(index / blocks / rows), (long long)(index / blocks % rows),
-                         (long long)(index % blocks));
+                         (long long)(index % blocks), (unsigned)scale,
+                         scale == 255 ? "NaN" : "with it a weight is beyond fp32");
     }
     free(first);
     return status;
@@ -329,14 +355,16 @@ static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error
     w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
     l.scales = calloc(2 * (size_t)c->layers, sizeof *l.scales);
+    l.blocks = calloc(2 * (size_t)c->layers, sizeof *l.blocks);
     l.room = w->owned;
-    if (!w->layer || !w->owned || !l.used || !l.scales)
+    if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", folder, owned);
     if (!status) status = all_tensors(&l);
     if (!status) status = check_scales(&l, pool);
     if (!status) warn_unused(&l);
     free(l.used);
     free(l.scales);
+    free(l.blocks);
     return status;
 }
 

@@ -382,6 +382,26 @@ static void test_scales_in_pieces(void **state) {
     maker_close(&m);
 }
 
+/* The largest weights that fp32 holds: 1.5 * 2^127, 3 * 2^126, 6 * 2^125, with either sign. */
+static void test_largest_scales(void **state) {
+    (void)state;
+    static const uint8_t codes[3] = {0x7F, 0xD5, 0x3B}; /* 6, -6; -3, 3; 1.5, -1.5 */
+    maker m;
+    mx_error error;
+    mx_weights *w;
+    maker_open(&m);
+    maker_tensor *scales = maker_find(&m, "model.layers.0.mlp.experts.down_proj_scales");
+    maker_tensor *blocks = maker_find(&m, "model.layers.0.mlp.experts.down_proj_blocks");
+    for (int i = 0; i < 3; i++) {
+        scales->data[7 + i] = (uint8_t)(252 + i);
+        memset(blocks->data + 16 * (7 + i), codes[i], 16);
+    }
+    maker_write(&m);
+    if (mx_weights_open(m.folder, NULL, &w, &error)) fail_msg("%s", error.text);
+    mx_weights_close(w);
+    maker_close(&m);
+}
+
 /* The checkpoints that came with the project. */
 static void test_real(void **state) {
     (void)state;
@@ -413,6 +433,7 @@ int main(void) {
         cmocka_unit_test(test_single_file),
         cmocka_unit_test(test_scales_in_parallel),
         cmocka_unit_test(test_scales_in_pieces),
+        cmocka_unit_test(test_largest_scales),
         cmocka_unit_test(test_real),
     };
     return cmocka_run_group_tests_name("checkpoint", tests, NULL, NULL);

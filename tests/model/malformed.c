@@ -38,8 +38,9 @@ typedef struct malformed {
 
 /* ---- what is changed before writing ------------------------------------------------------------------------------ */
 
-#define SCALES "model.layers.1.mlp.experts.down_proj_scales"
-#define BLOCKS "model.layers.1.mlp.experts.gate_up_proj_blocks"
+#define SCALES       "model.layers.1.mlp.experts.down_proj_scales"
+#define LARGE_SCALES "model.layers.1.mlp.experts.gate_up_proj_scales"
+#define BLOCKS       "model.layers.1.mlp.experts.gate_up_proj_blocks"
 
 static void drop(maker *m, const char *name) {
     maker_find(m, name)->absent = true;
@@ -77,6 +78,21 @@ static void nothing_at_all(maker *m) {
 }
 static void nan_scale(maker *m) {
     maker_find(m, SCALES)->data[64 + 5] = 0xFF;
+}
+/* Expert 1, row 3, block 1 of BLOCKS: a scale, and a code among 31 small ones. */
+static void large(maker *m, uint8_t scale, uint8_t code) {
+    int block = (64 + 3) * 2 + 1;
+    maker_find(m, LARGE_SCALES)->data[block] = scale;
+    maker_find(m, BLOCKS)->data[16 * block + 9] = code;
+}
+static void scale_253_times_4(maker *m) {
+    large(m, 253, 0x61);
+}
+static void scale_253_times_minus_6(maker *m) {
+    large(m, 253, 0x1F);
+}
+static void scale_254_times_2(maker *m) {
+    large(m, 254, 0x14);
 }
 static void set_u16(maker *m, const char *name, int i, uint16_t value) {
     memcpy(maker_find(m, name)->data + 2 * i, &value, 2);
@@ -636,6 +652,12 @@ static const malformed cases[] = {
     CHANGE("weights: a layer less", MX_INVALID_FILE, "", "model.layers.1.input_layernorm.weight is missing", no_layer),
     CHANGE("weights: scale 0xFF", MX_INVALID_FILE, "model.safetensors",
            SCALES ": the scale of expert 1, row 5, block 0", nan_scale),
+    CHANGE("weights: 4 * 2^126", MX_INVALID_FILE, "model.safetensors",
+           LARGE_SCALES ": the scale of expert 1, row 3, block 1 is 0xFD", scale_253_times_4),
+    CHANGE("weights: -6 * 2^126", MX_INVALID_FILE, "model.safetensors",
+           LARGE_SCALES ": the scale of expert 1, row 3, block 1 is 0xFD", scale_253_times_minus_6),
+    CHANGE("weights: 2 * 2^127", MX_INVALID_FILE, "model.safetensors",
+           LARGE_SCALES ": the scale of expert 1, row 3, block 1 is 0xFE", scale_254_times_2),
     CHANGE("weights: NaN in a norm", MX_INVALID_FILE, "model.safetensors", "input_layernorm.weight: element 7 is NaN",
            nan_norm),
     CHANGE("weights: infinite sink", MX_INVALID_FILE, "model.safetensors", "sinks: element 1 is infinite",
