@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "base/cpu.h"
+#include "base/log.h"
 #include "engine/engine_internal.h"
 
 enum { BATCH_TOKENS = 512, BATCH_MOST = 65536 };
@@ -45,12 +46,41 @@ const mx_weights *mx_model_weights(const mx_model *model) {
     return model->weights;
 }
 
-/* Most of what is free once the weights are in memory; where they do not even fit, an eighth. The kernel counts mapped
- * weights as free memory, for it can drop them: keys and values must not make it do so. */
+/* Most of what is free once the weights are in memory; where they do not even fit, an eighth. Mapped weights count as
+ * free memory, whether or not they have been read yet, for the kernel can drop them: keys and values must not make it
+ * do so. */
 static uint64_t default_memory(const mx_model *model) {
-    const uint64_t available = mx_memory_available(), least = (uint64_t)256 << 20;
-    const uint64_t taken = model->weight_bytes + (available / 10 > least ? available / 10 : least);
-    return available > taken + available / 8 ? available - taken : available / 8;
+    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->weight_bytes);
+    const uint64_t least = (uint64_t)256 << 20, reserve = available / 10 > least ? available / 10 : least;
+    return beside > reserve + available / 8 ? beside - reserve : available / 8;
+}
+
+/* A context that the user chose is not held to that guess: it may take what is free, with a warning where the weights
+ * will then be read from the disk again and again. */
+static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t context, int batch, uint64_t *out,
+                            mx_error *error) {
+    const mx_config *config = mx_model_config(model);
+    *out = default_memory(model);
+    if (context < 1 || context > config->max_positions) return MX_OK; /* none, or refused by the plan */
+    const uint64_t needed = (uint64_t)mx_kv_pages_needed(config, context, batch) * page_bytes;
+    if (needed <= *out) return MX_OK;
+    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->weight_bytes);
+    const double mib = 0x1p-20;
+    if (needed > available)
+        return mx_fail(
+            error, MX_NO_MEMORY,
+            "a context of %lld tokens needs %.1f MiB for its KV cache; %.1f MiB of memory is free now, and the "
+            "weights want %.1f MiB of it: choose a smaller context or, with an F32 cache, a 16-bit one, or "
+            "end other programs",
+            (long long)context, (double)needed * mib, (double)available * mib, (double)model->weight_bytes * mib);
+    if (needed > beside)
+        mx_log(
+            MX_LOG_WARNING,
+            "a context of %lld tokens takes %.1f MiB: of the %.1f MiB of memory that is free now it leaves less than "
+            "the weights' %.1f MiB, which makes every token slow; a smaller context is faster",
+            (long long)context, (double)needed * mib, (double)available * mib, (double)model->weight_bytes * mib);
+    *out = needed;
+    return MX_OK;
 }
 
 static mx_status check_options(const mx_engine_options *o, mx_error *error) {
@@ -76,9 +106,11 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
 
     const mx_config *config = mx_model_config(model);
     mx_engine_parts parts = {.config = config, .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS};
-    const uint64_t memory = o.kv_memory ? o.kv_memory : default_memory(model);
-    status = mx_kv_plan_make(config, mx_page_bytes(config, formats[o.kv_type]), memory, o.context, parts.batch_tokens,
-                             &parts.plan, error);
+    const int64_t page_bytes = mx_page_bytes(config, formats[o.kv_type]);
+    uint64_t memory = o.kv_memory;
+    if (!memory) status = memory_for(model, (uint64_t)page_bytes, o.context, parts.batch_tokens, &memory, error);
+    if (!status)
+        status = mx_kv_plan_make(config, page_bytes, memory, o.context, parts.batch_tokens, &parts.plan, error);
     if (status) return status;
     const mx_kernels *kernels;
     status = mx_kernels_get(NULL, &kernels, error);

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -266,6 +268,49 @@ static void options(void **state) {
     mx_model_close(model);
 }
 
+/* `more`: bytes of address space beyond what is in use; 0: as before. */
+static void limit_memory(uint64_t more) {
+    static struct rlimit before;
+    unsigned long long pages = 0;
+    if (!more) {
+        assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+        return;
+    }
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%llu", &pages), 1);
+    fclose(f);
+    assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+    const struct rlimit limit = {pages * (uint64_t)sysconf(_SC_PAGESIZE) + more, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+}
+
+/* A context that was asked for may take what is free, not only what a context that was not asked for would take. */
+static void chosen_context(void **state) {
+    (void)state;
+    mx_model *model = open_model("tools/stories/checkpoint");
+    mx_engine_options o = {.threads = 1, .kv_type = MX_KV_F32, .context = 131072}; /* 257 MiB */
+    mx_engine *e;
+    mx_error error = {.text = ""};
+    limit_memory((uint64_t)100 << 20);
+    mx_status status = mx_engine_create(model, &o, &e, &error);
+    limit_memory(0);
+    assert_int_equal(status, MX_NO_MEMORY);
+    if (!strstr(error.text, "of memory is free now")) fail_msg("\"%s\"", error.text);
+
+    limit_memory((uint64_t)450 << 20);
+    status = mx_engine_create(model, &(mx_engine_options){.threads = 1, .kv_type = MX_KV_F32}, &e, &error);
+    const int64_t guess = status ? 0 : mx_engine_get_info(e).context;
+    if (!status) mx_engine_destroy(e);
+    status = mx_engine_create(model, &o, &e, &error);
+    limit_memory(0);
+    if (status) fail_msg("%s", error.text);
+    assert_int_equal(mx_engine_get_info(e).context, 131072);
+    assert_in_range(guess, 1, 131071);
+    mx_engine_destroy(e);
+    mx_model_close(model);
+}
+
 /* Runs a group in one tier, where the machine has it. */
 static int in_tier(const char *tier, const struct CMUnitTest *tests, size_t count) {
     const mx_kernels *k;
@@ -286,8 +331,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest every[] = {cmocka_unit_test(base_every_cut), cmocka_unit_test(stories_greedy),
                                        cmocka_unit_test(stories_warm_equals_cold)};
     const struct CMUnitTest some[] = {cmocka_unit_test(stories_greedy), cmocka_unit_test(base_some_cuts),
-                                      cmocka_unit_test(options)};
+                                      cmocka_unit_test(options), cmocka_unit_test(chosen_context)};
     if (argc > 1 && !strcmp(argv[1], "full"))
         return in_tier("scalar", every, 3) + in_tier("avx2", every, 3) + in_tier(NULL, every, 3);
-    return in_tier("scalar", some, 1) + in_tier(NULL, some, 3);
+    return in_tier("scalar", some, 1) + in_tier(NULL, some, 4);
 }
