@@ -101,8 +101,9 @@ typedef struct mx_weights {
     void *owned;       /* the small vectors widened to fp32 */
 } mx_weights;
 
-/* Opens a Hugging Face folder. `pool` (may be NULL) is used to look for scale bytes 0xFF. Free with mx_weights_close.
- */
+/* Opens a Hugging Face folder. `pool` (may be NULL) is used to look for scales that are NaN or make a weight infinite.
+ * The files stay mapped: one that another program cuts while it is in use ends this one with SIGBUS, so a model's files
+ * must not change while it is open. Free with mx_weights_close. */
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
