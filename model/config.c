@@ -214,6 +214,20 @@ static void read_eos(fields *f, mx_config *c) {
     for (const mx_json *e = v->child; e && !f->status; e = e->next) add_eos(f, c, e);
 }
 
+static void read_generation(fields *f, mx_config *c) {
+    read_eos(f, c);
+    const bool sample = boolean(f, "do_sample", true);
+    const double temperature = real_in(f, "temperature", 0, 100, 1), top_p = real_in(f, "top_p", 0, 1, 1);
+    const int top_k = member(f, "top_k") ? whole_in(f, "top_k", 0, 1 << 30) : 0;
+    if (!sample) {
+        c->temperature = 0;
+        return;
+    }
+    c->temperature = (float)temperature;
+    c->top_p = (float)top_p;
+    c->sample_top_k = top_k;
+}
+
 static void read_config(fields *f, mx_config *c) {
     read_kind(f);
     if (f->status) return;
@@ -251,7 +265,7 @@ static mx_status read_fields(const char *path, void (*read)(fields *, mx_config 
 mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error) {
     char path[4096];
     struct stat info;
-    *out = (mx_config){0};
+    *out = (mx_config){.temperature = 1, .top_p = 1};
     if (snprintf(path, sizeof path, "%s/generation_config.json", folder) >= (int)sizeof path)
         return mx_fail(error, MX_INVALID_ARGUMENT, "the path of the model folder is longer than %zu bytes",
                        sizeof path);
@@ -260,7 +274,7 @@ mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error) {
     mx_status status = read_fields(path, read_config, out, error);
     if (status || !generation) return status;
     snprintf(path, sizeof path, "%s/generation_config.json", folder);
-    return read_fields(path, read_eos, out, error);
+    return read_fields(path, read_generation, out, error);
 }
 
 void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration) {

@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
+#include "model/logit_bias.h"
 
 /* ---- configuration: everything config.json says about the computation ---------------------------------------------
  */
@@ -30,6 +31,10 @@ typedef struct mx_config {
     bool attention_bias;          /* false: q, k, v and o have no biases */
     bool tied_embeddings;         /* lm_head is the embedding */
     int eos[8], eos_count;        /* eos_token_id of config.json and generation_config.json together */
+    /* How generation_config.json says that tokens are chosen; 1, 1 and 0 where it does not. do_sample false: 0, 1, 0.
+     */
+    float temperature, top_p;
+    int sample_top_k;
 } mx_config;
 
 /* Reads FOLDER/config.json (and generation_config.json where it is). Every number is in a range in which no product of
@@ -160,10 +165,7 @@ typedef struct mx_sample_spec {
     float presence_penalty, frequency_penalty; /* 0: none. Subtracted once / times the count */
     uint64_t seed;                             /* with `position`, all that the random number depends on */
     int64_t position;
-    const struct mx_logit_bias {
-        int32_t token;
-        float value;
-    } * bias;
+    const mx_logit_bias *bias;
     int bias_count;
     const mx_token_count *seen; /* tokens of prompt and answer, each once, for the repetition penalty */
     int64_t seen_count;
@@ -171,6 +173,11 @@ typedef struct mx_sample_spec {
     int64_t generated_count;
     const uint32_t *mask; /* bit i: token i may be chosen; NULL: all */
 } mx_sample_spec;
+
+/* Checks everything but the lists of seen tokens: the ranges of the numbers (temperature >= 0, top_k >= 0, top_p and
+ * min_p in 0..1, repetition penalty > 0, all finite) and the tokens of the biases. MX_INVALID_ARGUMENT names the first
+ * that is wrong. */
+mx_status mx_sample_spec_check(const mx_sample_spec *spec, int32_t vocab, mx_error *error);
 
 typedef struct mx_sampled {
     int32_t token;

@@ -17,11 +17,6 @@
 mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab,
                            const mx_sample_spec *spec, mx_sampled *out, mx_error *error);
 
-/* Checks everything but the lists of seen tokens: the ranges of the numbers (temperature >= 0, top_k >= 0, top_p and
- * min_p in 0..1, repetition penalty > 0, all finite) and the tokens of the biases. MX_INVALID_ARGUMENT names the first
- * that is wrong. */
-mx_status mx_sample_spec_check(const mx_sample_spec *spec, int32_t vocab, mx_error *error);
-
 /* The random number of (seed, position), in [0, 1) with 53 bits: the output of SplitMix64 (Steele, Lea, Flood 2014)
  * at step `position` of a stream that starts at the mixed seed. */
 double mx_sample_uniform(uint64_t seed, int64_t position);

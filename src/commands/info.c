@@ -128,7 +128,10 @@ static void print_model(const char *folder, const mx_weights *w, const class *to
     printf("\n  vocabulary    %d%s\n", c->vocab, c->tied_embeddings ? ", lm_head tied to the embedding" : "");
     printf("  end tokens   ");
     for (int i = 0; i < c->eos_count; i++) printf(" %d", c->eos[i]);
-    printf("%s\n\n", c->eos_count ? "" : " none named");
+    printf("%s\n", c->eos_count ? "" : " none named");
+    printf("  sampling      temperature %g%s, top-k %d%s, top-p %g%s, unless options say otherwise\n\n",
+           (double)c->temperature, c->temperature > 0 ? "" : " (greedy)", c->sample_top_k,
+           c->sample_top_k ? "" : " (all)", (double)c->top_p, c->top_p < 1 ? "" : " (all)");
 }
 
 static void print_weights(const class classes[CLASSES], const class *total) {
@@ -216,7 +219,8 @@ static void json_config(mx_bytes *out, const mx_config *c) {
                       c->yarn_truncate ? "true" : "false");
     mx_bytes_add_string(out, ",\"eos\":[");
     for (int i = 0; i < c->eos_count; i++) mx_bytes_addf(out, "%s%d", i ? "," : "", c->eos[i]);
-    mx_bytes_add_string(out, "]}");
+    mx_bytes_addf(out, "],\"sampling\":{\"temperature\":%.9g,\"top_k\":%d,\"top_p\":%.9g}}", (double)c->temperature,
+                  c->sample_top_k, (double)c->top_p);
 }
 
 static void json_weights(mx_bytes *out, const class classes[CLASSES], const class *total) {

@@ -10,7 +10,6 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
-#include "model/model.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
@@ -49,9 +48,12 @@ const struct poptOption mx_model_options[] = {
 const struct poptOption mx_sampling_options[] = {
     {"max-tokens", 'n', STRING, &numbers[COUNT].text, 0,
      "Most tokens of an answer (default: until the context is full)", "N"},
-    {"temperature", '\0', STRING, &numbers[TEMPERATURE].text, 0, "Randomness: 0 takes the likeliest (default 1)", "T"},
-    {"top-k", '\0', STRING, &numbers[TOP_K].text, 0, "Choose among the K likeliest (default 0: all)", "K"},
-    {"top-p", '\0', STRING, &numbers[TOP_P].text, 0, "Choose among the likeliest that sum to P (default 1: all)", "P"},
+    {"temperature", '\0', STRING, &numbers[TEMPERATURE].text, 0,
+     "Randomness: 0 takes the likeliest (default: the model's, mostly 1)", "T"},
+    {"top-k", '\0', STRING, &numbers[TOP_K].text, 0,
+     "Choose among the K likeliest, 0: all (default: the model's, mostly 0)", "K"},
+    {"top-p", '\0', STRING, &numbers[TOP_P].text, 0,
+     "Choose among the likeliest that sum to P (default: the model's, mostly 1: all)", "P"},
     {"min-p", '\0', STRING, &numbers[MIN_P].text, 0, "Drop what is less likely than P times the best (default 0)", "P"},
     {"repetition-penalty", '\0', STRING, &numbers[REPETITION].text, 0,
      "Make every token of prompt and answer less likely (default 1: off)", "R"},
@@ -100,7 +102,7 @@ static bool parse_seed(const char *text, uint64_t *out) {
     return errno == 0;
 }
 
-static bool parse_bias(const char *text, struct mx_logit_bias *out) {
+static bool parse_bias(const char *text, mx_logit_bias *out) {
     char *end;
     errno = 0;
     long token = strtol(text, &end, 10);
@@ -168,7 +170,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     if (!check_numbers(command)) return false;
     uint64_t seed;
-    struct mx_logit_bias bias;
+    mx_logit_bias bias;
     if (given.seed && !parse_seed(given.seed, &seed)) {
         mx_command_usage(command, "--seed %s: expected a whole number from 0 to 2^64 - 1", given.seed);
         return false;
@@ -192,16 +194,15 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
 
 /* ---- session ----------------------------------------------------------------------------------------------------- */
 static mx_status set_sampling(mx_session *s, mx_error *error) {
-    int vocab = mx_model_config(s->model)->vocab;
-    s->sampling = (mx_sampling){
-        .temperature = given.greedy ? 0 : (float)numbers[TEMPERATURE].value,
-        .top_k = (int)numbers[TOP_K].value,
-        .top_p = (float)numbers[TOP_P].value,
-        .min_p = (float)numbers[MIN_P].value,
-        .repetition_penalty = (float)numbers[REPETITION].value,
-        .presence_penalty = (float)numbers[PRESENCE].value,
-        .frequency_penalty = (float)numbers[FREQUENCY].value,
-    };
+    s->sampling = mx_model_sampling(s->model);
+    if (numbers[TEMPERATURE].text) s->sampling.temperature = (float)numbers[TEMPERATURE].value;
+    if (given.greedy) s->sampling.temperature = 0;
+    if (numbers[TOP_K].text) s->sampling.top_k = (int)numbers[TOP_K].value;
+    if (numbers[TOP_P].text) s->sampling.top_p = (float)numbers[TOP_P].value;
+    s->sampling.min_p = (float)numbers[MIN_P].value;
+    s->sampling.repetition_penalty = (float)numbers[REPETITION].value;
+    s->sampling.presence_penalty = (float)numbers[PRESENCE].value;
+    s->sampling.frequency_penalty = (float)numbers[FREQUENCY].value;
     if (given.seed) {
         parse_seed(given.seed, &s->sampling.seed);
     } else {
@@ -215,9 +216,9 @@ static mx_status set_sampling(mx_session *s, mx_error *error) {
     if (!s->bias) return mx_fail(error, MX_NO_MEMORY, "no memory for --logit-bias");
     for (int i = 0; i < count; i++) {
         parse_bias(given.logit_bias[i], &s->bias[i]);
-        if (s->bias[i].token >= vocab) {
+        if (s->bias[i].token >= s->info.vocab) {
             return mx_fail(error, MX_INVALID_ARGUMENT, "--logit-bias %s: the model's tokens are 0 to %d",
-                           given.logit_bias[i], vocab - 1);
+                           given.logit_bias[i], s->info.vocab - 1);
         }
     }
     s->sampling.bias = s->bias;
@@ -258,7 +259,6 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
     if (!raw && (status = start_conversation(s, error))) return status;
     const mx_load_options load_options = {.threads = threads};
     if ((status = mx_model_open(s->path, &load_options, &s->model, error))) return status;
-    if ((status = set_sampling(s, error))) return status;
     if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
         return mx_fail(error, MX_NO_MEMORY, "no memory");
     }
@@ -266,7 +266,7 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
     if (given.kv) engine_options.kv_type = given.kv->type;
     if ((status = mx_engine_create(s->model, &engine_options, &s->engine, error))) return status;
     s->info = mx_engine_get_info(s->engine);
-    return MX_OK;
+    return set_sampling(s, error);
 }
 
 bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code) {

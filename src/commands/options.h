@@ -23,7 +23,7 @@ typedef struct mx_session {
     mx_conversation *conversation; /* with --system, --developer, --reasoning, --date and --tools; NULL: raw */
     mx_ids stop_tokens;
     mx_sampling sampling; /* .seed is set, .bias owned here */
-    struct mx_logit_bias *bias;
+    mx_logit_bias *bias;
     bool random_seed; /* nobody gave one */
     int64_t max_tokens;
     char **stop; /* stop strings */

@@ -46,6 +46,15 @@ const mx_weights *mx_model_weights(const mx_model *model) {
     return model->weights;
 }
 
+mx_sampling mx_model_sampling(const mx_model *model) {
+    const mx_config *c = mx_model_config(model);
+    mx_sampling sampling = MX_SAMPLING_DEFAULT;
+    sampling.temperature = c->temperature;
+    sampling.top_p = c->top_p;
+    sampling.top_k = c->sample_top_k;
+    return sampling;
+}
+
 /* Most of what is free once the weights are in memory; where they do not even fit, an eighth. Mapped weights count as
  * free memory, whether or not they have been read yet, for the kernel can drop them: keys and values must not make it
  * do so. */

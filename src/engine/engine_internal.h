@@ -14,7 +14,7 @@ typedef struct mx_engine_parts {
     mx_pool *pool;           /* owned from success on; may be NULL */
     mx_kv_plan plan;
     int batch_tokens;    /* at least 1, at most the backend's max_rows */
-    mx_engine_info info; /* context, kv_bytes and kv_bytes_used are filled in */
+    mx_engine_info info; /* context, vocab, kv_bytes and kv_bytes_used are filled in */
 } mx_engine_parts;
 
 mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_error *error);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/logit_bias.h"
 
 /* The narrow waist of mxrun: six calls around a model and an engine.
  *
@@ -42,9 +43,11 @@ void mx_engine_destroy(mx_engine *engine); /* NULL allowed; unfinished requests 
 /* Bytes of KV pages that a request of `context` tokens takes at most, in steps of the default size. */
 uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context);
 
-/* A constraint sees every sampled token, stop tokens too, and may narrow the next choice: grammars and stop strings are
- * such. A token that accept rejects does not count: another is drawn in its place (after 64 in a row the request
- * fails). All functions but accept may be NULL. Called from mx_step's thread, destroy also from mx_engine_destroy; a
+/* A constraint sees every sampled token, stop tokens too, and may narrow the next choice: grammars are such. (Stop
+ * strings are not: the engine knows no text. Who streams the text looks for them and cancels, as src/turn does.) A
+ * token that accept rejects does not count: another is drawn in its place (after 64 in a row the request fails). All
+ * functions but accept may be NULL. rollback and clone are for a scheduler that drafts tokens or forks a request; the
+ * engine does neither yet and never calls them. Called from mx_step's thread, destroy also from mx_engine_destroy; a
  * request that mx_submit refused leaves its constraint to the caller. */
 typedef enum mx_verdict { MX_CONTINUE, MX_FINISHED, MX_REJECTED } mx_verdict;
 typedef struct mx_constraint {
@@ -65,10 +68,13 @@ typedef struct mx_sampling {
     float repetition_penalty;                  /* 1: off */
     float presence_penalty, frequency_penalty; /* 0: off */
     uint64_t seed;
-    const struct mx_logit_bias *bias; /* model/model.h; copied */
+    const mx_logit_bias *bias; /* copied */
     int bias_count;
 } mx_sampling;
+/* Everything off. mx_model_sampling: the same with what the model's generation_config.json says. */
 #define MX_SAMPLING_DEFAULT ((mx_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1})
+
+mx_sampling mx_model_sampling(const mx_model *model);
 
 typedef struct mx_request {
     const int32_t *prompt; /* copied */
@@ -105,7 +111,8 @@ typedef struct mx_event {
     mx_error error;                                             /* FAILED */
 } mx_event;
 
-/* A prompt that can never fit is refused here, with the numbers (MX_CONTEXT_FULL). */
+/* A prompt that can never fit is refused here, with the numbers (MX_CONTEXT_FULL); so are tokens, of the prompt or of
+ * biases, that the model does not have, and sampling numbers out of range (MX_INVALID_ARGUMENT). */
 mx_status mx_submit(mx_engine *engine, const mx_request *request, mx_handle *out, mx_error *error);
 /* One forward pass over whatever is runnable; MX_OK and nothing done when nothing is. A request's own failure is an
  * event, not an error of the step. */
@@ -118,6 +125,7 @@ bool mx_engine_idle(mx_engine *engine); /* nothing runs or waits to run */
 typedef struct mx_engine_info {
     int threads;
     int64_t context;
+    int32_t vocab;          /* tokens are 0 to vocab - 1 */
     uint64_t kv_bytes;      /* KV memory at most */
     uint64_t kv_bytes_used; /* of it, held now */
     uint64_t weight_bytes;

@@ -3,8 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/sampler.h"
-
 static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_error *error) {
     if (r->prompt_count < 1 || !r->prompt)
         return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt is empty: at least one token is needed");

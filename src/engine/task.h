@@ -27,7 +27,7 @@ typedef struct mx_task {
     mx_handle handle;
     mx_request request; /* its pointers are to the copies below */
     int32_t *prompt, *stop;
-    struct mx_logit_bias *bias;
+    mx_logit_bias *bias;
     mx_tally seen, generated;
     int64_t limit; /* most tokens it may generate */
 

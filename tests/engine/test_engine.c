@@ -255,7 +255,7 @@ static void bad_requests(void **state) {
     refused(e, r, MX_INVALID_ARGUMENT, "top_p");
     r = good, r.sampling.temperature = NAN;
     refused(e, r, MX_INVALID_ARGUMENT, "temperature");
-    const struct mx_logit_bias bias = {FAKE_VOCAB, 1};
+    const mx_logit_bias bias = {FAKE_VOCAB, 1};
     r = good, r.sampling.bias = &bias, r.sampling.bias_count = 1;
     refused(e, r, MX_INVALID_ARGUMENT, "token 61");
     prompt[7] = FAKE_VOCAB;
@@ -273,7 +273,7 @@ static void penalties_and_bias_reach_the_sampler(void **state) {
     static answer a;
     mx_engine *e = start("sf", 300);
     fill(prompt, 30, 5);
-    struct mx_logit_bias bias = {17, 100};
+    mx_logit_bias bias = {17, 100};
     mx_request r = request_for(prompt, 30, 40, &a);
     r.sampling.bias = &bias, r.sampling.bias_count = 1;
     submit(e, &r);

@@ -143,7 +143,7 @@ static void random_specs(void **state) {
     (void)state;
     static float logits[MOST];
     static mx_token_count seen[64], generated[64];
-    static struct mx_logit_bias bias[8];
+    static mx_logit_bias bias[8];
     static uint32_t mask[MOST / 32 + 1];
     static const int sizes[] = {1, 2, 31, 32, 33, 200, 512, 1023, 1024, 1025, 4096, 9001};
     static const float temperatures[] = {0, 0.2f, 0.7f, 1, 1, 1.5f, 20};
@@ -176,8 +176,7 @@ static void random_specs(void **state) {
         if (below(3) == 0) {
             s.bias = bias;
             s.bias_count = 1 + below(8);
-            for (int i = 0; i < s.bias_count; i++)
-                bias[i] = (struct mx_logit_bias){below(vocab), (float)(10 * normal())};
+            for (int i = 0; i < s.bias_count; i++) bias[i] = (mx_logit_bias){below(vocab), (float)(10 * normal())};
         }
         if (below(3) == 0) {
             for (int i = 0; i < vocab / 32 + 1; i++) mask[i] = (uint32_t)(uniform() * 4294967296.0);
@@ -198,7 +197,7 @@ static void greedy_ties_take_the_lowest(void **state) {
     assert_int_equal(sample(logits, 100, &s).token, 0);
     logits[40] = logits[41] = logits[99] = 2;
     assert_int_equal(sample(logits, 100, &s).token, 40);
-    struct mx_logit_bias bias = {40, -1};
+    mx_logit_bias bias = {40, -1};
     s.bias = &bias, s.bias_count = 1;
     assert_int_equal(sample(logits, 100, &s).token, 41);
 }
@@ -255,7 +254,7 @@ static void extremes(void **state) {
         }
         s = PLAIN, s.seed = (uint64_t)i, s.temperature = 1e6f;
         at_high[sample(logits, 5000, &s).token * 3 / 5000]++;
-        struct mx_logit_bias bias[2] = {{17, 100}, {1234, -100}};
+        mx_logit_bias bias[2] = {{17, 100}, {1234, -100}};
         s = PLAIN, s.seed = (uint64_t)i, s.bias = bias, s.bias_count = 2;
         mx_sampled got = sample(logits, 5000, &s);
         assert_int_equal(got.token, 17);
@@ -283,7 +282,7 @@ static void extremes(void **state) {
 
     /* values at the end of what fp32 holds: nothing overflows into NaN */
     float huge[4] = {3e38f, -3e38f, 3e38f, 0};
-    struct mx_logit_bias more[2] = {{0, 3e38f}, {1, -3e38f}};
+    mx_logit_bias more[2] = {{0, 3e38f}, {1, -3e38f}};
     mx_sample_spec s = PLAIN;
     s.bias = more, s.bias_count = 2, s.repetition_penalty = 0.01f;
     mx_token_count seen[2] = {{0, 1}, {1, 1}};
@@ -333,12 +332,12 @@ static void bad_input(void **state) {
     WRONG(repetition_penalty, NAN);
     WRONG(presence_penalty, INFINITY);
     WRONG(frequency_penalty, NAN);
-    struct mx_logit_bias bias[1] = {{3000, 1}};
+    mx_logit_bias bias[1] = {{3000, 1}};
     s = PLAIN, s.bias = bias, s.bias_count = 1;
     refused(logits, 3000, &s, "token 3000");
     bias[0].token = -1;
     refused(logits, 3000, &s, "token -1");
-    bias[0] = (struct mx_logit_bias){3, NAN};
+    bias[0] = (mx_logit_bias){3, NAN};
     refused(logits, 3000, &s, "token 3 is nan");
 }
 

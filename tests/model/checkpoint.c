@@ -120,6 +120,33 @@ static void test_config_spellings(void **state) {
     maker_close(&m);
 }
 
+/* How tokens are chosen where nobody says. */
+static void test_sampling_defaults(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        float temperature, top_p;
+        int top_k;
+    } cases[] = {
+        {"{}", 1, 1, 0},
+        {"{\"do_sample\": true}", 1, 1, 0},
+        {"{\"temperature\": 0.6, \"top_p\": 0.95, \"top_k\": 40}", 0.6f, 0.95f, 40},
+        {"{\"do_sample\": true, \"temperature\": 0.6, \"top_p\": null}", 0.6f, 1, 0},
+        {"{\"do_sample\": false, \"temperature\": 0.6, \"top_p\": 0.9, \"top_k\": 40}", 0, 1, 0},
+    };
+    maker m;
+    maker_open(&m);
+    mx_config c = config_of(&m); /* without the file */
+    assert_true(c.temperature == 1 && c.top_p == 1 && c.sample_top_k == 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        maker_file(&m, "generation_config.json", cases[i].text, strlen(cases[i].text));
+        c = config_of(&m);
+        if (c.temperature != cases[i].temperature || c.top_p != cases[i].top_p || c.sample_top_k != cases[i].top_k)
+            fail_msg("%s", cases[i].text);
+    }
+    maker_close(&m);
+}
+
 static void test_plain_rope(void **state) {
     (void)state;
     static const char *const keys[] = {"rope.factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate",
@@ -422,6 +449,7 @@ int main(void) {
         cmocka_unit_test(test_config_fields),
         cmocka_unit_test(test_config_defaults),
         cmocka_unit_test(test_config_spellings),
+        cmocka_unit_test(test_sampling_defaults),
         cmocka_unit_test(test_plain_rope),
         cmocka_unit_test(test_yarn_table),
         cmocka_unit_test(test_yarn_bounds),

@@ -366,6 +366,18 @@ static void config_huge(maker *m) {
 static void generation_bad(maker *m) {
     put(m, "generation_config.json", "{\"eos_token_id\":[1,16]}");
 }
+static void generation_top_p(maker *m) {
+    put(m, "generation_config.json", "{\"top_p\": 1.5}");
+}
+static void generation_temperature(maker *m) {
+    put(m, "generation_config.json", "{\"temperature\": -1}");
+}
+static void generation_top_k(maker *m) {
+    put(m, "generation_config.json", "{\"top_k\": 2.5}");
+}
+static void generation_do_sample(maker *m) {
+    put(m, "generation_config.json", "{\"do_sample\": 1}");
+}
 static void generation_cut(maker *m) {
     put(m, "generation_config.json", "{\"eos_token_id\":[1,");
 }
@@ -517,6 +529,12 @@ static const malformed cases[] = {
     DAMAGE("config: 20 MB", MX_INVALID_FILE, "config.json", "", config_huge),
     DAMAGE("config: nested bomb", MX_INVALID_FILE, "config.json", "512 levels", config_bomb),
     DAMAGE("generation_config: eos", MX_INVALID_FILE, "generation_config.json", "eos_token_id is 16", generation_bad),
+    DAMAGE("generation_config: top_p", MX_INVALID_FILE, "generation_config.json", "top_p is 1.5", generation_top_p),
+    DAMAGE("generation_config: temperature", MX_INVALID_FILE, "generation_config.json", "temperature is -1",
+           generation_temperature),
+    DAMAGE("generation_config: top_k", MX_INVALID_FILE, "generation_config.json", "top_k is 2.5", generation_top_k),
+    DAMAGE("generation_config: do_sample", MX_INVALID_FILE, "generation_config.json", "do_sample is 1",
+           generation_do_sample),
     DAMAGE("generation_config: cut", MX_INVALID_FILE, "generation_config.json", "", generation_cut),
 
     /* safetensors: the file */
