@@ -146,7 +146,8 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t bytes = C * bytes_of_columns(format, 32); /* per 32 columns */
-    const uint8_t *data = w->data + n * w->row_stride, *scales = w->scales + (w->scales ? n * w->scale_stride : 0);
+    const uint8_t *data = w->data + n * w->row_stride,
+                  *scales = format == MX_MXFP4 ? w->scales + n * w->scale_stride : NULL;
     const char *ahead = (const char *)data + C * w->row_stride;
     float out[8];
     __m256 total = _mm256_setzero_ps();
@@ -212,7 +213,7 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
-        const uint8_t *scale = w->scales + (w->scales ? (n0 + i) * w->scale_stride + c0 / 32 : 0);
+        const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             __m256 weight[4];
             decode(weight, format, from + bytes_of_columns(format, 32 * b),

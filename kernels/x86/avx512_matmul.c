@@ -184,8 +184,9 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
     const int lines = format == MX_MXFP4  ? (C + 3) / 4
                       : format == MX_BF16 ? C
                                           : 2 * C; /* 64 bytes each, per 32 columns */
-    const uint8_t *data = w->data + n * stride, *scales = w->scales + (format == MX_MXFP4 ? n * scale_stride : 0);
-    const char *ahead = (const char *)data + C * stride, *scales_ahead = (const char *)scales + C * scale_stride;
+    const uint8_t *data = w->data + n * stride, *scales = format == MX_MXFP4 ? w->scales + n * scale_stride : NULL;
+    const char *ahead = (const char *)data + C * stride;
+    const char *scales_ahead = format == MX_MXFP4 ? (const char *)scales + C * scale_stride : NULL;
     float out[16] __attribute__((aligned(64)));
     __m512 total = _mm512_setzero_ps();
     for (int64_t c0 = 0; c0 < w->cols; c0 += CHUNK) {
@@ -195,11 +196,14 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
         for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
             /* two bases and multiples of a stride that addresses can hold: few registers */
             const uint8_t *base = data + bytes_of_columns(format, 32 * b), *base4 = base + 4 * stride;
-            const uint8_t *scale = scales + b, *scale4 = scale + 4 * scale_stride;
+            const uint8_t *scale = format == MX_MXFP4 ? scales + b : NULL;
+            const uint8_t *scale4 = format == MX_MXFP4 ? scale + 4 * scale_stride : NULL;
             for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
             ahead += C * bytes_of_columns(format, 32);
-            if (format == MX_MXFP4) fetch(scales_ahead);
-            scales_ahead += C;
+            if (format == MX_MXFP4) {
+                fetch(scales_ahead);
+                scales_ahead += C;
+            }
             if (R < 4) { /* all activations in registers, weight rows one by one */
                 __m512 x0[2], x1[2], first, second;
                 for (int t = 0; t < R; t++) {
@@ -273,7 +277,7 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
-        const uint8_t *scale = w->scales + (format == MX_MXFP4 ? (n0 + i) * w->scale_stride + c0 / 32 : 0);
+        const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             __m512 first, second;
             decode(&first, &second, format, from + bytes_of_columns(format, 32 * b),

@@ -114,6 +114,7 @@ weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, wei
         fill_mxfp4(r, &w, data, scales, kind);
         return w;
     }
+    assert_null(w.matrix.scales); /* as in a checkpoint: kernels must not even add to it */
     for (int64_t i = 0; i < rows * cols; i++) {
         uint8_t *at = data + i / cols * w.matrix.row_stride + i % cols * element_size(format);
         uint16_t bf16 = random_bf16(r, kind);
