@@ -142,7 +142,8 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
 /* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8; the first `keep` of the C
- * are kept. While it works the C rows behind these are fetched, evenly over the way. */
+ * are kept. While it works the C rows behind these are fetched, evenly over the way, into the second cache level: the
+ * first one's few outstanding misses would wait for memory too long. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t bytes = C * bytes_of_columns(format, 32); /* per 32 columns */
@@ -156,7 +157,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
         __m256 acc[8];
         for (int i = 0; i < 8; i++) acc[i] = _mm256_setzero_ps();
         for (int64_t b = c0 / 32; b < end; b++) {
-            for (int64_t i = 0; i < bytes && R <= 4; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+            for (int64_t i = 0; i < bytes && R <= 4; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
             ahead += bytes;
             for (int c = 0; c < C; c++) {
                 __m256 weight[4];
