@@ -1,39 +1,14 @@
-/* Attention over pages of MX_TILE positions. Tiles go by once for a block of query vectors (rows x heads of the group);
- * for every query vector the order is the same however many there are: tiles ascending, in a tile d ascending for the
- * scores and positions ascending for the values. A slot that a row may not see gets the weight 0, which changes
- * nothing, so neighbours with other bounds can share the loops. */
-#include <math.h>
-#include <string.h>
-
+/* Attention of the AVX2 tier: what attention_walk.c does with each tile. */
+#include "kernels/x86/attention_walk.h"
 #include "kernels/x86/avx2.h"
 
 enum {
-    BATCH = 4,    /* query vectors per register tile */
-    QUERIES = 64, /* query vectors that share the walk, unless the group alone is larger */
-    FEW = 4,      /* up to this many a tile is converted on the fly, beyond it once into scratch */
+    BATCH = 4, /* query vectors per register tile */
     MAX_WIDTH = 8,
 };
 
-/* One query vector. */
-typedef struct query {
-    const float *q;
-    float *out;              /* sum of weight * value so far */
-    int64_t position, first; /* sees keys first <= j <= position */
-    float m, l;              /* largest logit so far, sum of exp(logit - m) */
-} query;
-
-/* Scratch: weights [BATCH][MX_TILE], K tile, V tile (fp32), query[]. */
-static int64_t query_count(int group) {
-    return group > QUERIES ? group : QUERIES / group * group;
-}
-
-int64_t mx_avx2_attention_scratch(int head_dim, int group) {
-    int64_t query_floats = query_count(group) * (int64_t)(sizeof(query) / sizeof(float));
-    return BATCH * MX_TILE + 2 * (int64_t)head_dim * MX_TILE + query_floats;
-}
-
 /* s[i][j] = q[i] . K[j] for keys 8 * part ... of a transposed tile: N queries by W vectors of 8 keys. */
-MX_INLINE void scores(float (*s)[MX_TILE], const query *qs, const uint8_t *k, mx_format format, int head_dim, int N,
+MX_INLINE void scores(float (*s)[MX_TILE], const mx_query *qs, const uint8_t *k, mx_format format, int head_dim, int N,
                       int W, int part) {
     int64_t size = format == MX_F32 ? 4 : 2;
     __m256 acc[BATCH][MAX_WIDTH];
@@ -52,14 +27,6 @@ MX_INLINE void scores(float (*s)[MX_TILE], const query *qs, const uint8_t *k, mx
     }
 }
 
-/* Slots of tile p that the query sees, as a mask. */
-static uint64_t visible(const query *q, int64_t p) {
-    int64_t lo = q->first - p * MX_TILE, hi = q->position + 1 - p * MX_TILE;
-    if (hi <= 0 || lo >= MX_TILE) return 0;
-    uint64_t below_hi = hi >= MX_TILE ? ~0ull : (1ull << hi) - 1;
-    return lo > 0 ? below_hi & ~0ull << lo : below_hi;
-}
-
 /* One bit per lane to one lane mask. */
 MX_INLINE __m256 lanes_of(uint64_t bits) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -68,7 +35,7 @@ MX_INLINE __m256 lanes_of(uint64_t bits) {
 }
 
 /* Scores to weights exp(s - m) in place; m and l go on; returns by how much earlier sums shrink. */
-static float soften(query *q, float s[MX_TILE], float scale, uint64_t mask) {
+static float soften(mx_query *q, float s[MX_TILE], float scale, uint64_t mask) {
     __m256 v[8], vscale = _mm256_set1_ps(scale), most = _mm256_set1_ps(q->m), sum = _mm256_setzero_ps();
     float part[8], m = q->m;
     for (int c = 0; c < 8; c++) {
@@ -92,7 +59,7 @@ static float soften(query *q, float s[MX_TILE], float scale, uint64_t mask) {
 
 /* out[i][d] = out[i][d] * shrink[i] + sum over j of s[i][j] * V[j][d] for slots lo <= j < hi; N queries by W vectors
  * of columns from d on. */
-MX_INLINE void values(const query *qs, const float (*s)[MX_TILE], const float *shrink, const uint8_t *v,
+MX_INLINE void values(const mx_query *qs, const float (*s)[MX_TILE], const float *shrink, const uint8_t *v,
                       mx_format format, int head_dim, int N, int W, int d, int lo, int hi) {
     int64_t size = format == MX_F32 ? 4 : 2;
     __m256 acc[BATCH][MAX_WIDTH];
@@ -113,8 +80,8 @@ MX_INLINE void values(const query *qs, const float (*s)[MX_TILE], const float *s
 }
 
 /* The same for the columns of a head_dim that is no multiple of 8, from d on. */
-static void values_rest(const query *q, const float *s, float shrink, const uint8_t *v, mx_format format, int head_dim,
-                        int d, int lo, int hi) {
+static void values_rest(const mx_query *q, const float *s, float shrink, const uint8_t *v, mx_format format,
+                        int head_dim, int d, int lo, int hi) {
     int64_t size = format == MX_F32 ? 4 : 2;
     int count = head_dim - d;
     float row[8];
@@ -126,12 +93,12 @@ static void values_rest(const query *q, const float *s, float shrink, const uint
 }
 
 /* N query vectors against tile p. */
-MX_INLINE void merge(const mx_attention *a, query *qs, int64_t p, const uint8_t *k, const uint8_t *v, mx_format format,
-                     int N) {
+MX_INLINE void merge(const mx_attention *a, mx_query *qs, int64_t p, const uint8_t *k, const uint8_t *v,
+                     mx_format format, int N) {
     float(*s)[MX_TILE] = (float(*)[MX_TILE])a->scratch, shrink[BATCH];
     const int W = 8 / N; /* 8 sums at a time: enough to hide the latency of FMA, few enough for 16 registers */
     uint64_t masks[BATCH], any = 0;
-    for (int i = 0; i < N; i++) any |= masks[i] = visible(&qs[i], p);
+    for (int i = 0; i < N; i++) any |= masks[i] = mx_visible(&qs[i], p);
     if (!any) return;
     for (int part = 0; part < 8; part += W) scores(s, qs, k, format, a->head_dim, N, W, part);
     for (int i = 0; i < N; i++) shrink[i] = soften(&qs[i], s[i], a->scale, masks[i]);
@@ -147,64 +114,36 @@ MX_INLINE void merge(const mx_attention *a, query *qs, int64_t p, const uint8_t 
 }
 
 /* All query vectors against tile p, in register tiles of 4, 2 and 1. */
-MX_INLINE void merge_all(const mx_attention *a, query *qs, int64_t count, int64_t p, const uint8_t *k, const uint8_t *v,
-                         mx_format format) {
+MX_INLINE void merge_all(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const uint8_t *k,
+                         const uint8_t *v, mx_format format) {
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) merge(a, qs + i, p, k, v, format, 4);
     for (; i + 2 <= count; i += 2) merge(a, qs + i, p, k, v, format, 2);
     for (; i < count; i++) merge(a, qs + i, p, k, v, format, 1);
 }
 
-static void merge_f32(const mx_attention *a, query *qs, int64_t count, int64_t p, const void *k, const void *v) {
+static void merge_f32(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
     merge_all(a, qs, count, p, k, v, MX_F32);
 }
-static void merge_f16(const mx_attention *a, query *qs, int64_t count, int64_t p, const void *k, const void *v) {
+static void merge_f16(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
     merge_all(a, qs, count, p, k, v, MX_F16);
 }
-static void merge_bf16(const mx_attention *a, query *qs, int64_t count, int64_t p, const void *k, const void *v) {
+static void merge_bf16(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
     merge_all(a, qs, count, p, k, v, MX_BF16);
-}
-
-static void attend(const mx_attention *a, query *qs, int64_t count, float *wide) {
-    int64_t tile = (int64_t)a->head_dim * MX_TILE, size = a->kv == MX_F32 ? 4 : 2;
-    for (int64_t p = qs[0].first / MX_TILE; p <= qs[count - 1].position / MX_TILE; p++) {
-        const uint8_t *k = a->pages + a->table[p] * a->page_bytes + a->head_offset, *v = k + tile * size;
-        if (a->kv == MX_F32) {
-            merge_f32(a, qs, count, p, k, v);
-        } else if (count > FEW) {
-            mx_avx2_widen(wide, k, a->kv, 2 * tile);
-            merge_f32(a, qs, count, p, wide, wide + tile);
-        } else if (a->kv == MX_F16) {
-            merge_f16(a, qs, count, p, k, v);
-        } else {
-            merge_bf16(a, qs, count, p, k, v);
-        }
-    }
 }
 
 /* Divides by l. Adding zero makes -0 to +0: whether a sum of nothing but underflows is one or the other would depend
  * on the neighbours. */
-static void finish(const query *q, int head_dim) {
+static void finish(const mx_query *q, int head_dim) {
     for (int d = 0; d < head_dim; d++) q->out[d] = q->out[d] / q->l + 0.0f;
 }
 
+static const mx_attention_tier inner = {BATCH, merge_f32, merge_f16, merge_bf16, mx_avx2_widen, finish};
+
 void mx_avx2_attention(const mx_attention *a) {
-    float *wide = a->scratch + BATCH * MX_TILE;
-    query *qs = (query *)(wide + 2 * (int64_t)a->head_dim * MX_TILE);
-    int64_t rows_at_once = query_count(a->group) / a->group;
-    for (int64_t row0 = 0; row0 < a->rows; row0 += rows_at_once) {
-        int64_t rows = a->rows - row0 < rows_at_once ? a->rows - row0 : rows_at_once, count = rows * a->group;
-        for (int64_t i = 0; i < count; i++) {
-            int64_t row = row0 + i / a->group, head = i % a->group, position = a->position + row;
-            qs[i] = (query){.q = a->q + row * a->q_stride + head * a->head_dim,
-                            .out = a->out + row * a->out_stride + head * a->head_dim,
-                            .position = position,
-                            .first = a->window && position >= a->window ? position - a->window + 1 : 0,
-                            .m = a->sinks[head],
-                            .l = 1.0f};
-            memset(qs[i].out, 0, (size_t)a->head_dim * sizeof *qs[i].out);
-        }
-        attend(a, qs, count, wide);
-        for (int64_t i = 0; i < count; i++) finish(&qs[i], a->head_dim);
-    }
+    mx_attention_walk(a, &inner);
+}
+
+int64_t mx_avx2_attention_scratch(int head_dim, int group) {
+    return mx_attention_walk_scratch(&inner, head_dim, group);
 }
