@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "commands/command.h"
 
 /* In the order of the list that `mxrun --help` prints. */
@@ -13,6 +14,7 @@ int main(int argc, const char **argv) {
     const char *word = argc > 1 ? argv[1] : "";
     if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) return mx_print_version();
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return mx_print_commands(commands);
+    mx_log(MX_LOG_DEBUG, "version " MX_VERSION); /* and a wrong MXRUN_LOG is named at once */
     for (const mx_command *const *c = commands; *c; c++) {
         if (strcmp(word, (*c)->name) == 0) return (*c)->run(*c, argc - 1, argv + 1);
     }

@@ -15,11 +15,28 @@ static struct {
     void *user;
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER, .level = -1};
 
-static int level_from_environment(void) {
+static void emit(mx_log_level level, const char *line) {
+    if ((int)level < state.level) return;
+    if (state.sink)
+        state.sink(state.user, level, line);
+    else if (level == MX_LOG_INFO)
+        fprintf(stderr, "mxrun: %s\n", line);
+    else
+        fprintf(stderr, "mxrun: %s: %s\n", level_name[level], line);
+}
+
+static void read_environment(void) {
     const char *wanted = getenv("MXRUN_LOG");
-    for (int i = MX_LOG_DEBUG; wanted && i <= MX_LOG_ERROR; i++)
-        if (!strcmp(wanted, level_name[i])) return i;
-    return MX_LOG_INFO;
+    state.level = MX_LOG_INFO;
+    if (!wanted || !*wanted) return;
+    for (int i = MX_LOG_DEBUG; i <= MX_LOG_ERROR; i++) {
+        if (strcmp(wanted, level_name[i])) continue;
+        state.level = i;
+        return;
+    }
+    char line[200];
+    snprintf(line, sizeof line, "MXRUN_LOG=%.60s: debug, info, warning or error was expected; info is used", wanted);
+    emit(MX_LOG_WARNING, line);
 }
 
 void mx_log(mx_log_level level, const char *format, ...) {
@@ -29,15 +46,8 @@ void mx_log(mx_log_level level, const char *format, ...) {
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
     pthread_mutex_lock(&state.lock);
-    if (state.level < 0) state.level = level_from_environment();
-    if ((int)level >= state.level) {
-        if (state.sink)
-            state.sink(state.user, level, line);
-        else if (level == MX_LOG_INFO)
-            fprintf(stderr, "mxrun: %s\n", line);
-        else
-            fprintf(stderr, "mxrun: %s: %s\n", level_name[level], line);
-    }
+    if (state.level < 0) read_environment();
+    emit(level, line);
     pthread_mutex_unlock(&state.lock);
 }
 

@@ -7,7 +7,8 @@ typedef enum mx_log_level { MX_LOG_DEBUG, MX_LOG_INFO, MX_LOG_WARNING, MX_LOG_ER
 
 void mx_log(mx_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Lines below `level` are dropped (default MX_LOG_INFO; the variable MXRUN_LOG=debug|info|warning|error sets it). */
+/* Lines below `level` are dropped (default MX_LOG_INFO; the variable MXRUN_LOG=debug|info|warning|error sets it;
+ * another word there gives one warning). */
 void mx_log_set_level(mx_log_level level);
 
 /* `sink` gets every line that is not dropped, without newline; NULL restores stderr. */

@@ -1,10 +1,13 @@
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -85,10 +88,35 @@ static void log_reaches_the_sink_from_its_level_on(void **state) {
     assert_int_equal(seen.lines, 2);
 }
 
+/* In a process of its own: the variable is read once. */
+static void an_unknown_level_is_named_once(void **state) {
+    (void)state;
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct seen seen = {0};
+        mx_log_set_sink(remember, &seen);
+        setenv("MXRUN_LOG", "loud", 1);
+        mx_log(MX_LOG_DEBUG, "dropped");
+        bool named =
+            seen.lines == 1 && seen.level == MX_LOG_WARNING && strstr(seen.line, "MXRUN_LOG=loud: debug, info");
+        mx_log(MX_LOG_DEBUG, "dropped");
+        mx_log(MX_LOG_INFO, "said");
+        _exit(named && seen.lines == 2 && !strcmp(seen.line, "said") ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fail_writes_message_and_returns_status), cmocka_unit_test(long_messages_are_cut),
-        cmocka_unit_test(fail_within_puts_prefix_before),         cmocka_unit_test(every_status_has_its_own_name),
+        cmocka_unit_test(fail_writes_message_and_returns_status),
+        cmocka_unit_test(long_messages_are_cut),
+        cmocka_unit_test(fail_within_puts_prefix_before),
+        cmocka_unit_test(every_status_has_its_own_name),
+        cmocka_unit_test(an_unknown_level_is_named_once),
         cmocka_unit_test(log_reaches_the_sink_from_its_level_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
