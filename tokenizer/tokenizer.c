@@ -278,20 +278,6 @@ static mx_status encode_mixed(encoder *e, const char *text, size_t size, mx_erro
     return encode_plain(e, text + begin, size - begin, error);
 }
 
-static bool is_utf8(const char *text, size_t size) {
-    for (size_t i = 0; i < size;) {
-        uint64_t eight;
-        if (size - i >= 8 && (memcpy(&eight, text + i, 8), (eight & 0x8080808080808080u) == 0)) {
-            i += 8;
-            continue;
-        }
-        int length = mx_utf8_length(text + i, size - i);
-        if (length <= 0) return false;
-        i += (size_t)length;
-    }
-    return true;
-}
-
 /* Long texts repeat themselves. Without memory for it the work is slower, not wrong. */
 static void create_recent(encoder *e, size_t text_size) {
     size_t count = 256;
@@ -308,7 +294,7 @@ static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bo
     mx_bytes repaired = {0};
     int64_t before = out->count;
     mx_status status = mx_split_open(&e.split, t->splitter, error);
-    if (status == MX_OK && !is_utf8(text, size)) {
+    if (status == MX_OK && !mx_is_utf8(text, size)) {
         if (mx_bytes_add_lossy(&repaired, text, size)) {
             text = repaired.data;
             size = repaired.size;

@@ -138,6 +138,20 @@ size_t mx_utf8_prefix(const void *data, size_t size) {
     return valid_prefix(data, size, &bad);
 }
 
+_Bool mx_is_utf8(const void *data, size_t size) {
+    const char *text = data;
+    for (size_t i = 0; i < size;) {
+        if (size - i >= 8 && (mx_load_u64(text + i) & 0x8080808080808080u) == 0) {
+            i += 8;
+            continue;
+        }
+        int length = mx_utf8_length(text + i, size - i);
+        if (length <= 0) return 0;
+        i += (size_t)length;
+    }
+    return 1;
+}
+
 _Bool mx_bytes_add_lossy(mx_bytes *b, const void *data, size_t size) {
     const unsigned char *p = data;
     while (size) {

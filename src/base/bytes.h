@@ -36,6 +36,9 @@ int mx_utf8_length(const void *data, size_t size);
 /* Length of the longest prefix of data[0..size) that is valid UTF-8: `size` when all of it is. */
 size_t mx_utf8_prefix(const void *data, size_t size);
 
+/* Is all of it valid UTF-8? ASCII goes eight bytes at a time. */
+_Bool mx_is_utf8(const void *data, size_t size);
+
 /* Appends data with every maximal invalid part replaced by U+FFFD (the WHATWG rule, as String::from_utf8_lossy). */
 _Bool mx_bytes_add_lossy(mx_bytes *b, const void *data, size_t size);
 

@@ -114,16 +114,6 @@ static bool parse_bias(const char *text, mx_logit_bias *out) {
     return !*end && fabsf(out->value) <= 100;
 }
 
-static bool is_utf8(const char *text) {
-    for (size_t size = strlen(text); size;) {
-        int length = mx_utf8_length(text, size);
-        if (length <= 0) return false;
-        text += length;
-        size -= (size_t)length;
-    }
-    return true;
-}
-
 static int length_of(char **list) {
     int n = 0;
     while (list && list[n]) n++;
@@ -183,7 +173,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         return false;
     }
     for (int i = 0; i < length_of(given.stop); i++) {
-        if (*given.stop[i] && is_utf8(given.stop[i])) continue;
+        if (*given.stop[i] && mx_is_utf8(given.stop[i], strlen(given.stop[i]))) continue;
         mx_command_usage(command, "--stop: the text is %s", *given.stop[i] ? "not UTF-8" : "empty");
         return false;
     }

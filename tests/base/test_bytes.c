@@ -174,6 +174,7 @@ static void random_bytes_agree_with_the_table(void **state) {
              prefix < size && (step = best_row(in + prefix, size - prefix, &whole_too)) && whole_too;)
             prefix += (size_t)step;
         assert_int_equal(mx_utf8_prefix(in, size), prefix);
+        assert_int_equal(mx_is_utf8(in, size), prefix == size);
         mx_bytes_clear(&slow);
     }
     mx_bytes_free(&ours);
