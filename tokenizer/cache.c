@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "tokenizer/vocabulary.h"
 
@@ -69,26 +70,6 @@ bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out)
     return false;
 }
 
-static bool write_all(int fd, const char *data, size_t size) {
-    while (size) {
-        ssize_t n = write(fd, data, size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        data += n;
-        size -= (size_t)n;
-    }
-    return true;
-}
-
-/* mkdir -p */
-static void make_folders(char *path) {
-    for (char *slash = path + 1; (slash = strchr(slash, '/')); slash++) {
-        *slash = 0;
-        mkdir(path, 0755);
-        *slash = '/';
-    }
-}
-
 void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v) {
     XXH128_hash_t hash = XXH3_128bits(json, size);
     mx_vocabulary_header *h = v->block;
@@ -99,19 +80,9 @@ void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v) 
     h->source_hash[1] = hash.high64;
     h->checksum = checksum(v->block, v->size);
 
-    char path[4096], temporary[4200];
+    char path[4096];
     if (!cache_path(hash, path, sizeof path)) return;
-    make_folders(path);
-    snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
-    int fd = mkostemp(temporary, O_CLOEXEC);
-    if (fd < 0) {
+    mx_make_folders(path, 0755);
+    if (!mx_replace_file(path, v->block, v->size, false))
         mx_log(MX_LOG_DEBUG, "no tokenizer cache at %s: %s", path, strerror(errno));
-        return;
-    }
-    bool ok = write_all(fd, v->block, v->size);
-    ok = close(fd) == 0 && ok;
-    if (!ok || rename(temporary, path) != 0) {
-        mx_log(MX_LOG_DEBUG, "no tokenizer cache at %s: %s", path, strerror(errno));
-        unlink(temporary);
-    }
 }

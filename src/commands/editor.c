@@ -5,9 +5,10 @@
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <wchar.h>
+
+#include "base/files.h"
 
 struct mx_editor {
     EditLine *line; /* NULL: stdin is no terminal */
@@ -76,15 +77,6 @@ static unsigned char on_paste(EditLine *line, int key) {
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
-/* Makes the folders above `path` that are not there. */
-static void make_folders(char *path) {
-    for (char *slash = path + 1; (slash = strchr(slash, '/')); slash++) {
-        *slash = 0;
-        mkdir(path, 0700);
-        *slash = '/';
-    }
-}
-
 static char *find_history_file(void) {
     const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
     char *path = NULL;
@@ -95,7 +87,7 @@ static char *find_history_file(void) {
         length = asprintf(&path, "%s/.local/state/mxrun/history", home);
     }
     if (length < 0) return NULL;
-    make_folders(path);
+    mx_make_folders(path, 0700);
     return path;
 }
 

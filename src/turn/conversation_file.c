@@ -1,11 +1,10 @@
 #include "turn/conversation_private.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "base/files.h"
 
 /* {"format": "mxrun-chat", "version": 1,
  *  "settings": {"system", "developer", "reasoning", "date", "tools"},
@@ -41,41 +40,13 @@ static bool write_conversation(const mx_conversation *c, mx_bytes *out) {
     return ok && mx_bytes_add_string(out, "]}\n");
 }
 
-static bool write_all(int fd, const char *data, size_t size) {
-    while (size) {
-        ssize_t n = write(fd, data, size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        data += n;
-        size -= (size_t)n;
-    }
-    return true;
-}
-
-/* Through a file beside it, so that `path` is the old one or the whole new one at any moment. */
-static mx_status replace_file(const char *path, const mx_bytes *data, mx_error *error) {
-    char *beside;
-    if (asprintf(&beside, "%s.XXXXXX", path) < 0) return mx_fail(error, MX_NO_MEMORY, "no memory to save %s", path);
-    int fd = mkstemp(beside);
-    bool done = fd >= 0 && write_all(fd, data->data, data->size) && fsync(fd) == 0;
-    int problem = errno;
-    if (fd >= 0 && close(fd) != 0 && done) {
-        done = false;
-        problem = errno;
-    }
-    if (done && rename(beside, path) != 0) {
-        done = false;
-        problem = errno;
-    }
-    if (fd >= 0 && !done) unlink(beside);
-    free(beside);
-    return done ? MX_OK : mx_fail(error, MX_IO, "cannot save %s: %s", path, strerror(problem));
-}
-
 mx_status mx_conversation_save(const mx_conversation *c, const char *path, mx_error *error) {
     mx_bytes text = {0};
-    mx_status status = write_conversation(c, &text) ? replace_file(path, &text, error)
-                                                    : mx_fail(error, MX_NO_MEMORY, "no memory to save %s", path);
+    mx_status status = MX_OK;
+    if (!write_conversation(c, &text))
+        status = mx_fail(error, MX_NO_MEMORY, "no memory to save %s", path);
+    else if (!mx_replace_file(path, text.data, text.size, true))
+        status = mx_fail(error, MX_IO, "cannot save %s: %s", path, strerror(errno));
     mx_bytes_free(&text);
     return status;
 }
