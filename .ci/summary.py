@@ -1,6 +1,6 @@
-"""Adds up meson's test logs: summary.py PASSED FAILED TESTLOG.json...
+"""Adds up meson's test logs: summary.py PASSED FAILED SKIPPED TESTLOG.json...
 
-PASSED and FAILED are what was counted before. Programs of cmocka and of Python's unittest count with each of their
+PASSED, FAILED and SKIPPED are what was counted before. Programs of cmocka and of Python's unittest count with each of their
 cases, any other test as one.
 Prints "N passed, N failed, N skipped" as the last line; exit status 1 when anything failed or a log is missing.
 """
@@ -34,8 +34,8 @@ def count_test(test):
 
 
 def main():
-    total = {"passed": int(sys.argv[1]), "failed": int(sys.argv[2]), "skipped": 0}
-    for path in sys.argv[3:]:
+    total = {"passed": int(sys.argv[1]), "failed": int(sys.argv[2]), "skipped": int(sys.argv[3])}
+    for path in sys.argv[4:]:
         try:
             with open(path, encoding="utf-8", errors="replace") as log:
                 tests = [json.loads(line) for line in log if line.strip()]
