@@ -183,7 +183,7 @@ static mx_status open_folder(mx_checkpoint *ck, const char *folder, mx_error *er
     mx_json_document *index = NULL;
     mx_status status = MX_OK;
     if (stat(path, &info) == 0) {
-        status = mx_read_file(path, INDEX_LIMIT, &text, error);
+        status = mx_read_regular_file(path, INDEX_LIMIT, &text, error);
         if (!status) status = mx_json_parse(path, text.data ? text.data : "", text.size, &index, error);
         if (!status) status = read_index(folder, path, mx_json_root(index), &list, error);
     } else {

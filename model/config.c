@@ -247,7 +247,7 @@ static void read_config(fields *f, mx_config *c) {
 static mx_status read_fields(const char *path, void (*read)(fields *, mx_config *), mx_config *c, mx_error *error) {
     mx_bytes text = {0};
     mx_json_document *document = NULL;
-    mx_status status = mx_read_file(path, FILE_LIMIT, &text, error);
+    mx_status status = mx_read_regular_file(path, FILE_LIMIT, &text, error);
     if (!status) status = mx_json_parse(path, text.data ? text.data : "", text.size, &document, error);
     if (!status) {
         fields f = {path, "", mx_json_root(document), error, MX_OK};

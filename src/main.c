@@ -1,5 +1,7 @@
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "commands/command.h"
@@ -10,7 +12,16 @@ static const mx_command *const commands[] = {
     &mx_command_harmony, &mx_command_verify, &mx_command_info,     NULL,
 };
 
+/* A descriptor that the caller closed would become the next file that is opened, which then gets our output. The
+ * stand-ins refuse what stdin and stdout are for, so that it still fails; messages have nowhere to go. */
+static void fill_closed_descriptors(void) {
+    static const int flags[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", flags[fd]) != fd) _exit(MX_EXIT_FAILED);
+}
+
 int main(int argc, const char **argv) {
+    fill_closed_descriptors();
     const char *word = argc > 1 ? argv[1] : "";
     if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) return mx_print_version();
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return mx_print_commands(commands);

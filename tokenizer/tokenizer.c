@@ -126,7 +126,7 @@ static uint32_t special_at(const mx_tokenizer *t, const char *text, size_t size,
 /* ---- open -------------------------------------------------------------------------------------------------------- */
 
 static mx_status map_file(const char *path, const char **data, size_t *size, mx_error *error) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* does not wait for a pipe's other end */
     struct stat info;
     if (fd < 0 || fstat(fd, &info) != 0) {
         int reason = errno;

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static _Bool reserve(mx_bytes *b, size_t more) {
@@ -250,6 +251,22 @@ mx_status mx_read_file(const char *path, size_t limit, mx_bytes *out, mx_error *
     if (fd < 0) return mx_fail(error, MX_IO, "%s: cannot be opened: %s", path, strerror(errno));
     mx_status status = read_all(fd, from_stdin ? "stdin" : path, limit, out, error);
     if (!from_stdin) close(fd);
+    if (status) mx_bytes_free(out);
+    return status;
+}
+
+mx_status mx_read_regular_file(const char *path, size_t limit, mx_bytes *out, mx_error *error) {
+    *out = (mx_bytes){0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* does not wait for a pipe's other end */
+    struct stat info;
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        int reason = errno;
+        if (fd >= 0) close(fd);
+        return mx_fail(error, MX_IO, "%s: cannot be opened: %s", path, strerror(reason));
+    }
+    mx_status status = S_ISREG(info.st_mode) ? read_all(fd, path, limit, out, error)
+                                             : mx_fail(error, MX_INVALID_FILE, "%s: not a regular file", path);
+    close(fd);
     if (status) mx_bytes_free(out);
     return status;
 }

@@ -29,6 +29,9 @@ void mx_bytes_free(mx_bytes *b);
  */
 mx_status mx_read_file(const char *path, size_t limit, mx_bytes *out, mx_error *error);
 
+/* The same for a path that must be a regular file: a named pipe or a device is MX_INVALID_FILE and never waited for. */
+mx_status mx_read_regular_file(const char *path, size_t limit, mx_bytes *out, mx_error *error);
+
 /* Length of the valid UTF-8 character at the start of data[0..size), 0 when it is invalid, or the negative number of
  * bytes present when they are the beginning of a character that is cut off by the end. */
 int mx_utf8_length(const void *data, size_t size);

@@ -145,7 +145,10 @@ static void set(chat *c, mx_setting setting, const char *name, const char *argum
     mx_error error;
     if (!*argument) {
         say("%s: %s", name, mx_conversation_get(c->conversation, setting));
-    } else if (mx_conversation_set(c->conversation, setting, argument, &error)) {
+        return;
+    }
+    if (strcmp(argument, "\"\"") == 0) argument = "";
+    if (mx_conversation_set(c->conversation, setting, argument, &error)) {
         say_error(c, &error);
     } else {
         say("[%s is set; it holds from the next message on]", name);
@@ -170,11 +173,18 @@ static void do_reset(chat *c, const char *argument) {
     say("[a new conversation]");
 }
 
+/* "-" would be the terminal, or whatever the messages come from. */
+static bool is_file_name(chat *c, const char *command, const char *argument) {
+    if (*argument && strcmp(argument, "-") != 0) return true;
+    say("%s needs a file name%s", command, *argument ? " (a file called - is ./-)" : "");
+    c->failed = true;
+    return false;
+}
+
 static void do_save(chat *c, const char *argument) {
     mx_error error;
-    if (!*argument) {
-        say("/save needs a file name");
-    } else if (mx_conversation_save(c->conversation, argument, &error)) {
+    if (!is_file_name(c, "/save", argument)) return;
+    if (mx_conversation_save(c->conversation, argument, &error)) {
         say_error(c, &error);
     } else {
         say("[%d messages saved in %s]", mx_conversation_count(c->conversation), argument);
@@ -183,9 +193,8 @@ static void do_save(chat *c, const char *argument) {
 
 static void do_load(chat *c, const char *argument) {
     mx_error error;
-    if (!*argument) {
-        say("/load needs a file name");
-    } else if (mx_conversation_load(c->conversation, argument, &error)) {
+    if (!is_file_name(c, "/load", argument)) return;
+    if (mx_conversation_load(c->conversation, argument, &error)) {
         say_error(c, &error);
     } else {
         say("[%d messages loaded from %s]", mx_conversation_count(c->conversation), argument);
@@ -239,8 +248,8 @@ static const struct {
 } chat_commands[] = {
     {"/help", "", "this list", do_help},
     {"/reset", "", "begin a new conversation", do_reset},
-    {"/system", "[TEXT]", "who the model is (without TEXT: show it)", do_system},
-    {"/developer", "[TEXT]", "instructions for the model", do_developer},
+    {"/system", "[TEXT]", "who the model is (without TEXT: show it; \"\": nothing)", do_system},
+    {"/developer", "[TEXT]", "instructions for the model (the same)", do_developer},
     {"/reasoning", "[EFFORT]", "how long to think: low, medium or high", do_reasoning},
     {"/save", "FILE", "write the conversation to a file", do_save},
     {"/load", "FILE", "go on with a saved conversation", do_load},

@@ -196,7 +196,7 @@ mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *e
     struct stat info;
     if (stat(name, &info) != 0) {
         if (errno == ENOENT && !strchr(name, '/')) {
-            return mx_fail(error, MX_INVALID_ARGUMENT,
+            return mx_fail(error, MX_IO,
                            "-m %s: there is no such folder, and \"stories\" is the only name this version knows "
                            "(downloading models by name comes with a later version); give the folder that holds "
                            "config.json, tokenizer.json and the .safetensors files",
@@ -205,7 +205,7 @@ mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *e
         return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
     }
     if (!S_ISDIR(info.st_mode)) {
-        return mx_fail(error, MX_INVALID_ARGUMENT,
+        return mx_fail(error, MX_IO,
                        "-m %s: this is a file; give the folder that holds config.json, tokenizer.json and the "
                        ".safetensors files",
                        name);

@@ -155,7 +155,8 @@ static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
     int special = 0;
     for (int32_t i = 0; i < mx_tokenizer_size(t); i++) special += mx_is_special(t, i);
     printf("  tokens        %d, %d of them special", mx_tokenizer_size(t), special);
-    if (mx_tokenizer_size(t) > c->vocab) printf(" (more than the model's vocabulary)");
+    /* The published one defines <|reserved_201088|>, one past the embedding. */
+    if (mx_tokenizer_size(t) > c->vocab + 1) printf(" (more than the model's vocabulary)");
     mx_harmony_ids h = mx_tokenizer_harmony_ids(t);
     const struct {
         const char *name;

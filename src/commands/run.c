@@ -76,7 +76,8 @@ static bool write_json(const mx_session *s, const mx_turn_result *r, mx_bytes *o
               mx_bytes_add_string(out, ",\"tool_calls\":[");
     for (int i = 0; i < r->tool_call_count && ok; i++) {
         const mx_tool_call *call = &r->tool_calls[i];
-        ok = (i == 0 || mx_bytes_add_string(out, ",")) && mx_write_tool_call(out, i + 1, call->name, &call->arguments);
+        ok = (i == 0 || mx_bytes_add_string(out, ",")) &&
+             mx_write_tool_call(out, i + 1, call->name, &call->arguments, call->incomplete);
     }
     return ok &&
            mx_bytes_addf(out,
@@ -109,6 +110,9 @@ static mx_status print_json(const mx_session *s, const mx_turn_result *result, m
 
 /* What stderr gets behind the answer: why it is not whole, and the statistics. */
 static void report(const mx_session *s, const mx_turn_result *result) {
+    if (result->finish == MX_TURN_LENGTH) {
+        fprintf(stderr, "mxrun run: cut after %lld tokens (-n)\n", (long long)result->usage.generated_tokens);
+    }
     if (result->finish == MX_TURN_CONTEXT) {
         fprintf(stderr, "mxrun run: the context of %lld tokens is full, the answer is cut (see --ctx)\n",
                 (long long)s->info.context);
@@ -203,10 +207,11 @@ const mx_command mx_command_run = {
                    "\n"
                    "A tool call (see --tools) is printed as one line of JSON on stdout:\n"
                    "  {\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}\n"
+                   "A call that -n cut goes to stderr instead: it is not one to make.\n"
                    "\n"
                    "With --json stdout gets one object: text, thinking, tool_calls, finish_reason\n"
                    "(stop, tool_calls, length, context, cancelled), usage, timings, memory_bytes,\n"
-                   "seed.\n"
+                   "seed. A call that was cut has \"incomplete\": true.\n"
                    "\n"
                    "The same prompt, options and seed give the same answer on the same machine,\n"
                    "whatever --threads.\n"

@@ -103,19 +103,34 @@ static void write_thinking(mx_printer *p, const mx_piece *piece) {
     if (piece->last) fputs(p->dim ? "\033[0m\n\n" : "\n\n", stderr);
 }
 
-bool mx_write_tool_call(mx_bytes *out, int number, const char *name, const mx_bytes *arguments) {
+bool mx_write_tool_call(mx_bytes *out, int number, const char *name, const mx_bytes *arguments, bool incomplete) {
     return mx_bytes_addf(out, "{\"id\":\"call_%d\",\"type\":\"function\",\"function\":{\"name\":", number) &&
            mx_bytes_add_json(out, name, strlen(name)) && mx_bytes_add_string(out, ",\"arguments\":") &&
-           mx_bytes_add_json(out, arguments->data, arguments->size) && mx_bytes_add_string(out, "}}");
+           mx_bytes_add_json(out, arguments->data, arguments->size) && mx_bytes_add_string(out, "}") &&
+           (!incomplete || mx_bytes_add_string(out, ",\"incomplete\":true")) && mx_bytes_add_string(out, "}");
+}
+
+/* A call that was cut is none: whoever reads stdout must not make it. */
+static void say_cut_call(mx_printer *p, const char *name) {
+    mx_bytes line = {0};
+    if (mx_bytes_addf(&line, "[a call of %s was cut: ", name) &&
+        add_printable(&line, p->arguments.data, p->arguments.size)) {
+        fprintf(stderr, "%s]\n", line.data);
+    }
+    mx_bytes_free(&line);
 }
 
 static void write_tool_call(mx_printer *p, const mx_piece *piece) {
     if (piece->first) mx_bytes_clear(&p->arguments);
     if (!mx_bytes_add(&p->arguments, piece->text, piece->size)) p->failed = ENOMEM;
     if (!piece->last) return;
+    if (piece->cut) {
+        say_cut_call(p, piece->name);
+        return;
+    }
     mx_bytes line = {0};
     if (!p->newline) write_out(p, "\n", 1);
-    if (mx_write_tool_call(&line, ++p->calls, piece->name, &p->arguments) && mx_bytes_add_string(&line, "\n")) {
+    if (mx_write_tool_call(&line, ++p->calls, piece->name, &p->arguments, false) && mx_bytes_add_string(&line, "\n")) {
         write_out(p, line.data, line.size);
     } else {
         p->failed = ENOMEM;

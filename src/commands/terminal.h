@@ -19,8 +19,8 @@ typedef enum mx_show { MX_SHOW_AUTO, MX_SHOW_ON, MX_SHOW_OFF } mx_show;
 bool mx_show_parse(const char *text, mx_show *out); /* "on", "off", "auto"; NULL is auto */
 
 /* Writes an answer as it comes: text to stdout, flushed piece by piece; thinking to stderr, dimmed on a terminal; a
- * tool call as one line of JSON to stdout. Where the output is a terminal, control characters are shown as pictures,
- * so that no model can reprogram it. */
+ * tool call as one line of JSON to stdout, one that was cut to stderr. Where the output is a terminal, control
+ * characters are shown as pictures, so that no model can reprogram it. */
 typedef struct mx_printer {
     bool show_thinking, dim, stdout_is_terminal, stderr_is_terminal;
     bool wrote, newline; /* something went to stdout; it ended in a newline */
@@ -36,8 +36,9 @@ bool mx_printer_piece(void *printer, const mx_piece *piece); /* for mx_turn_opti
 bool mx_printer_end(mx_printer *p);
 void mx_printer_free(mx_printer *p);
 
-/* {"id":"call_1","type":"function","function":{"name":...,"arguments":"..."}}; `number` counts from 1. */
-bool mx_write_tool_call(mx_bytes *out, int number, const char *name, const mx_bytes *arguments);
+/* {"id":"call_1","type":"function","function":{"name":...,"arguments":"..."}}; `number` counts from 1. An incomplete
+ * one has "incomplete":true behind "function". */
+bool mx_write_tool_call(mx_bytes *out, int number, const char *name, const mx_bytes *arguments, bool incomplete);
 
 /* Says once on stderr that invalid UTF-8 was replaced, when it was. */
 void mx_warn_invalid_utf8(const mx_command *command, const char *what, const mx_bytes *text);

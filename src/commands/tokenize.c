@@ -73,11 +73,12 @@ static bool add_ids(mx_bytes *out, const mx_ids *ids, char separator) {
     return true;
 }
 
-static mx_status add_token(const job *j, int64_t id, mx_bytes *out, mx_error *error) {
+/* `text`: the id as it was given; `id` < 0: it is out of every range. */
+static mx_status add_token(const job *j, int64_t id, const char *text, mx_bytes *out, mx_error *error) {
     size_t size = 0;
     const char *bytes = id >= 0 && id <= INT32_MAX ? mx_token_bytes(j->tokenizer, (int32_t)id, &size) : NULL;
     if (!bytes)
-        return mx_fail(error, MX_INVALID_FILE, "%lld is no token; ids go from 0 to %d", (long long)id,
+        return mx_fail(error, MX_INVALID_FILE, "%s is no token; ids go from 0 to %d", text,
                        (int)mx_tokenizer_size(j->tokenizer) - 1);
     if (j->skip_special && mx_is_special(j->tokenizer, (int32_t)id)) return MX_OK;
     return mx_bytes_add(out, bytes, size) ? MX_OK : mx_out_of_memory(error);
@@ -108,8 +109,9 @@ static mx_status detokenize_line(const job *j, const mx_json *line, line_buffers
     mx_bytes_clear(&b->bytes);
     for (const mx_json *v = ids->child; v; v = v->next) {
         int64_t id;
-        if (!mx_json_int64(v, &id)) return mx_fail(error, MX_INVALID_FILE, "an element of \"ids\" is no whole number");
-        mx_status status = add_token(j, id, &b->bytes, error);
+        if (v->type != MX_JSON_NUMBER) return mx_fail(error, MX_INVALID_FILE, "an element of \"ids\" is no number");
+        if (!mx_json_int64(v, &id)) id = -1;
+        mx_status status = add_token(j, id, v->text, &b->bytes, error);
         if (status != MX_OK) return status;
     }
     bool ok = mx_bytes_add_string(&b->out, "{\"bytes_b64\":\"") &&
@@ -165,12 +167,13 @@ static mx_status detokenize_plain(const job *j, mx_error *error) {
     mx_bytes out = {0};
     mx_status status = MX_OK;
     long long line = 1;
-    int64_t id = -1; /* -1: between two ids */
+    char digits[32] = ""; /* of the id that is being read; longer ones are shown cut */
+    size_t count = 0;
     while (status == MX_OK) {
         int c = getc(stdin);
         if (c >= '0' && c <= '9') {
-            id = (id < 0 ? 0 : id) * 10 + (c - '0');
-            if (id > INT32_MAX) id = INT32_MAX; /* no token has it */
+            if (count < sizeof digits - 1) digits[count++] = (char)c;
+            digits[count] = 0;
             continue;
         }
         if (c != EOF && !strchr(" \t\r\n\v\f", c ? c : 'x')) {
@@ -178,8 +181,8 @@ static mx_status detokenize_plain(const job *j, mx_error *error) {
                              "expected ids, whole numbers between white space, found byte 0x%02X", c);
             break;
         }
-        if (id >= 0) status = add_token(j, id, &out, error);
-        id = -1;
+        if (count) status = add_token(j, strtoll(digits, NULL, 10), digits, &out, error);
+        count = 0;
         if (status != MX_OK || c == EOF) break;
         if (c == '\n') line++;
         if (c == '\n' || out.size >= CHUNK) {

@@ -86,7 +86,10 @@ static bool is_date(const char *text) {
     int year, month, day, length = 0;
     if (strlen(text) != 10 || strspn(text, "0123456789-") != 10) return false;
     if (sscanf(text, "%4d-%2d-%2d%n", &year, &month, &day, &length) != 3 || length != 10) return false;
-    return year > 0 && month >= 1 && month <= 12 && day >= 1 && day <= 31;
+    if (year < 1 || month < 1 || month > 12) return false;
+    static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    return day >= 1 && day <= days[month - 1] + (month == 2 && leap);
 }
 
 mx_status mx_setting_check(mx_setting setting, const char *value, mx_error *error) {
@@ -95,7 +98,7 @@ mx_status mx_setting_check(mx_setting setting, const char *value, mx_error *erro
         return mx_fail(error, MX_INVALID_ARGUMENT, "reasoning is low, medium or high, not \"%s\"", value);
     }
     if (setting == MX_SETTING_DATE && *value && !is_date(value)) {
-        return mx_fail(error, MX_INVALID_ARGUMENT, "a date looks like 2026-11-23, not like \"%s\"", value);
+        return mx_fail(error, MX_INVALID_ARGUMENT, "\"%s\" is no date; one looks like 2026-11-23", value);
     }
     return MX_OK;
 }

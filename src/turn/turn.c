@@ -15,6 +15,7 @@ struct mx_turn {
     mx_stop stop;
     mx_turn_result result;
     bool over, ended;
+    bool cut;  /* the engine broke off; what is still open is not whole */
     bool open; /* a message is being written */
     mx_piece_kind kind;
     char *name;    /* of the open tool call */
@@ -91,6 +92,7 @@ static void deliver(mx_turn *t, const char *text, size_t size, bool first, bool 
     if (!t->options.piece || t->over) return;
     mx_piece piece = {.kind = t->kind, .first = first, .last = last, .text = text ? text : "", .size = size};
     if (t->kind == MX_PIECE_TOOL_CALL) piece.name = t->name;
+    piece.cut = last && t->cut;
     if (!t->options.piece(t->options.user, &piece)) t->over = true;
 }
 
@@ -149,7 +151,7 @@ static bool keep_tool_call(mx_turn *t) {
     mx_tool_call *calls = realloc(t->result.tool_calls, (size_t)(count + 1) * sizeof *calls);
     if (!calls) return false;
     t->result.tool_calls = calls;
-    calls[count] = (mx_tool_call){.name = strdup(t->name)};
+    calls[count] = (mx_tool_call){.name = strdup(t->name), .incomplete = t->cut};
     if (!calls[count].name) return false;
     t->result.tool_call_count++;
     return mx_bytes_add(&calls[count].arguments, t->text.data, t->text.size);
@@ -239,6 +241,7 @@ static bool end_raw(mx_turn *t) {
 mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error) {
     if (t->ended) return MX_OK;
     t->ended = true;
+    t->cut = finish == MX_FINISH_LENGTH || finish == MX_FINISH_CONTEXT || finish == MX_FINISH_CANCELLED;
     mx_status status = MX_OK;
     if (t->parser) { /* also when it is over, so that the message it broke off in is complete */
         mx_harmony_delta delta = {0};

@@ -22,6 +22,7 @@ typedef struct mx_piece {
     const char *text; /* whole UTF-8 characters; of a tool call its arguments. Valid during the call */
     size_t size;
     const char *name; /* of a tool call: "get_weather"; NULL otherwise */
+    bool cut;         /* with `last`: the model had not ended the message when the turn was over */
 } mx_piece;
 
 typedef struct mx_turn_options {
@@ -47,6 +48,7 @@ const char *mx_turn_finish_name(mx_turn_finish finish); /* "stop", "tool_calls",
 typedef struct mx_tool_call {
     char *name;         /* without "functions." */
     mx_bytes arguments; /* as the model wrote them: JSON if it did well */
+    bool incomplete;    /* cut by max_tokens, the end of the context or a cancellation: do not make this call */
 } mx_tool_call;
 
 typedef struct mx_turn_result {

@@ -42,7 +42,8 @@ static void test_commands(void **unused) {
     (void)unused;
     outcome o =
         run_input("/help\n/reasoning\n/reasoning high\n/reasoning\n/system\n/system You are a fox.\n/developer\n"
-                  "/developer Be brief.\n/developer\n/compact\n/reset\n/quit\nRepeat after me: not reached\n",
+                  "/developer Be brief.\n/developer\n/developer \"\"\n/developer\n/compact\n/reset\n/quit\nRepeat "
+                  "after me: not reached\n",
                   GREEDY);
     expect_code(&o, 0);
     assert_string_equal(o.out.data, "");
@@ -61,7 +62,8 @@ static void test_commands(void **unused) {
                                         "system: You are ChatGPT, a large",
                                         "[system is set",
                                         "developer: \n",
-                                        "developer: Be brief.\n",
+                                        "developer: Be brief.\n[developer is set; it holds from the next message "
+                                        "on]\ndeveloper: \n",
                                         "[nothing to forget: ",
                                         "[a new conversation]"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) expect_text(&o.err, parts[i]);
@@ -73,6 +75,8 @@ static void test_wrong_commands(void **unused) {
     static const char *const cases[][2] = {{"/sing\n", "there is no command /sing"},
                                            {"/reasoning much\n", "reasoning is low, medium or high"},
                                            {"/load /no/such/file\n", "/no/such/file"},
+                                           {"/load -\n", "/load needs a file name (a file called - is ./-)"},
+                                           {"/save -\n", "/save needs a file name"},
                                            {"/load /etc/hostname\n", "/etc/hostname"},
                                            {"/save /no/such/folder/file\n", "/no/such/folder/file"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -2,8 +2,9 @@
 
 #include <sys/stat.h>
 
-#define STORY  "Tell me a story about a fox and a lamp."
-#define GREEDY "-m", "stories", "--greedy", "--date", "2026-11-23", "--kv-type", "f32"
+#define STORY       "Tell me a story about a fox and a lamp."
+#define CUT_IN_CALL "30"
+#define GREEDY      "-m", "stories", "--greedy", "--date", "2026-11-23", "--kv-type", "f32"
 /* An answer that never ends: return, call and endoftext get 100 less than their logit. */
 #define ENDLESS "--logit-bias", "4089=-100", "--logit-bias", "4095=-100", "--logit-bias", "4088=-100"
 #define ECHO_TOOLS                                                                                                     \
@@ -181,6 +182,31 @@ static void test_tools(void **unused) {
     outcome_free(&o);
 }
 
+/* A call that -n cut is none on stdout, and marked in JSON. */
+static void test_cut_call(void **unused) {
+    (void)unused;
+    char path[200];
+    write_test_file("tools.json", ECHO_TOOLS, path);
+    outcome o = run(GREEDY, "-q", "-n", CUT_IN_CALL, "--tools", path, "-p", "What is the weather in Paris?");
+    expect_code(&o, 0);
+    assert_string_equal(o.out.data, "");
+    expect_text(&o.err, "[a call of get_weather was cut: {");
+    expect_text(&o.err, "cut after " CUT_IN_CALL " tokens (-n)\n");
+    outcome_free(&o);
+    o = run(GREEDY, "--json", "-n", CUT_IN_CALL, "--tools", path, "-p", "What is the weather in Paris?");
+    mx_json_document *document = parse_output(&o);
+    assert_string_equal(string_at(mx_json_root(document), "finish_reason"), "length");
+    bool incomplete = false;
+    mx_json_bool(mx_json_get(mx_json_get(mx_json_root(document), "tool_calls")->child, "incomplete"), &incomplete);
+    assert_true(incomplete);
+    mx_json_free(document);
+    outcome_free(&o);
+    o = run(GREEDY, "-q", "-n", "30", "-p", STORY);
+    expect_code(&o, 0);
+    expect_text(&o.err, "cut after 30 tokens (-n)\n");
+    outcome_free(&o);
+}
+
 static void test_raw(void **unused) {
     (void)unused;
     outcome o = run("-m", "stories", "--greedy", "--raw", "-q", "-n", "12", "-p", "Once upon a time");
@@ -236,6 +262,9 @@ static void test_wrong_values(void **unused) {
         {"--kv-type", "q8", "--kv-type q8", NULL},
         {"--reasoning", "maximal", "--reasoning: ", NULL},
         {"--date", "23.11.2026", "--date: ", NULL},
+        {"--date", "2026-02-29", "--date: \"2026-02-29\" is no date", NULL},
+        {"--date", "2026-04-31", "--date: ", NULL},
+        {"--date", "1900-02-29", "--date: ", NULL},
         {"--show-thinking", "perhaps", "--show-thinking perhaps", NULL},
         {"--greedy", "--temperature=0.5", "contradict", NULL},
         {"-f", "/etc/hostname", "-p and -f", NULL},
@@ -310,7 +339,7 @@ static void test_models(void **unused) {
     expect_text(&o.err, "no model given");
     outcome_free(&o);
     o = run("-m", "gpt-oss-20b", "-p", "Hi");
-    expect_code(&o, 2);
+    expect_code(&o, 1);
     expect_text(&o.err, "-m gpt-oss-20b: there is no such folder");
     outcome_free(&o);
     o = run("-m", "/no/such/folder", "-p", "Hi");
@@ -323,8 +352,60 @@ static void test_models(void **unused) {
     outcome_free(&o);
     write_test_file("file.gguf", "GGUF", path);
     o = run("-m", path, "-p", "Hi");
-    expect_code(&o, 2);
+    expect_code(&o, 1);
     expect_text(&o.err, "this is a file");
+    outcome_free(&o);
+}
+
+/* Descriptors that the caller closed are not taken by the model's files. */
+static void test_closed_descriptors(void **unused) {
+    (void)unused;
+    static const struct {
+        const char *command, *says;
+        int code;
+    } cases[] = {
+        {"exec \"$0\" -m stories --greedy -n 5 -q --raw -p Once >&-", "cannot write to stdout: Bad file descriptor", 1},
+        {"exec \"$0\" -m stories --greedy -n 5 -q --raw -p Once <&- >&-", "cannot write to stdout: Bad file", 1},
+        {"exec \"$0\" info -m stories >&-", "cannot write to stdout: Bad file descriptor", 1},
+        {"exec \"$0\" -m stories -q -p - <&-", "stdin: cannot be read: Bad file descriptor", 1},
+        {"exec \"$0\" -m stories --greedy -n 5 --raw -p Once 2>&-", "", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const surroundings shell = {.program = "/bin/sh"};
+        outcome o = run_with(&shell, (const char *const[]){"-c", cases[i].command, getenv("MXRUN_BINARY"), NULL});
+        expect_code(&o, cases[i].code);
+        expect_text(&o.err, cases[i].says);
+        outcome_free(&o);
+    }
+}
+
+/* A named pipe where a model's file should be is refused; a prompt may come from one. */
+static void test_pipes(void **unused) {
+    (void)unused;
+    static const char *const names[] = {"config.json", "tokenizer.json", "model.safetensors",
+                                        "model.safetensors.index.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const surroundings shell = {.program = "/bin/sh"};
+        char command[1000];
+        snprintf(
+            command, sizeof command,
+            "mkdir '%s/pipes' && cd '%s/pipes' && ln -s \"$1\"/tools/stories/checkpoint/* . && rm -f %s && mkfifo %s "
+            "&& \"$0\" -m . -p Hi; code=$?; rm -r '%s/pipes'; exit $code",
+            test_folder, test_folder, names[i], names[i], test_folder);
+        outcome o = run_with(
+            &shell, (const char *const[]){"-c", command, getenv("MXRUN_BINARY"), getenv("MXRUN_SOURCE"), NULL});
+        expect_code(&o, 1);
+        expect_text(&o.err, names[i]);
+        expect_text(&o.err, "regular file");
+        outcome_free(&o);
+    }
+    const surroundings shell = {.program = "/bin/bash"};
+    outcome o = run_with(&shell, (const char *const[]){"-c",
+                                                       "\"$0\" -m stories --greedy -q -f <(echo 'Repeat after me: "
+                                                       "golden whistle')",
+                                                       getenv("MXRUN_BINARY"), NULL});
+    expect_code(&o, 0);
+    assert_string_equal(o.out.data, "golden whistle\n");
     outcome_free(&o);
 }
 
@@ -438,6 +519,9 @@ int main(void) {
         cmocka_unit_test(test_seed),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_tools),
+        cmocka_unit_test(test_cut_call),
+        cmocka_unit_test(test_closed_descriptors),
+        cmocka_unit_test(test_pipes),
         cmocka_unit_test(test_raw),
         cmocka_unit_test(test_logit_bias),
         cmocka_unit_test(test_wrong_values),

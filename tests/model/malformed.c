@@ -525,7 +525,7 @@ static const malformed cases[] = {
     DAMAGE("config: two values", MX_INVALID_FILE, "config.json", "", config_trailing),
     DAMAGE("config: not UTF-8", MX_INVALID_FILE, "config.json", "", config_not_utf8),
     DAMAGE("config: NaN", MX_INVALID_FILE, "config.json", "", config_nan),
-    DAMAGE("config: a folder", MX_IO, "config.json", "", config_folder),
+    DAMAGE("config: a folder", MX_INVALID_FILE, "config.json", "not a regular file", config_folder),
     DAMAGE("config: 20 MB", MX_INVALID_FILE, "config.json", "", config_huge),
     DAMAGE("config: nested bomb", MX_INVALID_FILE, "config.json", "512 levels", config_bomb),
     DAMAGE("generation_config: eos", MX_INVALID_FILE, "generation_config.json", "eos_token_id is 16", generation_bad),

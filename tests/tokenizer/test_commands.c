@@ -100,7 +100,9 @@ static void test_wrong_lines(void **state) {
     expect_error(RUN("detokenize --jsonl", "{\"ids\":\"1\"}"), 1, "line 1: ");
     expect_error(RUN("detokenize", "1 2\n3 x"), 1, "line 2: ");
     expect_error(RUN("detokenize", "1\n\n280"), 1, "line 3: 280 is no token");
-    expect_error(RUN("detokenize", "99999999999999999999"), 1, "line 1: ");
+    expect_error(RUN("detokenize", "99999999999999999999"), 1, "line 1: 99999999999999999999 is no token");
+    expect_error(RUN("detokenize --jsonl", "{\"ids\":[99999999999999999999]}"), 1,
+                 "line 1: 99999999999999999999 is no token");
     expect_error(RUN("detokenize", "-1"), 1, "line 1: ");
 }
 

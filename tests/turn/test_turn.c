@@ -25,7 +25,8 @@ static int close_tokenizer(void **unused) {
     return 0;
 }
 
-/* Writes the pieces as one line: T(...) thinking, A(...) answer, C:name(...) call; "|" between pieces. */
+/* Writes the pieces as one line: T(x) thinking, A(x) answer, C:name(x) call, "..." for ")" where it was cut; "|"
+ * between pieces. */
 static bool record(void *user, const mx_piece *piece) {
     mx_bytes *log = user;
     static const char letters[] = "TAC";
@@ -35,7 +36,7 @@ static bool record(void *user, const mx_piece *piece) {
         mx_bytes_add_string(log, "(");
     }
     mx_bytes_add(log, piece->text, piece->size);
-    if (piece->last) mx_bytes_add_string(log, ")");
+    if (piece->last) mx_bytes_add_string(log, piece->cut ? "..." : ")");
     return true;
 }
 
@@ -111,10 +112,10 @@ static void test_tool_calls(void **unused) {
 /* What the engine broke off is still delivered. */
 static void test_cut_answers(void **unused) {
     (void)unused;
-    check("<|channel|>final<|message|>Half an ans", MX_FINISH_LENGTH, "A(Half an ans)", MX_TURN_LENGTH);
-    check("<|channel|>analysis<|message|>Hm", MX_FINISH_CONTEXT, "T(Hm)", MX_TURN_CONTEXT);
-    check("<|channel|>analysis<|message|>Hm", MX_FINISH_CANCELLED, "T(Hm)", MX_TURN_CANCELLED);
-    check("<|channel|>commentary to=functions.f<|message|>{\"a", MX_FINISH_LENGTH, "C:f({\"a)", MX_TURN_LENGTH);
+    check("<|channel|>final<|message|>Half an ans", MX_FINISH_LENGTH, "A(Half an ans...", MX_TURN_LENGTH);
+    check("<|channel|>analysis<|message|>Hm", MX_FINISH_CONTEXT, "T(Hm...", MX_TURN_CONTEXT);
+    check("<|channel|>analysis<|message|>Hm", MX_FINISH_CANCELLED, "T(Hm...", MX_TURN_CANCELLED);
+    check("<|channel|>commentary to=functions.f<|message|>{\"a", MX_FINISH_LENGTH, "C:f({\"a...", MX_TURN_LENGTH);
     check("", MX_FINISH_LENGTH, "", MX_TURN_LENGTH);
 }
 
@@ -188,7 +189,7 @@ static void test_stop_strings(void **unused) {
     push_text(&s,
               "<|channel|>commentary<|message|>a lazy<|end|><|start|>assistant<|channel|>final<|message|> fox, lazy");
     assert_int_equal(mx_turn_end(s.turn, MX_FINISH_LENGTH, NULL), MX_OK);
-    assert_string_equal(s.log.data, "A(a lazy)A( fox, lazy)");
+    assert_string_equal(s.log.data, "A(a lazy)A( fox, lazy...");
     assert_false(mx_turn_get_result(s.turn)->stop_string);
     finish(&s);
 }
