@@ -156,8 +156,11 @@ static void test_parse(void **state) {
 }
 
 /* ---- the library's own tests ------------------------------------------------------------------------------------- */
-/* Their texts and token ids stand in ../shared; the conversations that give them are ours, in
- * tests/data/harmony_inputs.jsonl. */
+/* Their texts and token ids stand in ../shared. What they are made from belongs to that library and is no part of this
+ * repository: the test runs where somebody has put it beside them as harmony/library_inputs.jsonl, a line a case:
+ *   {"name": "simple_convo", "conversation": {...}, "options": {...}}            rendering gives test_NAME.txt
+ *   {"name": "...", "kind": "ids" | "text", "role": "assistant", "messages": [...]}   parsing test_NAME.txt gives them
+ * "@browser" and "@python" stand for the built-in tools. */
 
 static bool next_line(FILE *f, char **text, size_t *capacity) {
     return getline(text, capacity, f) >= 0;
@@ -257,11 +260,8 @@ static void test_library_tests(void **state) {
     char path[4096], *text = NULL;
     size_t capacity = 0;
     int lines = 0, failed = 0;
-    const char *source = getenv("MXRUN_SOURCE");
-    snprintf(path, sizeof path, "%s/tests/data/harmony_inputs.jsonl", source ? source : ".");
-    fclose(open_shared("harmony/test_simple_convo.txt")); /* or the visible skip */
-    FILE *inputs = fopen(path, "r");
-    assert_non_null(inputs);
+    FILE *inputs = open_shared("harmony/library_inputs.jsonl"); /* or the visible skip */
+    shared(path, sizeof path, "harmony/library_inputs.jsonl");
     while (next_line(inputs, &text, &capacity)) {
         mx_bytes line = {0}, expected = {0};
         mx_json_document *d;
