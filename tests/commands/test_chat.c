@@ -62,8 +62,8 @@ static void test_commands(void **unused) {
                                         "system: You are ChatGPT, a large",
                                         "[system is set",
                                         "developer: \n",
-                                        "developer: Be brief.\n[developer is set; it holds from the next message "
-                                        "on]\ndeveloper: \n",
+                                        ("developer: Be brief.\n[developer is set; it holds from the next message "
+                                         "on]\ndeveloper: \n"),
                                         "[nothing to forget: ",
                                         "[a new conversation]"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) expect_text(&o.err, parts[i]);
