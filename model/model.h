@@ -86,6 +86,7 @@ typedef struct mx_experts {
     int64_t data_stride, scale_stride;
     const uint8_t *bias;   /* [experts, rows] */
     mx_format bias_format; /* BF16 or F32 */
+    bool bf16_safe;        /* every scale is 2..252: no weight is subnormal or near infinity, in fp32 and in BF16 */
 } mx_experts;
 
 typedef struct mx_layer {

@@ -22,6 +22,7 @@ typedef struct loader {
     bool *used;                         /* by tensor of the checkpoint */
     float *room;                        /* the rest of the owned block */
     const mx_tensor **scales, **blocks; /* of every expert tensor, to be searched for what is no number */
+    mx_experts **searched;              /* where the answer goes */
     int scale_count;
     mx_error *error;
 } loader;
@@ -143,6 +144,7 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
         return wrong(l, scales, MX_INVALID_FILE, expected);
     }
     l->blocks[l->scale_count] = data;
+    l->searched[l->scale_count] = out;
     l->scales[l->scale_count++] = scales;
 
     snprintf(full, sizeof full, "%smlp.experts.%s_bias", prefix, name);
@@ -237,11 +239,16 @@ static void warn_unused(const loader *l) {
 
 /* ---- scale bytes ----------------------------------------------------------------------------------------- */
 
-enum { SEARCH_CHUNK = 1 << 20 };
+enum {
+    SEARCH_CHUNK = 1 << 20,
+    BF16_LEAST_SCALE = 2,  /* 0.5 * 2^(2 - 127) is the smallest normal number */
+    BF16_MOST_SCALE = 252, /* 6 * 2^(252 - 127) is below the largest */
+};
 
 typedef struct search {
     const mx_tensor *const *scales, *const *blocks;
     const int64_t *first_chunk; /* of each tensor, and their total behind the last */
+    atomic_bool *extreme;       /* of each tensor: a scale outside 2..252 was seen */
     int count;
     atomic_llong found; /* lowest chunk with a bad scale */
 } search;
@@ -258,11 +265,15 @@ static int tensor_of_chunk(const search *s, int64_t chunk) {
     return low;
 }
 
-/* Is there a scale that could be bad? Written for the compiler to make vectors of. */
-static bool has_large_scale(const uint8_t *scale, uint64_t n) {
-    uint8_t most = 0;
-    for (uint64_t i = 0; i < n; i++) most = scale[i] > most ? scale[i] : most;
-    return most >= 253;
+/* The smallest and the largest scale. Written for the compiler to make vectors of. */
+static void range_of(const uint8_t *scale, uint64_t n, uint8_t *low, uint8_t *high) {
+    uint8_t least = 255, most = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        least = scale[i] < least ? scale[i] : least;
+        most = scale[i] > most ? scale[i] : most;
+    }
+    *low = least;
+    *high = most;
 }
 
 /* The block's largest value times 2^(scale - 127) must not pass FLT_MAX: with scale 253 that refuses 4 and 6 (codes 6
@@ -275,13 +286,17 @@ static bool overflows(uint8_t scale, const uint8_t *block) {
     return false;
 }
 
-/* The first bad scale of a chunk: 0xFF, or one with which a weight is infinite. -1: there is none. */
-static int64_t find_in_chunk(const search *s, int64_t chunk, int *tensor) {
+/* The first bad scale of a chunk: 0xFF, or one with which a weight is infinite. -1: there is none. Notes whether any is
+ * extreme. */
+static int64_t find_in_chunk(search *s, int64_t chunk, int *tensor) {
     const int t = *tensor = tensor_of_chunk(s, chunk);
     const uint64_t begin = (uint64_t)(chunk - s->first_chunk[t]) * SEARCH_CHUNK, left = s->scales[t]->bytes - begin;
     const uint64_t n = left < SEARCH_CHUNK ? left : SEARCH_CHUNK;
     const uint8_t *scale = s->scales[t]->data + begin, *block = s->blocks[t]->data + 16 * begin;
-    if (!has_large_scale(scale, n)) return -1;
+    uint8_t low, high;
+    range_of(scale, n, &low, &high);
+    if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[t], true);
+    if (high < 253) return -1;
     for (uint64_t i = 0; i < n; i++)
         if (scale[i] == 255 || overflows(scale[i], block + 16 * i)) return (int64_t)(begin + i);
     return -1;
@@ -299,13 +314,20 @@ static void search_range(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* E8M0's 0xFF is NaN, and a weight beyond fp32 would be infinite, which no kernel looks for: refused here, once. */
+/* E8M0's 0xFF is NaN, and a weight beyond fp32 would be infinite, which no kernel looks for: refused here, once. Sets
+ * every mx_experts.bf16_safe. */
 static mx_status check_scales(const loader *l, mx_pool *pool) {
     int64_t *first = calloc((size_t)l->scale_count + 1, sizeof *first);
-    if (!first) return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
+    atomic_bool *extreme = calloc((size_t)l->scale_count + 1, sizeof *extreme);
+    if (!first || !extreme) {
+        free(first);
+        free(extreme);
+        return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
+    }
     for (int i = 0; i < l->scale_count; i++)
         first[i + 1] = first[i] + (int64_t)((l->scales[i]->bytes + SEARCH_CHUNK - 1) / SEARCH_CHUNK);
-    search s = {.scales = l->scales, .blocks = l->blocks, .first_chunk = first, .count = l->scale_count};
+    search s = {
+        .scales = l->scales, .blocks = l->blocks, .first_chunk = first, .extreme = extreme, .count = l->scale_count};
     int64_t chunks = first[l->scale_count];
     atomic_init(&s.found, chunks);
     if (pool)
@@ -326,7 +348,9 @@ static mx_status check_scales(const loader *l, mx_pool *pool) {
                          (long long)(index % blocks), (unsigned)scale,
                          scale == 255 ? "NaN" : "with it a weight is beyond fp32");
     }
+    for (int i = 0; i < l->scale_count; i++) l->searched[i]->bf16_safe = !atomic_load(&extreme[i]);
     free(first);
+    free(extreme);
     return status;
 }
 
@@ -356,8 +380,9 @@ static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
     l.scales = calloc(2 * (size_t)c->layers, sizeof *l.scales);
     l.blocks = calloc(2 * (size_t)c->layers, sizeof *l.blocks);
+    l.searched = calloc(2 * (size_t)c->layers, sizeof *l.searched);
     l.room = w->owned;
-    if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks)
+    if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.searched)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", folder, owned);
     if (!status) status = all_tensors(&l);
     if (!status) status = check_scales(&l, pool);
@@ -365,6 +390,7 @@ static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error
     free(l.used);
     free(l.scales);
     free(l.blocks);
+    free(l.searched);
     return status;
 }
 

@@ -429,6 +429,30 @@ static void test_largest_scales(void **state) {
     maker_close(&m);
 }
 
+/* One scale outside 2..252 is enough for its tensor, and only for that. */
+static void test_bf16_safe(void **state) {
+    (void)state;
+    static const struct {
+        int scale;
+        bool safe;
+    } cases[] = {{2, true}, {252, true}, {1, false}, {0, false}, {253, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int threads = 0; threads <= 2; threads++) {
+            maker m;
+            mx_pool *pool = NULL;
+            maker_open(&m);
+            maker_tensor *scales = maker_find(&m, "model.layers.1.mlp.experts.gate_up_proj_scales");
+            scales->data[scales->bytes - 2] = (uint8_t)cases[i].scale;
+            if (threads) assert_int_equal(mx_pool_create(threads, &pool, NULL), MX_OK);
+            mx_weights *w = open_made(&m, pool);
+            assert_int_equal(w->layer[1].gate_up.bf16_safe, cases[i].safe);
+            assert_true(w->layer[0].gate_up.bf16_safe && w->layer[0].down.bf16_safe && w->layer[1].down.bf16_safe);
+            mx_weights_close(w);
+            mx_pool_destroy(pool);
+            maker_close(&m);
+        }
+}
+
 /* The checkpoints that came with the project. */
 static void test_real(void **state) {
     (void)state;
@@ -462,6 +486,7 @@ int main(void) {
         cmocka_unit_test(test_scales_in_parallel),
         cmocka_unit_test(test_scales_in_pieces),
         cmocka_unit_test(test_largest_scales),
+        cmocka_unit_test(test_bf16_safe),
         cmocka_unit_test(test_real),
     };
     return cmocka_run_group_tests_name("checkpoint", tests, NULL, NULL);
