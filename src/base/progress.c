@@ -1,0 +1,80 @@
+#include "base/progress.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "base/cpu.h"
+
+enum { BAR = 24, DEFAULT_WIDTH = 80 };
+static const double QUIET = 0.5, PERIOD = 0.1; /* seconds before the first drawing, between two */
+
+static int terminal_width(void) {
+    struct winsize size;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : DEFAULT_WIDTH;
+}
+
+void mx_progress_start(mx_progress *p, const char *label, double total, bool bytes) {
+    const char *kind = getenv("TERM");
+    *p = (mx_progress){.label = label, .total = total, .bytes = bytes, .started = mx_seconds()};
+    p->terminal = isatty(STDERR_FILENO) && kind && strcmp(kind, "dumb") != 0;
+}
+
+void mx_progress_label(mx_progress *p, const char *label) {
+    p->label = label;
+}
+
+static void time_left(double seconds, char out[32]) {
+    if (seconds < 99.5)
+        snprintf(out, 32, "%.0f s left", seconds);
+    else if (seconds < 99.5 * 60)
+        snprintf(out, 32, "%.0f min left", seconds / 60);
+    else
+        snprintf(out, 32, "%.0f h left", seconds / 3600);
+}
+
+static void how_far(const mx_progress *p, double done, double seconds, char out[64]) {
+    if (!p->bytes) {
+        snprintf(out, 64, "%3.0f %%", 100 * done / p->total);
+        return;
+    }
+    const double unit = p->total >= 1e9 ? 1e9 : 1e6;
+    snprintf(out, 64, "%.*f of %.*f %s  %.0f MB/s", unit == 1e9, done / unit, unit == 1e9, p->total / unit,
+             unit == 1e9 ? "GB" : "MB", seconds > 0 ? done / seconds / 1e6 : 0);
+}
+
+void mx_progress_line(const mx_progress *p, double done, double seconds, int width, char out[static 300]) {
+    char bar[BAR + 1], far[64], left[32] = "";
+    done = done < 0 ? 0 : done > p->total ? p->total : done;
+    const double share = p->total > 0 ? done / p->total : 1;
+    const int filled = (int)(share * BAR);
+    for (int i = 0; i < BAR; i++) bar[i] = i < filled ? '#' : ' ';
+    bar[BAR] = 0;
+    how_far(p, done, seconds, far);
+    if (share > 0.01 && share < 1) time_left(seconds / share - seconds, left);
+    snprintf(out, 300, "%s  [%s]  %s  %s", p->label, bar, far, left);
+    /* The last column stays free: some terminals wrap there. */
+    if (width > 0 && width < 300 && strlen(out) >= (size_t)width) out[width - 1] = 0;
+}
+
+void mx_progress_update(mx_progress *p, double done) {
+    if (!p->terminal) return;
+    const double now = mx_seconds();
+    if (now - p->started < QUIET || now - p->drawn < PERIOD) return;
+    char line[300];
+    mx_progress_line(p, done, now - p->started, terminal_width(), line);
+    fprintf(stderr, "\r%s\033[K", line);
+    fflush(stderr);
+    p->drawn = now;
+    p->shown = true;
+}
+
+void mx_progress_clear(mx_progress *p) {
+    if (!p->shown) return;
+    fputs("\r\033[K", stderr);
+    fflush(stderr);
+    p->shown = false;
+    p->drawn = 0;
+}
