@@ -1,25 +1,35 @@
 #ifndef MX_KERNELS_H
 #define MX_KERNELS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
 
 /* The contract between the model and the processor: one table of operations, filled by the best tier that the machine
- * has (scalar C is the specification and is complete; avx2 and avx512 raise what they do better).
+ * has (scalar C is the specification and is complete; the others raise what they do better).
  *
  * Kernels know no model. They allocate nothing, start no threads, report no errors: their caller checked everything.
  *
  * Batch invariance: within one tier a row's result depends on nothing but the row. The order of summation over K is
- * the same for one row and for a thousand, and for any split of the output rows. All arithmetic is fp32; weights widen
- * to fp32 exactly.
+ * the same for one row and for a thousand, and for any split of the output rows. Sums are fp32, weights are exact; how
+ * activations enter a product is its mx_precision.
  *
  * Alignment: weights, scales and biases come straight from a mapped file and may lie at any byte. Activations, outputs
- * and scratch are 64-byte aligned at their start (rows of them need not be). */
+ * and scratch are 64-byte aligned at their start (rows of fp32 ones need not be, packed rows are). */
 
 enum { MX_TILE = 64 }; /* positions in one KV page: the step in which attention walks the past */
 
 typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_FORMATS } mx_format;
+
+/* How an activation enters a product. */
+typedef enum mx_precision {
+    MX_X_FP32,   /* as it is */
+    MX_X_BF16X2, /* hi + lo: hi = bf16(x), lo = bf16(x - hi), both to nearest even; their sum is exact in fp32 */
+    MX_X_BF16,   /* bf16(x), to nearest even */
+    MX_X_INT8,   /* integers with scales, MXFP4 weights only */
+    MX_PRECISIONS
+} mx_precision;
 
 /* A weight matrix [rows, cols] = [out, in], row-major, as it lies in the file. */
 typedef struct mx_matrix {
@@ -43,8 +53,9 @@ typedef enum mx_epilogue {
  * Any range gives the same bits; ranges of multiples of 96 rows leave no tile half full in any tier. */
 typedef struct mx_matmul {
     mx_matrix w;
-    const float *x;       /* packed by the table's pack(): [*, w.cols] */
-    const int32_t *x_row; /* [rows]: activation row t is x + x_row[t] * w.cols; NULL: x_row[t] = t */
+    const uint8_t *x;     /* packed by the product's pack(): [*, x_stride bytes] */
+    int64_t x_stride;     /* the product's packed_bytes(w.cols) */
+    const int32_t *x_row; /* [rows]: activation row t is x + x_row[t] * x_stride; NULL: x_row[t] = t */
     int64_t rows;         /* T */
     int64_t n0, n1;
     const uint8_t *bias; /* [w.rows] in bias_format (F32 or BF16); NULL: zeros */
@@ -57,6 +68,17 @@ typedef struct mx_matmul {
     const int32_t *y_row; /* [rows]: result of row t goes to y + y_row[t] * y_stride; NULL: y_row[t] = t */
     float *scratch;       /* mx_kernels.matmul_scratch floats, one block a thread */
 } mx_matmul;
+
+/* One way to multiply: a weight format at a precision. Ways with the same `pack` share packed rows. */
+typedef struct mx_product {
+    /* Bytes of one packed row of `cols` columns, a multiple of 64. */
+    int64_t (*packed_bytes)(int64_t cols);
+    /* x [rows, cols] to what matmul reads, in the order that it likes; cols is a multiple of 32. */
+    void (*pack)(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+    void (*matmul)(const mx_matmul *m);
+    /* The instructions flush subnormals: MXFP4 scale bytes must lie in 2..252, and what is below 2^-126 counts as 0. */
+    bool flushes;
+} mx_product;
 
 /* Attention of `rows` consecutive positions of one sequence with one KV head, that head's `group` query heads.
  * s_j = scale * q . k_j over the keys j that the row may see; the sink is one more logit without a value
@@ -87,14 +109,11 @@ typedef struct mx_attention {
  * written hold finite values (pages are zeroed when they are taken). */
 
 typedef struct mx_kernels {
-    const char *name; /* "scalar", "avx2", "avx512" */
+    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16" */
 
-    /* x [rows, cols] -> the tier's own order of the columns, same size; cols is a multiple of 32. For matmul's x. */
-    void (*pack)(float *out, const float *x, int64_t rows, int64_t cols);
-
-    /* By the weight's format; NULL: not supported (MX_F16 for now). */
-    void (*matmul[MX_FORMATS])(const mx_matmul *m);
-    int64_t matmul_scratch; /* floats */
+    /* NULL: not supported (MX_F16 for now; int8 for dense weights, which it cannot hold exactly). */
+    const mx_product *product[MX_FORMATS][MX_PRECISIONS];
+    int64_t matmul_scratch; /* floats, the most that any of them takes */
 
     void (*attention)(const mx_attention *a);
     int64_t (*attention_scratch)(int head_dim, int group); /* floats */
@@ -136,7 +155,7 @@ float mx_f16_to_f32(uint16_t v);
 uint16_t mx_f32_to_f16(float v); /* to nearest even, saturates at +-65504 (infinity too); NaN stays NaN */
 
 /* The best table for this machine within MXRUN_CPU (see base/cpu.h), or the tier called `name` when it is not NULL
- * ("scalar", "avx2", "avx512"; MX_UNSUPPORTED where the machine lacks it). */
+ * ("scalar", "avx2" ...; MX_UNSUPPORTED where the machine lacks it). */
 mx_status mx_kernels_get(const char *name, const mx_kernels **out, mx_error *error);
 
 #endif

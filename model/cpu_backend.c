@@ -4,7 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "model/sampler.h"
+
+/* Bytes of a packed column at most, in any precision. */
+enum { PACKED_MOST = 4 };
 
 static mx_cpu_backend *self(mx_backend *b) {
     return (mx_cpu_backend *)b;
@@ -148,8 +152,7 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     bool ok = true;
 #define TAKE(field, count) ok = ((s->field = mx_arena_take(arena, (count) * sizeof *s->field)) != NULL) && ok
     TAKE(x, T * hidden);
-    TAKE(normed, T * hidden);
-    TAKE(packed, T * (hidden > heads ? hidden : heads));
+    for (int i = 0; i < MX_MOST_PACKINGS; i++) TAKE(packed[i], T * (hidden > heads ? hidden : heads) * PACKED_MOST);
     TAKE(q, T * heads);
     TAKE(k, T * kv);
     TAKE(v, T * kv);
@@ -165,16 +168,14 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(row_slot, S);
     TAKE(row_slots, T);
     TAKE(act, S * (size_t)c->intermediate);
-    TAKE(act_packed, S * (size_t)c->intermediate);
+    TAKE(act_packed, S * (size_t)c->intermediate * PACKED_MOST);
     TAKE(expert_out, S * hidden);
     TAKE(run, T);
     TAKE(kept, W);
     TAKE(wanted, W * hidden);
-    TAKE(wanted_packed, W * hidden);
     TAKE(logits, W * (size_t)c->vocab);
     TAKE(probabilities, (size_t)c->vocab);
-    TAKE(job, jobs);
-    TAKE(job_tile, jobs + 1);
+    TAKE(job, jobs + 1);
     TAKE(thread, threads * (size_t)s->thread_floats);
 #undef TAKE
     return ok;
@@ -186,25 +187,56 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
     size_t T = (size_t)b->options.max_rows, W = (size_t)b->options.max_wanted;
     size_t heads = (size_t)c->heads * (size_t)c->head_dim,
            widest = (size_t)c->hidden > heads ? (size_t)c->hidden : heads;
-    size_t row = 3 * widest + 2 * heads + 2 * (size_t)c->kv_heads * (size_t)c->head_dim + (size_t)c->head_dim +
-                 (size_t)c->experts + 16 + (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
-    size_t floats = T * row + W * (2 * (size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab +
-                    3 * (size_t)c->experts + (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
-    return floats * sizeof(float) + ((size_t)c->experts + 4) * (sizeof(mx_matmul) + sizeof(int64_t)) +
-           T * sizeof(mx_run) + W * sizeof(mx_row) + 64 * 64;
+    size_t row = (1 + MX_MOST_PACKINGS) * widest + 2 * heads + 2 * (size_t)c->kv_heads * (size_t)c->head_dim +
+                 (size_t)c->head_dim + (size_t)c->experts + 16 +
+                 (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
+    size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab + 3 * (size_t)c->experts +
+                    (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
+    return floats * sizeof(float) + ((size_t)c->experts + 4) * sizeof(mx_job) + T * sizeof(mx_run) +
+           W * sizeof(mx_row) + 64 * 64;
 }
 
-static mx_status check_formats(const mx_weights *w, const mx_kernels *k, mx_error *error) {
+const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
+    const mx_product *p = b->kernels->product[format][b->precision.of[class]];
+    return p && p->flushes && !bf16_safe ? b->kernels->product[format][MX_X_FP32] : p;
+}
+
+/* Every product of the model can be done; says so where some are done in another precision than asked for. */
+static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
+    const mx_weights *w = b->weights;
+    char name[MX_PRECISION_NAME];
+    int exact = 0;
+    mx_precisions_name(name, &b->precision);
     for (int i = 0; i < w->config.layers; i++) {
         const mx_layer *l = &w->layer[i];
-        const mx_matrix *m[] = {&l->q,           &l->k,      &l->v, &l->o, &l->router, &l->gate_up.matrix,
-                                &l->down.matrix, &w->lm_head};
-        for (size_t j = 0; j < sizeof m / sizeof *m; j++)
-            if (!k->matmul[m[j]->format])
+        const struct {
+            mx_class class;
+            mx_format format;
+            bool bf16_safe;
+        } all[] = {
+            {MX_CLASS_QKV, l->q.format, true},
+            {MX_CLASS_QKV, l->k.format, true},
+            {MX_CLASS_QKV, l->v.format, true},
+            {MX_CLASS_O, l->o.format, true},
+            {MX_CLASS_ROUTER, l->router.format, true},
+            {MX_CLASS_GATE_UP, l->gate_up.matrix.format, l->gate_up.bf16_safe},
+            {MX_CLASS_DOWN, l->down.matrix.format, l->down.bf16_safe},
+            {MX_CLASS_LM_HEAD, w->lm_head.format, true},
+        };
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) {
+            const mx_product *p = mx_cpu_product(b, all[j].class, all[j].format, all[j].bf16_safe);
+            if (!p)
                 return mx_fail(error, MX_UNSUPPORTED,
-                               "layer %d: the %s kernels have no product for weights of format %d", i, k->name,
-                               (int)m[j]->format);
+                               "layer %d: the %s kernels have no product for weights of format %d at precision %s", i,
+                               b->kernels->name, (int)all[j].format, name);
+            exact += p != b->kernels->product[all[j].format][b->precision.of[all[j].class]];
+        }
     }
+    if (exact)
+        mx_log(MX_LOG_WARNING,
+               "%d expert tensors have scales outside 2^-125..2^125, which %s would not multiply exactly: they are "
+               "multiplied in fp32, which is slower",
+               exact, name);
     return MX_OK;
 }
 
@@ -212,8 +244,9 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     const mx_config *c = &b->weights->config;
     const mx_backend_options *o = &b->options;
     mx_status status = mx_kernels_get(o->tier, &b->kernels, error);
-    if (!status) status = check_formats(b->weights, b->kernels, error);
     if (status) return status;
+    b->precision = o->precision ? *o->precision : mx_precisions_default(b->kernels);
+    if ((status = check_products(b, error))) return status;
     if (o->max_rows < 1 || o->max_wanted < 1 || o->pages < 1 || o->pages > INT32_MAX)
         return mx_fail(error, MX_INVALID_ARGUMENT, "backend: %d rows, %d wanted, %lld pages: each must be at least 1",
                        o->max_rows, o->max_wanted, (long long)o->pages);
@@ -223,7 +256,8 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     b->head_bytes = b->page_bytes / c->kv_heads;
     int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
     b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
-    b->s.thread_floats -= b->s.thread_floats % 16; /* 64 bytes */
+    if (b->s.thread_floats < c->hidden + 15) b->s.thread_floats = c->hidden + 15; /* a row between norm and pack */
+    b->s.thread_floats -= b->s.thread_floats % 16;                                /* 64 bytes */
     b->inv_freq = malloc((size_t)c->head_dim / 2 * sizeof *b->inv_freq);
     if (!b->inv_freq) return mx_fail(error, MX_NO_MEMORY, "no memory for the RoPE table");
     mx_config_rope(c, b->inv_freq, &b->concentration);

@@ -13,35 +13,46 @@ typedef struct mx_run {
     int position;  /* of the first */
 } mx_run;
 
+/* One product of a parallel region. */
+typedef struct mx_job {
+    mx_matmul m;
+    const mx_product *product;
+    int64_t first_tile; /* of the region's list of tiles */
+} mx_job;
+
+/* The forms in which a matrix product's input was packed, each once however many products read it. */
+enum { MX_MOST_PACKINGS = 3 };
+typedef struct mx_packings {
+    const mx_product *product[MX_MOST_PACKINGS]; /* one that reads the form */
+    int count;
+} mx_packings;
+
 /* Activations of one step, fp32. T = max_rows, S = T * top_k slots (one a row and chosen expert, grouped by expert). */
 typedef struct mx_scratch {
-    float *x;             /* [T, hidden] the residual stream */
-    float *normed;        /* [T, hidden] */
-    float *packed;        /* [T, widest input] a matrix product's input in the kernels' order */
-    float *q;             /* [T, heads, head_dim] */
-    float *k, *v;         /* [T, kv_heads, head_dim] */
-    float *attended;      /* [T, heads, head_dim] */
-    float *cos, *sin;     /* [T, head_dim / 2] */
-    float *router;        /* [T, experts] */
-    int32_t *expert;      /* [T, top_k] best first */
-    float *weight;        /* [T, top_k] */
-    int32_t *first;       /* [experts + 1] first slot of each expert */
-    int32_t *slot_row;    /* [S] the row a slot belongs to */
-    float *slot_weight;   /* [S] */
-    int32_t *row_slot;    /* [T, top_k] a row's slots, experts ascending */
-    int32_t *row_slots;   /* [T] how many of them are filled in */
-    float *act;           /* [S, intermediate] */
-    float *act_packed;    /* [S, intermediate] */
-    float *expert_out;    /* [S, hidden] */
-    mx_run *run;          /* [T] */
-    mx_row *kept;         /* [max_wanted] rows that the last layer goes on with */
-    float *wanted;        /* [max_wanted, hidden] */
-    float *wanted_packed; /* [max_wanted, hidden] */
-    float *logits;        /* [max_wanted, vocab] */
-    float *probabilities; /* [vocab], for the sampler */
-    mx_matmul *job;       /* [max(experts, 3)] the products of one parallel region */
-    int64_t *job_tile;    /* [max(experts, 3) + 1] first tile of each */
-    float *thread;        /* [threads, thread_floats] the kernels' own */
+    float *x;                          /* [T, hidden] the residual stream */
+    uint8_t *packed[MX_MOST_PACKINGS]; /* [T, packed_bytes(widest input)] inputs of products */
+    float *q;                          /* [T, heads, head_dim] */
+    float *k, *v;                      /* [T, kv_heads, head_dim] */
+    float *attended;                   /* [T, heads, head_dim] */
+    float *cos, *sin;                  /* [T, head_dim / 2] */
+    float *router;                     /* [T, experts] */
+    int32_t *expert;                   /* [T, top_k] best first */
+    float *weight;                     /* [T, top_k] */
+    int32_t *first;                    /* [experts + 1] first slot of each expert */
+    int32_t *slot_row;                 /* [S] the row a slot belongs to */
+    float *slot_weight;                /* [S] */
+    int32_t *row_slot;                 /* [T, top_k] a row's slots, experts ascending */
+    int32_t *row_slots;                /* [T] how many of them are filled in */
+    float *act;                        /* [S, intermediate] */
+    uint8_t *act_packed;               /* [S, packed_bytes(intermediate)] */
+    float *expert_out;                 /* [S, hidden] */
+    mx_run *run;                       /* [T] */
+    mx_row *kept;                      /* [max_wanted] rows that the last layer goes on with */
+    float *wanted;                     /* [max_wanted, hidden] */
+    float *logits;                     /* [max_wanted, vocab] */
+    float *probabilities;              /* [vocab], for the sampler */
+    mx_job *job;                       /* [max(experts, 3) + 1] the products of one parallel region, and its end */
+    float *thread;                     /* [threads, thread_floats] the kernels' own */
     int64_t thread_floats;
 } mx_scratch;
 
@@ -50,6 +61,7 @@ typedef struct mx_cpu_backend {
     const mx_weights *weights;
     mx_pool *pool;
     const mx_kernels *kernels;
+    mx_precisions precision;
     mx_backend_options options;
     int64_t page_bytes, head_bytes;
     double *inv_freq; /* [head_dim / 2] */
@@ -58,6 +70,9 @@ typedef struct mx_cpu_backend {
     mx_scratch s;
     int wanted; /* rows whose logits are kept */
 } mx_cpu_backend;
+
+/* How weights of this format are multiplied here. `bf16_safe`: see mx_experts; true for dense weights. */
+const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe);
 
 /* One forward pass over a batch that was checked; leaves the wanted rows' logits in s.logits. (gpt_oss.c) */
 void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch);

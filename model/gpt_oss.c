@@ -41,46 +41,58 @@ static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
         int low = 0, high = p->jobs - 1; /* the last job whose first tile is <= tile */
         while (low < high) {
             int middle = (low + high + 1) / 2;
-            if (s->job_tile[middle] <= tile)
+            if (s->job[middle].first_tile <= tile)
                 low = middle;
             else
                 high = middle - 1;
         }
-        mx_matmul m = s->job[low];
+        mx_matmul m = s->job[low].m;
         int64_t size = tile_rows(&m);
-        m.n0 = (tile - s->job_tile[low]) * size;
+        m.n0 = (tile - s->job[low].first_tile) * size;
         m.n1 = m.n0 + size < m.w.rows ? m.n0 + size : m.w.rows;
         m.scratch = s->thread + thread * s->thread_floats;
-        p->b->kernels->matmul[m.w.format](&m);
+        s->job[low].product->matmul(&m);
     }
 }
 
 /* Runs s.job[0 .. jobs). */
 static void run_products(mx_cpu_backend *b, int jobs) {
-    mx_scratch *s = &b->s;
-    s->job_tile[0] = 0;
+    mx_job *job = b->s.job;
+    job[0].first_tile = 0;
     for (int i = 0; i < jobs; i++) {
-        int64_t size = tile_rows(&s->job[i]);
-        s->job_tile[i + 1] = s->job_tile[i] + (s->job[i].w.rows + size - 1) / size;
+        int64_t size = tile_rows(&job[i].m);
+        job[i + 1].first_tile = job[i].first_tile + (job[i].m.w.rows + size - 1) / size;
     }
-    mx_parallel_for(b->pool, s->job_tile[jobs], 1, matmul_tiles, &(struct products){b, jobs});
+    mx_parallel_for(b->pool, job[jobs].first_tile, 1, matmul_tiles, &(struct products){b, jobs});
+}
+
+/* Where the rows that `product` reads are packed, or shall be. */
+static const uint8_t *packed_for(const mx_cpu_backend *b, mx_packings *p, const mx_product *product) {
+    int i = 0;
+    while (i < p->count && p->product[i]->pack != product->pack) i++;
+    if (i == p->count) p->product[p->count++] = product;
+    return b->s.packed[i];
 }
 
 /* y = x W^T + bias, over rows that lie one behind the other. */
-static mx_matmul dense(const mx_matrix *w, const float *bias, const float *packed, int64_t rows, float *y) {
-    return (mx_matmul){.w = *w,
-                       .x = packed,
-                       .rows = rows,
-                       .bias = (const uint8_t *)bias,
-                       .bias_format = MX_F32,
-                       .epilogue = MX_STORE,
-                       .y = y,
-                       .y_stride = w->rows};
+static mx_job dense(const mx_cpu_backend *b, mx_packings *packings, mx_class class, const mx_matrix *w,
+                    const float *bias, int64_t rows, float *y) {
+    const mx_product *product = mx_cpu_product(b, class, w->format, true);
+    return (mx_job){.product = product,
+                    .m = {.w = *w,
+                          .x = packed_for(b, packings, product),
+                          .x_stride = product->packed_bytes(w->cols),
+                          .rows = rows,
+                          .bias = (const uint8_t *)bias,
+                          .bias_format = MX_F32,
+                          .epilogue = MX_STORE,
+                          .y = y,
+                          .y_stride = w->rows}};
 }
 
 struct pack {
-    mx_cpu_backend *b;
-    float *out;
+    const mx_product *product;
+    uint8_t *out;
     const float *x;
     int64_t cols;
 };
@@ -88,33 +100,37 @@ struct pack {
 static void pack_rows(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
     const struct pack *p = arg;
-    p->b->kernels->pack(p->out + begin * p->cols, p->x + begin * p->cols, end - begin, p->cols);
+    p->product->pack(p->out + begin * p->product->packed_bytes(p->cols), p->x + begin * p->cols, end - begin, p->cols);
 }
 
-static void pack(mx_cpu_backend *b, float *out, const float *x, int64_t rows, int64_t cols) {
-    mx_parallel_for(b->pool, rows, ROW_GRAIN, pack_rows, &(struct pack){b, out, x, cols});
+static void pack(mx_cpu_backend *b, const mx_product *product, uint8_t *out, const float *x, int64_t rows,
+                 int64_t cols) {
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, pack_rows, &(struct pack){product, out, x, cols});
 }
 
 struct norm {
     mx_cpu_backend *b;
+    const mx_packings *packings;
     const float *x, *gain;
-    float *normed, *packed;
 };
 
 static void norm_rows(void *arg, int64_t begin, int64_t end, int thread) {
-    (void)thread;
     const struct norm *n = arg;
+    const mx_scratch *s = &n->b->s;
     int64_t hidden = n->b->weights->config.hidden;
+    float *normed = s->thread + thread * s->thread_floats;
     for (int64_t t = begin; t < end; t++) {
-        n->b->kernels->rmsnorm(n->normed + t * hidden, n->x + t * hidden, n->gain, hidden,
-                               n->b->weights->config.rms_eps);
-        n->b->kernels->pack(n->packed + t * hidden, n->normed + t * hidden, 1, hidden);
+        n->b->kernels->rmsnorm(normed, n->x + t * hidden, n->gain, hidden, n->b->weights->config.rms_eps);
+        for (int i = 0; i < n->packings->count; i++) {
+            const mx_product *product = n->packings->product[i];
+            product->pack(s->packed[i] + t * product->packed_bytes(hidden), normed, 1, hidden);
+        }
     }
 }
 
-/* packed = norm(x), ready for a product. */
-static void norm(mx_cpu_backend *b, const float *x, const float *gain, int64_t rows, float *normed, float *packed) {
-    mx_parallel_for(b->pool, rows, ROW_GRAIN, norm_rows, &(struct norm){b, x, gain, normed, packed});
+/* s.packed = norm(x) in every form that is wanted. */
+static void norm(mx_cpu_backend *b, const mx_packings *packings, const float *x, const float *gain, int64_t rows) {
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, norm_rows, &(struct norm){b, packings, x, gain});
 }
 
 /* ---- embedding and angles -------------------------------------------------------------------------------- */
@@ -221,14 +237,17 @@ static void find_runs(struct step *step) {
 
 /* Once the last layer's keys and values are stored, only rows whose logits are wanted go on: the others leave the
  * batch, and x, packed, cos and sin close up. */
-static void keep_wanted(struct step *step) {
+static void keep_wanted(struct step *step, const mx_packings *packings) {
     mx_scratch *s = &step->b->s;
     size_t hidden = (size_t)step->b->weights->config.hidden, half = (size_t)step->b->weights->config.head_dim / 2;
     size_t kept = 0;
     for (size_t t = 0; t < (size_t)step->batch->rows; t++) {
         if (!step->batch->row[t].wanted) continue;
         memmove(s->x + kept * hidden, s->x + t * hidden, hidden * sizeof(float));
-        memmove(s->packed + kept * hidden, s->packed + t * hidden, hidden * sizeof(float));
+        for (int i = 0; i < packings->count; i++) {
+            size_t row = (size_t)packings->product[i]->packed_bytes((int64_t)hidden);
+            memmove(s->packed[i] + kept * row, s->packed[i] + t * row, row);
+        }
         memmove(s->cos + kept * half, s->cos + t * half, half * sizeof(float));
         memmove(s->sin + kept * half, s->sin + t * half, half * sizeof(float));
         s->kept[kept++] = step->batch->row[t];
@@ -247,24 +266,25 @@ static void attention(struct step *step, bool shrink) {
     const mx_layer *l = step->layer;
     const mx_config *c = &b->weights->config;
     int rows = step->batch->rows;
-    norm(b, s->x, l->attn_norm, rows, s->normed, s->packed);
-    s->job[0] = dense(&l->k, l->k_bias, s->packed, rows, s->k);
-    s->job[1] = dense(&l->v, l->v_bias, s->packed, rows, s->v);
-    s->job[2] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
+    mx_packings in = {0}, out = {0};
+    s->job[0] = dense(b, &in, MX_CLASS_QKV, &l->k, l->k_bias, rows, s->k);
+    s->job[1] = dense(b, &in, MX_CLASS_QKV, &l->v, l->v_bias, rows, s->v);
+    s->job[2] = dense(b, &in, MX_CLASS_QKV, &l->q, l->q_bias, rows, s->q);
+    norm(b, &in, s->x, l->attn_norm, rows);
     run_products(b, shrink ? 2 : 3);
     mx_parallel_for(b->pool, rows, ROW_GRAIN, store_keys, step);
     if (shrink) {
-        keep_wanted(step);
+        keep_wanted(step, &in);
         rows = step->batch->rows;
         if (!rows) return;
-        s->job[0] = dense(&l->q, l->q_bias, s->packed, rows, s->q);
+        s->job[0] = dense(b, &in, MX_CLASS_QKV, &l->q, l->q_bias, rows, s->q);
         run_products(b, 1);
     }
     mx_parallel_for(b->pool, rows, ROW_GRAIN, turn_queries, step);
     mx_parallel_for(b->pool, (int64_t)step->runs * c->kv_heads, 1, attend, step);
-    pack(b, s->packed, s->attended, rows, (int64_t)c->heads * c->head_dim);
-    s->job[0] = dense(&l->o, l->o_bias, s->packed, rows, s->x);
-    s->job[0].epilogue = MX_ADD;
+    s->job[0] = dense(b, &out, MX_CLASS_O, &l->o, l->o_bias, rows, s->x);
+    s->job[0].m.epilogue = MX_ADD;
+    pack(b, s->job[0].product, s->packed[0], s->attended, rows, (int64_t)c->heads * c->head_dim);
     run_products(b, 1);
 }
 
@@ -303,7 +323,7 @@ static void group_by_expert(mx_cpu_backend *b, int rows) {
 }
 
 /* The product of each expert that was chosen with the slots that chose it. */
-static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_matmul *common, bool rows_are_slots) {
+static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_job *common, bool rows_are_slots) {
     const mx_config *c = &b->weights->config;
     mx_scratch *s = &b->s;
     int64_t bias_bytes = experts->matrix.rows * (experts->bias_format == MX_F32 ? 4 : 2);
@@ -311,17 +331,19 @@ static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_m
     for (int e = 0; e < c->experts; e++) {
         int first = s->first[e], count = s->first[e + 1] - first;
         if (!count) continue;
-        mx_matmul *m = &s->job[jobs++];
-        *m = *common;
+        mx_job *job = &s->job[jobs++];
+        *job = *common;
+        mx_matmul *m = &job->m;
         m->w = experts->matrix;
         m->w.data += e * experts->data_stride;
         if (m->w.scales) m->w.scales += e * experts->scale_stride;
         if (experts->bias) m->bias = experts->bias + e * bias_bytes;
         m->bias_format = experts->bias_format;
+        m->x_stride = job->product->packed_bytes(m->w.cols);
         m->rows = count;
         m->y += first * m->y_stride;
         if (rows_are_slots) {
-            m->x += first * m->w.cols;
+            m->x += first * m->x_stride;
             m->factor = s->slot_weight + first;
         } else
             m->x_row = s->slot_row + first;
@@ -351,22 +373,28 @@ static void experts(struct step *step) {
     const mx_layer *l = step->layer;
     const mx_config *c = &b->weights->config;
     int rows = step->batch->rows;
-    norm(b, s->x, l->mlp_norm, rows, s->normed, s->packed);
-    s->job[0] = dense(&l->router, l->router_bias, s->packed, rows, s->router);
+    mx_packings in = {0};
+    const mx_product *gate_up = mx_cpu_product(b, MX_CLASS_GATE_UP, l->gate_up.matrix.format, l->gate_up.bf16_safe);
+    const mx_product *down = mx_cpu_product(b, MX_CLASS_DOWN, l->down.matrix.format, l->down.bf16_safe);
+    s->job[0] = dense(b, &in, MX_CLASS_ROUTER, &l->router, l->router_bias, rows, s->router);
+    const uint8_t *packed = packed_for(b, &in, gate_up);
+    norm(b, &in, s->x, l->mlp_norm, rows);
     run_products(b, 1);
     mx_parallel_for(b->pool, rows, 64, route_rows, step);
     group_by_expert(b, rows);
     run_experts(b, &l->gate_up,
-                &(mx_matmul){.x = s->packed,
-                             .epilogue = MX_SWIGLU,
-                             .limit = c->swiglu_limit,
-                             .alpha = c->swiglu_alpha,
-                             .y = s->act,
-                             .y_stride = c->intermediate},
+                &(mx_job){.product = gate_up,
+                          .m = {.x = packed,
+                                .epilogue = MX_SWIGLU,
+                                .limit = c->swiglu_limit,
+                                .alpha = c->swiglu_alpha,
+                                .y = s->act,
+                                .y_stride = c->intermediate}},
                 false);
-    pack(b, s->act_packed, s->act, (int64_t)rows * c->top_k, c->intermediate);
+    pack(b, down, s->act_packed, s->act, (int64_t)rows * c->top_k, c->intermediate);
     run_experts(b, &l->down,
-                &(mx_matmul){.x = s->act_packed, .epilogue = MX_SCALE, .y = s->expert_out, .y_stride = c->hidden},
+                &(mx_job){.product = down,
+                          .m = {.x = s->act_packed, .epilogue = MX_SCALE, .y = s->expert_out, .y_stride = c->hidden}},
                 true);
     mx_parallel_for(b->pool, rows, ROW_GRAIN, add_experts, step);
 }
@@ -398,8 +426,9 @@ static void logits(mx_cpu_backend *b, const mx_batch *batch) {
             memcpy(s->wanted + (int64_t)b->wanted++ * hidden, s->x + (int64_t)t * hidden,
                    (size_t)hidden * sizeof(float));
     if (!b->wanted) return;
-    norm(b, s->wanted, w->norm, b->wanted, s->wanted, s->wanted_packed);
-    s->job[0] = dense(&w->lm_head, NULL, s->wanted_packed, b->wanted, s->logits);
+    mx_packings in = {0};
+    s->job[0] = dense(b, &in, MX_CLASS_LM_HEAD, &w->lm_head, NULL, b->wanted, s->logits);
+    norm(b, &in, s->wanted, w->norm, b->wanted);
     run_products(b, 1);
 }
 

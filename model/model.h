@@ -113,6 +113,31 @@ typedef struct mx_weights {
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
+/* ---- precision: how activations enter the products, by class ------------------------------------------------------
+ */
+typedef enum mx_class {
+    MX_CLASS_QKV,
+    MX_CLASS_O,
+    MX_CLASS_ROUTER,
+    MX_CLASS_GATE_UP,
+    MX_CLASS_DOWN,
+    MX_CLASS_LM_HEAD,
+    MX_CLASSES
+} mx_class;
+
+typedef struct mx_precisions {
+    mx_precision of[MX_CLASSES];
+} mx_precisions;
+
+enum { MX_PRECISION_NAME = 120 };
+
+/* "fp32", "bf16x2", "bf16", "int8" (experts; the rest bf16), or one of them and what differs from it: CLASS=PRECISION
+ * after commas, as in "bf16,router=bf16x2,lm_head=bf16x2". Classes: qkv o router gate_up down lm_head. */
+mx_status mx_precisions_parse(const char *text, mx_precisions *out, mx_error *error);
+void mx_precisions_name(char out[MX_PRECISION_NAME], const mx_precisions *p); /* in the form that parse reads */
+/* The fastest on these kernels that is at least as close to the reference as the others' engines (README, Numbers). */
+mx_precisions mx_precisions_default(const mx_kernels *kernels);
+
 /* ---- backend: one device that holds KV pages and runs steps -------------------------------------------------------
  */
 /* One row of a step. Rows of one sequence stand together with ascending, consecutive positions; a sequence appears in
@@ -144,11 +169,12 @@ typedef struct mx_batch {
 } mx_batch;
 
 typedef struct mx_backend_options {
-    mx_format kv_format; /* MX_F16, MX_F32, MX_BF16 */
-    int64_t pages;       /* KV pages to hold; one page is MX_TILE positions of one layer */
-    int max_rows;        /* rows in one step */
-    int max_wanted;      /* rows in one step whose logits are kept */
-    const char *tier;    /* kernels; NULL: the best within MXRUN_CPU */
+    mx_format kv_format;            /* MX_F16, MX_F32, MX_BF16 */
+    int64_t pages;                  /* KV pages to hold; one page is MX_TILE positions of one layer */
+    int max_rows;                   /* rows in one step */
+    int max_wanted;                 /* rows in one step whose logits are kept */
+    const char *tier;               /* kernels; NULL: the best within MXRUN_CPU */
+    const mx_precisions *precision; /* NULL: mx_precisions_default */
 } mx_backend_options;
 
 typedef struct mx_token_count {

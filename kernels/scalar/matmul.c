@@ -6,8 +6,31 @@
 
 enum { LANES = 32, ROWS = 16 }; /* columns summed side by side; activation rows that share a widened weight block */
 
-void mx_scalar_pack(float *out, const float *x, int64_t rows, int64_t cols) {
-    memcpy(out, x, (size_t)(rows * cols) * sizeof *out);
+int64_t mx_packed_floats(int64_t cols) {
+    return cols * (int64_t)sizeof(float);
+}
+
+void mx_scalar_pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    memcpy(out, x, (size_t)(rows * cols) * sizeof *x);
+}
+
+void mx_round_to_bf16(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = mx_bf16_to_f32(mx_f32_to_bf16(x[i]));
+}
+
+void mx_round_to_bf16x2(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float hi = mx_bf16_to_f32(mx_f32_to_bf16(x[i]));
+        out[i] = hi + mx_bf16_to_f32(mx_f32_to_bf16(x[i] - hi));
+    }
+}
+
+void mx_scalar_pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16x2((float *)out, x, rows * cols);
+}
+
+void mx_scalar_pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16((float *)out, x, rows * cols);
 }
 
 float mx_swiglu(float gate, float up, float limit, float alpha) {
@@ -41,7 +64,7 @@ static void row_products(float sum[ROWS], const mx_matmul *m, int64_t n, int64_t
         widen_block(w, &m->w, n, block);
         for (int64_t i = 0; i < rows; i++) {
             int64_t row = m->x_row ? m->x_row[t0 + i] : t0 + i;
-            const float *x = m->x + row * m->w.cols + block * LANES;
+            const float *x = (const float *)(m->x + row * m->x_stride) + block * LANES;
             for (int k = 0; k < LANES; k++) lane[i][k] += w[k] * x[k];
         }
     }
@@ -81,7 +104,7 @@ static void matmul_plain(const mx_matmul *m, int64_t t0, int64_t rows) {
     }
 }
 
-void mx_scalar_matmul(const mx_matmul *m) {
+static void matmul(const mx_matmul *m) {
     for (int64_t t0 = 0; t0 < m->rows; t0 += ROWS) {
         int64_t rows = m->rows - t0 < ROWS ? m->rows - t0 : ROWS;
         if (m->epilogue == MX_SWIGLU) {
@@ -91,3 +114,5 @@ void mx_scalar_matmul(const mx_matmul *m) {
         }
     }
 }
+
+const mx_product mx_scalar_product[3] = MX_SCALAR_PACKED(matmul);

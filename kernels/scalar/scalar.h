@@ -4,8 +4,7 @@
 #include "kernels/kernels.h"
 
 /* The scalar tier, function by function: what other tiers name where they have nothing better. */
-void mx_scalar_pack(float *out, const float *x, int64_t rows, int64_t cols);
-void mx_scalar_matmul(const mx_matmul *m);
+extern const mx_product mx_scalar_product[3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16; of every format */
 void mx_scalar_attention(const mx_attention *a);
 int64_t mx_scalar_attention_scratch(int head_dim, int group);
 void mx_scalar_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
@@ -16,5 +15,19 @@ int64_t mx_scalar_argmax(const float *x, int64_t n);
 double mx_scalar_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_scalar_add(float *y, const float *x, int64_t n);
 void mx_scalar_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
+
+/* For tiers that multiply in fp32: rounded activations stay fp32, so that all precisions share one matmul. */
+int64_t mx_packed_floats(int64_t cols); /* 4 bytes a column */
+void mx_scalar_pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+void mx_scalar_pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+void mx_scalar_pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+#define MX_SCALAR_PACKED(matmul)                                                                                       \
+    {                                                                                                                  \
+        [MX_X_FP32] = {mx_packed_floats, mx_scalar_pack_fp32, matmul, false},                                          \
+        [MX_X_BF16X2] = {mx_packed_floats, mx_scalar_pack_bf16x2, matmul, false},                                      \
+        [MX_X_BF16] = {mx_packed_floats, mx_scalar_pack_bf16, matmul, false},                                          \
+    }
+void mx_round_to_bf16(float *out, const float *x, int64_t n);   /* out may be x */
+void mx_round_to_bf16x2(float *out, const float *x, int64_t n); /* out may be x */
 
 #endif

@@ -1,10 +1,15 @@
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 
+#define EVERY                                                                                                          \
+    {                                                                                                                  \
+        [MX_X_FP32] = &mx_scalar_product[MX_X_FP32], [MX_X_BF16X2] = &mx_scalar_product[MX_X_BF16X2],                  \
+        [MX_X_BF16] = &mx_scalar_product[MX_X_BF16],                                                                   \
+    }
+
 const mx_kernels mx_kernels_scalar = {
     .name = "scalar",
-    .pack = mx_scalar_pack,
-    .matmul = {[MX_F32] = mx_scalar_matmul, [MX_BF16] = mx_scalar_matmul, [MX_MXFP4] = mx_scalar_matmul},
+    .product = {[MX_F32] = EVERY, [MX_BF16] = EVERY, [MX_MXFP4] = EVERY},
     .matmul_scratch = 0,
     .attention = mx_scalar_attention,
     .attention_scratch = mx_scalar_attention_scratch,

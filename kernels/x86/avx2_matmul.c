@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx2.h"
 
 enum {
@@ -136,7 +137,7 @@ MX_INLINE __m256 load_once(const float *at) {
 }
 
 MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
-    return m->x + (m->x_row ? m->x_row[t] : t) * m->w.cols;
+    return (const float *)(m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride);
 }
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
@@ -288,12 +289,18 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     }
 }
 
-void mx_avx2_matmul_f32(const mx_matmul *m) {
+static void matmul_f32(const mx_matmul *m) {
     matmul(m, MX_F32);
 }
-void mx_avx2_matmul_bf16(const mx_matmul *m) {
+static void matmul_bf16(const mx_matmul *m) {
     matmul(m, MX_BF16);
 }
-void mx_avx2_matmul_mxfp4(const mx_matmul *m) {
+static void matmul_mxfp4(const mx_matmul *m) {
     matmul(m, MX_MXFP4);
 }
+
+const mx_product mx_avx2_product[MX_FORMATS][3] = {
+    [MX_F32] = MX_SCALAR_PACKED(matmul_f32),
+    [MX_BF16] = MX_SCALAR_PACKED(matmul_bf16),
+    [MX_MXFP4] = MX_SCALAR_PACKED(matmul_mxfp4),
+};

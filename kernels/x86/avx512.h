@@ -10,11 +10,8 @@
 
 #define MX_INLINE static inline __attribute__((always_inline))
 
-void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols);
-void mx_avx512_matmul_f32(const mx_matmul *m);
-void mx_avx512_matmul_bf16(const mx_matmul *m);
-void mx_avx512_matmul_mxfp4(const mx_matmul *m);
-enum { MX_AVX512_MATMUL_SCRATCH = 85600 }; /* floats */
+extern const mx_product mx_avx512_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
+enum { MX_AVX512_MATMUL_SCRATCH = 85600 };                /* floats */
 void mx_avx512_attention(const mx_attention *a);
 int64_t mx_avx512_attention_scratch(int head_dim, int group);
 void mx_avx512_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx512.h"
 
 enum {
@@ -37,10 +38,21 @@ _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the
  * nibbles need no shuffle to come apart. */
 #define COLUMNS _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
 
-void mx_avx512_pack(float *out, const float *x, int64_t rows, int64_t cols) {
+static void pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    float *to = (float *)out;
     for (int64_t i = 0; i < rows * cols; i += 16) {
-        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(x + i)));
+        _mm512_store_ps(to + i, _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(x + i)));
     }
+}
+
+static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16x2((float *)out, x, rows * cols);
+    pack_fp32(out, (const float *)out, rows, cols);
+}
+
+static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16((float *)out, x, rows * cols);
+    pack_fp32(out, (const float *)out, rows, cols);
 }
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
@@ -166,7 +178,7 @@ MX_INLINE __m512 load_once(const float *at) {
 }
 
 MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
-    return m->x + (m->x_row ? m->x_row[t] : t) * m->w.cols;
+    return (const float *)(m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride);
 }
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
@@ -372,12 +384,25 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     }
 }
 
-void mx_avx512_matmul_f32(const mx_matmul *m) {
+static void matmul_f32(const mx_matmul *m) {
     matmul(m, MX_F32);
 }
-void mx_avx512_matmul_bf16(const mx_matmul *m) {
+static void matmul_bf16(const mx_matmul *m) {
     matmul(m, MX_BF16);
 }
-void mx_avx512_matmul_mxfp4(const mx_matmul *m) {
+static void matmul_mxfp4(const mx_matmul *m) {
     matmul(m, MX_MXFP4);
 }
+
+#define PRODUCTS(matmul)                                                                                               \
+    {                                                                                                                  \
+        [MX_X_FP32] = {mx_packed_floats, pack_fp32, matmul, false},                                                    \
+        [MX_X_BF16X2] = {mx_packed_floats, pack_bf16x2, matmul, false},                                                \
+        [MX_X_BF16] = {mx_packed_floats, pack_bf16, matmul, false},                                                    \
+    }
+
+const mx_product mx_avx512_product[MX_FORMATS][3] = {
+    [MX_F32] = PRODUCTS(matmul_f32),
+    [MX_BF16] = PRODUCTS(matmul_bf16),
+    [MX_MXFP4] = PRODUCTS(matmul_mxfp4),
+};

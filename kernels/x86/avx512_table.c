@@ -2,10 +2,15 @@
 #include "kernels/tiers.h"
 #include "kernels/x86/avx512.h"
 
+#define EVERY(format)                                                                                                  \
+    {                                                                                                                  \
+        [MX_X_FP32] = &mx_avx512_product[format][MX_X_FP32], [MX_X_BF16X2] = &mx_avx512_product[format][MX_X_BF16X2],  \
+        [MX_X_BF16] = &mx_avx512_product[format][MX_X_BF16],                                                           \
+    }
+
 const mx_kernels mx_kernels_avx512 = {
     .name = "avx512",
-    .pack = mx_avx512_pack,
-    .matmul = {[MX_F32] = mx_avx512_matmul_f32, [MX_BF16] = mx_avx512_matmul_bf16, [MX_MXFP4] = mx_avx512_matmul_mxfp4},
+    .product = {[MX_F32] = EVERY(MX_F32), [MX_BF16] = EVERY(MX_BF16), [MX_MXFP4] = EVERY(MX_MXFP4)},
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     .attention = mx_avx512_attention,
     .attention_scratch = mx_avx512_attention_scratch,

@@ -16,7 +16,8 @@ typedef struct test_case {
 
 typedef struct problem {
     weights w;
-    float *x, *packed, *factor, *before; /* before: what y holds at first */
+    float *x, *exact_x, *factor, *before; /* exact_x: as the precision rounds it; before: what y holds at first */
+    uint8_t *packed;
     uint8_t *bias_memory;
     mx_matmul call;
 } problem;
@@ -27,7 +28,7 @@ static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu"};
 static problem problem_make(rng *r, const test_case *c) {
     problem p = {.w = weights_random(r, c->format, c->n, c->cols, c->kind)};
     p.x = floats(c->rows * c->cols);
-    p.packed = floats(c->rows * c->cols);
+    p.exact_x = floats(c->rows * c->cols);
     p.factor = floats(c->rows);
     p.before = floats(c->rows * c->n);
     p.bias_memory = malloc((size_t)c->n * 4 + 1);
@@ -47,7 +48,6 @@ static problem problem_make(rng *r, const test_case *c) {
         if (c->bias == MX_F32) memcpy(p.bias_memory + 1 + 4 * i, &v, 4);
     }
     p.call = (mx_matmul){.w = p.w.matrix,
-                         .x = p.packed,
                          .rows = c->rows,
                          .n1 = c->n,
                          .bias = c->bias < 0 ? NULL : p.bias_memory + 1,
@@ -63,7 +63,7 @@ static problem problem_make(rng *r, const test_case *c) {
 static void problem_free(problem *p) {
     weights_free(&p->w);
     free(p->x);
-    free(p->packed);
+    free(p->exact_x);
     free(p->factor);
     free(p->before);
     free(p->bias_memory);
@@ -75,7 +75,7 @@ static double exact_sum(const problem *p, int64_t t, int64_t n, double *scale) {
     double sum = 0.0;
     *scale = 0.0;
     for (int64_t c = 0; c < m->w.cols; c++) {
-        double product = p->w.exact[n * m->w.cols + c] * p->x[t * m->w.cols + c];
+        double product = p->w.exact[n * m->w.cols + c] * p->exact_x[t * m->w.cols + c];
         sum += product;
         *scale += fabs(product);
     }
@@ -118,7 +118,8 @@ static void check_values(const mx_kernels *k, const test_case *c, const problem 
 }
 
 /* The same product in pieces: random groups of rows in random order through x_row and y_row, random cuts of n. */
-static void check_invariance(rng *r, const mx_kernels *k, const test_case *c, const problem *p, const float *whole) {
+static void check_invariance(rng *r, const mx_kernels *k, const mx_product *product, const test_case *c,
+                             const problem *p, const float *whole) {
     int32_t x_row[600], y_row[600];
     mx_matmul m = p->call;
     int64_t size = c->rows * m.y_stride;
@@ -146,7 +147,7 @@ static void check_invariance(rng *r, const mx_kernels *k, const test_case *c, co
             m.x_row = x_row + t0;
             m.y_row = y_row + t0;
             m.factor = factor + t0;
-            k->matmul[c->format](&m);
+            product->matmul(&m);
         }
     }
     if (memcmp(y, whole, (size_t)size * sizeof *y) != 0) {
@@ -156,24 +157,41 @@ static void check_invariance(rng *r, const mx_kernels *k, const test_case *c, co
     free(y);
 }
 
+/* What the precision makes of the activations; int8 is another matter. */
+static void round_x(problem *p, int64_t n, mx_precision precision) {
+    for (int64_t i = 0; i < n; i++) {
+        float x = p->x[i], hi = mx_bf16_to_f32(mx_f32_to_bf16(x)), lo = mx_bf16_to_f32(mx_f32_to_bf16(x - hi));
+        p->exact_x[i] = precision == MX_X_FP32 ? x : precision == MX_X_BF16 ? hi : hi + lo;
+    }
+}
+
+static void run_product(rng *r, const mx_kernels *k, const test_case *c, problem *p, mx_precision precision) {
+    const mx_product *product = k->product[c->format][precision];
+    if (!product || (product->flushes && c->kind == EXTREME)) return;
+    int64_t size = c->rows * p->call.y_stride;
+    float *y = floats(size), *scratch = floats(k->matmul_scratch);
+    memcpy(y, p->before, (size_t)size * sizeof *y);
+    p->call.x_stride = product->packed_bytes(c->cols);
+    p->call.x = p->packed = (uint8_t *)floats(c->rows * p->call.x_stride / 4);
+    product->pack(p->packed, p->x, c->rows, c->cols);
+    round_x(p, c->rows * c->cols, precision);
+    p->call.y = y;
+    p->call.scratch = scratch;
+    product->matmul(&p->call);
+    check_values(k, c, p, y);
+    check_invariance(r, k, product, c, p, y);
+    free(y);
+    free(scratch);
+    free(p->packed);
+}
+
 static void run_case(rng *r, const test_case *c) {
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
     problem p = problem_make(r, c);
-    int64_t size = c->rows * p.call.y_stride;
-    for (int i = 0; i < count; i++) {
-        const mx_kernels *k = tiers[i];
-        float *y = floats(size), *scratch = floats(k->matmul_scratch);
-        memcpy(y, p.before, (size_t)size * sizeof *y);
-        k->pack(p.packed, p.x, c->rows, c->cols);
-        p.call.y = y;
-        p.call.scratch = scratch;
-        k->matmul[c->format](&p.call);
-        check_values(k, c, &p, y);
-        check_invariance(r, k, c, &p, y);
-        free(y);
-        free(scratch);
-    }
+    for (int i = 0; i < count; i++)
+        for (int precision = MX_X_FP32; precision <= MX_X_BF16; precision++)
+            run_product(r, tiers[i], c, &p, (mx_precision)precision);
     problem_free(&p);
 }
 
@@ -224,9 +242,10 @@ static void test_mxfp4_exact(void **state) {
     int count = tiers_here(tiers);
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
+        const mx_product *product = k->product[MX_MXFP4][MX_X_FP32];
         float *x = floats(96 * 96), *packed = floats(96 * 96), *y = floats(96), *scratch = floats(k->matmul_scratch);
         for (int i = 0; i < 96 * 96; i++) x[i] = i % 97 == 0 ? 1.0f : 0.0f; /* unit vectors */
-        k->pack(packed, x, 96, 96);
+        product->pack((uint8_t *)packed, x, 96, 96);
         for (int scale = 0; scale < 255; scale++) {
             uint8_t data[48], scales[3] = {127, (uint8_t)scale, 1};
             float expected[96];
@@ -237,13 +256,14 @@ static void test_mxfp4_exact(void **state) {
             for (int b = 0; b < 3; b++) mx_mxfp4_widen(expected + 32 * b, data + 16 * b, scales[b]);
             for (int rows = 1; rows <= 96; rows += 95) {
                 mx_matmul m = {.w = {MX_MXFP4, 1, 96, data, 48, scales, 3},
-                               .x = packed,
+                               .x = (const uint8_t *)packed,
+                               .x_stride = product->packed_bytes(96),
                                .rows = rows,
                                .n1 = 1,
                                .y = y,
                                .y_stride = 1,
                                .scratch = scratch};
-                k->matmul[MX_MXFP4](&m);
+                product->matmul(&m);
                 for (int i = 0; i < rows; i++)
                     check_close(y[i], expected[i], 0.0, "%s scale %d: %d", k->name, scale, i);
             }
@@ -266,16 +286,18 @@ static void test_swiglu_extremes(void **state) {
     float w[COUNT * 2][32] = {{0}};
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
+        const mx_product *product = k->product[MX_F32][MX_X_FP32];
         float *x = floats(32), *packed = floats(32), *y = floats(COUNT), *scratch = floats(k->matmul_scratch);
         for (int i = 0; i < 32; i++) x[i] = i == 0;
-        k->pack(packed, x, 1, 32);
+        product->pack((uint8_t *)packed, x, 1, 32);
         for (int up = 0; up < COUNT; up++) {
             for (int i = 0; i < COUNT; i++) {
                 w[2 * i][0] = values[i];
                 w[2 * i + 1][0] = values[up];
             }
             mx_matmul m = {.w = {MX_F32, COUNT * 2, 32, (const uint8_t *)w, 128, NULL, 0},
-                           .x = packed,
+                           .x = (const uint8_t *)packed,
+                           .x_stride = product->packed_bytes(32),
                            .rows = 1,
                            .n1 = COUNT * 2,
                            .epilogue = MX_SWIGLU,
@@ -284,7 +306,7 @@ static void test_swiglu_extremes(void **state) {
                            .y = y,
                            .y_stride = COUNT,
                            .scratch = scratch};
-            k->matmul[MX_F32](&m);
+            product->matmul(&m);
             for (int i = 0; i < COUNT; i++) {
                 double gate = fmin(values[i], 7.0), linear = fmax(fmin(values[up], 7.0), -7.0);
                 double expected = gate / (1.0 + exp(-(double)1.702f * gate)) * (linear + 1.0);

@@ -1,8 +1,9 @@
 /* Speed of the matrix products on gpt-oss shapes, beside the machine's arithmetic peak and read bandwidth of the same
  * run.
  *
- *     matmul_bench [TIER [THREADS [SECONDS]]]
+ *     matmul_bench [TIER|best [THREADS [SECONDS [PRECISION]]]]
  *
+ * PRECISION: 0 fp32, 1 bf16x2, 2 bf16, 3 int8.
  * Each call takes the next of many matrices, so that weights come from memory and not from a cache. GFLOP/s is given by
  * the clock on the wall and per second of processor time (other work on the machine lowers only the first); GB/s
  * counts weight bytes by the clock on the wall. */
@@ -30,6 +31,9 @@ typedef struct bench {
     mx_arena arena;
     uint8_t *weights;
     float *x, *y, *scratch;
+    uint8_t *packed;
+    mx_precision precision;
+    const mx_product *product; /* of the shape measured */
     mx_matmul call;
     double cpu[MAX_THREADS]; /* seconds of each thread in this shape */
 } bench;
@@ -41,7 +45,7 @@ static void multiply(void *arg, int64_t begin, int64_t end, int thread) {
     m.n0 = begin;
     m.n1 = end;
     m.scratch = b->scratch + thread * b->kernels->matmul_scratch;
-    b->kernels->matmul[m.w.format](&m);
+    b->product->matmul(&m);
     b->cpu[thread] += mx_thread_seconds() - start;
 }
 
@@ -54,13 +58,21 @@ static mx_matrix matrix(const bench *b, const shape *s, int64_t index) {
 
 static void measure(bench *b, const shape *s, int64_t rows, double seconds, double peak, double bandwidth) {
     mx_matrix w = matrix(b, s, 0);
+    b->product = b->kernels->product[s->format][b->precision];
+    if (!b->product) return;
+    b->product->pack(b->packed, b->x, rows, s->cols);
     double bytes = (double)(s->n * (w.row_stride + w.scale_stride)), flops = 2.0 * (double)(s->n * s->cols * rows);
     memset(b->cpu, 0, sizeof b->cpu);
     double start = mx_seconds(), wall = 0, cpu = 0;
     int64_t calls = 0;
     for (; calls < WAIT || wall < seconds; calls++) {
-        b->call =
-            (mx_matmul){.w = matrix(b, s, calls), .x = b->x, .rows = rows, .n1 = s->n, .y = b->y, .y_stride = s->n};
+        b->call = (mx_matmul){.w = matrix(b, s, calls),
+                              .x = b->packed,
+                              .x_stride = b->product->packed_bytes(s->cols),
+                              .rows = rows,
+                              .n1 = s->n,
+                              .y = b->y,
+                              .y_stride = s->n};
         mx_parallel_for(b->pool, s->n, GRAIN, multiply, b);
         wall = mx_seconds() - start;
     }
@@ -82,10 +94,11 @@ static mx_status prepare(bench *b, const char *tier, int threads, mx_error *erro
     size_t x = MAX_ROWS * 4096 * sizeof(float), y = MAX_ROWS * 8192 * sizeof(float);
     if (mx_pool_threads(b->pool) > MAX_THREADS)
         return mx_fail(error, MX_UNSUPPORTED, "at most %d threads", MAX_THREADS);
-    status = mx_arena_create(WEIGHT_BYTES + x + y + scratch + 4096, &b->arena, error);
+    status = mx_arena_create(WEIGHT_BYTES + 2 * x + y + scratch + 4096, &b->arena, error);
     if (status) return status;
     b->weights = mx_arena_take(&b->arena, WEIGHT_BYTES);
     b->x = mx_arena_take(&b->arena, x);
+    b->packed = mx_arena_take(&b->arena, x);
     b->y = mx_arena_take(&b->arena, y);
     b->scratch = mx_arena_take(&b->arena, scratch);
     unsigned seed = 1;
@@ -108,8 +121,11 @@ int main(int argc, char **argv) {
     static bench b;
     mx_error error;
     double seconds = argc > 3 ? atof(argv[3]) : 0.5;
-    if (prepare(&b, argc > 1 && strcmp(argv[1], "best") ? argv[1] : NULL, argc > 2 ? atoi(argv[2]) : 0, &error)) {
-        fprintf(stderr, "matmul_bench: %s\nusage: matmul_bench [TIER|best [THREADS [SECONDS]]]\n", error.text);
+    b.precision = argc > 4 ? (mx_precision)atoi(argv[4]) : MX_X_FP32;
+    if (b.precision >= MX_PRECISIONS ||
+        prepare(&b, argc > 1 && strcmp(argv[1], "best") ? argv[1] : NULL, argc > 2 ? atoi(argv[2]) : 0, &error)) {
+        fprintf(stderr, "matmul_bench: %s\nusage: matmul_bench [TIER|best [THREADS [SECONDS [PRECISION]]]]\n",
+                error.text);
         return 1;
     }
     mx_peak_loop loop =
