@@ -230,8 +230,8 @@ static void do_stats(chat *c, const char *argument) {
     if (prompt_length(c, &length, &error)) say_error(c, &error);
     say("conversation: %d messages, %lld of %lld tokens", mx_conversation_count(c->conversation), (long long)length,
         (long long)info.context);
-    say("engine: %d threads, %s, weights %.1f MB, KV cache %.1f of %.1f MB", info.threads, info.tier,
-        (double)info.weight_bytes / 1e6, (double)info.kv_bytes_used / 1e6, (double)info.kv_bytes / 1e6);
+    say("engine: %d threads, %s, %s, weights %.1f MB, KV cache %.1f of %.1f MB", info.threads, info.tier,
+        info.precision, (double)info.weight_bytes / 1e6, (double)info.kv_bytes_used / 1e6, (double)info.kv_bytes / 1e6);
     if (c->statistics.size) say("last answer: %s", c->statistics.data);
 }
 

@@ -194,7 +194,10 @@ static void print_memory(const mx_model *model, double weights) {
 static void print_machine(const mx_kernels *kernels) {
     char text[16];
     printf("Machine\n");
-    printf("  kernels       %s, fp32 activations\n", kernels->name);
+    mx_precisions precision = mx_precisions_default(kernels);
+    char name[MX_PRECISION_NAME];
+    mx_precisions_name(name, &precision);
+    printf("  kernels       %s, %s activations in products\n", kernels->name, name);
     printf("  threads       %d\n", mx_cpu_count());
     printf("  memory free   %s\n", human(text, (double)mx_memory_available(), "B"));
 }
@@ -257,8 +260,11 @@ static void print_json(const char *folder, const mx_model *model, const class cl
                           (unsigned long long)mx_kv_memory(model, mx_kv_names[k].type, n));
         mx_bytes_add_string(&out, "}");
     }
-    mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"fp32\",\"threads\":%d,\"memory_available\":%llu}",
-                  kernels->name, mx_cpu_count(), mx_memory_available());
+    mx_precisions precision = mx_precisions_default(kernels);
+    char name[MX_PRECISION_NAME];
+    mx_precisions_name(name, &precision);
+    mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"memory_available\":%llu}",
+                  kernels->name, name, mx_cpu_count(), mx_memory_available());
     printf("%s\n", out.data ? out.data : "");
     mx_bytes_free(&out);
 }

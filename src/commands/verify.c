@@ -25,6 +25,7 @@ typedef struct runner {
     mx_backend *backend;
     int32_t *table; /* [layers, tiles]: page l * tiles + t */
     int64_t tiles;
+    mx_precisions precision;
     int chunk; /* rows of one step */
     mx_row *row;
 } runner;
@@ -53,6 +54,7 @@ static mx_status runner_prepare(runner *r, mx_format kv, int64_t tokens, int64_t
     mx_backend_options options = {.kv_format = kv,
                                   .pages = pages,
                                   .max_rows = r->chunk,
+                                  .precision = &r->precision,
                                   .max_wanted = (int)(wanted < r->chunk ? wanted : r->chunk)};
     return mx_cpu_backend_create(r->weights, r->pool, &options, &r->backend, error);
 }
@@ -319,7 +321,7 @@ static void add_row(mx_bytes *out, const golden *g, const result *r) {
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
-static const char *option_model, *option_kv, *option_cases;
+static const char *option_model, *option_kv, *option_precision, *option_cases;
 static int option_json;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 static mx_number option_chunk = {"--chunk", NULL, MOST_ROWS, 1, MOST_ROWS, true, false};
@@ -327,7 +329,7 @@ static double option_max_kl;
 
 /* What a run is made with, for the last line. */
 typedef struct setting {
-    const char *tier, *kv;
+    const char *tier, *kv, *precision;
     int threads, chunk;
 } setting;
 
@@ -366,19 +368,20 @@ static mx_status list_cases(const mx_checkpoint *ck, const mx_config *c, const c
 
 /* `limit`: the name of the bound that decided. */
 static void print_json(const setting *set, const char *limit, double bound, bool passed, const mx_bytes *cases) {
-    printf("{\"passed\":%s,\"%s\":%g,\"tier\":\"%s\",\"kv_type\":\"%s\",\"threads\":%d,\"chunk\":%d,"
-           "\"cases\":[%s]}\n",
-           passed ? "true" : "false", limit, bound, set->tier, set->kv, set->threads, set->chunk,
-           cases->data ? cases->data : "");
+    printf(
+        "{\"passed\":%s,\"%s\":%g,\"tier\":\"%s\",\"kv_type\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"chunk\":%d,"
+        "\"cases\":[%s]}\n",
+        passed ? "true" : "false", limit, bound, set->tier, set->kv, set->precision, set->threads, set->chunk,
+        cases->data ? cases->data : "");
 }
 
 static void print_verdict(const setting *set, bool passed, int cases, double worst) {
     if (option_json) return;
-    printf(
-        "\n%s: worst mean KL %.2e of %d case%s, at most %.2g allowed (%s kernels, %s cache, %d thread%s, steps of up "
-        "to %d rows)\n",
-        passed ? "passed" : "FAILED", worst, cases, cases == 1 ? "" : "s", option_max_kl, set->tier, set->kv,
-        set->threads, set->threads == 1 ? "" : "s", set->chunk);
+    printf("\n%s: worst mean KL %.2e of %d case%s, at most %.2g allowed (%s kernels, %s, %s cache, %d thread%s, steps "
+           "of up "
+           "to %d rows)\n",
+           passed ? "passed" : "FAILED", worst, cases, cases == 1 ? "" : "s", option_max_kl, set->tier, set->precision,
+           set->kv, set->threads, set->threads == 1 ? "" : "s", set->chunk);
 }
 
 /* Every case of the golden file. *passed: all within --max-kl. */
@@ -484,8 +487,8 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
     else if (!status)
         printf(
             "\n%s: %d of %d greedy tokens are those of OpenAI's implementation in BF16; %d others are near ties, less "
-            "than %g apart, which pass (%s kernels, %s cache)\n",
-            *passed ? "passed" : "FAILED", agree, total, good - agree, NEAR_TIE, set->tier, set->kv);
+            "than %g apart, which pass (%s kernels, %s, %s cache)\n",
+            *passed ? "passed" : "FAILED", agree, total, good - agree, NEAR_TIE, set->tier, set->precision, set->kv);
     mx_bytes_free(&json);
     return status;
 }
@@ -496,6 +499,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
+        {"precision", 0, POPT_ARG_STRING, &option_precision, 0,
+         "Of activations in products: fp32 (default), bf16x2, bf16, int8", "NAME"},
         {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
@@ -503,6 +508,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     };
     option_model = option_cases = NULL;
     option_kv = "f32";
+    option_precision = "fp32";
     option_json = 0;
     option_max_kl = 1e-5;
     const char *const *positional = NULL;
@@ -516,6 +522,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_error error = {0};
     char folder[4096];
     runner r = {.chunk = (int)option_chunk.value};
+    if (mx_precisions_parse(option_precision, &r.precision, &error))
+        return mx_command_usage(self, "--precision: %s", error.text);
     const mx_kernels *kernels = NULL;
     bool passed = false;
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
@@ -523,7 +531,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!status) status = mx_pool_create((int)option_threads.value, &r.pool, &error);
     if (!status) status = mx_weights_open(folder, r.pool, &r.weights, &error);
     if (!status) {
-        setting set = {kernels->name, option_kv, mx_pool_threads(r.pool), r.chunk};
+        setting set = {kernels->name, option_kv, option_precision, mx_pool_threads(r.pool), r.chunk};
         status = positional && positional[0] ? verify_golden(&r, positional[0], kv->format, &set, &passed, &error)
                                              : verify_official(&r, folder, kv->format, &set, &passed, &error);
     }

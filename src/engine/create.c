@@ -5,6 +5,8 @@
 #include "base/log.h"
 #include "engine/engine_internal.h"
 
+_Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
+
 enum { BATCH_TOKENS = 512, BATCH_MOST = 65536 };
 
 struct mx_model {
@@ -113,6 +115,14 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     mx_status status = check_options(&o, error);
     if (status) return status;
 
+    const mx_kernels *kernels;
+    mx_precisions precision;
+    status = mx_kernels_get(NULL, &kernels, error);
+    if (status) return status;
+    precision = mx_precisions_default(kernels);
+    if (o.precision) status = mx_precisions_parse(o.precision, &precision, error);
+    if (status) return status;
+
     const mx_config *config = mx_model_config(model);
     mx_engine_parts parts = {.config = config, .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS};
     const int64_t page_bytes = mx_page_bytes(config, formats[o.kv_type]);
@@ -121,17 +131,19 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     if (!status)
         status = mx_kv_plan_make(config, page_bytes, memory, o.context, parts.batch_tokens, &parts.plan, error);
     if (status) return status;
-    const mx_kernels *kernels;
-    status = mx_kernels_get(NULL, &kernels, error);
-    if (!status) status = mx_pool_create(o.threads, &parts.pool, error);
+    status = mx_pool_create(o.threads, &parts.pool, error);
     if (status) return status;
 
-    const mx_backend_options backend = {
-        .kv_format = formats[o.kv_type], .pages = parts.plan.pages, .max_rows = parts.batch_tokens, .max_wanted = 1};
+    const mx_backend_options backend = {.kv_format = formats[o.kv_type],
+                                        .pages = parts.plan.pages,
+                                        .max_rows = parts.batch_tokens,
+                                        .max_wanted = 1,
+                                        .precision = &precision};
     parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),
                                   .weight_bytes = model->weight_bytes,
                                   .tier = kernels->name,
                                   .kv_type = o.kv_type};
+    mx_precisions_name(parts.info.precision, &precision);
     status = mx_cpu_backend_create(model->weights, parts.pool, &backend, &parts.backend, error);
     if (!status) {
         status = mx_engine_assemble(&parts, out, error);

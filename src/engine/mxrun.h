@@ -34,7 +34,9 @@ typedef struct mx_engine_options {
         context; /* most tokens of one request; 0: the model's maximum or what the memory holds, whichever is less */
     uint64_t kv_memory; /* bytes of KV pages at most; 0: most of what is free */
     mx_kv_type kv_type;
-    int batch_tokens; /* most prompt tokens in one step; 0: 512 */
+    int batch_tokens;      /* most prompt tokens in one step; 0: 512 */
+    const char *precision; /* of activations in products: "fp32", "bf16x2", "bf16", "int8", or one of them and classes
+                              that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
 } mx_engine_options;
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
@@ -130,6 +132,7 @@ typedef struct mx_engine_info {
     uint64_t kv_bytes_used; /* of it, held now */
     uint64_t weight_bytes;
     const char *tier;
+    char precision[120]; /* in force, as mx_engine_options has it */
     mx_kv_type kv_type;
 } mx_engine_info;
 mx_engine_info mx_engine_get_info(mx_engine *engine);
