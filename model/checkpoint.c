@@ -21,6 +21,7 @@ struct mx_checkpoint {
     int files;
     mx_tensor *tensor; /* [count], by name */
     int count;
+    mx_arena memory; /* of the tensors, where they are in no file */
 };
 
 /* File names in order, each once. */
@@ -134,6 +135,20 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const mx_tensor *)a)->name, ((const mx_tensor *)b)->name);
 }
 
+/* Sorts the tensors by name; each is there once. */
+static mx_status sort(mx_checkpoint *ck, mx_error *error) {
+    qsort(ck->tensor, (size_t)ck->count, sizeof *ck->tensor, by_name);
+    for (int i = 1; i < ck->count; i++) {
+        const mx_tensor *a = &ck->tensor[i - 1], *b = &ck->tensor[i];
+        if (strcmp(a->name, b->name)) continue;
+        if (a->file == b->file)
+            return mx_fail(error, MX_INVALID_FILE, "%s: %s: given twice in the header", a->file, a->name);
+        return mx_fail(error, MX_INVALID_FILE, "%s: %s: also in %s: remove the file that does not belong here", b->file,
+                       b->name, a->file);
+    }
+    return MX_OK;
+}
+
 /* All files' tensors in one sorted list. */
 static mx_status gather(mx_checkpoint *ck, const char *path, mx_error *error) {
     int64_t total = 0;
@@ -146,16 +161,7 @@ static mx_status gather(mx_checkpoint *ck, const char *path, mx_error *error) {
             memcpy(ck->tensor + ck->count, ck->file[i].tensor, (size_t)ck->file[i].count * sizeof *ck->tensor);
         ck->count += ck->file[i].count;
     }
-    qsort(ck->tensor, (size_t)ck->count, sizeof *ck->tensor, by_name);
-    for (int i = 1; i < ck->count; i++) {
-        const mx_tensor *a = &ck->tensor[i - 1], *b = &ck->tensor[i];
-        if (strcmp(a->name, b->name)) continue;
-        if (a->file == b->file)
-            return mx_fail(error, MX_INVALID_FILE, "%s: %s: given twice in the header", a->file, a->name);
-        return mx_fail(error, MX_INVALID_FILE, "%s: %s: also in %s: remove the file that does not belong here", b->file,
-                       b->name, a->file);
-    }
-    return MX_OK;
+    return sort(ck, error);
 }
 
 static mx_status open_files(mx_checkpoint *ck, const char *folder, const names *list, mx_error *error) {
@@ -220,11 +226,29 @@ mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *er
     return status;
 }
 
+mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count, mx_arena memory, mx_checkpoint **out,
+                                  mx_error *error) {
+    *out = NULL;
+    mx_checkpoint *ck = calloc(1, sizeof *ck);
+    if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", name);
+    ck->tensor = tensor;
+    ck->count = count;
+    mx_status status = sort(ck, error);
+    if (status) {
+        free(ck);
+        return status;
+    }
+    ck->memory = memory;
+    *out = ck;
+    return MX_OK;
+}
+
 void mx_checkpoint_close(mx_checkpoint *ck) {
     if (!ck) return;
     for (int i = 0; i < ck->files; i++) mx_safetensors_close(&ck->file[i]);
     free(ck->file);
     free(ck->tensor);
+    mx_arena_destroy(&ck->memory);
     free(ck);
 }
 

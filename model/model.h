@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/arena.h"
 #include "base/status.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
@@ -74,6 +75,10 @@ typedef struct mx_checkpoint mx_checkpoint;
  * Maps every file and checks every header: lengths, offsets, overlaps, holes, duplicates, dtype sizes. With an index
  * only its files are opened, and each tensor must be in the file it names. */
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
+/* Tensors that lie in memory, no two of one name. On success `tensor` [count], from malloc, and `memory` are the
+ * checkpoint's; everything that the tensors point to lives in `memory` or for ever. */
+mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count, mx_arena memory, mx_checkpoint **out,
+                                  mx_error *error);
 void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into it dies */
 int mx_checkpoint_count(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index);          /* in name order */
@@ -111,6 +116,10 @@ typedef struct mx_weights {
  * The files stay mapped: one that another program cuts while it is in use ends this one with SIGBUS, so a model's files
  * must not change while it is open. Free with mx_weights_close. */
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
+/* The same from tensors that are there already. `checkpoint` becomes the weights', also when this fails; `name` is for
+ * messages. */
+mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,
+                          mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
 /* ---- precision: how activations enter the products, by class ------------------------------------------------------

@@ -366,15 +366,13 @@ static size_t small_floats(const mx_config *c) {
     return (size_t)total;
 }
 
-static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error *error) {
-    /* The checkpoint first: it says best what a folder of another layout holds. */
-    mx_status status = mx_checkpoint_open(folder, &w->checkpoint, error);
-    if (!status) status = mx_config_read(folder, &w->config, error);
-    if (status) return status;
+/* Gives every tensor of w->checkpoint its role. `name`: the model's, for messages. */
+static mx_status assign(mx_weights *w, const char *name, mx_pool *pool, mx_error *error) {
     const mx_config *c = &w->config;
     size_t owned = small_floats(c) * sizeof(float);
     int tensors = mx_checkpoint_count(w->checkpoint);
-    loader l = {.w = w, .folder = folder, .error = error};
+    loader l = {.w = w, .folder = name, .error = error};
+    mx_status status = MX_OK;
     w->layer = calloc((size_t)c->layers, sizeof *w->layer);
     w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
@@ -383,7 +381,7 @@ static mx_status load(mx_weights *w, const char *folder, mx_pool *pool, mx_error
     l.searched = calloc(2 * (size_t)c->layers, sizeof *l.searched);
     l.room = w->owned;
     if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.searched)
-        status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", folder, owned);
+        status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
     if (!status) status = all_tensors(&l);
     if (!status) status = check_scales(&l, pool);
     if (!status) warn_unused(&l);
@@ -410,11 +408,29 @@ static mx_status check_folder(const char *folder, mx_error *error) {
 
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error) {
     *out = NULL;
+    mx_checkpoint *checkpoint;
+    mx_config config;
     mx_status status = check_folder(folder, error);
+    /* The checkpoint first: it says best what a folder of another layout holds. */
+    if (!status) status = mx_checkpoint_open(folder, &checkpoint, error);
     if (status) return status;
+    status = mx_config_read(folder, &config, error);
+    if (!status) return mx_weights_from(folder, &config, checkpoint, pool, out, error);
+    mx_checkpoint_close(checkpoint);
+    return status;
+}
+
+mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,
+                          mx_weights **out, mx_error *error) {
+    *out = NULL;
     mx_weights *w = calloc(1, sizeof *w);
-    if (!w) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", folder);
-    status = load(w, folder, pool, error);
+    if (!w) {
+        mx_checkpoint_close(checkpoint);
+        return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", name);
+    }
+    w->config = *config;
+    w->checkpoint = checkpoint;
+    mx_status status = assign(w, name, pool, error);
     if (status)
         mx_weights_close(w);
     else
