@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+test_settings settings;
+
 int tiers_here(const mx_kernels *out[MAX_TIERS]) {
     static const char *const names[MAX_TIERS] = {"scalar", "avx2", "avx512"};
     static bool told;
     int count = 0;
     for (int i = 0; i < MAX_TIERS; i++) {
+        if (settings.tier && strcmp(settings.tier, names[i]) != 0) continue;
         if (mx_kernels_get(names[i], &out[count], NULL) == MX_OK) {
             assert_string_equal(out[count]->name, names[i]);
             count++;
@@ -19,6 +22,10 @@ int tiers_here(const mx_kernels *out[MAX_TIERS]) {
     }
     told = true;
     return count;
+}
+
+rng rng_seeded(uint64_t n) {
+    return (rng){n + settings.seed * 0x9e3779b97f4a7c15u};
 }
 
 uint32_t rng_bits(rng *r) {

@@ -13,13 +13,30 @@
 
 enum { MAX_TIERS = 3 };
 
-/* The tiers this machine can run, scalar first; the others are named in a printed line. */
+/* What the command line asked for. */
+typedef struct test_settings {
+    const char *tier; /* NULL: all of them */
+    uint64_t seed;
+} test_settings;
+extern test_settings settings;
+
+typedef struct test_group {
+    const char *name;
+    const struct CMUnitTest *tests;
+    size_t count;
+    CMFixtureFunction setup;
+} test_group;
+extern const test_group matmul_group, attention_group, elementwise_group;
+
+/* The tiers to test: those this machine can run, scalar first; the others are named in a printed line. A new tier's
+ * name goes into the table in support.c. */
 int tiers_here(const mx_kernels *out[MAX_TIERS]);
 
 /* xorshift; every test seeds its own, so that cases can be run alone. */
 typedef struct rng {
     uint64_t state;
 } rng;
+rng rng_seeded(uint64_t n); /* a test's own number and settings.seed */
 uint32_t rng_bits(rng *r);
 float rng_uniform(rng *r, float low, float high);
 float rng_normal(rng *r); /* roughly: a sum of uniforms, variance 1 */

@@ -1,4 +1,5 @@
-/* Every tier's attention against the formula in double, with sink, window and page table, and batch invariance. */
+/* Every tier's attention against the formula in double, with sink, window and page table, and batch invariance. New
+ * cases are functions like test_edges, listed at the end. */
 #include "support.h"
 
 #include <math.h>
@@ -158,7 +159,7 @@ static void test_edges(void **state) {
     static const int64_t positions[] = {0, 1, 62, 63, 64, 65, 127, 128, 129, 200};
     static const int64_t windows[] = {0, 8, 16, 100, 128};
     static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
-    rng r = {11};
+    rng r = rng_seeded(11);
     for (int p = 0; p < 10; p++) {
         for (int w = 0; w < 5; w++) {
             for (int64_t rows = 1; rows <= 3; rows += 2) {
@@ -174,7 +175,7 @@ static void test_shapes(void **state) {
     static const int groups[] = {1, 2, 3, 8, 16};
     static const int64_t windows[] = {0, 0, 1, 5, 8, 64, 77, 128, 130};
     static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
-    rng r = {12};
+    rng r = rng_seeded(12);
     for (int i = 0; i < 60; i++) {
         run_case(&r, &(test_case){formats[i % 3], head_dims[i % 12], groups[rng_below(&r, 5)], 1 + rng_below(&r, 70),
                                   rng_below(&r, 2) ? rng_below(&r, 300) : 0, windows[rng_below(&r, 9)],
@@ -184,7 +185,7 @@ static void test_shapes(void **state) {
 
 static void test_long(void **state) {
     (void)state;
-    rng r = {13};
+    rng r = rng_seeded(13);
     run_case(&r, &(test_case){MX_F16, 64, 8, 1, 4099, 0, 1.0f});
     run_case(&r, &(test_case){MX_BF16, 64, 8, 5, 3000, 128, 1.0f});
     run_case(&r, &(test_case){MX_F16, 64, 2, 200, 0, 0, 1.0f});
@@ -229,12 +230,11 @@ static void test_saturation(void **state) {
     }
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_long),
-        cmocka_unit_test(test_saturation),
-    };
-    return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
-}
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_edges),
+    cmocka_unit_test(test_shapes),
+    cmocka_unit_test(test_long),
+    cmocka_unit_test(test_saturation),
+};
+
+const test_group attention_group = {"attention", tests, sizeof tests / sizeof *tests, NULL};
