@@ -8,5 +8,6 @@
 extern const mx_kernels mx_kernels_scalar;
 extern const mx_kernels mx_kernels_avx2;
 extern const mx_kernels mx_kernels_avx512;
+extern const mx_kernels mx_kernels_avx512bf16;
 
 #endif

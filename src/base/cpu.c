@@ -32,7 +32,9 @@ unsigned mx_cpu_detect(void) {
     if ((found & MX_CPU_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         found |= MX_CPU_AVX512;
-    if ((found & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16")) found |= MX_CPU_AVX512_BF16;
+    if ((found & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi"))
+        found |= MX_CPU_AVX512_BF16;
 #endif
     return found;
 }
@@ -45,6 +47,7 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         {"scalar", 0, 0},
         {"avx2", MX_CPU_AVX2, MX_CPU_AVX2},
         {"avx512", MX_CPU_AVX512, MX_CPU_AVX2 | MX_CPU_AVX512},
+        {"avx512bf16", MX_CPU_AVX512_BF16, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16},
     };
     unsigned found = mx_cpu_detect();
     const char *wanted = getenv("MXRUN_CPU");
@@ -58,7 +61,7 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         *out = found & tier[i].allowed;
         return MX_OK;
     }
-    return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CPU=%s: scalar, avx2 or avx512 was expected", wanted);
+    return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CPU=%s: scalar, avx2, avx512 or avx512bf16 was expected", wanted);
 }
 
 int mx_cpu_list(int *cpu, int most) {

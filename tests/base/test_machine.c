@@ -23,6 +23,7 @@ static const struct {
     {"scalar", 0},
     {"avx2", MX_CPU_AVX2},
     {"avx512", MX_CPU_AVX512},
+    {"avx512bf16", MX_CPU_AVX512_BF16},
 };
 
 static void detected_sets_include_what_they_build_on(void **state) {

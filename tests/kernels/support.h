@@ -11,7 +11,7 @@
 
 #include "kernels/kernels.h"
 
-enum { MAX_TIERS = 3 };
+enum { MAX_TIERS = 4 };
 
 /* What the command line asked for. */
 typedef struct test_settings {

@@ -1,0 +1,28 @@
+/* The tier of AVX-512 with BF16, VNNI and VBMI. Exact fp32 products, F32 weights and all that is no product are the
+ * AVX-512 tier's. */
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+#include "kernels/x86/avx512.h"
+
+#define AVX512(format, precision) [precision] = &mx_avx512_product[format][precision]
+
+const mx_kernels mx_kernels_avx512bf16 = {
+    .name = "avx512bf16",
+    .product =
+        {
+            [MX_F32] = {AVX512(MX_F32, MX_X_FP32), AVX512(MX_F32, MX_X_BF16X2), AVX512(MX_F32, MX_X_BF16)},
+            [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), AVX512(MX_BF16, MX_X_BF16X2), AVX512(MX_BF16, MX_X_BF16)},
+            [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), AVX512(MX_MXFP4, MX_X_BF16X2), AVX512(MX_MXFP4, MX_X_BF16)},
+        },
+    .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
+    .attention = mx_avx512_attention,
+    .attention_scratch = mx_avx512_attention_scratch,
+    .kv_write = mx_avx512_kv_write,
+    .rmsnorm = mx_avx512_rmsnorm,
+    .rope = mx_avx512_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_avx512_argmax,
+    .exp_sum = mx_avx512_exp_sum,
+    .add = mx_avx512_add,
+    .widen = mx_avx512_widen,
+};
