@@ -140,11 +140,13 @@ typedef struct mx_precisions {
 
 enum { MX_PRECISION_NAME = 120 };
 
-/* "fp32", "bf16x2", "bf16", "int8" (experts; the rest bf16), or one of them and what differs from it: CLASS=PRECISION
- * after commas, as in "bf16,router=bf16x2,lm_head=bf16x2". Classes: qkv o router gate_up down lm_head. */
+/* "fp32", "bf16x2", "mixed" (experts bf16, the rest bf16x2), "bf16", "int8" (experts; the rest bf16), or one of them
+ * and what differs from it: CLASS=PRECISION after commas, as in "bf16,router=bf16x2". Classes: qkv o router gate_up
+ * down lm_head. */
 mx_status mx_precisions_parse(const char *text, mx_precisions *out, mx_error *error);
 void mx_precisions_name(char out[MX_PRECISION_NAME], const mx_precisions *p); /* in the form that parse reads */
-/* The fastest on these kernels that is at least as close to the reference as the others' engines (README, Numbers). */
+/* Of these kernels: mixed where they have instructions for BF16 (README, Numbers), else fp32, which costs the same as
+ * the others. */
 mx_precisions mx_precisions_default(const mx_kernels *kernels);
 
 /* ---- backend: one device that holds KV pages and runs steps -------------------------------------------------------

@@ -42,7 +42,7 @@ const struct poptOption mx_model_options[] = {
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"precision", '\0', STRING, &given.precision, 0,
-     "Of activations in products: fp32, bf16x2, bf16 or int8 (default: see mxrun info)", "NAME"},
+     "Of activations in products: fp32, bf16x2, mixed, bf16 or int8 (default: see info)", "NAME"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
     POPT_TABLEEND,
 };

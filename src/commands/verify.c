@@ -500,7 +500,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
         {"precision", 0, POPT_ARG_STRING, &option_precision, 0,
-         "Of activations in products: fp32 (default), bf16x2, bf16, int8", "NAME"},
+         "Of activations in products: fp32 (default), bf16x2, mixed, bf16, int8", "NAME"},
         {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
