@@ -18,7 +18,10 @@
  * Alignment: weights, scales and biases come straight from a mapped file and may lie at any byte. Activations, outputs
  * and scratch are 64-byte aligned at their start (rows of fp32 ones need not be, packed rows are). */
 
-enum { MX_TILE = 64 }; /* positions in one KV page: the step in which attention walks the past */
+enum {
+    MX_TILE = 64,      /* positions in one KV page: the step in which attention walks the past */
+    MX_SEGMENT = 1024, /* positions whose attention may be computed apart; a multiple of MX_TILE */
+};
 
 typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_FORMATS } mx_format;
 
@@ -83,7 +86,13 @@ typedef struct mx_product {
 /* Attention of `rows` consecutive positions of one sequence with one KV head, that head's `group` query heads.
  * s_j = scale * q . k_j over the keys j that the row may see; the sink is one more logit without a value
  * (docs/gpt_oss.md): m = max(sink, s), out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)).
- * Tiles of MX_TILE positions are merged in ascending order at absolute positions. */
+ *
+ * The past is cut at multiples of MX_SEGMENT. The part of one segment is m = max(sink, its s_j), l = sum exp(s_j - m),
+ * o = sum exp(s_j - m) v_j over those of its keys that the row sees, tile after tile of MX_TILE positions. A row begins
+ * with m = sink, l = 1, o = 0 and takes its parts in ascending order:
+ *     m' = max(m, m_part), l' = l exp(m - m') + l_part exp(m_part - m'), o' = the same of o and o_part;
+ * a segment in which it sees no key is left out. out = o / l. All bounds are absolute positions, so a row's bits are
+ * the same whatever rows it is computed with, at once or by segments. */
 typedef struct mx_attention {
     mx_format kv; /* F32, F16 or BF16 */
     int head_dim; /* even */
@@ -93,8 +102,8 @@ typedef struct mx_attention {
     int64_t window;   /* 0: all of them; else only j > position + i - window */
     const float *q;   /* row i, head g: q + i * q_stride + g * head_dim */
     int64_t q_stride;
-    const float *sinks; /* [group] */
-    float scale;
+    const float *sinks;   /* [group] */
+    float scale;          /* > 0 */
     const uint8_t *pages; /* KV memory; the tile of positions 64 * p ... 64 * p + 63 begins at pages + table[p] *
                              page_bytes + head_offset */
     const int32_t *table; /* page ids; those outside every row's sight may be -1 */
@@ -102,7 +111,17 @@ typedef struct mx_attention {
     float *out; /* row i, head g: out + i * out_stride + g * head_dim */
     int64_t out_stride;
     float *scratch; /* mx_kernels.attention_scratch(head_dim, group) floats, one block a thread */
+
+    /* For attention_segment and attention_join only: where row i's part of segment s lies, namely at
+     * parts + (i * segments + s - first_segment) * mx_attention_part(head_dim, group). */
+    float *parts;
+    int64_t first_segment, segments;
 } mx_attention;
+
+/* Floats of one part: of one row, one segment and the heads of one group. What is in them is the tier's affair. */
+static inline int64_t mx_attention_part(int head_dim, int group) {
+    return ((int64_t)group * (head_dim + 2) + 15) / 16 * 16;
+}
 
 /* One KV head of a page: K transposed [head_dim][MX_TILE], then V [MX_TILE][head_dim], elements of the KV format.
  * K is kept transposed so that 64 scores at once need no horizontal sums, for one query as for many. Slots not yet
@@ -117,6 +136,11 @@ typedef struct mx_kernels {
 
     void (*attention)(const mx_attention *a);
     int64_t (*attention_scratch)(int head_dim, int group); /* floats */
+    /* The same in two steps: every row's part of one segment (of those rows that see a key of it), in any order and by
+     * any thread; then out from the parts of segments first_segment ... first_segment + segments - 1, which hold every
+     * key that a row sees. */
+    void (*attention_segment)(const mx_attention *a, int64_t segment);
+    void (*attention_join)(const mx_attention *a);
 
     /* One position's k and v [head_dim] into slot 0..63 of a head's tile, converted to `kv`: F16 saturates at +-65504,
      * BF16 rounds to nearest even. */

@@ -6,6 +6,8 @@
 /* The scalar tier, function by function: what other tiers name where they have nothing better. */
 extern const mx_product mx_scalar_product[3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16; of every format */
 void mx_scalar_attention(const mx_attention *a);
+void mx_scalar_attention_segment(const mx_attention *a, int64_t segment);
+void mx_scalar_attention_join(const mx_attention *a);
 int64_t mx_scalar_attention_scratch(int head_dim, int group);
 void mx_scalar_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_scalar_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);

@@ -13,6 +13,8 @@
 extern const mx_product mx_avx512_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 enum { MX_AVX512_MATMUL_SCRATCH = 85600 };                /* floats */
 void mx_avx512_attention(const mx_attention *a);
+void mx_avx512_attention_segment(const mx_attention *a, int64_t segment);
+void mx_avx512_attention_join(const mx_attention *a);
 int64_t mx_avx512_attention_scratch(int head_dim, int group);
 void mx_avx512_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_avx512_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);

@@ -1,137 +1,201 @@
 /* Attention of the AVX-512 tier: what attention_walk.c does with each tile. */
-#include "kernels/x86/attention_walk.h"
+#include "kernels/attention_walk.h"
 #include "kernels/x86/avx512.h"
 
 enum {
-    BATCH = 8, /* query vectors per register tile */
+    BATCH = 8,
     MAX_WIDTH = 4,
+    PARTS = MX_TILE / 16, /* vectors of 16 slots in a tile */
 };
 
-/* s[i][j] = q[i] . K[j] for keys 16 * part ... of a transposed tile: N queries by W vectors of 16 keys. */
-MX_INLINE void scores(float (*s)[MX_TILE], const mx_query *qs, const uint8_t *k, mx_format format, int head_dim, int N,
-                      int W, int part) {
+/* 2^x within 2^-23 of the true value, subnormal results included; 1 at 0 and 0 at -inf. x = n + r, n = floor(x);
+ * 2^r = 1 + r q(r) with q minimax for the relative error (2.0e-9 before rounding). */
+MX_INLINE __m512 exp2_512(__m512 x) {
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 q = _mm512_set1_ps(0x1.c54176p-13f);
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.46d64cp-10f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.3d0b92p-7f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.c68912p-5f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.ebfd58p-3f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(0x1.62e42cp-1f));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(q, x);
+}
+
+/* s[i][j] = q[i] . K[j] for slots 16 * part ... of a transposed tile: N queries by W vectors of 16 slots. */
+MX_INLINE void scores(const mx_tile *t, const float *q, mx_format format, int N, int W, int part) {
     int64_t size = format == MX_F32 ? 4 : 2;
     __m512 acc[BATCH][MAX_WIDTH];
     for (int i = 0; i < N; i++) {
         for (int c = 0; c < W; c++) acc[i][c] = _mm512_setzero_ps();
     }
-    for (int64_t d = 0; d < head_dim; d++) {
+    for (int64_t d = 0; d < t->head_dim; d++) {
         __m512 keys[MAX_WIDTH];
-        for (int c = 0; c < W; c++) keys[c] = mx_load16(k + (d * MX_TILE + 16 * (part + c)) * size, format);
+        const uint8_t *at = t->k + (d * MX_TILE + 16 * part) * size;
+        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T0);
+        for (int c = 0; c < W; c++) keys[c] = mx_load16(at + 16 * c * size, format);
         for (int i = 0; i < N; i++) {
-            __m512 q = _mm512_set1_ps(qs[i].q[d]);
-            for (int c = 0; c < W; c++) acc[i][c] = _mm512_fmadd_ps(q, keys[c], acc[i][c]);
+            __m512 factor = _mm512_set1_ps(q[d * N + i]);
+            for (int c = 0; c < W; c++) acc[i][c] = _mm512_fmadd_ps(factor, keys[c], acc[i][c]);
         }
     }
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) _mm512_store_ps(s[i] + 16 * (part + c), acc[i][c]);
+        for (int c = 0; c < W; c++) _mm512_store_ps(t->s + i * MX_TILE + 16 * (part + c), acc[i][c]);
     }
 }
 
-/* Scores to weights exp(s - m) in place; m and l go on; returns by how much earlier sums shrink. */
-static float soften(mx_query *q, float s[MX_TILE], float scale, uint64_t mask) {
-    __m512 v[4], vscale = _mm512_set1_ps(scale), m = _mm512_set1_ps(q->m);
-    for (int c = 0; c < 4; c++) {
-        v[c] = _mm512_mul_ps(_mm512_load_ps(s + 16 * c), vscale);
-        m = _mm512_mask_max_ps(m, (__mmask16)(mask >> 16 * c), m, v[c]);
+/* Eight vectors to one: v[i] combined over its lanes lies in lanes 4 i (i < 4) and 4 (i - 4) + 1. One order for all. */
+#define FOLD(name, op)                                                                                                 \
+    MX_INLINE __m512 name(const __m512 v[8]) {                                                                         \
+        __m512 a[4], b[2], c;                                                                                          \
+        for (int i = 0; i < 4; i++)                                                                                    \
+            a[i] = op(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),                                              \
+                      _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));                                             \
+        for (int i = 0; i < 2; i++)                                                                                    \
+            b[i] = op(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),                                              \
+                      _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));                                             \
+        c = op(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));                                        \
+        c = op(c, _mm512_permute_ps(c, 0x4e));                                                                         \
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), c);          \
     }
-    m = _mm512_set1_ps(_mm512_reduce_max_ps(m));
-    for (int c = 0; c < 4; c++) {
-        v[c] = _mm512_maskz_mov_ps((__mmask16)(mask >> 16 * c), mx_exp512(_mm512_sub_ps(v[c], m)));
-        _mm512_store_ps(s + 16 * c, v[c]);
+FOLD(fold_max, _mm512_max_ps)
+FOLD(fold_add, _mm512_add_ps)
+
+/* Scores to weights 2^(s - m) in place, for slots 16 * from ... 16 * to - 1, weight 0 where a query does not see; m and
+ * l go on; shrink: by how much earlier sums shrink. */
+MX_INLINE void soften(const mx_tile *t, mx_queries *b, float shrink[BATCH], int N, int from, int to) {
+    __m512 fold[BATCH];
+    for (int i = 0; i < BATCH; i++) fold[i] = _mm512_setzero_ps();
+    for (int i = 0; i < N; i++) {
+        fold[i] = _mm512_set1_ps(b->m[i]);
+        for (int c = from; c < to; c++) {
+            __mmask16 mask = (__mmask16)(t->visible[i] >> 16 * c);
+            fold[i] = _mm512_mask_max_ps(fold[i], mask, fold[i], _mm512_load_ps(t->s + i * MX_TILE + 16 * c));
+        }
     }
-    float shrink = _mm512_cvtss_f32(mx_exp512(_mm512_sub_ps(_mm512_set1_ps(q->m), m)));
-    float sum = mx_sum512(_mm512_add_ps(_mm512_add_ps(v[0], v[1]), _mm512_add_ps(v[2], v[3])));
-    q->m = _mm512_cvtss_f32(m);
-    q->l = q->l * shrink + sum;
-    return shrink;
+    __m512 old = _mm512_castps256_ps512(_mm256_loadu_ps(b->m)), new = fold_max(fold);
+    __m512 factor = exp2_512(_mm512_sub_ps(old, new));
+    _mm256_storeu_ps(b->m, _mm512_castps512_ps256(new));
+    _mm256_storeu_ps(shrink, _mm512_castps512_ps256(factor));
+    for (int i = 0; i < N; i++) {
+        __m512 m = _mm512_set1_ps(b->m[i]), p[PARTS];
+        for (int c = 0; c < PARTS; c++) p[c] = _mm512_setzero_ps();
+        for (int c = from; c < to; c++) {
+            __mmask16 mask = (__mmask16)(t->visible[i] >> 16 * c);
+            float *s = t->s + i * MX_TILE + 16 * c;
+            p[c] = _mm512_maskz_mov_ps(mask, exp2_512(_mm512_sub_ps(_mm512_load_ps(s), m)));
+            _mm512_store_ps(s, p[c]);
+        }
+        fold[i] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+    }
+    __m512 l = _mm512_castps256_ps512(_mm256_loadu_ps(b->l));
+    l = _mm512_add_ps(_mm512_mul_ps(l, factor), fold_add(fold));
+    _mm256_storeu_ps(b->l, _mm512_castps512_ps256(l));
 }
 
-/* out[i][d] = out[i][d] * shrink[i] + sum over j of s[i][j] * V[j][d] for slots lo <= j < hi; N queries by W vectors
- * of columns from d on, the lanes of `mask` (all of them when W > 1). */
-MX_INLINE void values(const mx_query *qs, const float (*s)[MX_TILE], const float *shrink, const uint8_t *v,
-                      mx_format format, int head_dim, int N, int W, int d, __mmask16 mask, int lo, int hi) {
-    int64_t size = format == MX_F32 ? 4 : 2;
+/* o[i][d] = o[i][d] * shrink[i] + sum over j of s[i][j] * V[j][d] for slots lo <= j < hi; N queries by W vectors of
+ * columns from d on, of which the lanes of `mask` are there (all of them when W > 1). */
+MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink, mx_format format, int N, int W, int d,
+                      __mmask16 mask, int lo, int hi) {
+    int64_t size = format == MX_F32 ? 4 : 2, stride = (t->head_dim + 15) / 16 * 16;
     __m512 acc[BATCH][MAX_WIDTH];
     for (int i = 0; i < N; i++) {
         __m512 factor = _mm512_set1_ps(shrink[i]);
-        for (int c = 0; c < W; c++) {
-            acc[i][c] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, qs[i].out + d + 16 * c), factor);
-        }
+        for (int c = 0; c < W; c++) acc[i][c] = _mm512_mul_ps(_mm512_load_ps(b->o + i * stride + d + 16 * c), factor);
     }
     for (int64_t j = lo; j < hi; j++) {
         __m512 row[MAX_WIDTH];
-        const uint8_t *at = v + (j * head_dim + d) * size;
+        const uint8_t *at = t->v + (j * t->head_dim + d) * size;
+        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T0);
         for (int c = 0; c < W; c++) {
             row[c] = W > 1 ? mx_load16(at + 16 * c * size, format) : mx_load16_masked(at, format, mask);
         }
         for (int i = 0; i < N; i++) {
-            __m512 p = _mm512_set1_ps(s[i][j]);
+            __m512 p = _mm512_set1_ps(t->s[i * MX_TILE + j]);
             for (int c = 0; c < W; c++) acc[i][c] = _mm512_fmadd_ps(p, row[c], acc[i][c]);
         }
     }
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) _mm512_mask_storeu_ps(qs[i].out + d + 16 * c, mask, acc[i][c]);
+        for (int c = 0; c < W; c++) _mm512_store_ps(b->o + i * stride + d + 16 * c, acc[i][c]);
     }
 }
 
-/* N query vectors against tile p. */
-MX_INLINE void merge(const mx_attention *a, mx_query *qs, int64_t p, const uint8_t *k, const uint8_t *v,
-                     mx_format format, int N) {
-    float(*s)[MX_TILE] = (float(*)[MX_TILE])a->scratch, shrink[BATCH];
+MX_INLINE void tile(const mx_tile *t, mx_queries *b, mx_format format, int N) {
     const int W = N == BATCH ? 2 : 4; /* N * W = 16 sums hide the latency of FMA, as far as N allows */
-    uint64_t masks[BATCH], any = 0;
-    for (int i = 0; i < N; i++) any |= masks[i] = mx_visible(&qs[i], p);
-    if (!any) return;
-    for (int part = 0; part < 4; part += W) scores(s, qs, k, format, a->head_dim, N, W, part);
-    for (int i = 0; i < N; i++) shrink[i] = soften(&qs[i], s[i], a->scale, masks[i]);
-    int lo = __builtin_ctzll(any), hi = MX_TILE - __builtin_clzll(any), d = 0;
-    for (; d + 16 * W <= a->head_dim; d += 16 * W) {
-        values(qs, (const float(*)[MX_TILE])s, shrink, v, format, a->head_dim, N, W, d, 0xffff, lo, hi);
-    }
-    for (; d < a->head_dim; d += 16) {
-        values(qs, (const float(*)[MX_TILE])s, shrink, v, format, a->head_dim, N, 1, d, mx_first_lanes(a->head_dim - d),
-               lo, hi);
+    float shrink[BATCH];
+    int lo = __builtin_ctzll(t->any), hi = MX_TILE - __builtin_clzll(t->any), from = lo / 16, to = (hi + 15) / 16;
+    int part = from, d = 0;
+    for (; part + W <= to; part += W) scores(t, b->q, format, N, W, part);
+    for (; part < to; part++) scores(t, b->q, format, N, 1, part);
+    soften(t, b, shrink, N, from, to);
+    for (; d + 16 * W <= t->head_dim; d += 16 * W) values(t, b, shrink, format, N, W, d, 0xffff, lo, hi);
+    for (; d < t->head_dim; d += 16) {
+        values(t, b, shrink, format, N, 1, d, mx_first_lanes(t->head_dim - d), lo, hi);
     }
 }
 
-/* All query vectors against tile p, in register tiles of 8, 4, 2 and 1. */
-MX_INLINE void merge_all(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const uint8_t *k,
-                         const uint8_t *v, mx_format format) {
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) merge(a, qs + i, p, k, v, format, 8);
-    for (; i + 4 <= count; i += 4) merge(a, qs + i, p, k, v, format, 4);
-    for (; i + 2 <= count; i += 2) merge(a, qs + i, p, k, v, format, 2);
-    for (; i < count; i++) merge(a, qs + i, p, k, v, format, 1);
+MX_INLINE void tile_of(const mx_tile *t, mx_queries *b, mx_format format) {
+    if (b->count == 8)
+        tile(t, b, format, 8);
+    else if (b->count == 4)
+        tile(t, b, format, 4);
+    else if (b->count == 2)
+        tile(t, b, format, 2);
+    else
+        tile(t, b, format, 1);
 }
 
-static void merge_f32(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
-    merge_all(a, qs, count, p, k, v, MX_F32);
+static void tile_f32(const mx_tile *t, mx_queries *b) {
+    tile_of(t, b, MX_F32);
 }
-static void merge_f16(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
-    merge_all(a, qs, count, p, k, v, MX_F16);
+static void tile_f16(const mx_tile *t, mx_queries *b) {
+    tile_of(t, b, MX_F16);
 }
-static void merge_bf16(const mx_attention *a, mx_query *qs, int64_t count, int64_t p, const void *k, const void *v) {
-    merge_all(a, qs, count, p, k, v, MX_BF16);
+static void tile_bf16(const mx_tile *t, mx_queries *b) {
+    tile_of(t, b, MX_BF16);
 }
 
-/* Divides by l. Adding zero makes -0 to +0: whether a sum of nothing but underflows is one or the other would depend
- * on the neighbours. */
-static void finish(const mx_query *q, int head_dim) {
-    __m512 l = _mm512_set1_ps(q->l);
+static void take(float *out, float *m, float *l, const float *o, float part_m, float part_l, int head_dim) {
+    float most = part_m > *m ? part_m : *m;
+    __m512 new = exp2_512(_mm512_set1_ps(part_m - most)), old = exp2_512(_mm512_set1_ps(*m - most));
+    *m = most;
+    *l = *l * _mm512_cvtss_f32(old) + part_l * _mm512_cvtss_f32(new);
     for (int d = 0; d < head_dim; d += 16) {
         __mmask16 mask = mx_first_lanes(head_dim - d);
-        __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, q->out + d), l);
-        _mm512_mask_storeu_ps(q->out + d, mask, _mm512_add_ps(v, _mm512_setzero_ps()));
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + d), old);
+        v = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, o + d), new, v);
+        _mm512_mask_storeu_ps(out + d, mask, v);
     }
 }
 
-static const mx_attention_tier inner = {BATCH, merge_f32, merge_f16, merge_bf16, mx_avx512_widen, finish};
-
-void mx_avx512_attention(const mx_attention *a) {
-    mx_attention_walk(a, &inner);
+static void finish(float *out, float l, int head_dim) {
+    __m512 divisor = _mm512_set1_ps(l);
+    for (int d = 0; d < head_dim; d += 16) {
+        __mmask16 mask = mx_first_lanes(head_dim - d);
+        __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, out + d), divisor);
+        _mm512_mask_storeu_ps(out + d, mask, _mm512_add_ps(v, _mm512_setzero_ps()));
+    }
 }
 
+static const mx_attention_tier inner = {
+    .batch = BATCH,
+    .lanes = 16,
+    .wide_from = 2,
+    .tile = {[MX_F32] = tile_f32, [MX_F16] = tile_f16, [MX_BF16] = tile_bf16},
+    .widen = mx_avx512_widen,
+    .take = take,
+    .finish = finish,
+};
+
+void mx_avx512_attention(const mx_attention *a) {
+    mx_walk_attention(a, &inner);
+}
+void mx_avx512_attention_segment(const mx_attention *a, int64_t segment) {
+    mx_walk_attention_segment(a, segment, &inner);
+}
+void mx_avx512_attention_join(const mx_attention *a) {
+    mx_walk_attention_join(a, &inner);
+}
 int64_t mx_avx512_attention_scratch(int head_dim, int group) {
-    return mx_attention_walk_scratch(&inner, head_dim, group);
+    return mx_walk_attention_scratch(&inner, head_dim, group);
 }

@@ -11,6 +11,7 @@ typedef struct test_case {
     int head_dim, group;
     int64_t rows, position, window;
     float amplitude; /* of q and k: large ones make softmax nearly one-hot */
+    float sink;      /* of every head; 0: random ones */
 } test_case;
 
 typedef struct problem {
@@ -34,7 +35,7 @@ static problem problem_make(rng *r, const mx_kernels *k, const test_case *c) {
     p.table = malloc((size_t)tiles * sizeof *p.table);
     assert_true(p.pages && p.table);
     for (int64_t i = 0; i < c->rows * (c->group * hd + 7); i++) p.q[i] = rng_normal(r) * c->amplitude;
-    for (int i = 0; i < c->group; i++) p.sinks[i] = rng_normal(r) * 2.0f;
+    for (int i = 0; i < c->group; i++) p.sinks[i] = c->sink ? c->sink : rng_normal(r) * 2.0f;
     float key[256], value[256];
     for (int64_t tile = 0; tile < tiles; tile++) {
         p.table[tile] = tile < first ? -1 : (int32_t)((tile - first + 1) % (tiles - first));
@@ -117,6 +118,33 @@ static void check_row(const problem *p, const char *tier, int64_t row, int head,
     free(s);
 }
 
+/* The same rows as out [rows, out_stride], by segments in any order, bit for bit. */
+static void check_segments(rng *r, const mx_kernels *k, mx_attention whole, const float *out) {
+    int64_t first = whole.window && whole.position >= whole.window ? whole.position - whole.window + 1 : 0;
+    int64_t size = mx_attention_part(whole.head_dim, whole.group), heads = (int64_t)whole.group * whole.head_dim;
+    for (int64_t row = 0, n; row < whole.rows; row += n) {
+        n = 1 + rng_below(r, whole.rows - row);
+        mx_attention a = whole;
+        a.rows = n;
+        a.position += row;
+        a.q += row * a.q_stride;
+        a.first_segment = first / MX_SEGMENT;
+        a.segments = (a.position + n - 1) / MX_SEGMENT - a.first_segment + 1;
+        a.parts = floats(n * a.segments * size);
+        a.out = floats(n * a.out_stride);
+        int64_t begin = rng_below(r, a.segments);
+        for (int64_t s = 0; s < a.segments; s++) {
+            k->attention_segment(&a, a.first_segment + (begin + s) % a.segments);
+        }
+        k->attention_join(&a);
+        for (int64_t i = 0; i < n; i++) {
+            assert_memory_equal(a.out + i * a.out_stride, out + (row + i) * a.out_stride, (size_t)heads * sizeof *out);
+        }
+        free(a.parts);
+        free(a.out);
+    }
+}
+
 static void run_case(rng *r, const test_case *c) {
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
@@ -147,6 +175,7 @@ static void run_case(rng *r, const test_case *c) {
         for (int64_t i = 0; i < c->rows; i++) {
             assert_memory_equal(again + i * stride, out + i * stride, (size_t)(c->group * c->head_dim) * sizeof *out);
         }
+        check_segments(r, k, p.call, out);
         free(p.call.scratch);
         free(out);
         free(again);
@@ -163,7 +192,7 @@ static void test_edges(void **state) {
     for (int p = 0; p < 10; p++) {
         for (int w = 0; w < 5; w++) {
             for (int64_t rows = 1; rows <= 3; rows += 2) {
-                run_case(&r, &(test_case){formats[(p + w) % 3], 64, 8, rows, positions[p], windows[w], 1.0f});
+                run_case(&r, &(test_case){formats[(p + w) % 3], 64, 8, rows, positions[p], windows[w], 1.0f, 0.0f});
             }
         }
     }
@@ -179,16 +208,48 @@ static void test_shapes(void **state) {
     for (int i = 0; i < 60; i++) {
         run_case(&r, &(test_case){formats[i % 3], head_dims[i % 12], groups[rng_below(&r, 5)], 1 + rng_below(&r, 70),
                                   rng_below(&r, 2) ? rng_below(&r, 300) : 0, windows[rng_below(&r, 9)],
-                                  rng_below(&r, 4) ? 1.0f : 6.0f});
+                                  rng_below(&r, 4) ? 1.0f : 6.0f, 0.0f});
     }
 }
 
 static void test_long(void **state) {
     (void)state;
     rng r = rng_seeded(13);
-    run_case(&r, &(test_case){MX_F16, 64, 8, 1, 4099, 0, 1.0f});
-    run_case(&r, &(test_case){MX_BF16, 64, 8, 5, 3000, 128, 1.0f});
-    run_case(&r, &(test_case){MX_F16, 64, 2, 200, 0, 0, 1.0f});
+    run_case(&r, &(test_case){MX_F16, 64, 8, 1, 4099, 0, 1.0f, 0.0f});
+    run_case(&r, &(test_case){MX_BF16, 64, 8, 5, 3000, 128, 1.0f, 0.0f});
+    run_case(&r, &(test_case){MX_F16, 64, 2, 200, 0, 0, 1.0f, 0.0f});
+}
+
+/* Rows and windows on both sides of a segment's border. */
+static void test_segments(void **state) {
+    (void)state;
+    static const int64_t positions[] = {MX_SEGMENT - 70, MX_SEGMENT - 2, MX_SEGMENT - 1, MX_SEGMENT,
+                                        2 * MX_SEGMENT - 3};
+    static const int64_t windows[] = {0, 1, 2, 128, MX_SEGMENT, MX_SEGMENT + 100};
+    static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
+    static const int groups[] = {8, 1, 3};
+    rng r = rng_seeded(14);
+    for (int i = 0; i < 30; i++) {
+        run_case(&r, &(test_case){formats[i % 3], 32, groups[i % 3], 1 + rng_below(&r, 140), positions[i % 5],
+                                  windows[i % 6], rng_below(&r, 4) ? 1.0f : 6.0f, 0.0f});
+    }
+}
+
+/* Sinks far above and below every score, and none at all. */
+static void test_sinks(void **state) {
+    (void)state;
+    static const float sinks[] = {-INFINITY, -1e38f, -200.0f, -90.0f, 90.0f, 3e4f};
+    rng r = rng_seeded(15);
+    for (int i = 0; i < 24; i++) {
+        run_case(&r, &(test_case){.kv = MX_F16,
+                                  .head_dim = 64,
+                                  .group = i % 2 ? 8 : 3,
+                                  .rows = 20,
+                                  .position = i % 4 < 2 ? 0 : MX_SEGMENT - 10,
+                                  .window = i % 8 < 4 ? 0 : 5,
+                                  .amplitude = 1.0f,
+                                  .sink = sinks[i % 6]});
+    }
 }
 
 /* Large keys saturate in F16 and large values stay what they are: no infinity comes of it. */
@@ -231,10 +292,8 @@ static void test_saturation(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_edges),
-    cmocka_unit_test(test_shapes),
-    cmocka_unit_test(test_long),
-    cmocka_unit_test(test_saturation),
+    cmocka_unit_test(test_edges),    cmocka_unit_test(test_shapes), cmocka_unit_test(test_long),
+    cmocka_unit_test(test_segments), cmocka_unit_test(test_sinks),  cmocka_unit_test(test_saturation),
 };
 
 const test_group attention_group = {"attention", tests, sizeof tests / sizeof *tests, NULL};
