@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx512.h"
+#include "kernels/x86/avx512_epilogue.h"
 
 enum {
     CHUNK = 576,        /* columns; 2880 = 5 * 576 */
@@ -120,56 +121,6 @@ MX_INLINE __m256 fold8(const __m512 a[8]) {
     return _mm512_castps512_ps256(fold_lanes(low, low));
 }
 
-/* ---- what is done with a finished sum ---------------------------------------------------------------------------- */
-
-static void widen_bias(float bias[BLOCK_N], const mx_matmul *m, int64_t n0, int64_t count) {
-    if (m->bias) {
-        mx_avx512_widen(bias, m->bias + n0 * (m->bias_format == MX_BF16 ? 2 : 4), m->bias_format, count);
-    } else {
-        memset(bias, 0, (size_t)count * sizeof *bias);
-    }
-}
-
-/* See mx_swiglu. exp(-alpha * gate) may be infinite: 1 / (1 + inf) is 0, and so is the product. */
-MX_INLINE __m512 swiglu(__m512 gate, __m512 up, float limit, float alpha) {
-    __m512 most = _mm512_set1_ps(limit), one = _mm512_set1_ps(1.0f);
-    gate = _mm512_min_ps(most, gate);
-    up = _mm512_max_ps(_mm512_set1_ps(-limit), _mm512_min_ps(most, up));
-    __m512 e = mx_exp512(_mm512_mul_ps(_mm512_set1_ps(-alpha), gate));
-    __m512 sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, e));
-    return _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), _mm512_add_ps(up, one));
-}
-
-static void finish_swiglu(const mx_matmul *m, float *y, const float *sum, const float *bias, int64_t count) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int64_t i = 0; i < count; i += 32) {
-        __mmask16 first = mx_first_lanes(count - i), second = count - i > 16 ? mx_first_lanes(count - i - 16) : 0;
-        __m512 a = _mm512_add_ps(_mm512_maskz_loadu_ps(first, sum + i), _mm512_maskz_loadu_ps(first, bias + i));
-        __m512 b =
-            _mm512_add_ps(_mm512_maskz_loadu_ps(second, sum + i + 16), _mm512_maskz_loadu_ps(second, bias + i + 16));
-        __m512 gate = _mm512_permutex2var_ps(a, even, b), up = _mm512_permutex2var_ps(a, odd, b);
-        _mm512_mask_storeu_ps(y + i / 2, mx_first_lanes((count - i) / 2), swiglu(gate, up, m->limit, m->alpha));
-    }
-}
-
-/* Outputs n0 ... n0 + count - 1 of row t. */
-static void finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, const float *sum, const float *bias) {
-    float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
-    if (m->epilogue == MX_SWIGLU) {
-        finish_swiglu(m, y + n0 / 2, sum, bias, count);
-        return;
-    }
-    __m512 factor = _mm512_set1_ps(m->epilogue == MX_SCALE ? m->factor[t] : 1.0f);
-    for (int64_t i = 0; i < count; i += 16) {
-        __mmask16 mask = mx_first_lanes(count - i);
-        __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), _mm512_maskz_loadu_ps(mask, bias + i));
-        if (m->epilogue == MX_SCALE) v = _mm512_mul_ps(v, factor);
-        if (m->epilogue == MX_ADD) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + n0 + i), v);
-        _mm512_mask_storeu_ps(y + n0 + i, mask, v);
-    }
-}
-
 /* Into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
 MX_INLINE __m512 load_once(const float *at) {
     __m512 v = _mm512_loadu_ps(at);
@@ -279,7 +230,7 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
         } else {
             few_rows_block(&m->w, format, n0, count, x, 8, 2, s->rows, s->power);
         }
-        for (int64_t i = 0; i < rows; i++) finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
+        for (int64_t i = 0; i < rows; i++) mx_finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
     }
 }
 
@@ -365,7 +316,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
             for (int64_t i = 0; i < count; i++) {
                 s->rows[0][i] = s->sums[t / TILE][i / GROUP][i % GROUP * R + t % TILE];
             }
-            finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
+            mx_finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
         }
     }
 }
@@ -375,7 +326,7 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     if (format == MX_MXFP4) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
-        widen_bias(s->bias, m, n0, count);
+        mx_widen_bias(s->bias, m, n0, count);
         if (m->rows <= FEW) {
             few_rows(m, format, n0, count, s);
         } else {
