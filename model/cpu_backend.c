@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "kernels/openblas/openblas.h"
 #include "model/sampler.h"
 
 /* Bytes of a packed column at most, in any precision. */
@@ -197,6 +198,7 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
 }
 
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
+    if (b->openblas && format != MX_MXFP4) return b->openblas;
     const mx_product *p = b->kernels->product[format][b->precision.of[class]];
     return p && p->flushes && !bf16_safe ? b->kernels->product[format][MX_X_FP32] : p;
 }
@@ -229,7 +231,7 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
                 return mx_fail(error, MX_UNSUPPORTED,
                                "layer %d: the %s kernels have no product for weights of format %d at precision %s", i,
                                b->kernels->name, (int)all[j].format, name);
-            exact += p != b->kernels->product[all[j].format][b->precision.of[all[j].class]];
+            exact += all[j].format == MX_MXFP4 && p != b->kernels->product[MX_MXFP4][b->precision.of[all[j].class]];
         }
     }
     if (exact)
@@ -240,12 +242,28 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
     return MX_OK;
 }
 
+static mx_status use_openblas(mx_cpu_backend *b, int64_t *scratch, mx_error *error) {
+    const mx_config *c = &b->weights->config;
+    mx_status status = mx_openblas_open(&b->openblas, scratch, error);
+    if (status) return status;
+    if (c->hidden > MX_OPENBLAS_COLS || c->heads * c->head_dim > MX_OPENBLAS_COLS)
+        return mx_fail(error, MX_UNSUPPORTED, "OpenBLAS: matrices of %d columns, at most %d possible",
+                       c->hidden > c->heads * c->head_dim ? c->hidden : c->heads * c->head_dim, MX_OPENBLAS_COLS);
+    for (int i = 0; i < MX_CLASSES; i++)
+        if (i != MX_CLASS_GATE_UP && i != MX_CLASS_DOWN) b->precision.of[i] = MX_X_FP32;
+    mx_log(MX_LOG_WARNING,
+           "dense products by OpenBLAS, in fp32: a token's numbers may depend on what else is computed with it");
+    return MX_OK;
+}
+
 static mx_status create(mx_cpu_backend *b, mx_error *error) {
+    int64_t openblas = 0;
     const mx_config *c = &b->weights->config;
     const mx_backend_options *o = &b->options;
     mx_status status = mx_kernels_get(o->tier, &b->kernels, error);
     if (status) return status;
     b->precision = o->precision ? *o->precision : mx_precisions_default(b->kernels);
+    if (o->openblas && (status = use_openblas(b, &openblas, error))) return status;
     if ((status = check_products(b, error))) return status;
     if (o->max_rows < 1 || o->max_wanted < 1 || o->pages < 1 || o->pages > INT32_MAX)
         return mx_fail(error, MX_INVALID_ARGUMENT, "backend: %d rows, %d wanted, %lld pages: each must be at least 1",
@@ -256,6 +274,7 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     b->head_bytes = b->page_bytes / c->kv_heads;
     int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
     b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
+    if (b->s.thread_floats < openblas + 15) b->s.thread_floats = openblas + 15;
     if (b->s.thread_floats < c->hidden + 15) b->s.thread_floats = c->hidden + 15; /* a row between norm and pack */
     b->s.thread_floats -= b->s.thread_floats % 16;                                /* 64 bytes */
     b->inv_freq = malloc((size_t)c->head_dim / 2 * sizeof *b->inv_freq);
@@ -283,4 +302,8 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
     else
         *out = &b->base;
     return status;
+}
+
+mx_precisions mx_cpu_backend_precision(const mx_backend *b) {
+    return ((const mx_cpu_backend *)b)->precision;
 }

@@ -62,6 +62,7 @@ typedef struct mx_cpu_backend {
     mx_pool *pool;
     const mx_kernels *kernels;
     mx_precisions precision;
+    const mx_product *openblas; /* for dense weights; NULL: the kernels' own */
     mx_backend_options options;
     int64_t page_bytes, head_bytes;
     double *inv_freq; /* [head_dim / 2] */

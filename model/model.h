@@ -186,6 +186,7 @@ typedef struct mx_backend_options {
     int max_wanted;                 /* rows in one step whose logits are kept */
     const char *tier;               /* kernels; NULL: the best within MXRUN_CPU */
     const mx_precisions *precision; /* NULL: mx_precisions_default */
+    bool openblas;                  /* dense products by OpenBLAS in fp32: not batch-invariant */
 } mx_backend_options;
 
 typedef struct mx_token_count {
@@ -245,6 +246,8 @@ struct mx_backend {
 /* The CPU. `weights` and `pool` are borrowed and must outlive it. */
 mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 mx_backend **out, mx_error *error);
+
+mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 
 /* Bytes of one KV page for this model: kv_heads * 2 * head_dim * MX_TILE elements. */
 int64_t mx_page_bytes(const mx_config *c, mx_format kv_format);

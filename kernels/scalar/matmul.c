@@ -80,37 +80,30 @@ static float *output_row(const mx_matmul *m, int64_t t) {
     return m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
 }
 
-static void matmul_swiglu(const mx_matmul *m, int64_t t0, int64_t rows) {
-    float gate[ROWS], up[ROWS];
-    for (int64_t n = m->n0; n < m->n1; n += 2) {
-        row_products(gate, m, n, t0, rows);
-        row_products(up, m, n + 1, t0, rows);
-        for (int64_t i = 0; i < rows; i++) {
-            output_row(m, t0 + i)[n / 2] =
-                mx_swiglu(gate[i] + bias_at(m, n), up[i] + bias_at(m, n + 1), m->limit, m->alpha);
-        }
+void mx_scalar_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, const float *sum) {
+    float *y = output_row(m, t);
+    if (m->epilogue == MX_SWIGLU) {
+        for (int64_t i = 0; i < count; i += 2)
+            y[(n0 + i) / 2] =
+                mx_swiglu(sum[i] + bias_at(m, n0 + i), sum[i + 1] + bias_at(m, n0 + i + 1), m->limit, m->alpha);
+        return;
     }
-}
-
-static void matmul_plain(const mx_matmul *m, int64_t t0, int64_t rows) {
-    float sum[ROWS];
-    for (int64_t n = m->n0; n < m->n1; n++) {
-        row_products(sum, m, n, t0, rows);
-        for (int64_t i = 0; i < rows; i++) {
-            float *y = output_row(m, t0 + i) + n;
-            float value = sum[i] + bias_at(m, n);
-            *y = m->epilogue == MX_ADD ? *y + value : m->epilogue == MX_SCALE ? value * m->factor[t0 + i] : value;
-        }
+    for (int64_t i = 0; i < count; i++) {
+        float value = sum[i] + bias_at(m, n0 + i), *to = y + n0 + i;
+        *to = m->epilogue == MX_ADD ? *to + value : m->epilogue == MX_SCALE ? value * m->factor[t] : value;
     }
 }
 
 static void matmul(const mx_matmul *m) {
+    float sum[ROWS], next[ROWS];
     for (int64_t t0 = 0; t0 < m->rows; t0 += ROWS) {
         int64_t rows = m->rows - t0 < ROWS ? m->rows - t0 : ROWS;
-        if (m->epilogue == MX_SWIGLU) {
-            matmul_swiglu(m, t0, rows);
-        } else {
-            matmul_plain(m, t0, rows);
+        for (int64_t n = m->n0; n < m->n1; n += 2) { /* pairs, for SwiGLU */
+            int64_t count = n + 1 < m->n1 ? 2 : 1;
+            row_products(sum, m, n, t0, rows);
+            if (count == 2) row_products(next, m, n + 1, t0, rows);
+            for (int64_t i = 0; i < rows; i++)
+                mx_scalar_finish_row(m, t0 + i, n, count, (const float[]){sum[i], count == 2 ? next[i] : 0.0f});
         }
     }
 }

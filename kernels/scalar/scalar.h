@@ -18,6 +18,9 @@ double mx_scalar_exp_sum(float *p, const float *x, int64_t n, float shift, float
 void mx_scalar_add(float *y, const float *x, int64_t n);
 void mx_scalar_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
 
+/* The epilogue: what becomes of the sums of outputs n0 ... n0 + count - 1 of row t. */
+void mx_scalar_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, const float *sum);
+
 /* For tiers that multiply in fp32: rounded activations stay fp32, so that all precisions share one matmul. */
 int64_t mx_packed_floats(int64_t cols); /* 4 bytes a column */
 void mx_scalar_pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols);

@@ -14,7 +14,7 @@
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
-    char *model, *kv_type, *precision, *seed;
+    char *model, *kv_type, *precision, *dense, *seed;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     int greedy;
     char **logit_bias, **stop;
@@ -43,6 +43,8 @@ const struct poptOption mx_model_options[] = {
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"precision", '\0', STRING, &given.precision, 0,
      "Of activations in products: fp32, bf16x2, mixed, bf16 or int8 (default: see info)", "NAME"},
+    {"dense", '\0', STRING, &given.dense, 0,
+     "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
     POPT_TABLEEND,
 };
@@ -174,6 +176,10 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         mx_command_usage(command, "--precision: %s", error.text);
         return false;
     }
+    if (given.dense && strcmp(given.dense, "own") != 0 && strcmp(given.dense, "openblas") != 0) {
+        mx_command_usage(command, "--dense %s: expected own or openblas", given.dense);
+        return false;
+    }
     for (int i = 0; i < length_of(given.logit_bias); i++) {
         if (parse_bias(given.logit_bias[i], &bias)) continue;
         mx_command_usage(command, "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100",
@@ -263,6 +269,7 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
     mx_engine_options engine_options = {.threads = threads, .context = (int64_t)numbers[CTX].value};
     if (given.kv) engine_options.kv_type = given.kv->type;
     engine_options.precision = given.precision;
+    engine_options.openblas = given.dense && !strcmp(given.dense, "openblas");
     if ((status = mx_engine_create(s->model, &engine_options, &s->engine, error))) return status;
     s->info = mx_engine_get_info(s->engine);
     return set_sampling(s, error);

@@ -1,5 +1,6 @@
 /* Models and engines out of files: weights, threads, memory for keys and values, the CPU backend. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cpu.h"
 #include "base/log.h"
@@ -134,18 +135,22 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     status = mx_pool_create(o.threads, &parts.pool, error);
     if (status) return status;
 
+    if (!strcmp(kernels->name, "scalar") && !mx_cpu_detect() && !o.openblas)
+        mx_log(MX_LOG_WARNING, "no fast kernels for this processor: --dense openblas multiplies attention faster");
     const mx_backend_options backend = {.kv_format = formats[o.kv_type],
                                         .pages = parts.plan.pages,
                                         .max_rows = parts.batch_tokens,
                                         .max_wanted = 1,
-                                        .precision = &precision};
+                                        .precision = &precision,
+                                        .openblas = o.openblas};
     parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),
                                   .weight_bytes = model->weight_bytes,
                                   .tier = kernels->name,
                                   .kv_type = o.kv_type};
-    mx_precisions_name(parts.info.precision, &precision);
     status = mx_cpu_backend_create(model->weights, parts.pool, &backend, &parts.backend, error);
     if (!status) {
+        precision = mx_cpu_backend_precision(parts.backend);
+        mx_precisions_name(parts.info.precision, &precision);
         status = mx_engine_assemble(&parts, out, error);
         if (status) parts.backend->ops->destroy(parts.backend);
     }

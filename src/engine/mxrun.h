@@ -37,6 +37,7 @@ typedef struct mx_engine_options {
     int batch_tokens;      /* most prompt tokens in one step; 0: 512 */
     const char *precision; /* of activations in products: "fp32", "bf16x2", "mixed", "bf16", "int8", or one of them and
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
+    bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */
 } mx_engine_options;
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);

@@ -260,6 +260,8 @@ static void test_wrong_values(void **unused) {
         {"--threads", "0", "--threads 0", NULL},
         {"--threads", "99999", "--threads 99999", NULL},
         {"--kv-type", "q8", "--kv-type q8", NULL},
+        {"--precision", "fp8", "--precision: precision \"fp8\"", NULL},
+        {"--dense", "mkl", "--dense mkl: expected own or openblas", NULL},
         {"--reasoning", "maximal", "--reasoning: ", NULL},
         {"--date", "23.11.2026", "--date: ", NULL},
         {"--date", "2026-02-29", "--date: \"2026-02-29\" is no date", NULL},

@@ -1,0 +1,14 @@
+#ifndef MX_KERNELS_OPENBLAS_H
+#define MX_KERNELS_OPENBLAS_H
+
+#include "kernels/kernels.h"
+
+/* Dense products (F32 and BF16 weights, fp32 activations) by the OpenBLAS of this machine, which is loaded at the first
+ * call. Not batch-invariant: a mode that has to be asked for. x_row must be NULL and w.cols at most
+ * MX_OPENBLAS_COLS. */
+enum { MX_OPENBLAS_COLS = 16384 };
+
+/* MX_UNSUPPORTED: the library cannot be loaded. `scratch`: floats that one thread needs. */
+mx_status mx_openblas_open(const mx_product **out, int64_t *scratch, mx_error *error);
+
+#endif
