@@ -17,6 +17,7 @@ static void usage(FILE *to) {
                 "Tests the kernels of every tier that this machine has; TEST may hold * and ?.\n\n"
                 "  -t, --tier T    only this tier (and scalar code where a test needs it)\n"
                 "  -s, --seed N    other random inputs; 0 is what the build's tests run\n"
+                "      --longer    many more cases of each kind\n"
                 "  -l, --list      the groups, their tests and the tiers here\n"
                 "  -h, --help\n");
 }
@@ -48,11 +49,10 @@ static int run(char *name) {
 }
 
 int main(int argc, char **argv) {
-    static const struct option options[] = {{"tier", required_argument, NULL, 't'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"list", no_argument, NULL, 'l'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"tier", required_argument, NULL, 't'}, {"seed", required_argument, NULL, 's'},
+        {"longer", no_argument, NULL, 'L'},     {"list", no_argument, NULL, 'l'},
+        {"help", no_argument, NULL, 'h'},       {NULL, 0, NULL, 0}};
     int option, failed = 0;
     bool lists = false;
     while ((option = getopt_long(argc, argv, "t:s:lh", options, NULL)) >= 0) {

@@ -81,42 +81,59 @@ double exact_value(const uint8_t *at, mx_format format) {
     return value;
 }
 
-/* Finite BF16 bits. EXTREME: zeros, subnormals and the largest among them. */
+/* Finite BF16 bits. */
 static uint16_t random_bf16(rng *r, weight_kind kind) {
     static const uint16_t special[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x007f, 0x0080, 0x3f80, 0x5f7f, 0xdf7f, 0x0040};
-    if (kind == EXTREME && rng_below(r, 4) == 0) return special[rng_below(r, sizeof special / sizeof *special)];
+    if (kind == LARGEST) return rng_below(r, 2) ? 0x7e7f : 0xfe7f;
+    if (kind != ORDINARY && rng_below(r, 4) == 0) return special[rng_below(r, sizeof special / sizeof *special)];
     return mx_f32_to_bf16(rng_normal(r) * 0.1f);
 }
 
-static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weight_kind kind) {
+static uint8_t random_scale(rng *r, weight_kind kind, int of_row) {
     static const uint8_t special[] = {0, 1, 2, 126, 127, 128, 190};
+    static const uint8_t wide[] = {2, 3, 64, 127, 190, 251, 252};
+    switch (kind) {
+    case ORDINARY:
+        return (uint8_t)(118 + rng_below(r, 6));
+    case EXTREME:
+        return special[rng_below(r, sizeof special)];
+    case LARGEST:
+        return wide[of_row % (int)sizeof wide];
+    case WIDE:
+        return of_row < (int)sizeof wide ? wide[of_row] : (uint8_t)(2 + rng_below(r, 251));
+    }
+    return 0;
+}
+
+static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weight_kind kind) {
     static const double e2m1[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
-    mx_matrix *m = &w->matrix;
+    const mx_matrix *m = &w->matrix;
     for (int64_t n = 0; n < m->rows; n++) {
-        for (int64_t c = 0; c < m->cols; c++) {
-            uint8_t *at = data + n * m->row_stride + c / 2, *scale = scales + n * m->scale_stride + c / 32;
-            if (c % 2 == 0) *at = (uint8_t)rng_bits(r);
-            if (c % 32 == 0) {
-                *scale = (uint8_t)(kind == EXTREME ? special[rng_below(r, sizeof special)] : 118 + rng_below(r, 6));
+        int of_row = (int)rng_below(r, 9);
+        for (int64_t block = 0; block < m->cols / 32; block++) {
+            uint8_t *scale = scales + n * m->scale_stride + block, *codes = data + n * m->row_stride + 16 * block;
+            *scale = random_scale(r, kind, of_row);
+            double factor = ldexp(1.0, *scale - 127);
+            for (int i = 0; i < 32; i++) {
+                if (i % 2 == 0) codes[i / 2] = (uint8_t)(rng_bits(r) | (kind == LARGEST ? 0x77 : 0));
+                int code = i % 2 ? codes[i / 2] >> 4 : codes[i / 2] & 15;
+                w->exact[n * m->cols + 32 * block + i] = (code & 8 ? -e2m1[code & 7] : e2m1[code & 7]) * factor;
             }
-            int code = c % 2 ? *at >> 4 : *at & 15;
-            w->exact[n * m->cols + c] = ldexp(code & 8 ? -e2m1[code & 7] : e2m1[code & 7], *scale - 127);
         }
     }
 }
 
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind) {
+    static const int64_t pads[] = {0, 0, 1, 2, 16};
     weights w = {.matrix = {.format = format, .rows = rows, .cols = cols}};
-    int64_t pad = 2 * rng_below(r, 2); /* rows need not follow each other directly */
-    w.matrix.row_stride = (format == MX_MXFP4 ? cols / 2 : cols * element_size(format)) + pad;
-    w.matrix.scale_stride = cols / 32 + pad;
-    w.memory = malloc((size_t)(rows * w.matrix.row_stride - pad) + 1); /* the last row ends with the block */
-    w.scale_memory = malloc((size_t)(rows * w.matrix.scale_stride - pad) + 1);
-    w.exact = malloc((size_t)(rows * cols) * sizeof *w.exact);
-    assert_true(w.memory && w.scale_memory && w.exact);
-    uint8_t *data = w.memory + 1, *scales = w.scale_memory + 1;
+    int64_t row = format == MX_MXFP4 ? cols / 2 : cols * element_size(format);
+    w.matrix.row_stride = row + pads[rng_below(r, 5)];
+    w.exact = guarded(rows * cols * (int64_t)sizeof *w.exact, 8, "exact weights");
+    uint8_t *data = guarded((rows - 1) * w.matrix.row_stride + row, 1, "weights");
     w.matrix.data = data;
     if (format == MX_MXFP4) {
+        w.matrix.scale_stride = cols / 32 + pads[rng_below(r, 5)];
+        uint8_t *scales = guarded((rows - 1) * w.matrix.scale_stride + cols / 32, 1, "scales");
         w.matrix.scales = scales;
         fill_mxfp4(r, &w, data, scales, kind);
         return w;
@@ -132,12 +149,6 @@ weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, wei
     return w;
 }
 
-void weights_free(weights *w) {
-    free(w->memory);
-    free(w->scale_memory);
-    free(w->exact);
-}
-
 void check_close(double found, double expected, double bound, const char *format, ...) {
     if (fabs(found - expected) <= bound) return; /* false for NaN */
     char what[200];
@@ -145,5 +156,6 @@ void check_close(double found, double expected, double bound, const char *format
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    fail_msg("%s: found %.9g, expected %.9g within %.3g", what, found, expected, bound);
+    fail_msg("%s%s%s: found %.9g, expected %.9g within %.3g", case_name(), *case_name() ? ": " : "", what, found,
+             expected, bound);
 }

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "guard.h"
 #include "kernels/kernels.h"
 
 enum { MAX_TIERS = 4 };
@@ -17,6 +18,7 @@ enum { MAX_TIERS = 4 };
 typedef struct test_settings {
     const char *tier; /* NULL: all of them */
     uint64_t seed;
+    bool longer; /* more cases of each kind */
 } test_settings;
 extern test_settings settings;
 
@@ -45,20 +47,22 @@ int64_t rng_below(rng *r, int64_t n);
 /* 64-byte aligned floats, filled with NaN; guarded by the sanitizer on both ends. Free with free(). */
 float *floats(int64_t n);
 
-/* A matrix whose data begins at an odd address, its memory owned. */
+/* What is in a matrix; x_value in test_matmul.c goes with it. */
+typedef enum weight_kind {
+    ORDINARY,
+    EXTREME, /* every scale byte from 0 on, subnormals, zeros, large values */
+    LARGEST, /* nothing but the largest codes, of either sign, at large and small scales */
+    WIDE,    /* scale bytes 2 ... 252 only, each row near one end or all of them in one row; else as EXTREME */
+} weight_kind;
+
+/* A matrix that lies at any address, its rows not always one behind the other; the last byte is the end of the last
+ * row. Belongs to the case. */
 typedef struct weights {
     mx_matrix matrix;
-    uint8_t *memory, *scale_memory;
     double *exact; /* [rows, cols]: the same values in double */
 } weights;
 
-typedef enum weight_kind {
-    ORDINARY,
-    EXTREME
-} weight_kind; /* EXTREME: every scale byte, subnormals, zeros, large values */
-
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind);
-void weights_free(weights *w);
 
 double exact_f16(uint16_t v);
 double exact_value(const uint8_t *at, mx_format format); /* one element of F32, F16 or BF16 */

@@ -92,19 +92,17 @@ static void test_widen(void **state) {
     FOR_EACH_TIER(k) {
         for (int64_t n = 0; n < 80; n++) {
             for (int f = 0; f < 3; f++) {
-                size_t size = formats[f] == MX_F32 ? 4 : 2;
-                uint8_t *in = malloc((size_t)n * size + 1);
-                float *out = floats(n + 1);
-                assert_non_null(in);
-                for (size_t i = 0; i < (size_t)n * size; i++) in[1 + i] = (uint8_t)rng_bits(&r);
-                for (int64_t i = 0; i < n; i++) in[1 + (size_t)i * size + size - 1] &= 0xb7; /* finite */
-                k->widen(out, in + 1, formats[f], n);
+                int64_t size = formats[f] == MX_F32 ? 4 : 2;
+                case_begin("%s widen %lld of format %d", k->name, (long long)n, f);
+                uint8_t *in = guarded(n * size, 1, "in");
+                float *out = guarded_floats(n, "out");
+                for (int64_t i = 0; i < n * size; i++) in[i] = (uint8_t)rng_bits(&r);
+                for (int64_t i = 0; i < n; i++) in[i * size + size - 1] &= 0xb7; /* finite */
+                k->widen(out, in, formats[f], n);
                 for (int64_t i = 0; i < n; i++) {
-                    assert_true((double)out[i] == exact_value(in + 1 + (size_t)i * size, formats[f]));
+                    check_close(out[i], exact_value(in + i * size, formats[f]), 0.0, "[%lld]", (long long)i);
                 }
-                assert_true(isnan(out[n]));
-                free(in);
-                free(out);
+                case_end();
             }
         }
     }
@@ -121,12 +119,10 @@ static void test_kv_write(void **state) {
         for (int i = 0; i < 18 * 12; i++) {
             mx_format kv = formats[i % 3];
             int head_dim = head_dims[i / 3 % 6], slot = (int)rng_below(&r, MX_TILE), size = kv == MX_F32 ? 4 : 2;
-            size_t bytes = (size_t)(2 * head_dim * MX_TILE * size);
-            uint8_t *found = malloc(bytes), *expected = malloc(bytes);
-            float key[128], value[128];
-            assert_true(found && expected);
-            memset(found, 0x55, bytes);
-            memset(expected, 0x55, bytes);
+            int64_t bytes = 2 * head_dim * MX_TILE * size;
+            case_begin("%s kv_write to format %d, head_dim %d, slot %d", k->name, (int)kv, head_dim, slot);
+            uint8_t *found = guarded(bytes, 64, "head tile"), *expected = guarded(bytes, 64, "expected");
+            float *key = guarded_floats(head_dim, "k"), *value = guarded_floats(head_dim, "v");
             for (int d = 0; d < head_dim; d++) {
                 key[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
                 value[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
@@ -138,9 +134,8 @@ static void test_kv_write(void **state) {
                 }
             }
             k->kv_write(found, kv, head_dim, slot, key, value);
-            assert_memory_equal(found, expected, bytes);
-            free(found);
-            free(expected);
+            assert_memory_equal(found, expected, (size_t)bytes);
+            case_end();
         }
     }
 }
@@ -153,7 +148,8 @@ static void test_rmsnorm(void **state) {
     FOR_EACH_TIER(k) {
         for (int i = 0; i < 55; i++) {
             int64_t n = sizes[i % 11];
-            float *x = floats(n), *gain = floats(n), *out = floats(n + 1);
+            case_begin("%s rmsnorm of %lld around %g", k->name, (long long)n, (double)amplitudes[i / 11]);
+            float *x = guarded_floats(n, "x"), *gain = guarded_floats(n, "gain"), *out = guarded_floats(n, "out");
             double sum = 0.0;
             for (int64_t j = 0; j < n; j++) {
                 x[j] = rng_normal(&r) * amplitudes[i / 11];
@@ -164,15 +160,11 @@ static void test_rmsnorm(void **state) {
             k->rmsnorm(out, x, gain, n, 1e-5f);
             for (int64_t j = 0; j < n; j++) {
                 double expected = x[j] * factor * gain[j];
-                check_close(out[j], expected, fabs(expected) * 3e-7 + 1e-37, "%s rmsnorm n %lld", k->name,
-                            (long long)n);
+                check_close(out[j], expected, fabs(expected) * 3e-7 + 1e-37, "[%lld]", (long long)j);
             }
-            assert_true(isnan(out[n]));
             k->rmsnorm(x, x, gain, n, 1e-5f);
             assert_memory_equal(x, out, (size_t)n * sizeof *x);
-            free(x);
-            free(gain);
-            free(out);
+            case_end();
         }
     }
 }
@@ -185,7 +177,9 @@ static void test_rope(void **state) {
         for (int i = 0; i < 8; i++) {
             int head_dim = head_dims[i], half = head_dim / 2;
             int64_t heads = 1 + rng_below(&r, 9);
-            float *x = floats(heads * head_dim), *before = floats(heads * head_dim), cos[64], sin[64];
+            case_begin("%s rope of %lld heads of %d", k->name, (long long)heads, head_dim);
+            float *x = guarded_floats(heads * head_dim, "x"), *before = guarded_floats(heads * head_dim, "before");
+            float *cos = guarded_floats(half, "cos"), *sin = guarded_floats(half, "sin");
             for (int64_t j = 0; j < heads * head_dim; j++) before[j] = x[j] = rng_normal(&r);
             for (int d = 0; d < half; d++) {
                 cos[d] = rng_uniform(&r, -1.4f, 1.4f);
@@ -196,11 +190,10 @@ static void test_rope(void **state) {
                 int64_t d = j % head_dim, pair = d < half ? j + half : j - half;
                 double turned = (double)before[pair] * sin[d % half] * (d < half ? -1.0 : 1.0);
                 double expected = (double)before[j] * cos[d % half] + turned;
-                check_close(x[j], expected, 1.5e-7 * (fabs((double)before[j] * cos[d % half]) + fabs(turned)),
-                            "%s rope head_dim %d", k->name, head_dim);
+                check_close(x[j], expected, 1.5e-7 * (fabs((double)before[j] * cos[d % half]) + fabs(turned)), "[%lld]",
+                            (long long)j);
             }
-            free(x);
-            free(before);
+            case_end();
         }
     }
 }
@@ -211,9 +204,10 @@ static void test_router_topk(void **state) {
     FOR_EACH_TIER(k) {
         for (int i = 0; i < 2000; i++) {
             int n = 1 + (int)rng_below(&r, 140), count = 1 + (int)rng_below(&r, n < 8 ? n : 8);
-            float logits[140], weight[8];
-            int32_t expert[8];
             bool taken[140] = {false};
+            case_begin("%s router: best %d of %d", k->name, count, n);
+            float *logits = guarded_floats(n, "logits"), *weight = guarded(count * 4, 4, "weight");
+            int32_t *expert = guarded(count * 4, 4, "expert");
             for (int j = 0; j < n; j++) logits[j] = i % 2 ? rng_normal(&r) * 9.0f : (float)rng_below(&r, 4);
             k->router_topk(logits, n, count, expert, weight);
             double sum = 0.0;
@@ -228,8 +222,9 @@ static void test_router_topk(void **state) {
             }
             for (int j = 0; j < count; j++) {
                 double expected = exp((double)logits[expert[j]] - logits[expert[0]]) / sum;
-                check_close(weight[j], expected, 2e-6 * expected + 1e-30, "%s router weight", k->name);
+                check_close(weight[j], expected, 2e-6 * expected + 1e-30, "weight %d", j);
             }
+            case_end();
         }
     }
 }
@@ -240,9 +235,10 @@ static void test_router_topk_not_finite(void **state) {
     FOR_EACH_TIER(k) {
         for (int i = 0; i < 3000; i++) {
             int n = 4 + (int)rng_below(&r, 130);
-            float logits[140], weight[4];
-            int32_t expert[4];
             bool taken[140] = {false};
+            case_begin("%s router: best 4 of %d, not finite", k->name, n);
+            float *logits = guarded_floats(n, "logits"), *weight = guarded(4 * 4, 4, "weight");
+            int32_t *expert = guarded(4 * 4, 4, "expert");
             for (int j = 0; j < n; j++) {
                 static const float special[] = {NAN, INFINITY, -INFINITY, -NAN};
                 logits[j] = rng_below(&r, i % 50 + 1) ? rng_normal(&r) : special[rng_below(&r, 4)];
@@ -256,6 +252,7 @@ static void test_router_topk_not_finite(void **state) {
                 assert_false(taken[expert[j]]);
                 taken[expert[j]] = true;
             }
+            case_end();
         }
     }
 }
@@ -266,7 +263,8 @@ static void test_argmax(void **state) {
     FOR_EACH_TIER(k) {
         for (int i = 0; i < 3000; i++) {
             int64_t n = 1 + rng_below(&r, i % 10 ? 100 : 3000), best = -1;
-            float *x = floats(n);
+            case_begin("%s argmax of %lld, kind %d", k->name, (long long)n, i % 210);
+            float *x = guarded_floats(n, "x");
             for (int64_t j = 0; j < n; j++) {
                 x[j] = i % 3 ? rng_normal(&r) : (float)rng_below(&r, 5);
                 if (i % 5 == 0 && rng_below(&r, 4) == 0) x[j] = rng_below(&r, 2) ? NAN : -INFINITY;
@@ -274,8 +272,8 @@ static void test_argmax(void **state) {
                 if (i % 35 == 0 && rng_below(&r, 9)) x[j] = NAN;
                 if (!isnan(x[j]) && (best < 0 || x[j] > x[best])) best = j;
             }
-            assert_int_equal(k->argmax(x, n), best < 0 ? 0 : best);
-            free(x);
+            check_close((double)k->argmax(x, n), best < 0 ? 0.0 : (double)best, 0.0, "index");
+            case_end();
         }
     }
 }
@@ -285,7 +283,8 @@ static void test_exp_sum(void **state) {
     rng r = rng_seeded(29);
     FOR_EACH_TIER(k) {
         for (int64_t n = 1; n < 200; n += 1 + n / 20) {
-            float *x = floats(n), *p = floats(n + 1), shift = 3.0f, scale = n % 2 ? 1.0f : 0.7f;
+            case_begin("%s exp_sum of %lld", k->name, (long long)n);
+            float *x = guarded_floats(n, "x"), *p = guarded_floats(n, "p"), shift = 3.0f, scale = n % 2 ? 1.0f : 0.7f;
             double sum = 0.0;
             for (int64_t i = 0; i < n; i++) x[i] = shift - fabsf(rng_normal(&r)) * (i % 5 ? 4.0f : 60.0f);
             if (n > 3) x[1] = -INFINITY, x[2] = -1e30f, x[3] = shift;
@@ -293,15 +292,13 @@ static void test_exp_sum(void **state) {
             for (int64_t i = 0; i < n; i++) {
                 float argument = (x[i] - shift) * scale;
                 double expected = exp((double)argument);
-                check_close(p[i], expected, expected * 2.5e-7 + 1.5e-45, "%s exp(%g)", k->name, (double)argument);
+                check_close(p[i], expected, expected * 2.5e-7 + 1.5e-45, "exp(%g)", (double)argument);
                 sum += p[i];
             }
-            check_close(found, sum, sum * 1e-14, "%s sum", k->name);
-            assert_true(isnan(p[n]));
+            check_close(found, sum, sum * 1e-14, "sum");
             assert_true(k->exp_sum(x, x, n, shift, scale) == found);
             assert_memory_equal(x, p, (size_t)n * sizeof *x);
-            free(x);
-            free(p);
+            case_end();
         }
     }
 }
@@ -331,14 +328,12 @@ static void test_add(void **state) {
     rng r = rng_seeded(30);
     FOR_EACH_TIER(k) {
         for (int64_t n = 0; n < 70; n++) {
-            float *x = floats(n), *y = floats(n + 1), *before = floats(n);
+            case_begin("%s add %lld", k->name, (long long)n);
+            float *x = guarded_floats(n, "x"), *y = guarded_floats(n, "y"), *before = guarded_floats(n, "before");
             for (int64_t i = 0; i < n; i++) x[i] = rng_normal(&r), before[i] = y[i] = rng_normal(&r);
             k->add(y, x, n);
             for (int64_t i = 0; i < n; i++) assert_true(y[i] == before[i] + x[i]);
-            assert_true(isnan(y[n]));
-            free(x);
-            free(y);
-            free(before);
+            case_end();
         }
     }
 }

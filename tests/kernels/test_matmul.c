@@ -1,11 +1,17 @@
-/* Every tier's matrix products against sums in double, and batch invariance: the bits of (row, output) may depend on
- * nothing but the row. New shapes go into the tables of test_shapes; new kinds of cases are functions beside it, listed
- * at the end. */
+/* Every tier's matrix products against sums in double and against scalar code, and batch invariance: the bits of
+ * (row, output) may depend on nothing but the row, whatever rows go with it, however the outputs are cut, and whichever
+ * threads compute them. Every product that a tier's table has takes part by itself. New shapes go into the tables of
+ * test_shapes, new kinds of inputs into weight_kind and x_value; new kinds of cases are functions beside test_shapes,
+ * listed at the end. */
 #include "support.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/threads.h"
+
+enum { MAX_THREADS = 3 };
 
 typedef struct test_case {
     mx_format format;
@@ -15,127 +21,272 @@ typedef struct test_case {
     weight_kind kind;
 } test_case;
 
+/* Inputs of one case; all memory is the case's. y is [rows, call.y_stride], of which the first `outputs` are results
+ * and the others stay NaN. */
 typedef struct problem {
+    const test_case *c;
     weights w;
-    float *x, *exact_x, *factor, *before; /* exact_x: as the precision rounds it; before: what y holds at first */
-    uint8_t *packed;
-    uint8_t *bias_memory;
-    mx_matmul call;
+    int64_t outputs;
+    float *x, *before;               /* before: y as it is at first */
+    double *exact_x;                 /* x as the precision rounds it */
+    double *w_norm, *w_sum, *x_norm; /* of each row: root of the sum of squares; sum of magnitudes */
+    double *x_sum;
+    mx_matmul call; /* without x, y and scratch */
 } problem;
 
 static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4"};
 static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu"};
+static const char *const kind_names[] = {"ordinary", "extreme", "largest", "wide"};
+static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
-static problem problem_make(rng *r, const test_case *c) {
-    problem p = {.w = weights_random(r, c->format, c->n, c->cols, c->kind)};
-    p.x = floats(c->rows * c->cols);
-    p.exact_x = floats(c->rows * c->cols);
-    p.factor = floats(c->rows);
-    p.before = floats(c->rows * c->n);
-    p.bias_memory = malloc((size_t)c->n * 4 + 1);
-    assert_non_null(p.bias_memory);
-    for (int64_t i = 0; i < c->rows * c->cols; i++) {
-        static const float special[] = {0.0f, -0.0f, 1e-40f, -3e-39f, 1e12f, 1.0f};
-        bool odd = c->kind == EXTREME && rng_below(r, 8) == 0;
-        p.x[i] = odd ? special[rng_below(r, 6)] : rng_normal(r);
+/* ---- inputs ----------------------------------------------------------------------------------------------------- */
+
+/* Activations that keep every product and sum finite beside the weights of that kind (weights_random). */
+static float x_value(rng *r, weight_kind kind) {
+    static const float special[] = {0.0f, -0.0f, 1e-40f, -3e-39f, 1e12f, 1.0f};
+    static const float tiny[] = {0.0f, -0.0f, 1e-40f, -3e-39f, 0x1p-126f, -0x1.fep-120f};
+    switch (kind) {
+    case ORDINARY:
+        return rng_normal(r);
+    case EXTREME:
+        return rng_below(r, 8) ? rng_normal(r) : special[rng_below(r, 6)];
+    case LARGEST:
+        return rng_below(r, 2) ? 1e-5f : -1e-5f;
+    case WIDE:
+        return rng_below(r, 8) ? rng_normal(r) * 1e-6f : tiny[rng_below(r, 6)];
     }
-    if (c->kind == EXTREME) p.x[rng_below(r, c->rows * c->cols)] = c->format == MX_MXFP4 ? 1e18f : 1e15f;
-    for (int64_t i = 0; i < c->rows; i++) p.factor[i] = rng_uniform(r, 0.0f, 1.0f);
-    for (int64_t i = 0; i < c->rows * c->n; i++) p.before[i] = rng_normal(r);
-    for (int64_t i = 0; i < c->n; i++) {
+    return NAN;
+}
+
+static uint8_t *bias_random(rng *r, mx_format format, int64_t n) {
+    int64_t size = format == MX_BF16 ? 2 : 4;
+    uint8_t *bias = guarded(n * size, 1, "bias");
+    for (int64_t i = 0; i < n; i++) {
         float v = rng_normal(r);
         uint16_t half = mx_f32_to_bf16(v);
-        if (c->bias == MX_BF16) memcpy(p.bias_memory + 1 + 2 * i, &half, 2);
-        if (c->bias == MX_F32) memcpy(p.bias_memory + 1 + 4 * i, &v, 4);
+        memcpy(bias + i * size, size == 2 ? (void *)&half : (void *)&v, (size_t)size);
+    }
+    return bias;
+}
+
+static void norms(double *norm, double *sum, const double *values, int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < rows; i++) {
+        double squares = 0.0;
+        sum[i] = 0.0;
+        for (int64_t c = 0; c < cols; c++) {
+            squares += values[i * cols + c] * values[i * cols + c];
+            sum[i] += fabs(values[i * cols + c]);
+        }
+        norm[i] = sqrt(squares);
+    }
+}
+
+static problem problem_make(rng *r, const test_case *c) {
+    problem p = {.c = c, .w = weights_random(r, c->format, c->n, c->cols, c->kind)};
+    int64_t stride;
+    p.outputs = c->epilogue == MX_SWIGLU ? c->n / 2 : c->n;
+    stride = p.outputs + rng_below(r, 4);
+    p.x = guarded_floats(c->rows * c->cols, "x");
+    p.before = guarded_floats(c->rows * stride, "y before");
+    p.exact_x = guarded(c->rows * c->cols * 8, 8, "exact x");
+    p.w_norm = guarded(c->n * 8, 8, "norms");
+    p.w_sum = guarded(c->n * 8, 8, "sums");
+    p.x_norm = guarded(c->rows * 8, 8, "norms");
+    p.x_sum = guarded(c->rows * 8, 8, "sums");
+    norms(p.w_norm, p.w_sum, p.w.exact, c->n, c->cols);
+    for (int64_t i = 0; i < c->rows * c->cols; i++) p.x[i] = x_value(r, c->kind);
+    if (c->kind == EXTREME) p.x[rng_below(r, c->rows * c->cols)] = c->format == MX_MXFP4 ? 1e18f : 1e15f;
+    for (int64_t i = 0; i < c->rows * stride && c->epilogue == MX_ADD; i++) {
+        if (i % stride < p.outputs) p.before[i] = rng_normal(r);
     }
     p.call = (mx_matmul){.w = p.w.matrix,
                          .rows = c->rows,
                          .n1 = c->n,
-                         .bias = c->bias < 0 ? NULL : p.bias_memory + 1,
+                         .bias = c->bias < 0 ? NULL : bias_random(r, (mx_format)c->bias, c->n),
                          .bias_format = c->bias == MX_BF16 ? MX_BF16 : MX_F32,
                          .epilogue = c->epilogue,
-                         .factor = p.factor,
-                         .limit = 7.0f,
-                         .alpha = 1.702f,
-                         .y_stride = c->epilogue == MX_SWIGLU ? c->n / 2 : c->n};
+                         .limit = c->epilogue == MX_SWIGLU ? 7.0f : NAN,
+                         .alpha = c->epilogue == MX_SWIGLU ? 1.702f : NAN,
+                         .y_stride = stride};
+    if (c->epilogue == MX_SCALE) {
+        float *factor = guarded(c->rows * 4, 4, "factor");
+        for (int64_t i = 0; i < c->rows; i++) factor[i] = rng_uniform(r, 0.0f, 1.0f);
+        p.call.factor = factor;
+    }
     return p;
 }
 
-static void problem_free(problem *p) {
-    weights_free(&p->w);
-    free(p->x);
-    free(p->exact_x);
-    free(p->factor);
-    free(p->before);
-    free(p->bias_memory);
+/* What the precision makes of the activations. */
+static void round_x(problem *p, mx_precision precision) {
+    int64_t rows = p->c->rows, cols = p->c->cols;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        float x = p->x[i], hi = mx_bf16_to_f32(mx_f32_to_bf16(x)), lo = mx_bf16_to_f32(mx_f32_to_bf16(x - hi));
+        p->exact_x[i] = precision == MX_X_FP32 ? (double)x : precision == MX_X_BF16 ? (double)hi : (double)hi + lo;
+    }
+    norms(p->x_norm, p->x_sum, p->exact_x, rows, cols);
+}
+
+/* ---- values ----------------------------------------------------------------------------------------------------- */
+
+static double bias_of(const problem *p, int64_t n) {
+    const mx_matmul *m = &p->call;
+    return m->bias ? exact_value(m->bias + n * (m->bias_format == MX_BF16 ? 2 : 4), m->bias_format) : 0.0;
 }
 
 /* Sum of row t and output n with its bias, in double; *scale gets the sum of magnitudes. */
 static double exact_sum(const problem *p, int64_t t, int64_t n, double *scale) {
-    const mx_matmul *m = &p->call;
-    double sum = 0.0;
-    *scale = 0.0;
-    for (int64_t c = 0; c < m->w.cols; c++) {
-        double product = p->w.exact[n * m->w.cols + c] * p->exact_x[t * m->w.cols + c];
-        sum += product;
-        *scale += fabs(product);
+    enum { LANES = 8 };
+    const int64_t cols = p->c->cols;
+    const double *w = p->w.exact + n * cols, *x = p->exact_x + t * cols;
+    double sum[LANES] = {0}, magnitude[LANES] = {0}, bias = bias_of(p, n);
+    for (int64_t c = 0; c < cols; c += LANES) {
+        for (int i = 0; i < LANES; i++) {
+            double product = w[c + i] * x[c + i];
+            sum[i] += product;
+            magnitude[i] += fabs(product);
+        }
     }
-    if (m->bias) {
-        double bias = exact_value(m->bias + n * (m->bias_format == MX_BF16 ? 2 : 4), m->bias_format);
-        sum += bias;
-        *scale += fabs(bias);
-    }
-    return sum;
+    for (int i = 1; i < LANES; i++) sum[0] += sum[i], magnitude[0] += magnitude[i];
+    *scale = magnitude[0] + fabs(bias);
+    return sum[0] + bias;
 }
 
-static void check_values(const mx_kernels *k, const test_case *c, const problem *p, const float *y) {
+static const double unit = 1e-6; /* of a sum of magnitudes: what fp32 sums may be off by */
+
+/* What a sum may be off by beside rounding. A product that flushes takes weights, activations (both halves), products
+ * and sums below 2^-126 for 0; others lose what is below the smallest subnormal. */
+static double lost(const problem *p, const mx_product *product, int64_t t, int64_t n) {
+    double terms = (double)p->c->cols;
+    if (!product->flushes) return 2 * terms * 0x1p-149;
+    return 0x1p-126 * (2 * p->w_sum[n] + p->x_sum[t] + 3 * terms);
+}
+
+/* gate and up: exact sums; *_off: what they may be off by. */
+static double swiglu_bound(const mx_matmul *m, double gate, double up, double gate_off, double up_off) {
+    gate = fmin(gate, m->limit);
+    up = fmax(fmin(up, m->limit), -m->limit);
+    double glu = fabs(gate) / (1.0 + exp(-(double)m->alpha * gate)), linear = fabs(up + 1.0);
+    return 1.2 * gate_off * linear + up_off * glu + 2 * gate_off * up_off + unit * glu * linear + 1e-36;
+}
+
+static double swiglu(const mx_matmul *m, double gate, double up) {
+    gate = fmin(gate, m->limit);
+    up = fmax(fmin(up, m->limit), -m->limit);
+    return gate / (1.0 + exp(-(double)m->alpha * gate)) * (up + 1.0);
+}
+
+/* Result i of row t, exactly, and how far off it may be. */
+static double expected_value(const problem *p, const mx_product *product, int64_t t, int64_t i, double *bound) {
     const mx_matmul *m = &p->call;
-    const double unit = 1e-6, tiny = 1e-36;
-    for (int64_t t = 0; t < c->rows; t++) {
-        for (int64_t i = 0; i < m->y_stride; i++) {
-            double scale, expected, bound;
-            if (c->epilogue == MX_SWIGLU) {
-                double up_scale, gate = exact_sum(p, t, 2 * i, &scale), up = exact_sum(p, t, 2 * i + 1, &up_scale);
-                gate = fmin(gate, 7.0);
-                up = fmax(fmin(up, 7.0), -7.0);
-                double glu = gate / (1.0 + exp(-(double)m->alpha * gate));
-                expected = glu * (up + 1.0);
-                bound = unit * (1.2 * scale * fabs(up + 1.0) + up_scale * fabs(glu) + fabs(expected)) + tiny +
-                        2e-6 * unit * scale * up_scale;
+    double scale;
+    if (m->epilogue == MX_SWIGLU) {
+        double up_scale, gate = exact_sum(p, t, 2 * i, &scale), up = exact_sum(p, t, 2 * i + 1, &up_scale);
+        *bound = swiglu_bound(m, gate, up, unit * scale + lost(p, product, t, 2 * i),
+                              unit * up_scale + lost(p, product, t, 2 * i + 1));
+        return swiglu(m, gate, up);
+    }
+    double value = exact_sum(p, t, i, &scale);
+    if (m->epilogue == MX_ADD) {
+        double before = p->before[t * m->y_stride + i];
+        value += before;
+        scale += fabs(before);
+    }
+    if (m->epilogue == MX_SCALE) value *= m->factor[t];
+    *bound = unit * scale + lost(p, product, t, i);
+    return value;
+}
+
+/* How far two tiers may be apart in result i of row t, by the norms of the vectors instead of their products: larger
+ * than expected_value's bound, but quick enough for every result. */
+static double coarse_bound(const problem *p, const mx_product *product, int64_t t, int64_t i) {
+    const mx_matmul *m = &p->call;
+    double off[2] = {0};
+    for (int j = 0; j < 2; j++) {
+        int64_t n = m->epilogue == MX_SWIGLU ? 2 * i + j : i;
+        double scale = p->w_norm[n] * p->x_norm[t] + fabs(bias_of(p, n));
+        if (m->epilogue == MX_ADD) scale += fabs((double)p->before[t * m->y_stride + i]);
+        off[j] = 2 * (unit * scale + lost(p, product, t, n));
+    }
+    return m->epilogue == MX_SWIGLU ? 10 * off[0] + 7 * off[1] + 2 * off[0] * off[1] + 60 * unit : off[0];
+}
+
+/* Results against sums in double: all of them while that takes little time, else a random choice and the last. */
+static void check_values(rng *r, const problem *p, const mx_product *product, const float *y) {
+    const int64_t all = p->c->rows * p->outputs, every = all * p->c->cols / (settings.longer ? 20000000 : 2000000) + 1;
+    for (int64_t at = every > 1 ? rng_below(r, every) : 0; at < all;) {
+        int64_t t = at / p->outputs, i = at % p->outputs;
+        double bound, expected = expected_value(p, product, t, i, &bound);
+        check_close(y[t * p->call.y_stride + i], expected, bound, "y[%lld][%lld]", (long long)t, (long long)i);
+        int64_t step = 1 + rng_below(r, 2 * every - 1);
+        at = at < all - 1 && at + step >= all ? all - 1 : at + step;
+    }
+}
+
+static void check_against(const problem *p, const mx_product *product, const float *y, const float *scalar) {
+    for (int64_t t = 0; t < p->c->rows; t++) {
+        for (int64_t i = 0; i < p->call.y_stride; i++) {
+            int64_t at = t * p->call.y_stride + i;
+            if (i >= p->outputs) {
+                if (!isnan(y[at])) fail_msg("%s: written behind row %lld of y", case_name(), (long long)t);
             } else {
-                expected = exact_sum(p, t, i, &scale);
-                if (c->epilogue == MX_ADD) {
-                    expected += p->before[t * c->n + i];
-                    scale += fabs((double)p->before[t * c->n + i]);
-                }
-                if (c->epilogue == MX_SCALE) expected *= p->factor[t];
-                bound = unit * scale + tiny;
+                check_close(y[at], scalar[at], coarse_bound(p, product, t, i), "y[%lld][%lld] beside scalar",
+                            (long long)t, (long long)i);
             }
-            check_close(y[t * m->y_stride + i], expected, bound, "%s %s %s [%lld,%lld] rows %lld: y[%lld][%lld]",
-                        k->name, format_names[c->format], epilogue_names[c->epilogue], (long long)c->n,
-                        (long long)c->cols, (long long)c->rows, (long long)t, (long long)i);
         }
     }
 }
 
-/* The same product in pieces: random groups of rows in random order through x_row and y_row, random cuts of n. */
-static void check_invariance(rng *r, const mx_kernels *k, const mx_product *product, const test_case *c,
-                             const problem *p, const float *whole) {
-    int32_t x_row[600], y_row[600];
-    mx_matmul m = p->call;
-    int64_t size = c->rows * m.y_stride;
-    float *y = floats(size), factor[600];
-    memcpy(y, p->before, (size_t)size * sizeof *y);
-    for (int64_t t = 0; t < c->rows; t++) x_row[t] = (int32_t)t;
-    for (int64_t t = c->rows - 1; t > 0; t--) {
-        int64_t other = rng_below(r, t + 1);
-        int32_t swapped = x_row[t];
-        x_row[t] = x_row[other];
-        x_row[other] = swapped;
+/* ---- batch invariance ------------------------------------------------------------------------------------------- */
+
+static void multiply(const mx_kernels *k, const mx_product *product, const mx_matmul *m) {
+    memset(m->scratch, 0xff, (size_t)k->matmul_scratch * sizeof *m->scratch);
+    product->matmul(m);
+}
+
+static void check_same(const problem *p, const float *found, const float *whole, const char *how) {
+    for (int64_t t = 0; t < p->c->rows; t++) {
+        for (int64_t i = 0; i < p->call.y_stride; i++) {
+            const float *a = found + t * p->call.y_stride + i, *b = whole + t * p->call.y_stride + i;
+            if (memcmp(a, b, sizeof *a) != 0) {
+                fail_msg("%s: y[%lld][%lld] is %.9g with all rows at once, %.9g %s", case_name(), (long long)t,
+                         (long long)i, (double)*b, (double)*a, how);
+            }
+        }
     }
-    memcpy(y_row, x_row, sizeof y_row);
-    for (int64_t t = 0; t < c->rows; t++) factor[t] = p->factor[x_row[t]];
-    m.y = y;
+}
+
+/* A shuffled order of the rows for x_row and y_row, and factors in that order. */
+typedef struct order {
+    int32_t *row;
+    float *factor;
+} order;
+
+static order shuffled(rng *r, const problem *p) {
+    int64_t rows = p->c->rows;
+    order o = {guarded(rows * 4, 4, "row numbers"), guarded(rows * 4, 4, "factors in order")};
+    for (int64_t t = 0; t < rows; t++) o.row[t] = (int32_t)t;
+    for (int64_t t = rows - 1; t > 0; t--) {
+        int64_t other = rng_below(r, t + 1);
+        int32_t swapped = o.row[t];
+        o.row[t] = o.row[other];
+        o.row[other] = swapped;
+    }
+    for (int64_t t = 0; t < rows && p->call.factor; t++) o.factor[t] = p->call.factor[o.row[t]];
+    return o;
+}
+
+static float *y_like(const problem *p, const char *what) {
+    int64_t size = p->c->rows * p->call.y_stride;
+    return memcpy(guarded_floats(size, what), p->before, (size_t)size * sizeof(float));
+}
+
+/* The same product in pieces: random groups of rows in random order through x_row and y_row, random cuts of n. */
+static void check_pieces(rng *r, const mx_kernels *k, const mx_product *product, const problem *p, const mx_matmul *all,
+                         const float *whole) {
+    const test_case *c = p->c;
+    order o = shuffled(r, p);
+    mx_matmul m = *all;
+    m.y = y_like(p, "y in pieces");
     for (int64_t t0 = 0, t1; t0 < c->rows; t0 = t1) {
         int64_t most = rng_below(r, 2) ? 3 : c->rows;
         t1 = t0 + 1 + rng_below(r, most < c->rows - t0 ? most : c->rows - t0);
@@ -145,77 +296,121 @@ static void check_invariance(rng *r, const mx_kernels *k, const mx_product *prod
             m.n0 = n0;
             m.n1 = n1;
             m.rows = t1 - t0;
-            m.x_row = x_row + t0;
-            m.y_row = y_row + t0;
-            m.factor = factor + t0;
-            product->matmul(&m);
+            m.x_row = o.row + t0;
+            m.y_row = o.row + t0;
+            m.factor = all->factor ? o.factor + t0 : NULL;
+            multiply(k, product, &m);
         }
     }
-    if (memcmp(y, whole, (size_t)size * sizeof *y) != 0) {
-        fail_msg("%s %s [%lld,%lld] rows %lld: bits depend on the batch", k->name, format_names[c->format],
-                 (long long)c->n, (long long)c->cols, (long long)c->rows);
-    }
-    free(y);
+    check_same(p, m.y, whole, "in pieces");
 }
 
-/* What the precision makes of the activations; int8 is another matter. */
-static void round_x(problem *p, int64_t n, mx_precision precision) {
-    for (int64_t i = 0; i < n; i++) {
-        float x = p->x[i], hi = mx_bf16_to_f32(mx_f32_to_bf16(x)), lo = mx_bf16_to_f32(mx_f32_to_bf16(x - hi));
-        p->exact_x[i] = precision == MX_X_FP32 ? x : precision == MX_X_BF16 ? hi : hi + lo;
+/* Each row alone, x and y that hold nothing else. */
+static void check_alone(rng *r, const mx_kernels *k, const mx_product *product, const problem *p, const mx_matmul *all,
+                        const float *whole) {
+    const test_case *c = p->c;
+    float *y = y_like(p, "y of single rows");
+    uint8_t *x = guarded(all->x_stride, 64, "packed x of one row");
+    float *row = guarded_floats(c->cols, "x of one row");
+    mx_matmul m = *all;
+    m.rows = 1;
+    m.x = x;
+    for (int64_t i = 0, count = c->rows < 9 ? c->rows : 9; i < count; i++) {
+        int64_t t = count == c->rows ? i : rng_below(r, c->rows);
+        memcpy(row, p->x + t * c->cols, (size_t)c->cols * sizeof *row);
+        memset(x, 0xff, (size_t)all->x_stride);
+        product->pack(x, row, 1, c->cols);
+        m.y = y + t * m.y_stride;
+        memcpy(m.y, p->before + t * m.y_stride, (size_t)m.y_stride * sizeof *m.y);
+        m.factor = all->factor ? all->factor + t : NULL;
+        multiply(k, product, &m);
+        if (memcmp(m.y, whole + t * m.y_stride, (size_t)m.y_stride * sizeof *m.y) != 0) {
+            fail_msg("%s: row %lld has other bits when it is alone", case_name(), (long long)t);
+        }
     }
 }
 
-static void run_product(rng *r, const mx_kernels *k, const test_case *c, problem *p, mx_precision precision) {
-    const mx_product *product = k->product[c->format][precision];
-    if (!product || (product->flushes && c->kind == EXTREME)) return;
-    int64_t size = c->rows * p->call.y_stride;
-    float *y = floats(size), *scratch = floats(k->matmul_scratch);
-    memcpy(y, p->before, (size_t)size * sizeof *y);
-    p->call.x_stride = product->packed_bytes(c->cols);
-    p->call.x = p->packed = (uint8_t *)floats(c->rows * p->call.x_stride / 4);
-    product->pack(p->packed, p->x, c->rows, c->cols);
-    round_x(p, c->rows * c->cols, precision);
-    p->call.y = y;
-    p->call.scratch = scratch;
-    product->matmul(&p->call);
-    check_values(k, c, p, y);
-    check_invariance(r, k, product, c, p, y);
-    free(y);
-    free(scratch);
-    free(p->packed);
+/* scalar: what the first tier found, to which the others are compared; that tier (*first) fills it. */
+static void run_product(rng *r, const mx_kernels *k, problem *p, mx_precision precision, float *scalar, bool *first) {
+    const mx_product *product = k->product[p->c->format][precision];
+    int mark = case_mark();
+    mx_matmul m = p->call;
+    float *y = y_like(p, "y");
+    uint8_t *packed;
+    m.x_stride = product->packed_bytes(p->c->cols);
+    assert_int_equal(m.x_stride % 64, 0);
+    m.x = packed = guarded(p->c->rows * m.x_stride, 64, "packed x");
+    m.scratch = guarded_floats(k->matmul_scratch, "scratch");
+    m.y = y;
+    product->pack(packed, p->x, p->c->rows, p->c->cols);
+    multiply(k, product, &m);
+    check_values(r, p, product, y);
+    if (*first) memcpy(scalar, y, (size_t)(p->c->rows * m.y_stride) * sizeof *y);
+    *first = false;
+    check_against(p, product, y, scalar);
+    check_pieces(r, k, product, p, &m, y);
+    check_alone(r, k, product, p, &m, y);
+    case_release(mark);
+}
+
+/* Scale bytes outside 2 ... 252 are not for products that flush. */
+static bool allowed(const mx_product *product, const test_case *c) {
+    return product && !(product->flushes && c->format == MX_MXFP4 && c->kind == EXTREME);
+}
+
+static void name_case(const mx_kernels *k, const test_case *c, mx_precision precision) {
+    static const char *const bias_names[] = {"no bias", "f32 bias", "", "bf16 bias"};
+    case_rename("%s %s %s %s, %s, %s: [%lld,%lld], %lld rows", k->name, format_names[c->format],
+                precision_names[precision], epilogue_names[c->epilogue], bias_names[c->bias + 1], kind_names[c->kind],
+                (long long)c->n, (long long)c->cols, (long long)c->rows);
 }
 
 static void run_case(rng *r, const test_case *c) {
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
+    case_begin("inputs of a matrix product");
     problem p = problem_make(r, c);
-    for (int i = 0; i < count; i++)
-        for (int precision = MX_X_FP32; precision <= MX_X_BF16; precision++)
-            run_product(r, tiers[i], c, &p, (mx_precision)precision);
-    problem_free(&p);
+    float *scalar = y_like(&p, "the first tier's y");
+    for (int precision = MX_X_FP32; precision <= MX_X_BF16; precision++) {
+        bool first = true;
+        round_x(&p, (mx_precision)precision);
+        for (int i = 0; i < count; i++) {
+            if (!allowed(tiers[i]->product[c->format][precision], c)) continue;
+            name_case(tiers[i], c, (mx_precision)precision);
+            run_product(r, tiers[i], &p, (mx_precision)precision, scalar, &first);
+        }
+    }
+    case_end();
 }
 
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
+
+#define PICK(table) (table)[rng_below(&r, sizeof(table) / sizeof *(table))]
+
+/* Every format, epilogue and bias, on random shapes. */
 static void test_shapes(void **state) {
     (void)state;
-    static const int64_t cols[] = {32, 64, 96, 160, 512, 544, 576, 608, 1088, 2880, 4096};
-    static const int64_t outputs[] = {1, 2, 3, 7, 16, 33, 97, 130};
-    static const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 31, 70};
+    static const int64_t cols[] = {32, 64, 96, 160, 512, 544, 576, 608, 1088, 1152, 2880, 2912, 4096};
+    static const int64_t outputs[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 95, 97, 130, 193};
+    static const int64_t rows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  12, 15,  16,  17,  24,
+                                   25, 31, 32, 33, 48, 63, 64, 65, 70, 96, 100, 127, 129, 130};
     static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
+    const int64_t most = settings.longer ? 80000000 : 8000000;
     rng r = rng_seeded(1);
-    for (int i = 0; i < 120; i++) {
+    for (int i = 0; i < (settings.longer ? 36 * 40 : 36 * 4); i++) {
         test_case c = {.format = formats[i % 3],
-                       .cols = cols[rng_below(&r, 11)],
-                       .n = outputs[rng_below(&r, 8)],
-                       .rows = rows[rng_below(&r, 13)],
+                       .cols = PICK(cols),
+                       .n = PICK(outputs),
+                       .rows = PICK(rows),
                        .epilogue = (mx_epilogue)(i / 3 % 4),
-                       .bias = (int[]){-1, MX_F32, MX_BF16}[rng_below(&r, 3)]};
-        if (c.cols * c.n * c.rows > 4000000) c.rows = 1 + rng_below(&r, 9);
+                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 12 % 3]};
+        while (c.cols * c.n * c.rows > most) c.rows = 1 + c.rows / 2, c.n = 1 + c.n * 2 / 3;
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
     }
 }
 
+/* More rows than any tier takes at once. */
 static void test_many_rows(void **state) {
     (void)state;
     static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
@@ -226,14 +421,94 @@ static void test_many_rows(void **state) {
     }
 }
 
+/* Codes and scales at the ends of their ranges, subnormals, zeros of both signs, sums that cancel. */
 static void test_extreme_values(void **state) {
     (void)state;
     static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
+    static const weight_kind kinds[] = {EXTREME, LARGEST, WIDE};
     rng r = rng_seeded(3);
-    for (int i = 0; i < 60; i++) {
-        run_case(&r, &(test_case){formats[i % 3], 1 + rng_below(&r, 40), 32 + 32 * rng_below(&r, 20),
-                                  1 + rng_below(&r, 20), (mx_epilogue)(i % 2 ? MX_STORE : MX_SCALE), -1, EXTREME});
+    for (int i = 0; i < (settings.longer ? 36 * 30 : 36 * 4); i++) {
+        test_case c = {.format = formats[i % 3],
+                       .n = 1 + rng_below(&r, 40),
+                       .cols = 32 + 32 * rng_below(&r, 40),
+                       .rows = 1 + rng_below(&r, 40),
+                       .epilogue = (mx_epilogue)(i / 9 % 4),
+                       .bias = i % 5 ? -1 : MX_F32,
+                       .kind = kinds[i / 3 % 3]};
+        if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
+        run_case(&r, &c);
     }
+}
+
+/* As the model cuts a product: tiles of output rows that the threads of a pool take on demand. */
+typedef struct cut {
+    const mx_kernels *k;
+    const mx_product *product;
+    mx_matmul m;
+    int64_t tile_rows;
+    float *scratch[MAX_THREADS];
+} cut;
+
+static void multiply_tiles(void *arg, int64_t begin, int64_t end, int thread) {
+    const cut *c = arg;
+    for (int64_t tile = begin; tile < end; tile++) {
+        mx_matmul m = c->m;
+        m.n0 = tile * c->tile_rows;
+        m.n1 = m.n0 + c->tile_rows < m.w.rows ? m.n0 + c->tile_rows : m.w.rows;
+        m.scratch = c->scratch[thread];
+        multiply(c->k, c->product, &m);
+    }
+}
+
+static void check_threads(rng *r, const mx_kernels *k, problem *p, mx_precision precision,
+                          mx_pool *const pools[MAX_THREADS]) {
+    const mx_product *product = k->product[p->c->format][precision];
+    int mark = case_mark();
+    order o = shuffled(r, p);
+    cut c = {.k = k, .product = product, .m = p->call};
+    uint8_t *packed;
+    c.m.x_stride = product->packed_bytes(p->c->cols);
+    c.m.x = packed = guarded(p->c->rows * c.m.x_stride, 64, "packed x");
+    product->pack(packed, p->x, p->c->rows, p->c->cols);
+    for (int i = 0; i < MAX_THREADS; i++) c.scratch[i] = guarded_floats(k->matmul_scratch, "a thread's scratch");
+    mx_matmul m = c.m;
+    float *whole = m.y = y_like(p, "y");
+    m.scratch = c.scratch[0];
+    multiply(k, product, &m);
+    c.m.x_row = c.m.y_row = o.row;
+    c.m.factor = p->call.factor ? o.factor : NULL;
+    for (int threads = 1; threads <= MAX_THREADS; threads++) {
+        c.tile_rows = threads == 2 ? 16 : 96;
+        c.m.y = y_like(p, "y of threads");
+        mx_parallel_for(pools[threads - 1], (p->c->n + c.tile_rows - 1) / c.tile_rows, 1, multiply_tiles, &c);
+        check_same(p, c.m.y, whole, "by threads");
+    }
+    case_release(mark);
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
+    static const int64_t rows[] = {1, 3, 16, 40};
+    mx_pool *pools[MAX_THREADS];
+    const mx_kernels *tiers[MAX_TIERS];
+    int count = tiers_here(tiers);
+    for (int i = 0; i < MAX_THREADS; i++) assert_int_equal(mx_pool_create(i + 1, &pools[i], NULL), MX_OK);
+    rng r = rng_seeded(4);
+    for (int i = 0; i < 12; i++) {
+        test_case c = {formats[i % 3], 700, 288, rows[i / 3], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
+        case_begin("inputs of a matrix product");
+        problem p = problem_make(&r, &c);
+        for (int tier = 0; tier < count; tier++) {
+            for (int precision = 0; precision < MX_PRECISIONS; precision++) {
+                if (!tiers[tier]->product[c.format][precision]) continue;
+                name_case(tiers[tier], &c, (mx_precision)precision);
+                check_threads(&r, tiers[tier], &p, (mx_precision)precision, pools);
+            }
+        }
+        case_end();
+    }
+    for (int i = 0; i < MAX_THREADS; i++) mx_pool_destroy(pools[i]);
 }
 
 /* Products that are exact in fp32 whatever the order: every scale byte, every nibble in both places. */
@@ -244,9 +519,12 @@ static void test_mxfp4_exact(void **state) {
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
         const mx_product *product = k->product[MX_MXFP4][MX_X_FP32];
-        float *x = floats(96 * 96), *packed = floats(96 * 96), *y = floats(96), *scratch = floats(k->matmul_scratch);
+        case_begin("%s mxfp4 of every scale", k->name);
+        float *x = guarded_floats(96 * 96, "x"), *y = guarded_floats(96, "y");
+        float *scratch = guarded_floats(k->matmul_scratch, "scratch");
+        uint8_t *packed = guarded(96 * product->packed_bytes(96), 64, "packed x");
         for (int i = 0; i < 96 * 96; i++) x[i] = i % 97 == 0 ? 1.0f : 0.0f; /* unit vectors */
-        product->pack((uint8_t *)packed, x, 96, 96);
+        product->pack(packed, x, 96, 96);
         for (int scale = 0; scale < 255; scale++) {
             uint8_t data[48], scales[3] = {127, (uint8_t)scale, 1};
             float expected[96];
@@ -257,7 +535,7 @@ static void test_mxfp4_exact(void **state) {
             for (int b = 0; b < 3; b++) mx_mxfp4_widen(expected + 32 * b, data + 16 * b, scales[b]);
             for (int rows = 1; rows <= 96; rows += 95) {
                 mx_matmul m = {.w = {MX_MXFP4, 1, 96, data, 48, scales, 3},
-                               .x = (const uint8_t *)packed,
+                               .x = packed,
                                .x_stride = product->packed_bytes(96),
                                .rows = rows,
                                .n1 = 1,
@@ -265,14 +543,10 @@ static void test_mxfp4_exact(void **state) {
                                .y_stride = 1,
                                .scratch = scratch};
                 product->matmul(&m);
-                for (int i = 0; i < rows; i++)
-                    check_close(y[i], expected[i], 0.0, "%s scale %d: %d", k->name, scale, i);
+                for (int i = 0; i < rows; i++) check_close(y[i], expected[i], 0.0, "scale %d: %d", scale, i);
             }
         }
-        free(x);
-        free(packed);
-        free(y);
-        free(scratch);
+        case_end();
     }
 }
 
@@ -288,16 +562,19 @@ static void test_swiglu_extremes(void **state) {
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
         const mx_product *product = k->product[MX_F32][MX_X_FP32];
-        float *x = floats(32), *packed = floats(32), *y = floats(COUNT), *scratch = floats(k->matmul_scratch);
+        case_begin("%s swiglu", k->name);
+        float *x = guarded_floats(32, "x"), *y = guarded_floats(COUNT, "y");
+        float *scratch = guarded_floats(k->matmul_scratch, "scratch");
+        uint8_t *packed = guarded(product->packed_bytes(32), 64, "packed x");
         for (int i = 0; i < 32; i++) x[i] = i == 0;
-        product->pack((uint8_t *)packed, x, 1, 32);
+        product->pack(packed, x, 1, 32);
         for (int up = 0; up < COUNT; up++) {
             for (int i = 0; i < COUNT; i++) {
                 w[2 * i][0] = values[i];
                 w[2 * i + 1][0] = values[up];
             }
             mx_matmul m = {.w = {MX_F32, COUNT * 2, 32, (const uint8_t *)w, 128, NULL, 0},
-                           .x = (const uint8_t *)packed,
+                           .x = packed,
                            .x_stride = product->packed_bytes(32),
                            .rows = 1,
                            .n1 = COUNT * 2,
@@ -313,21 +590,18 @@ static void test_swiglu_extremes(void **state) {
                 double expected = gate / (1.0 + exp(-(double)1.702f * gate)) * (linear + 1.0);
                 /* 2 ulp of the exponential, and what one rounding of alpha * gate makes of it */
                 double bound = fabs(expected) * (6e-7 + 1.2e-7 * fabs(1.702 * gate)) + 1e-37;
-                check_close(y[i], expected, bound, "%s gate %g up %g", k->name, (double)values[i], (double)values[up]);
+                check_close(y[i], expected, bound, "gate %g up %g", (double)values[i], (double)values[up]);
                 check_close(mx_swiglu(values[i], values[up], 7.0f, 1.702f), expected, bound, "mx_swiglu gate %g",
                             (double)values[i]);
             }
         }
-        free(x);
-        free(packed);
-        free(y);
-        free(scratch);
+        case_end();
     }
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shapes),      cmocka_unit_test(test_many_rows),       cmocka_unit_test(test_extreme_values),
-    cmocka_unit_test(test_mxfp4_exact), cmocka_unit_test(test_swiglu_extremes),
+    cmocka_unit_test(test_shapes),         cmocka_unit_test(test_many_rows),   cmocka_unit_test(test_threads),
+    cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_mxfp4_exact), cmocka_unit_test(test_swiglu_extremes),
 };
 
 const test_group matmul_group = {"matmul", tests, sizeof tests / sizeof *tests, NULL};
