@@ -50,13 +50,6 @@ int64_t rng_below(rng *r, int64_t n) {
     return (int64_t)(rng_bits(r) % (uint64_t)n);
 }
 
-float *floats(int64_t n) {
-    float *out = aligned_alloc(64, ((size_t)n * sizeof *out + 63) / 64 * 64 + 64);
-    assert_non_null(out);
-    for (int64_t i = 0; i < n; i++) out[i] = NAN;
-    return out;
-}
-
 static int element_size(mx_format format) {
     return format == MX_F32 ? 4 : 2;
 }

@@ -44,9 +44,6 @@ float rng_uniform(rng *r, float low, float high);
 float rng_normal(rng *r); /* roughly: a sum of uniforms, variance 1 */
 int64_t rng_below(rng *r, int64_t n);
 
-/* 64-byte aligned floats, filled with NaN; guarded by the sanitizer on both ends. Free with free(). */
-float *floats(int64_t n);
-
 /* What is in a matrix; x_value in test_matmul.c goes with it. */
 typedef enum weight_kind {
     ORDINARY,

@@ -29,12 +29,14 @@ static problem problem_make(rng *r, const mx_kernels *k, const test_case *c) {
     int64_t first = c->window && c->position >= c->window ? (c->position - c->window + 1) / MX_TILE : 0;
     int64_t head_bytes = 2 * hd * MX_TILE * (c->kv == MX_F32 ? 4 : 2);
     problem p = {.tiles = tiles};
-    p.q = floats(c->rows * (c->group * hd + 7));
-    p.sinks = floats(c->group);
-    p.pages = aligned_alloc(64, (size_t)(tiles * head_bytes * 2 + head_bytes));
-    p.table = malloc((size_t)tiles * sizeof *p.table);
-    assert_true(p.pages && p.table);
-    for (int64_t i = 0; i < c->rows * (c->group * hd + 7); i++) p.q[i] = rng_normal(r) * c->amplitude;
+    int64_t q_stride = c->group * hd + 7, out_stride = c->group * hd + 3;
+    p.q = guarded_floats((c->rows - 1) * q_stride + c->group * hd, "q");
+    p.sinks = guarded_floats(c->group, "sinks");
+    p.pages = guarded((tiles - first) * head_bytes * 2, 64, "pages");
+    p.table = guarded(tiles * 4, 4, "page table");
+    for (int64_t i = 0; i < (c->rows - 1) * q_stride + c->group * hd; i++) {
+        if (i % q_stride < c->group * hd) p.q[i] = rng_normal(r) * c->amplitude;
+    }
     for (int i = 0; i < c->group; i++) p.sinks[i] = c->sink ? c->sink : rng_normal(r) * 2.0f;
     float key[256], value[256];
     for (int64_t tile = 0; tile < tiles; tile++) {
@@ -57,22 +59,15 @@ static problem problem_make(rng *r, const mx_kernels *k, const test_case *c) {
                             .position = c->position,
                             .window = c->window,
                             .q = p.q,
-                            .q_stride = c->group * hd + 7,
+                            .q_stride = q_stride,
                             .sinks = p.sinks,
                             .scale = 1.0f / sqrtf((float)hd),
                             .pages = p.pages,
                             .table = p.table,
                             .page_bytes = head_bytes * 2,
                             .head_offset = head_bytes,
-                            .out_stride = c->group * hd + 3};
+                            .out_stride = out_stride};
     return p;
-}
-
-static void problem_free(problem *p) {
-    free(p->q);
-    free(p->sinks);
-    free(p->pages);
-    free(p->table);
 }
 
 static double element(const problem *p, int64_t position, int64_t d, bool value) {
@@ -83,7 +78,7 @@ static double element(const problem *p, int64_t position, int64_t d, bool value)
     return exact_value(tile + index * size, a->kv);
 }
 
-static void check_row(const problem *p, const char *tier, int64_t row, int head, const float *out) {
+static void check_row(const problem *p, int64_t row, int head, const float *out) {
     const mx_attention *a = &p->call;
     const float *q = a->q + row * a->q_stride + (int64_t)head * a->head_dim;
     int64_t last = a->position + row, first = a->window && last >= a->window ? last - a->window + 1 : 0;
@@ -110,12 +105,14 @@ static void check_row(const problem *p, const char *tier, int64_t row, int head,
             scale += fabs(term);
         }
         /* a logit off by `error` ulp moves each weight by as much; then the sums */
-        check_close(out[d], expected, scale * (4e-7 * error + 2e-6) + 1e-30,
-                    "%s kv %d head_dim %d group %d rows %lld position %lld window %lld: row %lld head %d [%d]", tier,
-                    (int)a->kv, a->head_dim, a->group, (long long)a->rows, (long long)a->position, (long long)a->window,
-                    (long long)row, head, d);
+        check_close(out[d], expected, scale * (4e-7 * error + 2e-6) + 1e-30, "row %lld head %d [%d]", (long long)row,
+                    head, d);
     }
     free(s);
+}
+
+static void poison(float *scratch, int64_t n) {
+    memset(scratch, 0xff, (size_t)n * sizeof *scratch);
 }
 
 /* The same rows as out [rows, out_stride], by segments in any order, bit for bit. */
@@ -130,18 +127,46 @@ static void check_segments(rng *r, const mx_kernels *k, mx_attention whole, cons
         a.q += row * a.q_stride;
         a.first_segment = first / MX_SEGMENT;
         a.segments = (a.position + n - 1) / MX_SEGMENT - a.first_segment + 1;
-        a.parts = floats(n * a.segments * size);
-        a.out = floats(n * a.out_stride);
+        int mark = case_mark();
+        a.parts = guarded_floats(n * a.segments * size, "parts");
+        a.out = guarded_floats((n - 1) * a.out_stride + heads, "out of parts");
         int64_t begin = rng_below(r, a.segments);
         for (int64_t s = 0; s < a.segments; s++) {
+            poison(a.scratch, k->attention_scratch(a.head_dim, a.group));
             k->attention_segment(&a, a.first_segment + (begin + s) % a.segments);
         }
+        poison(a.scratch, k->attention_scratch(a.head_dim, a.group));
         k->attention_join(&a);
         for (int64_t i = 0; i < n; i++) {
             assert_memory_equal(a.out + i * a.out_stride, out + (row + i) * a.out_stride, (size_t)heads * sizeof *out);
         }
-        free(a.parts);
-        free(a.out);
+        case_release(mark);
+    }
+}
+
+/* The same rows in groups of any size, bit for bit; and nothing written between the rows. */
+static void check_pieces(rng *r, const mx_kernels *k, const mx_attention *whole, const float *out) {
+    int64_t heads = (int64_t)whole->group * whole->head_dim, stride = whole->out_stride;
+    for (int64_t i = 0, n; i < whole->rows; i += n) {
+        int mark = case_mark();
+        n = 1 + (rng_below(r, 2) ? rng_below(r, whole->rows - i) : 0);
+        mx_attention part = *whole;
+        part.rows = n;
+        part.position += i;
+        part.q += i * part.q_stride;
+        part.out = guarded_floats((n - 1) * stride + heads, "out of a few rows");
+        poison(part.scratch, k->attention_scratch(part.head_dim, part.group));
+        k->attention(&part);
+        for (int64_t row = 0; row < n; row++) {
+            if (memcmp(part.out + row * stride, out + (i + row) * stride, (size_t)heads * sizeof *out) != 0) {
+                fail_msg("%s: row %lld has other bits among %lld rows", case_name(), (long long)(i + row),
+                         (long long)n);
+            }
+            for (int64_t gap = heads; gap < stride && row < n - 1; gap++) {
+                assert_true(isnan(part.out[row * stride + gap]));
+            }
+        }
+        case_release(mark);
     }
 }
 
@@ -150,36 +175,23 @@ static void run_case(rng *r, const test_case *c) {
     int count = tiers_here(tiers);
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
+        case_begin("%s kv %d, head_dim %d, group %d, %lld rows from %lld, window %lld", k->name, (int)c->kv,
+                   c->head_dim, c->group, (long long)c->rows, (long long)c->position, (long long)c->window);
         problem p = problem_make(r, k, c);
         int64_t stride = p.call.out_stride;
-        float *out = floats(c->rows * stride), *again = floats(c->rows * stride);
-        p.call.scratch = floats(k->attention_scratch(c->head_dim, c->group));
+        float *out = guarded_floats((c->rows - 1) * stride + (int64_t)c->group * c->head_dim, "out");
+        p.call.scratch = guarded_floats(k->attention_scratch(c->head_dim, c->group), "scratch");
         p.call.out = out;
         k->attention(&p.call);
         for (int64_t i = 0; i < c->rows; i++) {
-            bool sampled = c->rows < 8 || i % 9 == 0 || i == c->rows - 1;
+            bool sampled = settings.longer || c->rows < 8 || i % 9 == 0 || i == c->rows - 1;
             for (int g = 0; g < c->group && sampled; g++) {
-                check_row(&p, k->name, i, g, out + i * stride + (int64_t)g * c->head_dim);
+                check_row(&p, i, g, out + i * stride + (int64_t)g * c->head_dim);
             }
         }
-        mx_attention part = p.call;
-        part.out = again;
-        for (int64_t i = 0, n; i < c->rows; i += n) {
-            n = 1 + (rng_below(r, 2) ? rng_below(r, c->rows - i) : 0);
-            part.rows = n;
-            part.position = c->position + i;
-            part.q = p.call.q + i * part.q_stride;
-            part.out = again + i * stride;
-            k->attention(&part);
-        }
-        for (int64_t i = 0; i < c->rows; i++) {
-            assert_memory_equal(again + i * stride, out + i * stride, (size_t)(c->group * c->head_dim) * sizeof *out);
-        }
+        check_pieces(r, k, &p.call, out);
         check_segments(r, k, p.call, out);
-        free(p.call.scratch);
-        free(out);
-        free(again);
-        problem_free(&p);
+        case_end();
     }
 }
 
@@ -205,7 +217,7 @@ static void test_shapes(void **state) {
     static const int64_t windows[] = {0, 0, 1, 5, 8, 64, 77, 128, 130};
     static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
     rng r = rng_seeded(12);
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < (settings.longer ? 1200 : 60); i++) {
         run_case(&r, &(test_case){formats[i % 3], head_dims[i % 12], groups[rng_below(&r, 5)], 1 + rng_below(&r, 70),
                                   rng_below(&r, 2) ? rng_below(&r, 300) : 0, windows[rng_below(&r, 9)],
                                   rng_below(&r, 4) ? 1.0f : 6.0f, 0.0f});
@@ -229,7 +241,7 @@ static void test_segments(void **state) {
     static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
     static const int groups[] = {8, 1, 3};
     rng r = rng_seeded(14);
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < (settings.longer ? 300 : 30); i++) {
         run_case(&r, &(test_case){formats[i % 3], 32, groups[i % 3], 1 + rng_below(&r, 140), positions[i % 5],
                                   windows[i % 6], rng_below(&r, 4) ? 1.0f : 6.0f, 0.0f});
     }
@@ -259,8 +271,12 @@ static void test_saturation(void **state) {
     int count = tiers_here(tiers);
     for (int tier = 0; tier < count; tier++) {
         const mx_kernels *k = tiers[tier];
-        uint16_t tile[2 * 32 * MX_TILE] = {0};
-        float key[32], value[32], q[32], out[32], sink = 0.0f;
+        const int64_t bytes = 2 * 32 * MX_TILE * 2;
+        case_begin("%s saturation", k->name);
+        uint16_t *tile = guarded(bytes, 64, "page");
+        float *key = guarded_floats(32, "k"), *value = guarded_floats(32, "v"), *q = guarded_floats(32, "q");
+        float *out = guarded_floats(32, "out"), sink = 0.0f;
+        memset(tile, 0, (size_t)bytes);
         for (int d = 0; d < 32; d++) {
             key[d] = d % 2 ? 1e6f : -1e6f;
             value[d] = d == 3 ? -1e6f : 65504.0f;
@@ -269,7 +285,7 @@ static void test_saturation(void **state) {
         k->kv_write((uint8_t *)tile, MX_F16, 32, 0, key, value);
         assert_int_equal(tile[MX_TILE], 0x7bff);
         assert_int_equal(tile[0], 0xfbff);
-        float *scratch = floats(k->attention_scratch(32, 1));
+        float *scratch = guarded_floats(k->attention_scratch(32, 1), "scratch");
         int32_t table[1] = {0};
         mx_attention a = {.kv = MX_F16,
                           .head_dim = 32,
@@ -281,13 +297,13 @@ static void test_saturation(void **state) {
                           .scale = 1.0f,
                           .pages = (uint8_t *)tile,
                           .table = table,
-                          .page_bytes = sizeof tile,
+                          .page_bytes = bytes,
                           .out = out,
                           .out_stride = 32,
                           .scratch = scratch};
         k->attention(&a);
-        for (int d = 0; d < 32; d++) assert_float_equal(out[d], d == 3 ? -65504.0f : 65504.0f, 0.0f);
-        free(scratch);
+        for (int d = 0; d < 32; d++) check_close(out[d], d == 3 ? -65504.0 : 65504.0, 0.0, "[%d]", d);
+        case_end();
     }
 }
 
