@@ -4,10 +4,11 @@
 #include "kernels/kernels.h"
 
 /* The tables that mx_kernels_get chooses from. Each is complete: a tier names the lower tier's function wherever it
- * has nothing better. The x86 ones exist in x86-64 builds only. */
+ * has nothing better. The x86 ones exist in x86-64 builds only, the NEON ones in aarch64 builds. */
 extern const mx_kernels mx_kernels_scalar;
 extern const mx_kernels mx_kernels_avx2;
 extern const mx_kernels mx_kernels_avx512;
 extern const mx_kernels mx_kernels_avx512bf16;
+extern const mx_kernels mx_kernels_neon;
 
 #endif

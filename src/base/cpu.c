@@ -14,6 +14,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #if defined(__x86_64__)
@@ -35,6 +38,10 @@ unsigned mx_cpu_detect(void) {
     if ((found & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512vbmi"))
         found |= MX_CPU_AVX512_BF16;
+#elif defined(__aarch64__)
+    const unsigned long wanted = HWCAP2_BF16 | HWCAP2_I8MM;
+    found |= MX_CPU_NEON;
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP2) & wanted) == wanted) found |= MX_CPU_NEON_BF16;
 #endif
     return found;
 }
@@ -48,6 +55,8 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         {"avx2", MX_CPU_AVX2, MX_CPU_AVX2},
         {"avx512", MX_CPU_AVX512, MX_CPU_AVX2 | MX_CPU_AVX512},
         {"avx512bf16", MX_CPU_AVX512_BF16, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16},
+        {"neon", MX_CPU_NEON, MX_CPU_NEON},
+        {"neonbf16", MX_CPU_NEON_BF16, MX_CPU_NEON | MX_CPU_NEON_BF16},
     };
     unsigned found = mx_cpu_detect();
     const char *wanted = getenv("MXRUN_CPU");
@@ -61,7 +70,8 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         *out = found & tier[i].allowed;
         return MX_OK;
     }
-    return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CPU=%s: scalar, avx2, avx512 or avx512bf16 was expected", wanted);
+    return mx_fail(error, MX_INVALID_ARGUMENT,
+                   "MXRUN_CPU=%s: scalar, avx2, avx512, avx512bf16, neon or neonbf16 was expected", wanted);
 }
 
 int mx_cpu_list(int *cpu, int most) {

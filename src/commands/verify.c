@@ -556,7 +556,7 @@ const mx_command mx_command_verify = {
                    "Without a golden it checks gpt-oss-20b: 56 greedy tokens of OpenAI's own\n"
                    "implementation in BF16. Another token passes where its logit is less than 0.25\n"
                    "above the official one's: there BF16 rounding may have decided. The environment\n"
-                   "variable MXRUN_CPU (scalar, avx2, avx512) chooses the kernels.\n"
+                   "variable MXRUN_CPU chooses the kernels; mxrun --help has its words.\n"
                    "\n"
                    "Examples:\n"
                    "  $ mxrun verify -m stories tests/data/stories.golden.safetensors\n"

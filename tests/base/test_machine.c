@@ -24,6 +24,8 @@ static const struct {
     {"avx2", MX_CPU_AVX2},
     {"avx512", MX_CPU_AVX512},
     {"avx512bf16", MX_CPU_AVX512_BF16},
+    {"neon", MX_CPU_NEON},
+    {"neonbf16", MX_CPU_NEON_BF16},
 };
 
 static void detected_sets_include_what_they_build_on(void **state) {
@@ -31,6 +33,7 @@ static void detected_sets_include_what_they_build_on(void **state) {
     unsigned found = mx_cpu_detect();
     if (found & MX_CPU_AVX512) assert_true(found & MX_CPU_AVX2);
     if (found & MX_CPU_AVX512_BF16) assert_true(found & MX_CPU_AVX512);
+    if (found & MX_CPU_NEON_BF16) assert_true(found & MX_CPU_NEON);
 }
 
 static void the_variable_limits_the_tier(void **state) {

@@ -8,7 +8,7 @@
 test_settings settings;
 
 int tiers_here(const mx_kernels *out[MAX_TIERS]) {
-    static const char *const names[MAX_TIERS] = {"scalar", "avx2", "avx512", "avx512bf16"};
+    static const char *const names[MAX_TIERS] = {"scalar", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"};
     static bool told;
     int count = 0;
     for (int i = 0; i < MAX_TIERS; i++) {

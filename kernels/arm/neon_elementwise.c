@@ -1,0 +1,106 @@
+/* Adding and turning pairs are the scalar functions: compilers make the same NEON of them. */
+#include <math.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "kernels/arm/neon.h"
+
+void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
+    if (format == MX_F32) {
+        memcpy(out, in, (size_t)n * sizeof *out);
+        return;
+    }
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vst1q_f32(out + i, format == MX_F16 ? mx_load4(in + 2 * i, MX_F16) : mx_load4(in + 2 * i, MX_BF16));
+    }
+    for (; i < n; i++) {
+        uint16_t half = mx_load_u16(in + 2 * i);
+        out[i] = format == MX_F16 ? mx_f16_to_f32(half) : mx_bf16_to_f32(half);
+    }
+}
+
+/* Squares are summed in double: fp32 would overflow on residuals that the model can hold. */
+void mx_neon_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps) {
+    float64x2_t sums[4] = {vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0)};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int k = 0; k < 2; k++) {
+            float32x4_t v = vld1q_f32(x + i + 4 * k);
+            float64x2_t a = vcvt_f64_f32(vget_low_f32(v)), b = vcvt_high_f64_f32(v);
+            sums[2 * k] = vfmaq_f64(sums[2 * k], a, a);
+            sums[2 * k + 1] = vfmaq_f64(sums[2 * k + 1], b, b);
+        }
+    }
+    double sum = vaddvq_f64(vaddq_f64(vaddq_f64(sums[0], sums[1]), vaddq_f64(sums[2], sums[3])));
+    for (; i < n; i++) sum += (double)x[i] * x[i];
+    float factor = (float)(1.0 / sqrt(sum / (double)n + eps));
+    for (i = 0; i < n; i++) out[i] = x[i] * factor * gain[i];
+}
+
+double mx_neon_exp_sum(float *p, const float *x, int64_t n, float shift, float scale) {
+    float64x2_t low = vdupq_n_f64(0), high = low;
+    for (int64_t i = 0; i < n; i += 4) {
+        float last[4] = {0};
+        size_t count = n - i < 4 ? (size_t)(n - i) : 4;
+        memcpy(last, x + i, count * sizeof *x);
+        vst1q_f32(last, mx_exp128(vmulq_n_f32(vsubq_f32(vld1q_f32(last), vdupq_n_f32(shift)), scale)));
+        memcpy(p + i, last, count * sizeof *p);
+        memset(last + count, 0, (4 - count) * sizeof *last);
+        float32x4_t e = vld1q_f32(last);
+        low = vaddq_f64(low, vcvt_f64_f32(vget_low_f32(e)));
+        high = vaddq_f64(high, vcvt_high_f64_f32(e));
+    }
+    return vaddvq_f64(vaddq_f64(low, high));
+}
+
+/* Two passes: the largest value, then its first place. NaN is never the largest: "maximum number" passes over it. */
+int64_t mx_neon_argmax(const float *x, int64_t n) {
+    float32x4_t best[4];
+    for (int k = 0; k < 4; k++) best[k] = vdupq_n_f32(-INFINITY);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        for (int k = 0; k < 4; k++) best[k] = vmaxnmq_f32(best[k], vld1q_f32(x + i + 4 * k));
+    }
+    float largest = vmaxvq_f32(vmaxq_f32(vmaxq_f32(best[0], best[1]), vmaxq_f32(best[2], best[3])));
+    for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    float32x4_t wanted = vdupq_n_f32(largest);
+    for (i = 0; i + 4 <= n; i += 4) {
+        uint32x4_t equal = vceqq_f32(vld1q_f32(x + i), wanted);
+        if (vmaxvq_u32(equal)) break;
+    }
+    for (; i < n; i++) {
+        if (x[i] == largest) return i;
+    }
+    return 0;
+}
+
+/* F16 saturating, BF16 to nearest even; NaN stays NaN. */
+static uint16x4_t narrow4(float32x4_t v, mx_format format) {
+    if (format == MX_F16) {
+        v = vminq_f32(vdupq_n_f32(65504.0f), vmaxq_f32(vdupq_n_f32(-65504.0f), v));
+        return vreinterpret_u16_f16(vcvt_f16_f32(v));
+    }
+    return vshrn_n_u32(mx_round_bf16(v), 16);
+}
+
+void mx_neon_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v) {
+    int64_t size = kv == MX_F32 ? 4 : 2;
+    uint8_t *to_k = head_tile + slot * size, *to_v = head_tile + (MX_TILE + slot) * head_dim * size;
+    if (kv == MX_F32) {
+        for (int64_t d = 0; d < head_dim; d++) memcpy(to_k + d * MX_TILE * 4, k + d, 4);
+        memcpy(to_v, v, (size_t)head_dim * 4);
+        return;
+    }
+    for (int d = 0; d < head_dim; d += 4) {
+        float in[2][4] = {{0}};
+        uint16_t out[2][4];
+        size_t count = head_dim - d < 4 ? (size_t)(head_dim - d) : 4;
+        memcpy(in[0], k + d, count * sizeof(float));
+        memcpy(in[1], v + d, count * sizeof(float));
+        vst1_u16(out[0], narrow4(vld1q_f32(in[0]), kv));
+        vst1_u16(out[1], narrow4(vld1q_f32(in[1]), kv));
+        memcpy(to_v + 2 * d, out[1], count * sizeof(uint16_t));
+        for (size_t i = 0; i < count; i++) memcpy(to_k + ((size_t)d + i) * MX_TILE * 2, &out[0][i], 2);
+    }
+}

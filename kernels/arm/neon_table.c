@@ -1,0 +1,27 @@
+#include "kernels/arm/neon.h"
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+
+#define EVERY(format)                                                                                                  \
+    {                                                                                                                  \
+        [MX_X_FP32] = &mx_neon_product[format][MX_X_FP32], [MX_X_BF16X2] = &mx_neon_product[format][MX_X_BF16X2],      \
+        [MX_X_BF16] = &mx_neon_product[format][MX_X_BF16],                                                             \
+    }
+
+const mx_kernels mx_kernels_neon = {
+    .name = "neon",
+    .product = {[MX_F32] = EVERY(MX_F32), [MX_BF16] = EVERY(MX_BF16), [MX_MXFP4] = EVERY(MX_MXFP4)},
+    .matmul_scratch = MX_NEON_MATMUL_SCRATCH,
+    .attention = mx_neon_attention,
+    .attention_scratch = mx_neon_attention_scratch,
+    .attention_segment = mx_neon_attention_segment,
+    .attention_join = mx_neon_attention_join,
+    .kv_write = mx_neon_kv_write,
+    .rmsnorm = mx_neon_rmsnorm,
+    .rope = mx_scalar_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_neon_argmax,
+    .exp_sum = mx_neon_exp_sum,
+    .add = mx_scalar_add,
+    .widen = mx_neon_widen,
+};
