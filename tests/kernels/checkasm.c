@@ -63,6 +63,9 @@ int main(int argc, char **argv) {
         case 's':
             settings.seed = strtoull(optarg, NULL, 0);
             break;
+        case 'L':
+            settings.longer = true;
+            break;
         case 'l':
             lists = true;
             break;
