@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,6 +26,15 @@ static bool has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
+
+/* CPUID leaf 7, EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); the tiles' registers must be asked for. */
+static bool has_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    const unsigned bits = 1u << 22 | 1u << 24 | 1u << 25;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bits) == bits &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
 unsigned mx_cpu_detect(void) {
@@ -38,6 +48,7 @@ unsigned mx_cpu_detect(void) {
     if ((found & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512vbmi"))
         found |= MX_CPU_AVX512_BF16;
+    if ((found & MX_CPU_AVX512_BF16) && has_amx()) found |= MX_CPU_AMX;
 #elif defined(__aarch64__)
     const unsigned long wanted = HWCAP2_BF16 | HWCAP2_I8MM;
     found |= MX_CPU_NEON;
@@ -55,6 +66,7 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         {"avx2", MX_CPU_AVX2, MX_CPU_AVX2},
         {"avx512", MX_CPU_AVX512, MX_CPU_AVX2 | MX_CPU_AVX512},
         {"avx512bf16", MX_CPU_AVX512_BF16, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16},
+        {"amx", MX_CPU_AMX, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16 | MX_CPU_AMX},
         {"neon", MX_CPU_NEON, MX_CPU_NEON},
         {"neonbf16", MX_CPU_NEON_BF16, MX_CPU_NEON | MX_CPU_NEON_BF16},
     };
@@ -71,7 +83,7 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         return MX_OK;
     }
     return mx_fail(error, MX_INVALID_ARGUMENT,
-                   "MXRUN_CPU=%s: scalar, avx2, avx512, avx512bf16, neon or neonbf16 was expected", wanted);
+                   "MXRUN_CPU=%s: scalar, avx2, avx512, avx512bf16, amx, neon or neonbf16 was expected", wanted);
 }
 
 int mx_cpu_list(int *cpu, int most) {

@@ -5,15 +5,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
+#include "kernels/tiers.h"
+
 test_settings settings;
 
+/* By name; "amx model" is the AMX tier on a model of its tiles, which only the tests have. */
+static mx_status tier(const char *name, const mx_kernels **out) {
+#ifdef MX_HAS_AMX_MODEL
+    if (!strcmp(name, mx_amx_model_kernels.name)) {
+        *out = &mx_amx_model_kernels;
+        return mx_cpu_detect() & MX_CPU_AVX512_BF16 ? MX_OK : MX_UNSUPPORTED;
+    }
+#endif
+    return mx_kernels_get(name, out, NULL);
+}
+
 int tiers_here(const mx_kernels *out[MAX_TIERS]) {
-    static const char *const names[MAX_TIERS] = {"scalar", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"};
+    static const char *const names[MAX_TIERS] = {"scalar", "avx2",      "avx512", "avx512bf16",
+                                                 "amx",    "amx model", "neon",   "neonbf16"};
     static bool told;
     int count = 0;
     for (int i = 0; i < MAX_TIERS; i++) {
         if (settings.tier && strcmp(settings.tier, names[i]) != 0) continue;
-        if (mx_kernels_get(names[i], &out[count], NULL) == MX_OK) {
+        if (tier(names[i], &out[count]) == MX_OK) {
             assert_string_equal(out[count]->name, names[i]);
             count++;
         } else if (!told) {

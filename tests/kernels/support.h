@@ -12,7 +12,7 @@
 #include "guard.h"
 #include "kernels/kernels.h"
 
-enum { MAX_TIERS = 6 };
+enum { MAX_TIERS = 8 };
 
 /* What the command line asked for. */
 typedef struct test_settings {

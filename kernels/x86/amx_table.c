@@ -1,0 +1,38 @@
+/* The tier of AMX (tiles of BF16 and INT8) on top of AVX-512 with BF16, VNNI and VBMI. Exact fp32 products, F32 weights
+ * and all that is no product are the AVX-512 tier's. */
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+#include "kernels/x86/amx.h"
+#include "kernels/x86/avx512.h"
+
+#define AVX512(format, precision) [precision] = &mx_avx512_product[format][precision]
+#define LARGER(a, b)              ((int)(a) > (int)(b) ? (int)(a) : (int)(b))
+
+const mx_kernels MX_AMX(kernels) = {
+#ifdef MX_AMX_MODEL
+    .name = "amx model",
+#else
+    .name = "amx",
+#endif
+    .product =
+        {
+            [MX_F32] = {AVX512(MX_F32, MX_X_FP32), AVX512(MX_F32, MX_X_BF16X2), AVX512(MX_F32, MX_X_BF16)},
+            [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(bf16_product)[0],
+                         [MX_X_BF16] = &MX_AMX(bf16_product)[1]},
+            [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_product)[0],
+                          [MX_X_BF16] = &MX_AMX(mxfp4_product)[1]},
+        },
+    .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
+    .attention = mx_avx512_attention,
+    .attention_scratch = mx_avx512_attention_scratch,
+    .attention_segment = mx_avx512_attention_segment,
+    .attention_join = mx_avx512_attention_join,
+    .kv_write = mx_avx512_kv_write,
+    .rmsnorm = mx_avx512_rmsnorm,
+    .rope = mx_avx512_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_avx512_argmax,
+    .exp_sum = mx_avx512_exp_sum,
+    .add = mx_avx512_add,
+    .widen = mx_avx512_widen,
+};
