@@ -1,11 +1,46 @@
 #ifndef MX_KERNELS_X86_AVX512_EPILOGUE_H
 #define MX_KERNELS_X86_AVX512_EPILOGUE_H
 
-/* What the AVX-512 products do with finished sums. */
+/* What the AVX-512 products share: sums of lanes, and what is done with a finished sum. */
 
 #include <string.h>
 
 #include "kernels/x86/avx512.h"
+
+/* ---- sums of lanes --------------------------------------------------------------------------------------------- */
+
+/* Per 128-bit lane: that lane's sums of a, b, c and d. */
+MX_INLINE __m512 mx_fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+MX_INLINE __m512 mx_fold_lanes(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Lane i of the result: the sum of a[i], by one tree for every i. */
+MX_INLINE __m512 mx_fold16(const __m512 a[16]) {
+    __m512 low = mx_fold_lanes(mx_fold4(a[0], a[1], a[2], a[3]), mx_fold4(a[4], a[5], a[6], a[7]));
+    __m512 high = mx_fold_lanes(mx_fold4(a[8], a[9], a[10], a[11]), mx_fold4(a[12], a[13], a[14], a[15]));
+    return mx_fold_lanes(low, high);
+}
+
+MX_INLINE __m256 mx_fold8(const __m512 a[8]) {
+    __m512 low = mx_fold_lanes(mx_fold4(a[0], a[1], a[2], a[3]), mx_fold4(a[4], a[5], a[6], a[7]));
+    return _mm512_castps512_ps256(mx_fold_lanes(low, low));
+}
+
+/* 64 bytes into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
+MX_INLINE __m512 mx_load_once(const void *at) {
+    __m512 v = _mm512_loadu_ps(at);
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+/* ---- what is done with a finished sum ---------------------------------------------------------------------------- */
 
 /* bias[i]: that of output n0 + i, i < count. */
 static inline void mx_widen_bias(float *bias, const mx_matmul *m, int64_t n0, int64_t count) {

@@ -95,39 +95,6 @@ MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uin
     }
 }
 
-/* ---- sums of lanes --------------------------------------------------------------------------------------------- */
-
-/* Per 128-bit lane: that lane's sums of a, b, c and d. */
-MX_INLINE __m512 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
-    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-}
-
-MX_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
-
-/* Lane i of the result: the sum of a[i], by one tree for every i. */
-MX_INLINE __m512 fold16(const __m512 a[16]) {
-    __m512 low = fold_lanes(fold4(a[0], a[1], a[2], a[3]), fold4(a[4], a[5], a[6], a[7]));
-    __m512 high = fold_lanes(fold4(a[8], a[9], a[10], a[11]), fold4(a[12], a[13], a[14], a[15]));
-    return fold_lanes(low, high);
-}
-
-MX_INLINE __m256 fold8(const __m512 a[8]) {
-    __m512 low = fold_lanes(fold4(a[0], a[1], a[2], a[3]), fold4(a[4], a[5], a[6], a[7]));
-    return _mm512_castps512_ps256(fold_lanes(low, low));
-}
-
-/* Into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
-MX_INLINE __m512 load_once(const float *at) {
-    __m512 v = _mm512_loadu_ps(at);
-    __asm__("" : "+v"(v));
-    return v;
-}
-
 MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
     return (const float *)(m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride);
 }
@@ -170,8 +137,8 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             if (R < 4) { /* all activations in registers, weight rows one by one */
                 __m512 x0[2], x1[2], first, second;
                 for (int t = 0; t < R; t++) {
-                    x0[t] = load_once(x[t] + 32 * b);
-                    x1[t] = load_once(x[t] + 32 * b + 16);
+                    x0[t] = mx_load_once(x[t] + 32 * b);
+                    x1[t] = mx_load_once(x[t] + 32 * b + 16);
                 }
                 for (int c = 0; c < C; c++) {
                     decode(&first, &second, format, (c < 4 ? base : base4) + (c & 3) * stride,
@@ -188,13 +155,13 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                            format == MX_MXFP4 ? &power[scale[c * scale_stride]] : NULL);
                 }
                 for (int t = 0; t < R; t++) {
-                    __m512 x0 = load_once(x[t] + 32 * b), x1 = load_once(x[t] + 32 * b + 16);
+                    __m512 x0 = mx_load_once(x[t] + 32 * b), x1 = mx_load_once(x[t] + 32 * b + 16);
                     for (int c = 0; c < C; c++) acc[c * R + t] = _mm512_fmadd_ps(first[c], x0, acc[c * R + t]);
                     for (int c = 0; c < C; c++) acc[c * R + t] = _mm512_fmadd_ps(second[c], x1, acc[c * R + t]);
                 }
             }
         }
-        total = _mm512_add_ps(total, R * C == 16 ? fold16(acc) : _mm512_zextps256_ps512(fold8(acc)));
+        total = _mm512_add_ps(total, R * C == 16 ? mx_fold16(acc) : _mm512_zextps256_ps512(mx_fold8(acc)));
     }
     _mm512_store_ps(out, total);
     for (int c = 0; c < keep; c++) {
@@ -267,14 +234,14 @@ MX_INLINE void many_tile(float sums[TILE_SUMS], const float *x, const float *w, 
     for (int64_t step = 0; step < steps; step++, x += R * 16, w += GROUP * 16) {
         __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16), w2 = _mm512_load_ps(w + 32);
         for (int t = 0; t < R; t++) {
-            __m512 xt = load_once(x + t * 16);
+            __m512 xt = mx_load_once(x + t * 16);
             acc[t] = _mm512_fmadd_ps(w0, xt, acc[t]);
             acc[R + t] = _mm512_fmadd_ps(w1, xt, acc[R + t]);
             acc[2 * R + t] = _mm512_fmadd_ps(w2, xt, acc[2 * R + t]);
         }
     }
-    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), fold16(acc)));
-    if (R == TILE) _mm256_storeu_ps(sums + 16, _mm256_add_ps(_mm256_loadu_ps(sums + 16), fold8(acc + 16)));
+    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), mx_fold16(acc)));
+    if (R == TILE) _mm256_storeu_ps(sums + 16, _mm256_add_ps(_mm256_loadu_ps(sums + 16), mx_fold8(acc + 16)));
 }
 
 /* The first R of the `rows` rows from t0 on (the last one again where there are fewer) times the panel's chunk. The
