@@ -340,22 +340,20 @@ static void test_add(void **state) {
 
 static void test_choice_of_tier(void **state) {
     (void)state;
-    const mx_kernels *k = NULL, *best = NULL;
+    const mx_kernels *k = NULL;
     mx_error error = {0};
     assert_int_equal(mx_kernels_get("sse9", &k, &error), MX_UNSUPPORTED);
     assert_non_null(strstr(error.text, "sse9"));
     FOR_EACH_TIER(tier) {
-        if (mx_kernels_get(tier->name, &k, NULL) != MX_OK) continue; /* only tests have the model of AMX */
         setenv("MXRUN_CPU", tier->name, 1);
         assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
         assert_ptr_equal(k, tier);
-        best = tier;
     }
     setenv("MXRUN_CPU", "pentium", 1);
     assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_INVALID_ARGUMENT);
     unsetenv("MXRUN_CPU");
     assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
-    if (!settings.tier) assert_ptr_equal(k, best);
+    if (!settings.tier) assert_ptr_equal(k, tiers[tier_count - 1]);
 }
 
 static const struct CMUnitTest tests[] = {

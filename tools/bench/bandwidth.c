@@ -2,10 +2,9 @@
  *
  *     bandwidth [--seconds S] [--mib N] [--threads N] [--json]
  *
- * The buffer is on huge pages and much larger than the caches. Every way of reading it (places read side by side by
- * each thread, prefetch distance) runs in turn until the time is over; of the way with the highest median the median,
- * the minimum and the maximum over its passes are printed. Decode cannot be faster than this: it reads every active
- * weight once a token. */
+ * The buffer is on huge pages and much larger than the caches. Every way of reading it (bench/measure.h) runs in turn
+ * until the time is over; of the way with the highest median the median, the minimum and the maximum over its passes
+ * are printed. Decode cannot be faster than this: it reads every active weight once a token. */
 #include <popt.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -15,16 +14,12 @@
 #include "base/arena.h"
 #include "base/cpu.h"
 #include "base/threads.h"
-#include "measure.h"
+#include "bench/measure.h"
 
-enum { WAYS = 6, MAX_PASSES = 1000 };
-
-static const struct way {
-    int streams, prefetch;
-} ways[WAYS] = {{1, 0}, {4, 0}, {8, 0}, {1, 2048}, {4, 2048}, {8, 2048}};
+enum { MAX_PASSES = 1000 };
 
 struct result {
-    struct way way;
+    const mx_read_way *way;
     int passes;
     double median, lowest, highest; /* GB/s, 1e9 bytes */
 };
@@ -45,30 +40,32 @@ static const struct poptOption table[] = {
 
 /* Passes over buf in every way until the time is over, at least three each; the way with the highest median. */
 static struct result measure(mx_pool *pool, const void *buf, size_t size) {
-    static double rate[WAYS][MAX_PASSES];
+    static double rate[MX_READ_WAYS][MAX_PASSES];
     double end = mx_seconds() + option.seconds;
     int passes = 0;
     while (passes < MAX_PASSES && (passes < 3 || mx_seconds() < end)) {
-        for (int w = 0; w < WAYS; w++)
-            rate[w][passes] = mx_measure_read(pool, buf, size, ways[w].streams, ways[w].prefetch) / 1e9;
+        for (int w = 0; w < MX_READ_WAYS; w++)
+            rate[w][passes] = mx_measure_read(pool, buf, size, &mx_read_ways[w]) / 1e9;
         passes++;
     }
     struct result best = {0};
-    for (int w = 0; w < WAYS; w++) {
+    for (int w = 0; w < MX_READ_WAYS; w++) {
         double median = mx_median(rate[w], passes); /* sorts */
-        if (median > best.median) best = (struct result){ways[w], passes, median, rate[w][0], rate[w][passes - 1]};
+        if (median > best.median)
+            best = (struct result){&mx_read_ways[w], passes, median, rate[w][0], rate[w][passes - 1]};
     }
     return best;
 }
 
 static void print(int threads, const struct result *r) {
+    char way[60];
+    mx_read_way_name(way, r->way);
     if (option.json)
-        printf("{\"threads\":%d,\"streams\":%d,\"prefetch\":%d,\"passes\":%d,\"gb_s\":{\"median\":%.2f,\"min\":%.2f,"
-               "\"max\":%.2f}}\n",
-               threads, r->way.streams, r->way.prefetch, r->passes, r->median, r->lowest, r->highest);
+        printf("{\"threads\":%d,\"way\":\"%s\",\"passes\":%d,\"gb_s\":{\"median\":%.2f,\"min\":%.2f,\"max\":%.2f}}\n",
+               threads, way, r->passes, r->median, r->lowest, r->highest);
     else
-        printf("%3d thread%s  median %7.2f  min %7.2f  max %7.2f GB/s  (%d passes, %d streams, prefetch %d)\n", threads,
-               threads > 1 ? "s" : " ", r->median, r->lowest, r->highest, r->passes, r->way.streams, r->way.prefetch);
+        printf("%3d thread%s  median %7.2f  min %7.2f  max %7.2f GB/s  (%d passes, %s)\n", threads,
+               threads > 1 ? "s" : " ", r->median, r->lowest, r->highest, r->passes, way);
     fflush(stdout);
 }
 

@@ -13,9 +13,9 @@
 
 #include "base/arena.h"
 #include "base/cpu.h"
+#include "bench/measure.h"
+#include "bench/peak.h"
 #include "kernels/kernels.h"
-#include "measure.h"
-#include "peak.h"
 
 enum { MAX_THREADS = 256, MAX_ROWS = 512, WEIGHT_BYTES = 400 << 20, GRAIN = 96, WAIT = 3 };
 

@@ -8,23 +8,11 @@
 #include <stdlib.h>
 
 #include "base/threads.h"
-#include "peak.h"
+#include "bench/peak.h"
 
 enum { MAX_THREADS = 1024, REPETITIONS = 20 };
 
-typedef struct job {
-    mx_peak_loop loop;
-    double rate[MAX_THREADS];
-} job;
-
-static void run(void *arg, int64_t begin, int64_t end, int thread) {
-    job *j = arg;
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) j->rate[i] = mx_peak_run(j->loop, REPETITIONS);
-}
-
 int main(int argc, char **argv) {
-    static job j;
     mx_error error;
     mx_pool *pool;
     int most = argc > 1 ? atoi(argv[1]) : 0;
@@ -39,13 +27,10 @@ int main(int argc, char **argv) {
             fprintf(stderr, "peak: %s\n", error.text);
             return 1;
         }
-        for (j.loop = 0; j.loop < MX_PEAK_LOOPS; j.loop++) {
-            if (!mx_peak_here(j.loop)) continue;
-            double sum = 0;
-            mx_parallel_for(pool, threads, 1, run, &j);
-            for (int i = 0; i < threads; i++) sum += j.rate[i];
-            printf("%d thread%s  %-18s %8.1f GFLOP/s\n", threads, threads > 1 ? "s" : " ", mx_peak_name(j.loop),
-                   sum / 1e9);
+        for (int loop = 0; loop < MX_PEAK_LOOPS; loop++) {
+            if (!mx_peak_here((mx_peak_loop)loop)) continue;
+            printf("%d thread%s  %-18s %8.1f GFLOP/s\n", threads, threads > 1 ? "s" : " ",
+                   mx_peak_name((mx_peak_loop)loop), mx_peak_pool(pool, (mx_peak_loop)loop, REPETITIONS) / 1e9);
         }
         mx_pool_destroy(pool);
     }

@@ -1,0 +1,41 @@
+#ifndef MX_BENCH_COST_H
+#define MX_BENCH_COST_H
+
+#include "bench/peak.h"
+#include "model/model.h"
+
+/* What steps must read and multiply at least, counted from the batch that was run. */
+typedef struct mx_cost {
+    double bytes;             /* memory that must be read, once for each step */
+    double flops[MX_CLASSES]; /* multiplications and additions of matrix products, by class */
+    double attention;         /* those of scores and sums of values */
+} mx_cost;
+
+/* Adds one step. Bytes: every matrix, bias and norm that takes part, of the experts those that some row chose, the rows
+ * of the embedding, and the keys and values in sight of each sequence (behind a sliding window none). Flops: of the
+ * rows that go through each matrix; in the last layer rows that nobody wants logits of need keys and values only.
+ *
+ * `experts` [layers, rows, top_k]: which ones were chosen, as mx_batch.experts records; NULL where the step has one
+ * row, whose experts are always top_k different ones. */
+void mx_cost_add(mx_cost *cost, const mx_weights *w, mx_format kv, const mx_batch *batch, const int32_t *experts);
+
+double mx_cost_matrix_flops(const mx_cost *cost);
+
+/* The instructions by which a class of products is measured: those that the tier's kernels use at this precision, and
+ * how often each multiplication is done (bf16x2: twice). */
+typedef struct mx_cost_units {
+    mx_peak_loop loop;
+    double times;
+} mx_cost_units;
+mx_cost_units mx_cost_unit(const char *tier, mx_precision precision);
+
+/* Peaks of this machine, flops per second, by loop; 0: not there. */
+typedef struct mx_peaks {
+    double of[MX_PEAK_LOOPS];
+} mx_peaks;
+
+/* Seconds that the multiplications take at the peaks of the instructions in use: the sum over the classes, attention at
+ * the FMA peak. 0 where no peak is known. */
+double mx_cost_seconds(const mx_cost *cost, const char *tier, const mx_precisions *precision, const mx_peaks *peaks);
+
+#endif

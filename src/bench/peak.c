@@ -1,0 +1,237 @@
+#include "bench/peak.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+enum { SUMS = 12, ROUNDS = 200000, TILE_ROUNDS = 20000 };
+
+double mx_thread_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- loops: each returns how many multiplications it did --------------------------------------------------------- */
+
+#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+/* SUMS independent sums. The empty asm keeps them in registers and the loop as it stands. */
+#define LOOP(START, ADD, KEEP)                                                                                         \
+    EACH(START)                                                                                                        \
+    for (int round = 0; round < ROUNDS; round++) {                                                                     \
+        EACH(ADD)                                                                                                      \
+        EACH(KEEP)                                                                                                     \
+    }
+
+#if defined(__x86_64__)
+#define KEEP(i) __asm__ volatile("" : "+v"(a##i));
+
+__attribute__((target("avx2,fma"))) static double fma256(void) {
+    __m256 x = _mm256_set1_ps(0.5f);
+#define START(i)  __m256 a##i = _mm256_set1_ps(i);
+#define ADD(i)    a##i = _mm256_fmadd_ps(a##i, x, x);
+#define KEEP_Y(i) __asm__ volatile("" : "+x"(a##i));
+    LOOP(START, ADD, KEEP_Y)
+#undef START
+#undef ADD
+#undef KEEP_Y
+    return 8.0 * SUMS * ROUNDS;
+}
+
+__attribute__((target("avx512f"))) static double fma512(void) {
+    __m512 x = _mm512_set1_ps(0.5f);
+#define START(i) __m512 a##i = _mm512_set1_ps(i);
+#define ADD(i)   a##i = _mm512_fmadd_ps(a##i, x, x);
+    LOOP(START, ADD, KEEP)
+#undef ADD
+    return 16.0 * SUMS * ROUNDS;
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static double dpbf16(void) {
+    __m512bh x = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f));
+#define ADD(i) a##i = _mm512_dpbf16_ps(a##i, x, x);
+    LOOP(START, ADD, KEEP)
+#undef START
+#undef ADD
+    return 32.0 * SUMS * ROUNDS;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static double vnni(void) {
+    __m512i x = _mm512_set1_epi8(3);
+#define START(i) __m512i a##i = _mm512_set1_epi32(i);
+#define ADD(i)   a##i = _mm512_dpbusd_epi32(a##i, x, x);
+    LOOP(START, ADD, KEEP)
+#undef START
+#undef ADD
+    return 64.0 * SUMS * ROUNDS;
+}
+
+/* Eight tiles of 16 rows of 64 bytes: four sums, two rows of weights, two of activations. */
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+__attribute__((target("amx-tile"))) static void start_tiles(void) {
+    struct tile_config config;
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
+    for (int i = 0; i < 8; i++) {
+        config.bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+}
+
+__attribute__((target("amx-tile,amx-bf16"))) static double amx_bf16(void) {
+    start_tiles();
+    for (int round = 0; round < TILE_ROUNDS; round++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+    return 4.0 * 16 * 16 * 32 * TILE_ROUNDS;
+}
+
+__attribute__((target("amx-tile,amx-int8"))) static double amx_int8(void) {
+    start_tiles();
+    for (int round = 0; round < TILE_ROUNDS; round++) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_release();
+    return 4.0 * 16 * 16 * 64 * TILE_ROUNDS;
+}
+
+static bool has_vnni(void) {
+    return (mx_cpu_detect() & MX_CPU_AVX512) && __builtin_cpu_supports("avx512vnni");
+}
+
+static bool has_bf16(void) {
+    return (mx_cpu_detect() & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16");
+}
+
+/* CPUID leaf 7, EDX: bit 24 tiles, 22 BF16, 25 int8; then Linux must give this process the tiles' state. */
+static bool has_amx(int bit) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> bit & 1)) return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#elif defined(__aarch64__)
+static double fma128(void) {
+    float32x4_t x = vdupq_n_f32(0.5f);
+#define START(i) float32x4_t a##i = vdupq_n_f32(i);
+#define ADD(i)   a##i = vfmaq_f32(x, a##i, x);
+#define KEEP(i)  __asm__ volatile("" : "+w"(a##i));
+    LOOP(START, ADD, KEEP)
+#undef START
+#undef ADD
+#undef KEEP
+    return 4.0 * SUMS * ROUNDS;
+}
+#endif
+
+/* ---- the table --------------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name, *key;
+    double (*run)(void); /* NULL: not on this architecture */
+} loops[MX_PEAK_LOOPS] = {
+#if defined(__x86_64__)
+    [MX_PEAK_FMA128] = {"FMA 128", "fma128", NULL},
+    [MX_PEAK_FMA256] = {"FMA 256", "fma256", fma256},
+    [MX_PEAK_FMA512] = {"FMA 512", "fma512", fma512},
+    [MX_PEAK_DPBF16] = {"dpbf16", "dpbf16", dpbf16},
+    [MX_PEAK_VNNI] = {"VNNI", "vnni", vnni},
+    [MX_PEAK_AMX_BF16] = {"AMX bf16", "amx_bf16", amx_bf16},
+    [MX_PEAK_AMX_INT8] = {"AMX int8", "amx_int8", amx_int8},
+#elif defined(__aarch64__)
+    [MX_PEAK_FMA128] = {"FMA 128", "fma128", fma128},
+#endif
+};
+
+const char *mx_peak_name(mx_peak_loop loop) {
+    return loops[loop].name;
+}
+
+const char *mx_peak_key(mx_peak_loop loop) {
+    return loops[loop].key;
+}
+
+_Bool mx_peak_here(mx_peak_loop loop) {
+    if (!loops[loop].run) return false;
+#if defined(__x86_64__)
+    const unsigned cpu = mx_cpu_detect();
+    if (loop == MX_PEAK_FMA256) return (cpu & MX_CPU_AVX2) != 0;
+    if (loop == MX_PEAK_FMA512) return (cpu & MX_CPU_AVX512) != 0;
+    if (loop == MX_PEAK_DPBF16) return has_bf16();
+    if (loop == MX_PEAK_VNNI) return has_vnni();
+    return has_amx(loop == MX_PEAK_AMX_BF16 ? 22 : 25);
+#else
+    return true;
+#endif
+}
+
+mx_peak_loop mx_peak_fp32(void) {
+    for (int loop = MX_PEAK_FMA512; loop >= MX_PEAK_FMA128; loop--)
+        if (mx_peak_here((mx_peak_loop)loop)) return (mx_peak_loop)loop;
+    return MX_PEAK_LOOPS;
+}
+
+double mx_peak_run(mx_peak_loop loop, int repetitions) {
+    double best = 0;
+    const bool here = mx_peak_here(loop);
+    for (int i = 0; i < repetitions && here; i++) {
+        const double start = mx_thread_seconds(), multiplications = loops[loop].run();
+        const double rate = 2 * multiplications / (mx_thread_seconds() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+enum { MAX_THREADS = 1024 };
+struct pool_peak {
+    mx_peak_loop loop;
+    int repetitions;
+    double rate[MAX_THREADS];
+};
+
+static void run_one(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    struct pool_peak *p = arg;
+    for (int64_t i = begin; i < end; i++) p->rate[i] = mx_peak_run(p->loop, p->repetitions);
+}
+
+double mx_peak_pool(mx_pool *pool, mx_peak_loop loop, int repetitions) {
+    struct pool_peak p = {.loop = loop, .repetitions = repetitions};
+    double sum = 0;
+    mx_parallel_for(pool, mx_pool_threads(pool), 1, run_one, &p);
+    for (int i = 0; i < mx_pool_threads(pool); i++) sum += p.rate[i];
+    return sum;
+}

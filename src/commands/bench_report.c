@@ -1,0 +1,353 @@
+#include "commands/bench_report.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/utsname.h>
+
+#include "base/cpu.h"
+
+/* ---- the machine ------------------------------------------------------------------------------------------------- */
+
+/* "AMD EPYC 9554 64-Core Processor", or the architecture where the kernel tells no name. */
+static void cpu_name(char out[100]) {
+    char line[300];
+    struct utsname system;
+    snprintf(out, 100, "%s", uname(&system) == 0 ? system.machine : "unknown");
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *value = strchr(line, ':');
+        if (strncmp(line, "model name", 10) || !value) continue;
+        value += 1 + strspn(value + 1, " \t");
+        snprintf(out, 100, "%.*s", (int)strcspn(value, "\n"), value);
+        break;
+    }
+    if (f) fclose(f);
+}
+
+/* ---- the earlier run --------------------------------------------------------------------------------------------- */
+
+static bool number(const mx_json *row, const char *key, double *out) {
+    return mx_json_double(mx_json_get(row, key), out);
+}
+
+static bool is_row(const mx_json *row) {
+    double x;
+    const mx_json *test = mx_json_get(row, "test");
+    return (mx_json_is_string(test, "decode") || mx_json_is_string(test, "prompt")) && number(row, "depth", &x) &&
+           number(row, "streams", &x) && number(row, "tokens", &x) && number(row, "tokens_per_s", &x) && x > 0;
+}
+
+mx_status mx_bench_before_check(const char *name, const mx_json *root, mx_error *error) {
+    const mx_json *list = mx_json_get(root, "results");
+    if (!list || list->type != MX_JSON_ARRAY)
+        return mx_fail(error, MX_INVALID_FILE,
+                       "--compare %s: it has no list \"results\", which mxrun bench --json writes", name);
+    int i = 0;
+    for (const mx_json *row = list->child; row; row = row->next, i++)
+        if (!is_row(row))
+            return mx_fail(error, MX_INVALID_FILE,
+                           "--compare %s: results[%d] is no row of mxrun bench: test, depth, streams, tokens and "
+                           "tokens_per_s are expected",
+                           name, i);
+    return MX_OK;
+}
+
+/* Speed of the same test then; of several rows one with the same threads and precision. 0: it was not measured. */
+static double speed_before(const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_test *t) {
+    const mx_json *list = mx_json_get(r->before, "results");
+    double found = 0, depth, streams, tokens, threads, speed;
+    for (const mx_json *row = list ? list->child : NULL; row; row = row->next) {
+        if (!mx_json_is_string(mx_json_get(row, "test"), t->prompt ? "prompt" : "decode")) continue;
+        if (!number(row, "depth", &depth) || !number(row, "streams", &streams) || !number(row, "tokens", &tokens) ||
+            !number(row, "tokens_per_s", &speed))
+            continue;
+        if (depth != t->depth || streams != t->streams || (t->prompt && tokens != t->tokens)) continue;
+        const bool same = number(row, "threads", &threads) && threads == run->threads &&
+                          mx_json_is_string(mx_json_get(row, "precision"), run->precision);
+        if (same || found == 0) found = speed;
+        if (same) break;
+    }
+    return found;
+}
+
+/* ---- a table ----------------------------------------------------------------------------------------------------- */
+
+enum { COLUMNS = 10, CELL = 64, MOST_ROWS = 400 };
+typedef struct table {
+    char cell[MOST_ROWS][COLUMNS][CELL]; /* row 0: headings */
+    int rows, columns;
+} table;
+
+__attribute__((format(printf, 2, 3))) static void add(table *t, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    if (t->columns < COLUMNS) vsnprintf(t->cell[t->rows][t->columns++], CELL, format, list);
+    va_end(list);
+}
+
+/* Columns on a terminal: UTF-8 characters, all of ours are one wide. */
+static int width_of(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += (*text & 0xc0) != 0x80;
+    return n;
+}
+
+static bool print_row(mx_bytes *out, const table *t, int row, const int *width, bool markdown) {
+    bool ok = !markdown || mx_bytes_add_string(out, "|");
+    for (int c = 0; c < t->columns && ok; c++) {
+        const char *text = t->cell[row][c];
+        const int space = width[c] - width_of(text);
+        if (markdown)
+            ok = mx_bytes_addf(out, " %s |", text);
+        else if (c == 0)
+            ok = mx_bytes_addf(out, "%s%*s", text, space, "");
+        else if (c + 1 == t->columns)
+            ok = mx_bytes_addf(out, "  %s", text);
+        else
+            ok = mx_bytes_addf(out, "  %*s%s", space, "", text);
+    }
+    return ok && mx_bytes_add_string(out, "\n");
+}
+
+/* Numbers to the right; words in the first and the last column to the left. */
+static bool print_table(mx_bytes *out, const table *t, bool markdown) {
+    int width[COLUMNS] = {0};
+    bool ok = true;
+    for (int r = 0; r < t->rows; r++)
+        for (int c = 0; c < t->columns; c++)
+            if (width_of(t->cell[r][c]) > width[c]) width[c] = width_of(t->cell[r][c]);
+    for (int r = 0; r < t->rows && ok; r++) {
+        ok = print_row(out, t, r, width, markdown);
+        if (r || !markdown) continue;
+        ok = ok && mx_bytes_add_string(out, "|");
+        for (int c = 0; c < t->columns; c++)
+            ok = ok && mx_bytes_add_string(out, c == 0 || c + 1 == t->columns ? " --- |" : " ---: |");
+        ok = ok && mx_bytes_add_string(out, "\n");
+    }
+    return ok;
+}
+
+/* 32768 as 32,768. */
+static void with_commas(char out[24], int value) {
+    if (value < 1000)
+        snprintf(out, 24, "%d", value);
+    else if (value < 1000000)
+        snprintf(out, 24, "%d,%03d", value / 1000, value % 1000);
+    else
+        snprintf(out, 24, "%d,%03d,%03d", value / 1000000, value / 1000 % 1000, value % 1000);
+}
+
+/* Four digits are enough, none of them after the point from 1,000 on. */
+static int digits(double value) {
+    return value >= 99.95 ? (value >= 999.5 ? 0 : 1) : value >= 9.995 ? 2 : 3;
+}
+
+static void bytes_text(char out[32], double bytes) {
+    if (bytes >= 1e9)
+        snprintf(out, 32, "%.2f GB", bytes / 1e9);
+    else
+        snprintf(out, 32, "%.1f MB", bytes / 1e6);
+}
+
+static void add_headings(table *t, const mx_bench_report *r, mx_peak_loop plain) {
+    t->columns = 0;
+    add(t, "test");
+    add(t, "depth");
+    add(t, "streams");
+    add(t, "tokens/s");
+    add(t, "min–max");
+    add(t, "floor");
+    add(t, "reached");
+    if (plain < MX_PEAK_LOOPS) add(t, "of %s", mx_peak_name(plain));
+    if (r->energy) add(t, "J/token");
+    if (r->before) add(t, "before");
+    add(t, "bound by");
+    t->rows++;
+}
+
+static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_result *x) {
+    char text[32];
+    const int d = digits(x->speed.median);
+    t->columns = 0;
+    with_commas(text, x->test.tokens);
+    if (x->test.prompt)
+        add(t, "prompt %s", text);
+    else
+        add(t, "decode");
+    with_commas(text, x->test.depth);
+    add(t, "%s", text);
+    add(t, "%d", x->test.streams);
+    add(t, "%.*f", d, x->speed.median);
+    add(t, "%.*f–%.*f", d, x->speed.low, d, x->speed.high);
+    add(t, "%.*f", digits(x->floor), x->floor);
+    add(t, "%.1f %%%s", x->percent, x->unsteady && !x->test.prompt ? " ?" : "");
+    if (x->plain < MX_PEAK_LOOPS) add(t, "%.1f %%", x->matrix_percent);
+    if (r->energy) add(t, "%.3g", x->joules);
+    if (r->before) {
+        const double before = speed_before(r, run, &x->test);
+        if (before > 0)
+            add(t, "× %.3f", x->speed.median / before);
+        else
+            add(t, "–");
+    }
+    bytes_text(text, x->bytes);
+    if (x->by_memory)
+        add(t, "memory: %s a token", text);
+    else
+        add(t, "arithmetic: %.3g GFLOP a token", x->flops / 1e9);
+    t->rows++;
+}
+
+static bool print_machine(mx_bytes *out, const mx_bench_report *r, const mx_bench_run_report *run, bool markdown) {
+    const char *space = markdown ? "" : "  ", *end = markdown ? "  \n" : "\n";
+    const mx_bench_range *b = &run->machine.bandwidth;
+    bool ok = mx_bytes_addf(out, "%s%d thread%s, %s kernels, precision %s%s, KV cache %s%s", space, run->threads,
+                            run->threads > 1 ? "s" : "", run->machine.tier, run->precision,
+                            r->openblas ? ", dense products by OpenBLAS" : "", r->kv, end);
+    ok = ok && mx_bytes_addf(out, "%sreads %.1f GB/s (%.1f–%.1f)", space, b->median / 1e9, b->low / 1e9, b->high / 1e9);
+    bool first = true;
+    for (int i = 0; i < MX_PEAK_LOOPS; i++) {
+        if (run->machine.peaks.of[i] <= 0) continue;
+        ok = ok && mx_bytes_addf(out, "%s%s %.0f", first ? ", multiplies at most: " : ", ",
+                                 mx_peak_name((mx_peak_loop)i), run->machine.peaks.of[i] / 1e9);
+        first = false;
+    }
+    return ok && mx_bytes_addf(out, "%s\n\n", first ? "" : " GFLOP/s");
+}
+
+static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
+    int windows = 0, dropped = 0, unsteady = 0, cached = 0;
+    for (int i = 0; i < r->runs; i++)
+        for (int k = 0; k < r->tests; k++) {
+            const mx_bench_result *x = &r->run[i].result[k];
+            if (x->test.prompt || !x->windows) continue;
+            windows += x->windows;
+            dropped += x->dropped;
+            unsteady += x->unsteady;
+            cached += x->bytes * x->test.streams < r->in_caches;
+        }
+    bool ok = mx_bytes_add_string(out, "floor: what bytes ÷ bandwidth or multiplications ÷ peak allow, whichever is "
+                                       "less, both measured in this run\n");
+    const mx_bench_result *x = &r->run[0].result[0];
+    if (x->plain < MX_PEAK_LOOPS)
+        ok = ok && mx_bytes_addf(out, "of %s: the matrices' multiplications alone, each counted once, of that peak\n",
+                                 mx_peak_name(x->plain));
+    if (dropped)
+        ok =
+            ok && mx_bytes_addf(out, "%d of %d windows of 5 tokens dropped: the bandwidth changed by more than 10 %%\n",
+                                dropped, windows);
+    if (unsteady)
+        ok = ok &&
+             mx_bytes_add_string(out, "?: the bandwidth changed by more than 10 % in every window, so all count\n");
+    if (cached)
+        ok = ok && mx_bytes_add_string(out, "a token's bytes fit into the caches, which read faster than memory\n");
+    if (!r->energy) ok = ok && mx_bytes_add_string(out, "energy: there is no counter here that may be read\n");
+    return ok;
+}
+
+static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) {
+    char cpu[100], size[32], layers[40] = "";
+    cpu_name(cpu);
+    bytes_text(size, r->weight_bytes);
+    if (r->layers < r->all_layers)
+        snprintf(layers, sizeof layers, "%d of %d layers, ", r->layers, r->all_layers);
+    else
+        snprintf(layers, sizeof layers, "%d layers, ", r->layers);
+    return mx_bytes_addf(out, "%s%s%s: %s%s%s\n%s%s%s", markdown ? "**" : "", r->model, markdown ? "**" : "", layers,
+                         size, r->synthetic ? " of random weights" : "", markdown ? "\n" : "  ", cpu,
+                         markdown ? "  \n" : "\n");
+}
+
+bool mx_bench_table(mx_bytes *out, const mx_bench_report *r, bool markdown) {
+    static table t;
+    bool ok = print_model(out, r, markdown);
+    for (int i = 0; i < r->runs && ok; i++) {
+        const mx_bench_run_report *run = &r->run[i];
+        t.rows = 0;
+        add_headings(&t, r, run->result[0].plain);
+        for (int k = 0; k < r->tests && t.rows < MOST_ROWS; k++)
+            if (run->result[k].windows) add_result(&t, r, run, &run->result[k]);
+        ok = print_machine(out, r, run, markdown) && print_table(out, &t, markdown) && mx_bytes_add_string(out, "\n");
+    }
+    ok = ok && print_notes(out, r);
+    if (ok && r->before) {
+        const mx_json *model = mx_json_get(r->before, "model");
+        const bool other = !mx_json_is_string(model, r->model);
+        ok = mx_bytes_addf(out, "before: tokens/s now ÷ those of %s%s%s\n", r->before_name,
+                           other ? ", which measured another model: " : "",
+                           other && model && model->type == MX_JSON_STRING ? model->text : "");
+    }
+    return ok;
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
+
+static bool json_machine(mx_bytes *out, const mx_bench_machine *m) {
+    bool ok = mx_bytes_addf(out, "\"bandwidth_gb_s\":%.5g,\"bandwidth_gb_s_min\":%.5g,\"bandwidth_gb_s_max\":%.5g,",
+                            m->bandwidth.median / 1e9, m->bandwidth.low / 1e9, m->bandwidth.high / 1e9);
+    ok = ok && mx_bytes_add_string(out, "\"peak_gflop_s\":{");
+    bool first = true;
+    for (int i = 0; i < MX_PEAK_LOOPS && ok; i++) {
+        if (m->peaks.of[i] <= 0) continue;
+        ok = mx_bytes_addf(out, "%s\"%s\":%.5g", first ? "" : ",", mx_peak_key((mx_peak_loop)i), m->peaks.of[i] / 1e9);
+        first = false;
+    }
+    return ok && mx_bytes_add_string(out, "}");
+}
+
+static bool json_result(mx_bytes *out, const mx_bench_report *r, const mx_bench_run_report *run,
+                        const mx_bench_result *x) {
+    bool ok = mx_bytes_addf(out,
+                            "{\"test\":\"%s\",\"depth\":%d,\"streams\":%d,\"tokens\":%d,\"tokens_per_s\":%.6g,"
+                            "\"tokens_per_s_min\":%.6g,\"tokens_per_s_max\":%.6g,\"floor_tokens_per_s\":%.6g,"
+                            "\"percent_of_floor\":%.5g,\"bound_by\":\"%s\",\"bytes_per_token\":%.8g,"
+                            "\"flops_per_token\":%.8g,",
+                            x->test.prompt ? "prompt" : "decode", x->test.depth, x->test.streams, x->test.tokens,
+                            x->speed.median, x->speed.low, x->speed.high, x->floor, x->percent,
+                            x->by_memory ? "memory" : "arithmetic", x->bytes, x->flops);
+    if (x->plain < MX_PEAK_LOOPS)
+        ok = ok &&
+             mx_bytes_addf(out, "\"percent_of_peak\":%.5g,\"peak\":\"%s\",", x->matrix_percent, mx_peak_key(x->plain));
+    if (r->energy) ok = ok && mx_bytes_addf(out, "\"joules_per_token\":%.5g,", x->joules);
+    if (r->before) {
+        const double before = speed_before(r, run, &x->test);
+        if (before > 0) ok = ok && mx_bytes_addf(out, "\"ratio_to_before\":%.5g,", x->speed.median / before);
+    }
+    return ok && mx_bytes_addf(out,
+                               "\"windows\":%d,\"windows_dropped\":%d,\"unsteady\":%s,\"precision\":\"%s\","
+                               "\"tier\":\"%s\",\"threads\":%d,\"kv_type\":\"%s\",\"dense\":\"%s\"}",
+                               x->windows, x->dropped, x->unsteady ? "true" : "false", run->precision,
+                               run->machine.tier, run->threads, r->kv, r->openblas ? "openblas" : "own");
+}
+
+bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
+    char cpu[100];
+    cpu_name(cpu);
+    bool ok = mx_bytes_add_string(out, "{\"mxrun\":\"" MX_VERSION "\",\"model\":");
+    ok = ok && mx_bytes_add_json(out, r->model, strlen(r->model));
+    ok = ok && mx_bytes_addf(out, ",\"synthetic\":%s,", r->synthetic ? "true" : "false");
+    if (r->synthetic) ok = ok && mx_bytes_addf(out, "\"seed\":%llu,", (unsigned long long)r->seed);
+    ok = ok &&
+         mx_bytes_addf(out, "\"layers\":%d,\"weight_bytes\":%.0f,\"machine\":{\"cpu\":", r->layers, r->weight_bytes);
+    ok = ok && mx_bytes_add_json(out, cpu, strlen(cpu));
+    ok = ok && mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu},", mx_cpu_count(), mx_memory_available());
+    ok = ok && json_machine(out, &r->run[0].machine);
+    ok = ok && mx_bytes_add_string(out, ",\"runs\":[");
+    for (int i = 0; i < r->runs && ok; i++) {
+        const mx_bench_run_report *run = &r->run[i];
+        ok = mx_bytes_addf(out, "%s{\"threads\":%d,\"precision\":\"%s\",\"tier\":\"%s\",", i ? "," : "", run->threads,
+                           run->precision, run->machine.tier) &&
+             json_machine(out, &run->machine) && mx_bytes_add_string(out, "}");
+    }
+    ok = ok && mx_bytes_add_string(out, "],\"results\":[");
+    bool first = true;
+    for (int i = 0; i < r->runs; i++)
+        for (int k = 0; k < r->tests && ok; k++) {
+            if (!r->run[i].result[k].windows) continue;
+            ok = (first || mx_bytes_add_string(out, ",")) && json_result(out, r, &r->run[i], &r->run[i].result[k]);
+            first = false;
+        }
+    return ok && mx_bytes_add_string(out, "]}\n");
+}
