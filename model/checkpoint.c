@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
+#include "model/load.h"
 #include "model/model.h"
 #include "model/safetensors.h"
 #include "model/show.h"
@@ -250,6 +251,14 @@ void mx_checkpoint_close(mx_checkpoint *ck) {
     free(ck->tensor);
     mx_arena_destroy(&ck->memory);
     free(ck);
+}
+
+int mx_checkpoint_files(const mx_checkpoint *ck) {
+    return ck->files;
+}
+
+mx_safetensors *mx_checkpoint_file(mx_checkpoint *ck, int index) {
+    return &ck->file[index];
 }
 
 int mx_checkpoint_count(const mx_checkpoint *ck) {

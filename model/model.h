@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
+#include "model/load_options.h"
 #include "model/logit_bias.h"
 
 /* ---- configuration: everything config.json says about the computation ---------------------------------------------
@@ -82,6 +83,7 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
 void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into it dies */
 int mx_checkpoint_count(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index);          /* in name order */
+uint64_t mx_checkpoint_cached(const mx_checkpoint *ck); /* bytes of its files in the page cache, about */
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
 
 /* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------
@@ -116,6 +118,9 @@ typedef struct mx_weights {
  * The files stay mapped: one that another program cuts while it is in use ends this one with SIGBUS, so a model's files
  * must not change while it is open. Free with mx_weights_close. */
 mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
+/* The same, and brings the bytes into memory as `options` says. mx_weights_open is MX_LOAD_LAZY. */
+mx_status mx_weights_load(const char *folder, const mx_load_options *options, mx_pool *pool, mx_weights **out,
+                          mx_error *error);
 /* The same from tensors that are there already. `checkpoint` becomes the weights', also when this fails; `name` is for
  * messages. */
 mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,

@@ -96,7 +96,9 @@ static mx_status map_whole(mx_safetensors *st, mx_error *error) {
         st->map = map_file(fd, st->map_size);
         if (st->map == MAP_FAILED) {
             st->map = NULL;
-            status = mx_fail(error, MX_IO, "%s: mapping %zu bytes: %s", st->path, st->map_size, strerror(errno));
+            status = mx_fail(error, errno == ENOMEM ? MX_NO_MEMORY : MX_IO, "%s: mapping %zu bytes: %s%s", st->path,
+                             st->map_size, strerror(errno),
+                             errno == ENOMEM ? ": is the address space limited (ulimit -v)?" : "");
         }
     }
     close(fd);

@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "model/load.h"
 #include "model/model.h"
 #include "model/show.h"
 
@@ -366,8 +367,10 @@ static size_t small_floats(const mx_config *c) {
     return (size_t)total;
 }
 
-/* Gives every tensor of w->checkpoint its role. `name`: the model's, for messages. */
-static mx_status assign(mx_weights *w, const char *name, mx_pool *pool, mx_error *error) {
+/* Gives every tensor of w->checkpoint its role. `name`: the model's, for messages. What only needs the headers comes
+ * before the bytes are brought in, for that takes long: `options` says how; NULL: they are there. */
+static mx_status assign(mx_weights *w, const char *name, const mx_load_options *options, mx_pool *pool,
+                        mx_error *error) {
     const mx_config *c = &w->config;
     size_t owned = small_floats(c) * sizeof(float);
     int tensors = mx_checkpoint_count(w->checkpoint);
@@ -383,6 +386,7 @@ static mx_status assign(mx_weights *w, const char *name, mx_pool *pool, mx_error
     if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.searched)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
     if (!status) status = all_tensors(&l);
+    if (!status && options) status = mx_load_checkpoint(w->checkpoint, options, error);
     if (!status) status = check_scales(&l, pool);
     if (!status) warn_unused(&l);
     free(l.used);
@@ -406,22 +410,9 @@ static mx_status check_folder(const char *folder, mx_error *error) {
                    "%s: a file, expected the folder that holds config.json and .safetensors", folder);
 }
 
-mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error) {
-    *out = NULL;
-    mx_checkpoint *checkpoint;
-    mx_config config;
-    mx_status status = check_folder(folder, error);
-    /* The checkpoint first: it says best what a folder of another layout holds. */
-    if (!status) status = mx_checkpoint_open(folder, &checkpoint, error);
-    if (status) return status;
-    status = mx_config_read(folder, &config, error);
-    if (!status) return mx_weights_from(folder, &config, checkpoint, pool, out, error);
-    mx_checkpoint_close(checkpoint);
-    return status;
-}
-
-mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,
-                          mx_weights **out, mx_error *error) {
+/* `checkpoint` becomes the weights', also when this fails. */
+static mx_status create(const char *name, const mx_config *config, mx_checkpoint *checkpoint,
+                        const mx_load_options *options, mx_pool *pool, mx_weights **out, mx_error *error) {
     *out = NULL;
     mx_weights *w = calloc(1, sizeof *w);
     if (!w) {
@@ -430,12 +421,36 @@ mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoi
     }
     w->config = *config;
     w->checkpoint = checkpoint;
-    mx_status status = assign(w, name, pool, error);
+    mx_status status = assign(w, name, options, pool, error);
     if (status)
         mx_weights_close(w);
     else
         *out = w;
     return status;
+}
+
+mx_status mx_weights_load(const char *folder, const mx_load_options *options, mx_pool *pool, mx_weights **out,
+                          mx_error *error) {
+    *out = NULL;
+    mx_checkpoint *checkpoint;
+    mx_config config;
+    mx_status status = check_folder(folder, error);
+    /* The checkpoint first: it says best what a folder of another layout holds. */
+    if (!status) status = mx_checkpoint_open(folder, &checkpoint, error);
+    if (status) return status;
+    status = mx_config_read(folder, &config, error);
+    if (!status) return create(folder, &config, checkpoint, options, pool, out, error);
+    mx_checkpoint_close(checkpoint);
+    return status;
+}
+
+mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error) {
+    return mx_weights_load(folder, NULL, pool, out, error);
+}
+
+mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,
+                          mx_weights **out, mx_error *error) {
+    return create(name, config, checkpoint, NULL, pool, out, error);
 }
 
 void mx_weights_close(mx_weights *w) {

@@ -51,6 +51,14 @@ void mx_log(mx_log_level level, const char *format, ...) {
     pthread_mutex_unlock(&state.lock);
 }
 
+bool mx_log_wanted(mx_log_level level) {
+    pthread_mutex_lock(&state.lock);
+    if (state.level < 0) read_environment();
+    bool wanted = (int)level >= state.level;
+    pthread_mutex_unlock(&state.lock);
+    return wanted;
+}
+
 void mx_log_set_level(mx_log_level level) {
     pthread_mutex_lock(&state.lock);
     state.level = level;

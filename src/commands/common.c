@@ -18,6 +18,31 @@ const mx_kv_name *mx_kv_find(const mx_command *command, const char *name) {
     return NULL;
 }
 
+bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out) {
+    static const struct {
+        const char *name;
+        mx_load_way way;
+    } ways[] = {{"map", MX_LOAD_MAP}, {"read", MX_LOAD_READ}, {"lazy", MX_LOAD_LAZY}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (!strcmp(name, ways[i].name)) {
+            *out = ways[i].way;
+            return true;
+        }
+    mx_command_usage(command, "--load %s: expected map, read or lazy", name);
+    return false;
+}
+
+void mx_loading_shown(void *loading, uint64_t done, uint64_t total) {
+    mx_loading *l = loading;
+    if (!l->started) mx_progress_start(&l->bar, "loading", (double)total, true);
+    l->started = true;
+    mx_progress_update(&l->bar, (double)done);
+}
+
+void mx_loading_end(mx_loading *loading) {
+    if (loading->started) mx_progress_clear(&loading->bar);
+}
+
 static bool parse_number(mx_number *n) {
     const char *allowed = n->whole ? "0123456789-+" : "0123456789-+.eE";
     if (!*n->text || strspn(n->text, allowed) != strlen(n->text)) return false;

@@ -2,6 +2,7 @@
 #define MX_COMMON_H
 
 #include "base/bytes.h"
+#include "base/progress.h"
 #include "commands/command.h"
 #include "engine/mxrun.h"
 #include "model/model.h"
@@ -19,6 +20,18 @@ enum { MX_KV_NAMES = 3 };
 extern const mx_kv_name mx_kv_names[MX_KV_NAMES];
 /* The type of that name. NULL: the user has been told. */
 const mx_kv_name *mx_kv_find(const mx_command *command, const char *name);
+
+/* What --load names. false: the user has been told. */
+bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out);
+
+/* A progress bar for mx_load_options: .progress = mx_loading_shown, .user = a zeroed mx_loading, ended with
+ * mx_loading_end. */
+typedef struct mx_loading {
+    mx_progress bar;
+    bool started;
+} mx_loading;
+void mx_loading_shown(void *loading, uint64_t done, uint64_t total);
+void mx_loading_end(mx_loading *loading);
 
 /* A number that stays text until it is checked, so that a wrong one can be named with its option. */
 typedef struct mx_number {

@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/cpu.h"
+#include "base/pages.h"
 #include "commands/common.h"
 #include "engine/mxrun.h"
 #include "model/model.h"
@@ -191,8 +192,9 @@ static void print_memory(const mx_model *model, double weights) {
     printf("\n");
 }
 
-static void print_machine(const mx_kernels *kernels) {
+static void print_machine(const mx_kernels *kernels, const mx_checkpoint *checkpoint, double weights) {
     char text[16];
+    const double cached = (double)mx_checkpoint_cached(checkpoint);
     printf("Machine\n");
     mx_precisions precision = mx_precisions_default(kernels);
     char name[MX_PRECISION_NAME];
@@ -200,6 +202,9 @@ static void print_machine(const mx_kernels *kernels) {
     printf("  kernels       %s, %s activations in products\n", kernels->name, name);
     printf("  threads       %d\n", mx_cpu_count());
     printf("  memory free   %s\n", human(text, (double)mx_memory_available(), "B"));
+    printf("  weights       %.0f %% of them in the page cache\n", 100 * (cached < weights ? cached / weights : 1));
+    printf("  huge pages    %s\n", mx_pages_huge() ? "for mapped files and memory, where the file system has them"
+                                                   : "switched off by the administrator");
 }
 
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */
@@ -316,7 +321,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
             print_weights(classes, &total);
             print_tokenizer(tokenizer, &weights->config);
             print_memory(model, total.bytes);
-            print_machine(kernels);
+            print_machine(kernels, weights->checkpoint, total.bytes);
         }
     }
     mx_tokenizer_close(tokenizer);

@@ -13,6 +13,7 @@ enum { BATCH_TOKENS = 512, BATCH_MOST = 65536 };
 struct mx_model {
     mx_weights *weights;
     uint64_t weight_bytes;
+    uint64_t mapped_bytes; /* of them, in the page cache */
 };
 
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
@@ -21,7 +22,7 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
     mx_pool *pool;
     mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
     if (!status) {
-        status = mx_weights_open(path, pool, &model->weights, error);
+        status = mx_weights_load(path, options, pool, &model->weights, error);
         mx_pool_destroy(pool);
     }
     if (status) {
@@ -31,6 +32,7 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
     const mx_checkpoint *checkpoint = model->weights->checkpoint;
     for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
         model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
+    if (!options || options->way != MX_LOAD_READ) model->mapped_bytes = model->weight_bytes;
     *out = model;
     return MX_OK;
 }
@@ -62,7 +64,7 @@ mx_sampling mx_model_sampling(const mx_model *model) {
  * free memory, whether or not they have been read yet, for the kernel can drop them: keys and values must not make it
  * do so. */
 static uint64_t default_memory(const mx_model *model) {
-    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->weight_bytes);
+    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
     const uint64_t least = (uint64_t)256 << 20, reserve = available / 10 > least ? available / 10 : least;
     return beside > reserve + available / 8 ? beside - reserve : available / 8;
 }
@@ -76,7 +78,7 @@ static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t 
     if (context < 1 || context > config->max_positions) return MX_OK; /* none, or refused by the plan */
     const uint64_t needed = (uint64_t)mx_kv_pages_needed(config, context, batch) * page_bytes;
     if (needed <= *out) return MX_OK;
-    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->weight_bytes);
+    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
     const double mib = 0x1p-20;
     if (needed > available)
         return mx_fail(

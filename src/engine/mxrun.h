@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/load_options.h"
 #include "model/logit_bias.h"
 
 /* The narrow waist of mxrun: six calls around a model and an engine.
@@ -17,10 +18,7 @@ typedef struct mx_model mx_model; /* immutable, may be shared by engines */
 typedef struct mx_engine mx_engine;
 typedef uint64_t mx_handle; /* a request; never reused, never 0 */
 
-typedef struct mx_load_options {
-    int threads; /* used while loading; 0: all cores */
-} mx_load_options;
-
+/* options NULL: mapped, read when first used. */
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error);
 void mx_model_close(mx_model *model);                             /* after the engines that use it; NULL allowed */
 const struct mx_config *mx_model_config(const mx_model *model);   /* model/model.h */

@@ -1,0 +1,28 @@
+#ifndef MX_LOAD_OPTIONS_H
+#define MX_LOAD_OPTIONS_H
+
+#include <stdint.h>
+
+/* How a model's bytes come into memory. A header of its own, for the public interface (engine/mxrun.h) has it in common
+ * with model/. */
+typedef enum mx_load_way {
+    /* The files stay where they are, in the page cache, and are mapped; all of it is brought in before the first step,
+     * in huge pages where the file system has them. The next start finds it there, other processes share it. Where it
+     * does not fit into memory this is MX_LOAD_LAZY, with a warning. */
+    MX_LOAD_MAP,
+    /* A copy in anonymous huge pages, read past the page cache where the file system allows that. The process's own:
+     * every start reads the disk. */
+    MX_LOAD_READ,
+    /* Mapped, and read when it is first used. */
+    MX_LOAD_LAZY,
+} mx_load_way;
+
+typedef struct mx_load_options {
+    int threads; /* 0: all cores */
+    mx_load_way way;
+    /* Called now and then by the thread that loads, with bytes; NULL: nobody wants to know. */
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+} mx_load_options;
+
+#endif
