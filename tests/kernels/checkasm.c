@@ -1,6 +1,7 @@
 /* The kernels' test bench: every tier of this machine against references in double, bit for bit where the contract says
  * so, and (--bench) its speed. Each group of cases is a file: test_matmul.c, test_attention.c, test_elementwise.c; the
  * group's list of tests is at the end of its file. A new group is a file, a line in `groups` and one in meson.build. */
+#include "bench.h"
 #include "support.h"
 
 #include <getopt.h>
@@ -13,13 +14,16 @@ static const test_group *const groups[] = {&matmul_group, &attention_group, &ele
 enum { GROUPS = sizeof groups / sizeof *groups };
 
 static void usage(FILE *to) {
-    fprintf(to, "usage: checkasm [OPTION]... [GROUP[:TEST]]...\n"
-                "Tests the kernels of every tier that this machine has; TEST may hold * and ?.\n\n"
-                "  -t, --tier T    only this tier (and scalar code where a test needs it)\n"
-                "  -s, --seed N    other random inputs; 0 is what the build's tests run\n"
-                "      --longer    many more cases of each kind\n"
-                "  -l, --list      the groups, their tests and the tiers here\n"
-                "  -h, --help\n");
+    fprintf(to,
+            "usage: checkasm [OPTION]... [GROUP[:TEST]]...\n"
+            "       checkasm --bench [OPTION]... [WORD]...\n"
+            "Tests the kernels of every tier that this machine has; TEST may hold * and ?.\n\n"
+            "  -t, --tier T    only this tier (and scalar code where a test needs it)\n"
+            "  -s, --seed N    other random inputs; 0 is what the build's tests run\n"
+            "      --longer    many more cases of each kind\n"
+            "  -b, --bench     measures instead, what has all WORDs in its line, as in: --bench avx512 mxfp4 rows:1\n"
+            "  -l, --list      the groups, their tests and the tiers here\n"
+            "  -h, --help\n");
 }
 
 static void list(void) {
@@ -49,13 +53,16 @@ static int run(char *name) {
 }
 
 int main(int argc, char **argv) {
-    static const struct option options[] = {
-        {"tier", required_argument, NULL, 't'}, {"seed", required_argument, NULL, 's'},
-        {"longer", no_argument, NULL, 'L'},     {"list", no_argument, NULL, 'l'},
-        {"help", no_argument, NULL, 'h'},       {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"tier", required_argument, NULL, 't'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"longer", no_argument, NULL, 'L'},
+                                            {"bench", no_argument, NULL, 'b'},
+                                            {"list", no_argument, NULL, 'l'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
     int option, failed = 0;
-    bool lists = false;
-    while ((option = getopt_long(argc, argv, "t:s:lh", options, NULL)) >= 0) {
+    bool lists = false, benches = false;
+    while ((option = getopt_long(argc, argv, "t:s:blh", options, NULL)) >= 0) {
         switch (option) {
         case 't':
             settings.tier = optarg;
@@ -65,6 +72,9 @@ int main(int argc, char **argv) {
             break;
         case 'L':
             settings.longer = true;
+            break;
+        case 'b':
+            benches = true;
             break;
         case 'l':
             lists = true;
@@ -86,6 +96,7 @@ int main(int argc, char **argv) {
         list();
         return 0;
     }
+    if (benches) return !bench_run(argv + optind, argc - optind);
     if (optind == argc) failed = run(NULL);
     for (int i = optind; i < argc; i++) {
         int of_this = run(argv[i]);
