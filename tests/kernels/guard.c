@@ -127,3 +127,7 @@ void *guarded(int64_t bytes, int alignment, const char *what) {
 float *guarded_floats(int64_t n, const char *what) {
     return guarded(n * (int64_t)sizeof(float), 64, what);
 }
+
+float *guarded_row(int64_t n, const char *what) {
+    return guarded(n * (int64_t)sizeof(float), sizeof(float), what);
+}

@@ -28,7 +28,9 @@ void case_release(int mark);
  * is not copied. Belongs to the case. */
 void *guarded(int64_t bytes, int alignment, const char *what);
 
-/* As the contract has it: n floats that begin at a multiple of 64 bytes. */
+/* n floats: of activations, outputs and scratch, which begin at a multiple of 64 bytes; of a row of them or a vector of
+ * the model, which may begin anywhere. */
 float *guarded_floats(int64_t n, const char *what);
+float *guarded_row(int64_t n, const char *what);
 
 #endif

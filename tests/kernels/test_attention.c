@@ -31,7 +31,7 @@ static problem problem_make(rng *r, const mx_kernels *k, const test_case *c) {
     problem p = {.tiles = tiles};
     int64_t q_stride = c->group * hd + 7, out_stride = c->group * hd + 3;
     p.q = guarded_floats((c->rows - 1) * q_stride + c->group * hd, "q");
-    p.sinks = guarded_floats(c->group, "sinks");
+    p.sinks = guarded_row(c->group, "sinks");
     p.pages = guarded((tiles - first) * head_bytes * 2, 64, "pages");
     p.table = guarded(tiles * 4, 4, "page table");
     for (int64_t i = 0; i < (c->rows - 1) * q_stride + c->group * hd; i++) {

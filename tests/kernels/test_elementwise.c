@@ -95,7 +95,7 @@ static void test_widen(void **state) {
                 int64_t size = formats[f] == MX_F32 ? 4 : 2;
                 case_begin("%s widen %lld of format %d", k->name, (long long)n, f);
                 uint8_t *in = guarded(n * size, 1, "in");
-                float *out = guarded_floats(n, "out");
+                float *out = guarded_row(n, "out");
                 for (int64_t i = 0; i < n * size; i++) in[i] = (uint8_t)rng_bits(&r);
                 for (int64_t i = 0; i < n; i++) in[i * size + size - 1] &= 0xb7; /* finite */
                 k->widen(out, in, formats[f], n);
@@ -122,7 +122,7 @@ static void test_kv_write(void **state) {
             int64_t bytes = 2 * head_dim * MX_TILE * size;
             case_begin("%s kv_write to format %d, head_dim %d, slot %d", k->name, (int)kv, head_dim, slot);
             uint8_t *found = guarded(bytes, 64, "head tile"), *expected = guarded(bytes, 64, "expected");
-            float *key = guarded_floats(head_dim, "k"), *value = guarded_floats(head_dim, "v");
+            float *key = guarded_row(head_dim, "k"), *value = guarded_row(head_dim, "v");
             for (int d = 0; d < head_dim; d++) {
                 key[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
                 value[d] = rng_below(&r, 3) ? rng_normal(&r) : special[rng_below(&r, 11)];
@@ -149,7 +149,7 @@ static void test_rmsnorm(void **state) {
         for (int i = 0; i < 55; i++) {
             int64_t n = sizes[i % 11];
             case_begin("%s rmsnorm of %lld around %g", k->name, (long long)n, (double)amplitudes[i / 11]);
-            float *x = guarded_floats(n, "x"), *gain = guarded_floats(n, "gain"), *out = guarded_floats(n, "out");
+            float *x = guarded_row(n, "x"), *gain = guarded_row(n, "gain"), *out = guarded_row(n, "out");
             double sum = 0.0;
             for (int64_t j = 0; j < n; j++) {
                 x[j] = rng_normal(&r) * amplitudes[i / 11];
@@ -178,8 +178,8 @@ static void test_rope(void **state) {
             int head_dim = head_dims[i], half = head_dim / 2;
             int64_t heads = 1 + rng_below(&r, 9);
             case_begin("%s rope of %lld heads of %d", k->name, (long long)heads, head_dim);
-            float *x = guarded_floats(heads * head_dim, "x"), *before = guarded_floats(heads * head_dim, "before");
-            float *cos = guarded_floats(half, "cos"), *sin = guarded_floats(half, "sin");
+            float *x = guarded_row(heads * head_dim, "x"), *before = guarded_row(heads * head_dim, "before");
+            float *cos = guarded_row(half, "cos"), *sin = guarded_row(half, "sin");
             for (int64_t j = 0; j < heads * head_dim; j++) before[j] = x[j] = rng_normal(&r);
             for (int d = 0; d < half; d++) {
                 cos[d] = rng_uniform(&r, -1.4f, 1.4f);
@@ -206,7 +206,7 @@ static void test_router_topk(void **state) {
             int n = 1 + (int)rng_below(&r, 140), count = 1 + (int)rng_below(&r, n < 8 ? n : 8);
             bool taken[140] = {false};
             case_begin("%s router: best %d of %d", k->name, count, n);
-            float *logits = guarded_floats(n, "logits"), *weight = guarded(count * 4, 4, "weight");
+            float *logits = guarded_row(n, "logits"), *weight = guarded(count * 4, 4, "weight");
             int32_t *expert = guarded(count * 4, 4, "expert");
             for (int j = 0; j < n; j++) logits[j] = i % 2 ? rng_normal(&r) * 9.0f : (float)rng_below(&r, 4);
             k->router_topk(logits, n, count, expert, weight);
@@ -237,7 +237,7 @@ static void test_router_topk_not_finite(void **state) {
             int n = 4 + (int)rng_below(&r, 130);
             bool taken[140] = {false};
             case_begin("%s router: best 4 of %d, not finite", k->name, n);
-            float *logits = guarded_floats(n, "logits"), *weight = guarded(4 * 4, 4, "weight");
+            float *logits = guarded_row(n, "logits"), *weight = guarded(4 * 4, 4, "weight");
             int32_t *expert = guarded(4 * 4, 4, "expert");
             for (int j = 0; j < n; j++) {
                 static const float special[] = {NAN, INFINITY, -INFINITY, -NAN};
@@ -264,7 +264,7 @@ static void test_argmax(void **state) {
         for (int i = 0; i < 3000; i++) {
             int64_t n = 1 + rng_below(&r, i % 10 ? 100 : 3000), best = -1;
             case_begin("%s argmax of %lld, kind %d", k->name, (long long)n, i % 210);
-            float *x = guarded_floats(n, "x");
+            float *x = guarded_row(n, "x");
             for (int64_t j = 0; j < n; j++) {
                 x[j] = i % 3 ? rng_normal(&r) : (float)rng_below(&r, 5);
                 if (i % 5 == 0 && rng_below(&r, 4) == 0) x[j] = rng_below(&r, 2) ? NAN : -INFINITY;
@@ -284,7 +284,7 @@ static void test_exp_sum(void **state) {
     FOR_EACH_TIER(k) {
         for (int64_t n = 1; n < 200; n += 1 + n / 20) {
             case_begin("%s exp_sum of %lld", k->name, (long long)n);
-            float *x = guarded_floats(n, "x"), *p = guarded_floats(n, "p"), shift = 3.0f, scale = n % 2 ? 1.0f : 0.7f;
+            float *x = guarded_row(n, "x"), *p = guarded_row(n, "p"), shift = 3.0f, scale = n % 2 ? 1.0f : 0.7f;
             double sum = 0.0;
             for (int64_t i = 0; i < n; i++) x[i] = shift - fabsf(rng_normal(&r)) * (i % 5 ? 4.0f : 60.0f);
             if (n > 3) x[1] = -INFINITY, x[2] = -1e30f, x[3] = shift;
@@ -329,7 +329,7 @@ static void test_add(void **state) {
     FOR_EACH_TIER(k) {
         for (int64_t n = 0; n < 70; n++) {
             case_begin("%s add %lld", k->name, (long long)n);
-            float *x = guarded_floats(n, "x"), *y = guarded_floats(n, "y"), *before = guarded_floats(n, "before");
+            float *x = guarded_row(n, "x"), *y = guarded_row(n, "y"), *before = guarded_row(n, "before");
             for (int64_t i = 0; i < n; i++) x[i] = rng_normal(&r), before[i] = y[i] = rng_normal(&r);
             k->add(y, x, n);
             for (int64_t i = 0; i < n; i++) assert_true(y[i] == before[i] + x[i]);
@@ -345,6 +345,7 @@ static void test_choice_of_tier(void **state) {
     assert_int_equal(mx_kernels_get("sse9", &k, &error), MX_UNSUPPORTED);
     assert_non_null(strstr(error.text, "sse9"));
     FOR_EACH_TIER(tier) {
+        if (mx_kernels_get(tier->name, &k, NULL) != MX_OK) continue; /* a tier that only tests have */
         setenv("MXRUN_CPU", tier->name, 1);
         assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
         assert_ptr_equal(k, tier);
@@ -352,8 +353,12 @@ static void test_choice_of_tier(void **state) {
     setenv("MXRUN_CPU", "pentium", 1);
     assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_INVALID_ARGUMENT);
     unsetenv("MXRUN_CPU");
+    const mx_kernels *best = NULL;
+    FOR_EACH_TIER(tier) {
+        if (mx_kernels_get(tier->name, &k, NULL) == MX_OK) best = k;
+    }
     assert_int_equal(mx_kernels_get(NULL, &k, &error), MX_OK);
-    if (!settings.tier) assert_ptr_equal(k, tiers[tier_count - 1]);
+    if (!settings.tier) assert_ptr_equal(k, best);
 }
 
 static const struct CMUnitTest tests[] = {
