@@ -13,5 +13,6 @@ extern const mx_kernels mx_kernels_neon;
 extern const mx_kernels mx_amx_kernels;
 /* The AMX tier on a model of its tiles in C: for tests, in a library of its own (kernels_amx_model). */
 extern const mx_kernels mx_amx_model_kernels;
+extern const mx_kernels mx_kernels_neonbf16;
 
 #endif

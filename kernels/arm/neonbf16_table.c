@@ -1,0 +1,29 @@
+#include "kernels/arm/neon.h"
+#include "kernels/scalar/scalar.h"
+#include "kernels/tiers.h"
+
+#define BY_BFMMLA(format, products)                                                                                    \
+    { [MX_X_FP32] = &mx_neon_product[format][MX_X_FP32], [MX_X_BF16X2] = &(products)[0], [MX_X_BF16] = &(products)[1], }
+
+const mx_kernels mx_kernels_neonbf16 = {
+    .name = "neonbf16",
+    .product = {[MX_F32] = {&mx_neon_product[MX_F32][MX_X_FP32], &mx_neon_product[MX_F32][MX_X_BF16X2],
+                            &mx_neon_product[MX_F32][MX_X_BF16]},
+                [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense),
+                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4)},
+    .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
+    .attention = mx_neon_attention,
+    .attention_scratch = mx_neon_attention_scratch,
+    .attention_segment = mx_neon_attention_segment,
+    .attention_join = mx_neon_attention_join,
+    .kv_write = mx_neon_kv_write,
+    .rmsnorm = mx_neon_rmsnorm,
+    .rope = mx_scalar_rope,
+    .router_topk = mx_scalar_router_topk,
+    .argmax = mx_neon_argmax,
+    .exp_sum = mx_neon_exp_sum,
+    .add = mx_scalar_add,
+    .widen = mx_neon_widen,
+};
+
+_Static_assert(MX_NEONBF16_MATMUL_SCRATCH >= MX_NEON_MATMUL_SCRATCH, "room for the products of either tier");
