@@ -8,6 +8,8 @@
 #include "kernels/openblas/openblas.h"
 #include "model/sampler.h"
 
+enum { PART_ROWS = 32 }; /* rows of a full context whose parts have room; more are attended a KV head at a time */
+
 /* Bytes of a packed column at most, in any precision. */
 enum { PACKED_MOST = 4 };
 
@@ -172,6 +174,8 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(act_packed, S * (size_t)c->intermediate * PACKED_MOST);
     TAKE(expert_out, S * hidden);
     TAKE(run, T);
+    TAKE(cut, T);
+    TAKE(parts, (size_t)(s->parts_held * mx_attention_part(c->head_dim, c->heads / c->kv_heads)));
     TAKE(kept, W);
     TAKE(wanted, W * hidden);
     TAKE(logits, W * (size_t)c->vocab);
@@ -193,7 +197,8 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
                  (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
     size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab + 3 * (size_t)c->experts +
                     (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
-    return floats * sizeof(float) + ((size_t)c->experts + 4) * sizeof(mx_job) + T * sizeof(mx_run) +
+    floats += (size_t)(b->s.parts_held * mx_attention_part(c->head_dim, c->heads / c->kv_heads));
+    return floats * sizeof(float) + ((size_t)c->experts + 4) * sizeof(mx_job) + T * (sizeof(mx_run) + sizeof(int32_t)) +
            W * sizeof(mx_row) + 64 * 64;
 }
 
@@ -273,6 +278,9 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     b->page_bytes = mx_page_bytes(c, o->kv_format);
     b->head_bytes = b->page_bytes / c->kv_heads;
     int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
+    attention += MX_RUN_ROWS * (int64_t)(c->heads / c->kv_heads) * c->head_dim; /* and the queries of a task */
+    int64_t segments = (c->max_positions + MX_SEGMENT - 1) / MX_SEGMENT;
+    b->s.parts_held = (o->max_rows < PART_ROWS ? o->max_rows : PART_ROWS) * segments * c->kv_heads;
     b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
     if (b->s.thread_floats < openblas + 15) b->s.thread_floats = openblas + 15;
     if (b->s.thread_floats < c->hidden + 15) b->s.thread_floats = c->hidden + 15; /* a row between norm and pack */

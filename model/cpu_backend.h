@@ -6,11 +6,16 @@
 
 /* Private to the CPU backend: its memory, and the step that works in it. */
 
-/* Rows of one sequence at consecutive positions: what one call of the attention kernel takes, cut to ATTENTION_ROWS. */
+/* Rows of one sequence at consecutive positions: what one call of the attention kernel takes, cut to MX_RUN_ROWS. */
+enum { MX_RUN_ROWS = 16 };
 typedef struct mx_run {
     const mx_sequence_view *sequence;
     int row, rows; /* first row in the batch, how many */
     int position;  /* of the first */
+    /* In the layer at hand: tasks first_task + head * segments + segment. */
+    int64_t first_task;
+    int64_t first_segment, segments; /* that become parts; 1: one task walks the whole past of a KV head */
+    int64_t first_part;              /* of head 0 in s.parts */
 } mx_run;
 
 /* One product of a parallel region. */
@@ -47,6 +52,9 @@ typedef struct mx_scratch {
     uint8_t *act_packed;               /* [S, packed_bytes(intermediate)] */
     float *expert_out;                 /* [S, hidden] */
     mx_run *run;                       /* [T] */
+    int32_t *cut;                      /* [T] runs that are attended by segments */
+    float *parts;                      /* [parts_held, mx_attention_part()] */
+    int64_t parts_held;                /* parts that there is room for */
     mx_row *kept;                      /* [max_wanted] rows that the last layer goes on with */
     float *wanted;                     /* [max_wanted, hidden] */
     float *logits;                     /* [max_wanted, vocab] */

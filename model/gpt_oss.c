@@ -8,16 +8,16 @@
 #include "model/cpu_backend.h"
 
 enum {
-    ROW_GRAIN = 8,       /* rows a thread takes at once where the work per row is small */
-    ATTENTION_ROWS = 16, /* rows of one attention task */
-    SMALL_MATRIX = 256,  /* output rows, up to which finer tasks keep the threads even */
+    ROW_GRAIN = 8,      /* rows a thread takes at once where the work per row is small */
+    FAIR_TASKS = 16,    /* attention tasks a thread should have at least, so that all end together */
+    SMALL_MATRIX = 256, /* output rows, up to which finer tasks keep the threads even */
 };
 
 struct step {
     mx_cpu_backend *b;
     const mx_batch *batch; /* the rows still computed */
     mx_batch kept;
-    int runs; /* of batch, in s.run */
+    int runs, cuts; /* of batch in s.run, of those in s.cut */
     const mx_layer *layer;
     int index; /* of the layer */
 };
@@ -177,48 +177,125 @@ static void store_keys(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-static void turn_queries(void *arg, int64_t begin, int64_t end, int thread) {
-    (void)thread;
-    const struct step *step = arg;
+/* The kernel's view of one run and KV head, but for queries and scratch. */
+static mx_attention attention_of(const struct step *step, const mx_run *run, int64_t head) {
     const mx_cpu_backend *b = step->b;
     const mx_config *c = &b->weights->config;
-    int64_t d = c->head_dim;
-    for (int64_t t = begin; t < end; t++)
-        b->kernels->rope(b->s.q + t * c->heads * d, b->s.cos + t * (d / 2), b->s.sin + t * (d / 2), c->heads, (int)d);
+    int d = c->head_dim, group = c->heads / c->kv_heads;
+    int64_t part = mx_attention_part(d, group);
+    return (mx_attention){
+        .kv = b->options.kv_format,
+        .head_dim = d,
+        .group = group,
+        .rows = run->rows,
+        .position = run->position,
+        .window = c->sliding[step->index] ? c->window : 0,
+        .sinks = step->layer->sinks + head * group,
+        .scale = (float)(1 / sqrt(d)),
+        .pages = (const uint8_t *)b->pages.base,
+        .table = page_table(step, run->sequence),
+        .page_bytes = b->page_bytes,
+        .head_offset = head * b->head_bytes,
+        .out = b->s.attended + ((int64_t)run->row * c->heads + head * group) * d,
+        .out_stride = (int64_t)c->heads * d,
+        .parts = b->s.parts + (run->first_part + head * run->rows * run->segments) * part,
+        .first_segment = run->first_segment,
+        .segments = run->segments,
+    };
+}
+
+/* The run's queries of one KV head, turned, to q [rows, group, head_dim]. */
+static void turn_queries(const struct step *step, const mx_run *run, int64_t head, float *q) {
+    const mx_cpu_backend *b = step->b;
+    const mx_config *c = &b->weights->config;
+    int64_t d = c->head_dim, group = c->heads / c->kv_heads;
+    for (int64_t t = run->row; t < run->row + run->rows; t++, q += group * d) {
+        memcpy(q, b->s.q + (t * c->heads + head * group) * d, (size_t)(group * d) * sizeof *q);
+        b->kernels->rope(q, b->s.cos + t * (d / 2), b->s.sin + t * (d / 2), group, (int)d);
+    }
 }
 
 static void attend(void *arg, int64_t begin, int64_t end, int thread) {
     const struct step *step = arg;
     const mx_cpu_backend *b = step->b;
     const mx_config *c = &b->weights->config;
-    int d = c->head_dim, group = c->heads / c->kv_heads;
-    int64_t stride = (int64_t)c->heads * d;
+    int64_t width = (int64_t)(c->heads / c->kv_heads) * c->head_dim;
+    float *q = b->s.thread + thread * b->s.thread_floats;
     for (int64_t task = begin; task < end; task++) {
-        const mx_run *run = &b->s.run[task / c->kv_heads];
-        int64_t head = task % c->kv_heads, first = run->row * stride + head * group * d;
-        b->kernels->attention(&(mx_attention){
-            .kv = b->options.kv_format,
-            .head_dim = d,
-            .group = group,
-            .rows = run->rows,
-            .position = run->position,
-            .window = c->sliding[step->index] ? c->window : 0,
-            .q = b->s.q + first,
-            .q_stride = stride,
-            .sinks = step->layer->sinks + head * group,
-            .scale = (float)(1 / sqrt(d)),
-            .pages = (const uint8_t *)b->pages.base,
-            .table = page_table(step, run->sequence),
-            .page_bytes = b->page_bytes,
-            .head_offset = head * b->head_bytes,
-            .out = b->s.attended + first,
-            .out_stride = stride,
-            .scratch = b->s.thread + thread * b->s.thread_floats,
-        });
+        int low = 0, high = step->runs - 1; /* the last run whose first task is <= task */
+        while (low < high) {
+            int middle = (low + high + 1) / 2;
+            if (b->s.run[middle].first_task <= task)
+                low = middle;
+            else
+                high = middle - 1;
+        }
+        const mx_run *run = &b->s.run[low];
+        int64_t head = (task - run->first_task) / run->segments, segment = (task - run->first_task) % run->segments;
+        mx_attention a = attention_of(step, run, head);
+        turn_queries(step, run, head, q);
+        a.q = q;
+        a.q_stride = width;
+        a.scratch = q + MX_RUN_ROWS * width;
+        if (run->segments == 1)
+            b->kernels->attention(&a);
+        else
+            b->kernels->attention_segment(&a, run->first_segment + segment);
     }
 }
 
-/* Cuts the batch into runs of at most ATTENTION_ROWS rows. */
+static void join(void *arg, int64_t begin, int64_t end, int thread) {
+    const struct step *step = arg;
+    const mx_cpu_backend *b = step->b;
+    int64_t heads = b->weights->config.kv_heads;
+    for (int64_t i = begin; i < end; i++) {
+        mx_attention a = attention_of(step, &b->s.run[b->s.cut[i / heads]], i % heads);
+        a.scratch = b->s.thread + thread * b->s.thread_floats;
+        b->kernels->attention_join(&a);
+    }
+}
+
+/* Tiles that a KV head's walk over the run's past takes; the segments they lie in. */
+static int64_t measure_run(const struct step *step, mx_run *run) {
+    const mx_config *c = &step->b->weights->config;
+    int last = run->position + run->rows - 1, first = 0;
+    if (c->sliding[step->index] && run->position >= c->window) first = run->position - c->window + 1;
+    run->first_segment = first / MX_SEGMENT;
+    run->segments = last / MX_SEGMENT - run->first_segment + 1;
+    return last / MX_TILE - first / MX_TILE + 1;
+}
+
+/* A run whose walk is so long that it would keep one thread busy after the others are done is cut into segments, as far
+ * as there is room for their parts. The result is the same bit for bit. Returns the number of tasks. */
+static int64_t cut_runs(struct step *step) {
+    mx_scratch *s = &step->b->s;
+    int64_t heads = step->b->weights->config.kv_heads, all = 0, tasks = 0, parts = 0;
+    for (int i = 0; i < step->runs; i++) all += s->run[i].rows * measure_run(step, &s->run[i]);
+    step->cuts = 0;
+    for (int i = 0; i < step->runs; i++) {
+        mx_run *run = &s->run[i];
+        int64_t work = run->rows * measure_run(step, run), room = run->rows * run->segments * heads;
+        bool cut = work > MX_SEGMENT / MX_TILE && work * mx_pool_threads(step->b->pool) * FAIR_TASKS > all * heads &&
+                   run->segments > 1 && parts + room <= s->parts_held;
+        run->first_task = tasks;
+        run->first_part = parts;
+        if (cut) {
+            s->cut[step->cuts++] = i;
+            parts += room;
+        } else
+            run->segments = 1;
+        tasks += heads * run->segments;
+    }
+    return tasks;
+}
+
+static void attend_all(struct step *step) {
+    mx_pool *pool = step->b->pool;
+    mx_parallel_for(pool, cut_runs(step), 1, attend, step);
+    mx_parallel_for(pool, (int64_t)step->cuts * step->b->weights->config.kv_heads, 1, join, step);
+}
+
+/* Cuts the batch into runs of at most MX_RUN_ROWS rows, none of which spans a multiple of MX_RUN_ROWS. */
 static void find_runs(struct step *step) {
     mx_run *run = step->b->s.run;
     const mx_batch *batch = step->batch;
@@ -228,10 +305,10 @@ static void find_runs(struct step *step) {
         const mx_sequence_view *sequence = &batch->sequence[row->sequence];
         mx_run *last = step->runs ? &run[step->runs - 1] : NULL;
         if (last && last->sequence == sequence && last->position + last->rows == row->position &&
-            last->rows < ATTENTION_ROWS)
+            row->position % MX_RUN_ROWS)
             last->rows++;
         else
-            run[step->runs++] = (mx_run){sequence, t, 1, row->position};
+            run[step->runs++] = (mx_run){.sequence = sequence, .row = t, .rows = 1, .position = row->position};
     }
 }
 
@@ -280,8 +357,7 @@ static void attention(struct step *step, bool shrink) {
         s->job[0] = dense(b, &in, MX_CLASS_QKV, &l->q, l->q_bias, rows, s->q);
         run_products(b, 1);
     }
-    mx_parallel_for(b->pool, rows, ROW_GRAIN, turn_queries, step);
-    mx_parallel_for(b->pool, (int64_t)step->runs * c->kv_heads, 1, attend, step);
+    attend_all(step);
     s->job[0] = dense(b, &out, MX_CLASS_O, &l->o, l->o_bias, rows, s->x);
     s->job[0].m.epilogue = MX_ADD;
     pack(b, s->job[0].product, s->packed[0], s->attended, rows, (int64_t)c->heads * c->head_dim);
