@@ -143,14 +143,13 @@ void mx_walk_attention(const mx_attention *a, const mx_attention_tier *tier) {
         for (int64_t i = 0; i < k.rows; i++) {
             memset(a->out + (row + i) * a->out_stride, 0, (size_t)(a->group * a->head_dim) * sizeof *a->out);
         }
-        int64_t stride = round_up(a->head_dim, tier->lanes);
         for (int64_t s = k.first / MX_SEGMENT; s <= k.last / MX_SEGMENT; s++) {
             attend_segment(&k, s);
             for (mx_queries *b = k.batch; b < k.batch + k.batches; b++) {
                 for (int i = 0; i < b->count; i++) {
                     if (sees(b, i, s))
-                        tier->take(b->out[i], &b->row_m[i], &b->row_l[i], b->o + i * stride, b->m[i], b->l[i],
-                                   a->head_dim);
+                        tier->take(b->out[i], &b->row_m[i], &b->row_l[i], b->o + i * tier->lanes,
+                                   b->count * tier->lanes, b->m[i], b->l[i], a->head_dim);
                 }
             }
         }
@@ -169,12 +168,14 @@ void mx_walk_attention_segment(const mx_attention *a, int64_t segment, const mx_
     for (int64_t row = 0; row < a->rows; row += rows_at_once(a->group)) {
         block k = block_make(a, tier, row);
         attend_segment(&k, segment);
-        int64_t stride = round_up(a->head_dim, tier->lanes), i = 0;
+        int64_t lanes = tier->lanes, i = 0;
         for (mx_queries *b = k.batch; b < k.batch + k.batches; b++) {
             for (int j = 0; j < b->count; j++, i++) {
                 int64_t head = i % a->group;
                 float *part = part_at(a, row + i / a->group, segment), *m = part + a->group * a->head_dim;
-                memcpy(part + head * a->head_dim, b->o + j * stride, (size_t)a->head_dim * sizeof *part);
+                for (int64_t d = 0; d < a->head_dim; d++) {
+                    part[head * a->head_dim + d] = b->o[(d / lanes * b->count + j) * lanes + d % lanes];
+                }
                 m[head] = b->m[j];
                 m[a->group + head] = b->l[j];
             }
@@ -190,7 +191,8 @@ void mx_walk_attention_join(const mx_attention *a, const mx_attention_tier *tier
             memset(out, 0, (size_t)a->head_dim * sizeof *out);
             for (int64_t s = first / MX_SEGMENT; s <= last / MX_SEGMENT; s++) {
                 const float *part = part_at(a, row, s), *part_m = part + a->group * a->head_dim;
-                tier->take(out, &m, &l, part + head * a->head_dim, part_m[head], part_m[a->group + head], a->head_dim);
+                tier->take(out, &m, &l, part + head * a->head_dim, tier->lanes, part_m[head], part_m[a->group + head],
+                           a->head_dim);
             }
             tier->finish(out, l, a->head_dim);
         }

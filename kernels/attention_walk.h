@@ -44,8 +44,10 @@ typedef struct mx_attention_tier {
     int wide_from;                /* so many batches share one copy of K and V as fp32; 0: never */
     mx_tile_fn *tile[MX_FORMATS]; /* F32, F16, BF16 */
     void (*widen)(float *out, const uint8_t *in, mx_format format, int64_t n);
-    /* A row's state (out, *m, *l) takes the part (o, part_m, part_l). */
-    void (*take)(float *out, float *m, float *l, const float *o, float part_m, float part_l, int head_dim);
+    /* A row's state (out, *m, *l) takes the part (o, part_m, part_l); `step` floats of o from one vector to the next.
+     */
+    void (*take)(float *out, float *m, float *l, const float *o, int64_t step, float part_m, float part_l,
+                 int head_dim);
     void (*finish)(float *out, float l, int head_dim); /* out = out / l + 0, so that no zero is negative */
 } mx_attention_tier;
 

@@ -74,10 +74,11 @@ static float soften(float *m, float *l, float s[MX_TILE], uint64_t mask, int fro
  * columns from d on, of which `columns` are there (all of them when W > 1). */
 MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink, mx_format format, int N, int W, int d,
                       int columns, int lo, int hi) {
-    int64_t size = format == MX_F32 ? 4 : 2, stride = (t->head_dim + 3) / 4 * 4;
+    int64_t size = format == MX_F32 ? 4 : 2;
+    float *o = b->o + d * N;
     float32x4_t acc[SUMS];
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) acc[i * W + c] = vmulq_n_f32(vld1q_f32(b->o + i * stride + d + 4 * c), shrink[i]);
+        for (int c = 0; c < W; c++) acc[i * W + c] = vmulq_n_f32(vld1q_f32(o + (c * N + i) * 4), shrink[i]);
     }
     for (int64_t j = lo; j < hi; j++) {
         const uint8_t *at = t->v + (j * t->head_dim + d) * size;
@@ -90,7 +91,7 @@ MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink
         }
     }
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) vst1q_f32(b->o + i * stride + d + 4 * c, acc[i * W + c]);
+        for (int c = 0; c < W; c++) vst1q_f32(o + (c * N + i) * 4, acc[i * W + c]);
     }
 }
 
@@ -134,11 +135,12 @@ static float exp2_of(float x) {
     return vgetq_lane_f32(exp2_128(vdupq_n_f32(x)), 0);
 }
 
-static void take(float *out, float *m, float *l, const float *o, float part_m, float part_l, int head_dim) {
+static void take(float *out, float *m, float *l, const float *o, int64_t step, float part_m, float part_l,
+                 int head_dim) {
     float most = part_m > *m ? part_m : *m, new = exp2_of(part_m - most), old = exp2_of(*m - most);
     *m = most;
     *l = *l * old + part_l * new;
-    for (int d = 0; d < head_dim; d++) out[d] = out[d] * old + o[d] * new;
+    for (int d = 0; d < head_dim; d++) out[d] = out[d] * old + o[d / 4 * step + d % 4] * new;
 }
 
 static void finish(float *out, float l, int head_dim) {

@@ -80,11 +80,12 @@ static float soften(float *m, float *l, float s[MX_TILE], uint64_t mask, int fro
  * columns from d on, of which `columns` are there (all of them when W > 1). */
 MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink, mx_format format, int N, int W, int d,
                       int columns, int lo, int hi) {
-    int64_t size = format == MX_F32 ? 4 : 2, stride = (t->head_dim + 7) / 8 * 8;
+    int64_t size = format == MX_F32 ? 4 : 2;
+    float *o = b->o + d * N;
     __m256 acc[BATCH][MAX_WIDTH];
     for (int i = 0; i < N; i++) {
         __m256 factor = _mm256_set1_ps(shrink[i]);
-        for (int c = 0; c < W; c++) acc[i][c] = _mm256_mul_ps(_mm256_load_ps(b->o + i * stride + d + 8 * c), factor);
+        for (int c = 0; c < W; c++) acc[i][c] = _mm256_mul_ps(_mm256_load_ps(o + (c * N + i) * 8), factor);
     }
     for (int64_t j = lo; j < hi; j++) {
         const uint8_t *at = t->v + (j * t->head_dim + d) * size;
@@ -99,7 +100,7 @@ MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink
         }
     }
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) _mm256_store_ps(b->o + i * stride + d + 8 * c, acc[i][c]);
+        for (int c = 0; c < W; c++) _mm256_store_ps(o + (c * N + i) * 8, acc[i][c]);
     }
 }
 
@@ -137,13 +138,14 @@ static void tile_bf16(const mx_tile *t, mx_queries *b) {
     tile_of(t, b, MX_BF16);
 }
 
-static void take(float *out, float *m, float *l, const float *o, float part_m, float part_l, int head_dim) {
+static void take(float *out, float *m, float *l, const float *o, int64_t step, float part_m, float part_l,
+                 int head_dim) {
     float most = part_m > *m ? part_m : *m;
     float new = _mm256_cvtss_f32(exp2_256(_mm256_set1_ps(part_m - most)));
     float old = _mm256_cvtss_f32(exp2_256(_mm256_set1_ps(*m - most)));
     *m = most;
     *l = *l * old + part_l * new;
-    for (int d = 0; d < head_dim; d++) out[d] = out[d] * old + o[d] * new;
+    for (int d = 0; d < head_dim; d++) out[d] = out[d] * old + o[d / 8 * step + d % 8] * new;
 }
 
 static void finish(float *out, float l, int head_dim) {

@@ -97,11 +97,12 @@ MX_INLINE void soften(const mx_tile *t, mx_queries *b, float shrink[BATCH], int 
  * columns from d on, of which the lanes of `mask` are there (all of them when W > 1). */
 MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink, mx_format format, int N, int W, int d,
                       __mmask16 mask, int lo, int hi) {
-    int64_t size = format == MX_F32 ? 4 : 2, stride = (t->head_dim + 15) / 16 * 16;
+    int64_t size = format == MX_F32 ? 4 : 2;
+    float *o = b->o + d * N;
     __m512 acc[BATCH][MAX_WIDTH];
     for (int i = 0; i < N; i++) {
         __m512 factor = _mm512_set1_ps(shrink[i]);
-        for (int c = 0; c < W; c++) acc[i][c] = _mm512_mul_ps(_mm512_load_ps(b->o + i * stride + d + 16 * c), factor);
+        for (int c = 0; c < W; c++) acc[i][c] = _mm512_mul_ps(_mm512_load_ps(o + (c * N + i) * 16), factor);
     }
     for (int64_t j = lo; j < hi; j++) {
         __m512 row[MAX_WIDTH];
@@ -116,7 +117,7 @@ MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink
         }
     }
     for (int i = 0; i < N; i++) {
-        for (int c = 0; c < W; c++) _mm512_store_ps(b->o + i * stride + d + 16 * c, acc[i][c]);
+        for (int c = 0; c < W; c++) _mm512_store_ps(o + (c * N + i) * 16, acc[i][c]);
     }
 }
 
@@ -155,7 +156,8 @@ static void tile_bf16(const mx_tile *t, mx_queries *b) {
     tile_of(t, b, MX_BF16);
 }
 
-static void take(float *out, float *m, float *l, const float *o, float part_m, float part_l, int head_dim) {
+static void take(float *out, float *m, float *l, const float *o, int64_t step, float part_m, float part_l,
+                 int head_dim) {
     float most = part_m > *m ? part_m : *m;
     __m512 new = exp2_512(_mm512_set1_ps(part_m - most)), old = exp2_512(_mm512_set1_ps(*m - most));
     *m = most;
@@ -163,7 +165,7 @@ static void take(float *out, float *m, float *l, const float *o, float part_m, f
     for (int d = 0; d < head_dim; d += 16) {
         __mmask16 mask = mx_first_lanes(head_dim - d);
         __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + d), old);
-        v = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, o + d), new, v);
+        v = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, o + d / 16 * step), new, v);
         _mm512_mask_storeu_ps(out + d, mask, v);
     }
 }
