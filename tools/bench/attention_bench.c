@@ -11,9 +11,9 @@
 #include "base/arena.h"
 #include "base/cpu.h"
 #include "base/threads.h"
+#include "bench/measure.h"
+#include "bench/peak.h"
 #include "kernels/kernels.h"
-#include "measure/measure.h"
-#include "measure/peak.h"
 
 enum { HEADS = 64, KV_HEADS = 8, GROUP = HEADS / KV_HEADS, D = 64, RUN = 16, MAX_ROWS = 2048, MAX_DEPTH = 32768 };
 enum { MEMORY = 1 << 28, MAX_REPETITIONS = 200 };
