@@ -353,6 +353,17 @@ static void run_product(rng *r, const mx_kernels *k, problem *p, mx_precision pr
     case_release(mark);
 }
 
+/* Whether a tier before has the same product and as much scratch: it has been tested then. */
+static bool tested(const mx_kernels *const *tiers, int tier, mx_format format, int precision) {
+    for (int i = 0; i < tier; i++) {
+        if (tiers[i]->product[format][precision] == tiers[tier]->product[format][precision] &&
+            tiers[i]->matmul_scratch == tiers[tier]->matmul_scratch) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Scale bytes outside 2 ... 252 are not for products that flush. */
 static bool allowed(const mx_product *product, const test_case *c) {
     return product && !(product->flushes && c->format == MX_MXFP4 && c->kind == EXTREME);
@@ -376,6 +387,7 @@ static void run_case(rng *r, const test_case *c) {
         round_x(&p, (mx_precision)precision);
         for (int i = 0; i < count; i++) {
             if (!allowed(tiers[i]->product[c->format][precision], c)) continue;
+            if (tested(tiers, i, c->format, precision)) continue;
             name_case(tiers[i], c, (mx_precision)precision);
             run_product(r, tiers[i], &p, (mx_precision)precision, scalar, &first);
         }
@@ -501,7 +513,7 @@ static void test_threads(void **state) {
         problem p = problem_make(&r, &c);
         for (int tier = 0; tier < count; tier++) {
             for (int precision = 0; precision < MX_PRECISIONS; precision++) {
-                if (!tiers[tier]->product[c.format][precision]) continue;
+                if (!tiers[tier]->product[c.format][precision] || tested(tiers, tier, c.format, precision)) continue;
                 name_case(tiers[tier], &c, (mx_precision)precision);
                 check_threads(&r, tiers[tier], &p, (mx_precision)precision, pools);
             }
