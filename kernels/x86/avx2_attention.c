@@ -32,7 +32,7 @@ MX_INLINE void scores(const mx_tile *t, const float *q, mx_format format, int N,
     }
     for (int64_t d = 0; d < t->head_dim; d++) {
         const uint8_t *at = t->k + (d * MX_TILE + 8 * part) * size;
-        if (W * 8 * size >= 64 || part % 4 == 0) _mm_prefetch((const char *)at + t->ahead, _MM_HINT_T0);
+        if (W * 8 * size >= 64 || part % 4 == 0) _mm_prefetch((const char *)at + t->ahead, _MM_HINT_T1);
         for (int c = 0; c < W; c++) {
             __m256 keys = mx_load8(at + 8 * c * size, format);
             for (int i = 0; i < N; i++) acc[i][c] = _mm256_fmadd_ps(_mm256_set1_ps(q[d * N + i]), keys, acc[i][c]);
@@ -91,7 +91,7 @@ MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink
         const uint8_t *at = t->v + (j * t->head_dim + d) * size;
         float rest[8] = {0};
         if (columns < 8) mx_avx2_widen(rest, at, format, columns);
-        if (W * 8 * size >= 64 || d % 32 == 0) _mm_prefetch((const char *)at + t->ahead, _MM_HINT_T0);
+        if (W * 8 * size >= 64 || d % 32 == 0) _mm_prefetch((const char *)at + t->ahead, _MM_HINT_T1);
         for (int c = 0; c < W; c++) {
             __m256 row = columns < 8 ? _mm256_loadu_ps(rest) : mx_load8(at + 8 * c * size, format);
             for (int i = 0; i < N; i++) {

@@ -32,7 +32,7 @@ MX_INLINE void scores(const mx_tile *t, const float *q, mx_format format, int N,
     for (int64_t d = 0; d < t->head_dim; d++) {
         __m512 keys[MAX_WIDTH];
         const uint8_t *at = t->k + (d * MX_TILE + 16 * part) * size;
-        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T0);
+        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T1);
         for (int c = 0; c < W; c++) keys[c] = mx_load16(at + 16 * c * size, format);
         for (int i = 0; i < N; i++) {
             __m512 factor = _mm512_set1_ps(q[d * N + i]);
@@ -107,7 +107,7 @@ MX_INLINE void values(const mx_tile *t, const mx_queries *b, const float *shrink
     for (int64_t j = lo; j < hi; j++) {
         __m512 row[MAX_WIDTH];
         const uint8_t *at = t->v + (j * t->head_dim + d) * size;
-        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T0);
+        for (int64_t c = 0; c < W * 16 * size; c += 64) _mm_prefetch(at + t->ahead + c, _MM_HINT_T1);
         for (int c = 0; c < W; c++) {
             row[c] = W > 1 ? mx_load16(at + 16 * c * size, format) : mx_load16_masked(at, format, mask);
         }
