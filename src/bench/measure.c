@@ -155,7 +155,7 @@ double mx_measure_read_best(mx_pool *pool, const void *buf, size_t size) {
 
 size_t mx_bandwidth_bytes(void) {
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    const size_t least = (size_t)512 << 20, most = (size_t)8 << 30, wanted = cache > 0 ? 16 * (size_t)cache : 0;
+    const size_t least = (size_t)1 << 30, most = (size_t)8 << 30, wanted = cache > 0 ? 4 * (size_t)cache : 0;
     return wanted < least ? least : wanted > most ? most : wanted;
 }
 
@@ -172,7 +172,7 @@ mx_status mx_bandwidth_open(mx_pool *pool, mx_bandwidth *out, mx_error *error) {
 }
 
 void mx_bandwidth_choose(mx_bandwidth *b, mx_pool *pool, double seconds) {
-    enum { MOST = 9, PART = 4 }; /* a part of the buffer is still many times the caches */
+    enum { MOST = 9, PART = 2 }; /* half of the buffer is still larger than the caches */
     double rate[MX_READ_WAYS][MOST], median[MX_READ_WAYS];
     int passes = 0, first = 0, second = 1;
     const double end = mx_seconds() + seconds;
