@@ -109,11 +109,13 @@ mx_cost_units mx_cost_unit(const char *tier, mx_precision precision) {
     const bool tiles = strstr(tier, "amx") && mx_peak_here(MX_PEAK_AMX_BF16);
     const bool dots = tiles || (strstr(tier, "bf16") && mx_peak_here(MX_PEAK_DPBF16));
     const mx_peak_loop fma = !strcmp(tier, "avx2") ? MX_PEAK_FMA256 : mx_peak_fp32();
-    const mx_peak_loop bf16 = tiles ? MX_PEAK_AMX_BF16 : dots ? MX_PEAK_DPBF16 : fma;
+    const bool mmla = !strcmp(tier, "neonbf16") && mx_peak_here(MX_PEAK_BFMMLA);
+    const mx_peak_loop bf16 = tiles ? MX_PEAK_AMX_BF16 : dots ? MX_PEAK_DPBF16 : mmla ? MX_PEAK_BFMMLA : fma;
     if (precision == MX_X_BF16) return (mx_cost_units){bf16, 1};
     if (precision == MX_X_BF16X2) return (mx_cost_units){bf16, bf16 == fma ? 1 : 2};
     if (precision == MX_X_INT8) {
         if (tiles) return (mx_cost_units){MX_PEAK_AMX_INT8, 1};
+        if (mmla) return (mx_cost_units){MX_PEAK_SMMLA, 1};
         if (dots && mx_peak_here(MX_PEAK_VNNI)) return (mx_cost_units){MX_PEAK_VNNI, 1};
     }
     return (mx_cost_units){fma, 1};

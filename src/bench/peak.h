@@ -8,6 +8,8 @@ typedef enum mx_peak_loop {
     MX_PEAK_FMA128, /* aarch64: fp32, NEON */
     MX_PEAK_FMA256, /* fp32, AVX2 */
     MX_PEAK_FMA512, /* fp32, AVX-512 */
+    MX_PEAK_BFMMLA, /* aarch64: two by two rows of BF16 into fp32 */
+    MX_PEAK_SMMLA,  /* aarch64: two by two rows of int8 into int32 */
     MX_PEAK_DPBF16, /* pairs of BF16 into fp32, AVX-512 */
     MX_PEAK_VNNI,   /* fours of int8 into int32, AVX-512 */
     MX_PEAK_AMX_BF16,

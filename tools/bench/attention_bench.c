@@ -106,8 +106,7 @@ static double time_layer(struct bench *b, const struct test *t) {
 static void peak_of_threads(void *arg, int64_t begin, int64_t end, int thread) {
     (void)thread;
     double *rate = arg;
-    for (int64_t i = begin; i < end; i++)
-        rate[i] = mx_peak_run(mx_peak_here(MX_PEAK_FMA512) ? MX_PEAK_FMA512 : MX_PEAK_FMA256, 2);
+    for (int64_t i = begin; i < end; i++) rate[i] = mx_peak_run(mx_peak_fp32(), 2);
 }
 
 static double peak(mx_pool *pool) {

@@ -129,7 +129,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     mx_peak_loop loop =
-        mx_peak_here(MX_PEAK_FMA512) && !strncmp(b.kernels->name, "avx512", 6) ? MX_PEAK_FMA512 : MX_PEAK_FMA256;
+        !strcmp(b.kernels->name, "avx2") ? MX_PEAK_FMA256 : mx_peak_fp32(); /* also of the scalar tier */
     printf("tier %s, %d threads\n", b.kernels->name, mx_pool_threads(b.pool));
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         double peak = mx_peak_run(loop, 20), bandwidth = mx_measure_read_best(b.pool, b.weights, WEIGHT_BYTES);
