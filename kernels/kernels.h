@@ -30,7 +30,7 @@ typedef enum mx_precision {
     MX_X_FP32,   /* as it is */
     MX_X_BF16X2, /* hi + lo: hi = bf16(x), lo = bf16(x - hi), both to nearest even; their sum is exact in fp32 */
     MX_X_BF16,   /* bf16(x), to nearest even */
-    MX_X_INT8,   /* integers with scales, MXFP4 weights only */
+    MX_X_INT8,   /* integers of -127..127 with a scale per 32 columns, MXFP4 weights only: kernels/int8.h */
     MX_PRECISIONS
 } mx_precision;
 

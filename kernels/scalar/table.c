@@ -1,15 +1,16 @@
+#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 
-#define EVERY                                                                                                          \
+#define EVERY(...)                                                                                                     \
     {                                                                                                                  \
         [MX_X_FP32] = &mx_scalar_product[MX_X_FP32], [MX_X_BF16X2] = &mx_scalar_product[MX_X_BF16X2],                  \
-        [MX_X_BF16] = &mx_scalar_product[MX_X_BF16],                                                                   \
+        [MX_X_BF16] = &mx_scalar_product[MX_X_BF16], __VA_ARGS__                                                       \
     }
 
 const mx_kernels mx_kernels_scalar = {
     .name = "scalar",
-    .product = {[MX_F32] = EVERY, [MX_BF16] = EVERY, [MX_MXFP4] = EVERY},
+    .product = {[MX_F32] = EVERY(), [MX_BF16] = EVERY(), [MX_MXFP4] = EVERY([MX_X_INT8] = &mx_scalar_int8)},
     .matmul_scratch = 0,
     .attention = mx_scalar_attention,
     .attention_scratch = mx_scalar_attention_scratch,

@@ -1,5 +1,6 @@
 /* The tier of AMX (tiles of BF16 and INT8) on top of AVX-512 with BF16, VNNI and VBMI. Exact fp32 products, F32 weights
  * and all that is no product are the AVX-512 tier's. */
+#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 #include "kernels/x86/amx.h"
@@ -20,7 +21,7 @@ const mx_kernels MX_AMX(kernels) = {
             [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(bf16_product)[0],
                          [MX_X_BF16] = &MX_AMX(bf16_product)[1]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_product)[0],
-                          [MX_X_BF16] = &MX_AMX(mxfp4_product)[1]},
+                          [MX_X_BF16] = &MX_AMX(mxfp4_product)[1], [MX_X_INT8] = &mx_avx512vnni_int8},
         },
     .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
     .attention = mx_avx512_attention,

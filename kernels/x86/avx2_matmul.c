@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx2.h"
+#include "kernels/x86/avx2_epilogue.h"
 
 enum {
     CHUNK = 576,       /* columns; 2880 = 5 * 576 */
@@ -79,54 +80,6 @@ MX_INLINE __m128 fold4(const __m256 a[4]) {
 MX_INLINE __m256 fold8(const __m256 a[8]) {
     __m256 low = fold_halves(a), high = fold_halves(a + 4);
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-}
-
-/* ---- what is done with a finished sum ---------------------------------------------------------------------------- */
-
-static void widen_bias(float bias[BLOCK_N], const mx_matmul *m, int64_t n0, int64_t count) {
-    memset(bias, 0, BLOCK_N * sizeof *bias);
-    if (m->bias) mx_avx2_widen(bias, m->bias + n0 * (m->bias_format == MX_BF16 ? 2 : 4), m->bias_format, count);
-}
-
-/* See mx_swiglu. exp(-alpha * gate) may be infinite: 1 / (1 + inf) is 0, and so is the product. */
-MX_INLINE __m256 swiglu(__m256 gate, __m256 up, float limit, float alpha) {
-    __m256 most = _mm256_set1_ps(limit), one = _mm256_set1_ps(1.0f);
-    gate = _mm256_min_ps(most, gate);
-    up = _mm256_max_ps(_mm256_set1_ps(-limit), _mm256_min_ps(most, up));
-    __m256 e = mx_exp256(_mm256_mul_ps(_mm256_set1_ps(-alpha), gate));
-    __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, e));
-    return _mm256_mul_ps(_mm256_mul_ps(gate, sigmoid), _mm256_add_ps(up, one));
-}
-
-/* Whole vectors of the padded sums, so that an output's bits do not depend on where a range ends. */
-static void finish_swiglu(const mx_matmul *m, float *y, const float *sum, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) {
-        float out[8];
-        __m256 a = _mm256_loadu_ps(sum + i), b = _mm256_loadu_ps(sum + i + 8);
-        __m256d gate = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
-        __m256d up = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
-        gate = _mm256_permute4x64_pd(gate, 0xd8);
-        up = _mm256_permute4x64_pd(up, 0xd8);
-        _mm256_storeu_ps(out, swiglu(_mm256_castpd_ps(gate), _mm256_castpd_ps(up), m->limit, m->alpha));
-        memcpy(y + i / 2, out, (count - i < 16 ? (size_t)(count - i) / 2 : 8) * sizeof *y);
-    }
-}
-
-/* Outputs n0 ... n0 + count - 1 of row t; sum is used up. */
-static void finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, float sum[BLOCK_N],
-                       const float bias[BLOCK_N]) {
-    float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
-    for (int64_t i = 0; i < count; i++) sum[i] += bias[i];
-    if (m->epilogue == MX_SWIGLU) {
-        memset(sum + count, 0, (size_t)(BLOCK_N - count) * sizeof *sum);
-        finish_swiglu(m, y + n0 / 2, sum, count);
-    } else if (m->epilogue == MX_SCALE) {
-        for (int64_t i = 0; i < count; i++) y[n0 + i] = sum[i] * m->factor[t];
-    } else if (m->epilogue == MX_ADD) {
-        for (int64_t i = 0; i < count; i++) y[n0 + i] += sum[i];
-    } else {
-        memcpy(y + n0, sum, (size_t)count * sizeof *y);
-    }
 }
 
 /* Into a register: compilers would rather load once more for each use, and loads are what is scarce then. */
@@ -206,7 +159,7 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
     } else {
         few_rows_block(&m->w, format, n0, count, x, 8, 1, s->rows, s->power);
     }
-    for (int64_t i = 0; i < m->rows; i++) finish_row(m, i, n0, count, s->rows[i], s->bias);
+    for (int64_t i = 0; i < m->rows; i++) mx_finish_row(m, i, n0, count, s->rows[i], s->bias);
 }
 
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
@@ -270,7 +223,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
             for (int64_t i = 0; i < count; i++) {
                 s->rows[0][i] = s->sums[t / TILE][i / GROUP][i % GROUP * TILE + t % TILE];
             }
-            finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
+            mx_finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
         }
     }
 }
@@ -280,7 +233,7 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     if (format == MX_MXFP4) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
-        widen_bias(s->bias, m, n0, count);
+        mx_widen_bias(s->bias, m, n0, count);
         if (m->rows <= FEW) {
             few_rows(m, format, n0, count, s);
         } else {

@@ -1,16 +1,19 @@
+#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 #include "kernels/x86/avx2.h"
 
-#define EVERY(format)                                                                                                  \
+#define EVERY(format, ...)                                                                                             \
     {                                                                                                                  \
         [MX_X_FP32] = &mx_avx2_product[format][MX_X_FP32], [MX_X_BF16X2] = &mx_avx2_product[format][MX_X_BF16X2],      \
-        [MX_X_BF16] = &mx_avx2_product[format][MX_X_BF16],                                                             \
+        [MX_X_BF16] = &mx_avx2_product[format][MX_X_BF16], __VA_ARGS__                                                 \
     }
 
 const mx_kernels mx_kernels_avx2 = {
     .name = "avx2",
-    .product = {[MX_F32] = EVERY(MX_F32), [MX_BF16] = EVERY(MX_BF16), [MX_MXFP4] = EVERY(MX_MXFP4)},
+    .product = {[MX_F32] = EVERY(MX_F32, ),
+                [MX_BF16] = EVERY(MX_BF16, ),
+                [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx2_int8)},
     .matmul_scratch = MX_AVX2_MATMUL_SCRATCH,
     .attention = mx_avx2_attention,
     .attention_scratch = mx_avx2_attention_scratch,

@@ -1,5 +1,6 @@
 /* The tier of AVX-512 with BF16, VNNI and VBMI. Products in fp32, those of F32 weights and all that is no product are
  * the AVX-512 tier's. */
+#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 #include "kernels/x86/avx512bf16.h"
@@ -14,7 +15,7 @@ const mx_kernels mx_kernels_avx512bf16 = {
             [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_bf16[MX_X_BF16X2],
                          [MX_X_BF16] = &mx_avx512bf16_bf16[MX_X_BF16]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4[MX_X_BF16X2],
-                          [MX_X_BF16] = &mx_avx512bf16_mxfp4[MX_X_BF16]},
+                          [MX_X_BF16] = &mx_avx512bf16_mxfp4[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8},
         },
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     .attention = mx_avx512_attention,

@@ -28,7 +28,7 @@ typedef struct test_group {
     size_t count;
     CMFixtureFunction setup;
 } test_group;
-extern const test_group matmul_group, attention_group, elementwise_group;
+extern const test_group matmul_group, int8_group, attention_group, elementwise_group;
 
 /* The tiers to test: those this machine can run, scalar first; the others are named in a printed line. A new tier's
  * name goes into the table in support.c. */
