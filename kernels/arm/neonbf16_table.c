@@ -1,16 +1,20 @@
 #include "kernels/arm/neon.h"
+#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 
-#define BY_BFMMLA(format, products)                                                                                    \
-    { [MX_X_FP32] = &mx_neon_product[format][MX_X_FP32], [MX_X_BF16X2] = &(products)[0], [MX_X_BF16] = &(products)[1], }
+#define BY_BFMMLA(format, products, ...)                                                                               \
+    {                                                                                                                  \
+        [MX_X_FP32] = &mx_neon_product[format][MX_X_FP32], [MX_X_BF16X2] = &(products)[0],                             \
+        [MX_X_BF16] = &(products)[1], __VA_ARGS__                                                                      \
+    }
 
 const mx_kernels mx_kernels_neonbf16 = {
     .name = "neonbf16",
     .product = {[MX_F32] = {&mx_neon_product[MX_F32][MX_X_FP32], &mx_neon_product[MX_F32][MX_X_BF16X2],
                             &mx_neon_product[MX_F32][MX_X_BF16]},
-                [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense),
-                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4)},
+                [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense, ),
+                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_scalar_int8)},
     .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
     .attention = mx_neon_attention,
     .attention_scratch = mx_neon_attention_scratch,
