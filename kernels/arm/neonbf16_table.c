@@ -1,5 +1,4 @@
 #include "kernels/arm/neon.h"
-#include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
 
@@ -14,7 +13,7 @@ const mx_kernels mx_kernels_neonbf16 = {
     .product = {[MX_F32] = {&mx_neon_product[MX_F32][MX_X_FP32], &mx_neon_product[MX_F32][MX_X_BF16X2],
                             &mx_neon_product[MX_F32][MX_X_BF16]},
                 [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense, ),
-                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_scalar_int8)},
+                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_neonbf16_int8)},
     .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
     .attention = mx_neon_attention,
     .attention_scratch = mx_neon_attention_scratch,
