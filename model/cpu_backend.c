@@ -102,8 +102,11 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
     mx_cpu_backend *b = self(base);
     b->wanted = 0;
     mx_status status = check_batch(b, batch, error);
-    if (!status) mx_gpt_oss_step(b, batch);
-    return status;
+    if (status) return status;
+    mx_pool_enter(b->pool);
+    mx_gpt_oss_step(b, batch);
+    mx_pool_leave(b->pool);
+    return MX_OK;
 }
 
 static const float *logits(mx_backend *base, int wanted) {
@@ -180,7 +183,9 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(wanted, W * hidden);
     TAKE(logits, W * (size_t)c->vocab);
     TAKE(probabilities, (size_t)c->vocab);
-    TAKE(job, jobs + 1);
+    TAKE(job, jobs);
+    TAKE(first_tile, jobs * (size_t)mx_pool_nodes(b->pool) + 1);
+    TAKE(first_of_node, (size_t)mx_pool_nodes(b->pool) + 1);
     TAKE(thread, threads * (size_t)s->thread_floats);
 #undef TAKE
     return ok;
@@ -198,8 +203,9 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
     size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab + 3 * (size_t)c->experts +
                     (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
     floats += (size_t)(b->s.parts_held * mx_attention_part(c->head_dim, c->heads / c->kv_heads));
-    return floats * sizeof(float) + ((size_t)c->experts + 4) * sizeof(mx_job) + T * (sizeof(mx_run) + sizeof(int32_t)) +
-           W * sizeof(mx_row) + 64 * 64;
+    return floats * sizeof(float) +
+           ((size_t)c->experts + 4) * (sizeof(mx_job) + (size_t)mx_pool_nodes(b->pool) * sizeof(int64_t)) +
+           T * (sizeof(mx_run) + sizeof(int32_t)) + W * sizeof(mx_row) + 64 * 64;
 }
 
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
@@ -289,6 +295,8 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     if (!b->inv_freq) return mx_fail(error, MX_NO_MEMORY, "no memory for the RoPE table");
     mx_config_rope(c, b->inv_freq, &b->concentration);
     status = mx_arena_create((size_t)o->pages * (size_t)b->page_bytes, &b->pages, error);
+    /* Every thread reads them all. */
+    if (!status && mx_pool_nodes(b->pool) > 1) mx_numa_interleave_area(b->pages.base, b->pages.size);
     if (!status) status = mx_arena_create(scratch_bytes(b), &b->memory, error);
     if (!status && !lay_out(b, &b->memory))
         status = mx_fail(error, MX_NO_MEMORY, "backend: the activations do not fit their %zu bytes", b->memory.size);

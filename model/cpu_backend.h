@@ -22,7 +22,6 @@ typedef struct mx_run {
 typedef struct mx_job {
     mx_matmul m;
     const mx_product *product;
-    int64_t first_tile; /* of the region's list of tiles */
 } mx_job;
 
 /* The forms in which a matrix product's input was packed, each once however many products read it. */
@@ -59,7 +58,9 @@ typedef struct mx_scratch {
     float *wanted;                     /* [max_wanted, hidden] */
     float *logits;                     /* [max_wanted, vocab] */
     float *probabilities;              /* [vocab], for the sampler */
-    mx_job *job;                       /* [max(experts, 3) + 1] the products of one parallel region, and its end */
+    mx_job *job;                       /* [max(experts, 3)] the products of one parallel region */
+    int64_t *first_tile;               /* [nodes, products] then the end: of a NUMA node's share of a product */
+    int64_t *first_of_node;            /* [nodes + 1] */
     float *thread;                     /* [threads, thread_floats] the kernels' own */
     int64_t thread_floats;
 } mx_scratch;

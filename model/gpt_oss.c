@@ -29,6 +29,10 @@ static int64_t tile_rows(const mx_matmul *m) {
     return m->w.rows <= SMALL_MATRIX ? 16 : 96;
 }
 
+static int64_t tiles_of(const mx_matmul *m) {
+    return (m->w.rows + tile_rows(m) - 1) / tile_rows(m);
+}
+
 struct products {
     mx_cpu_backend *b;
     int jobs;
@@ -38,32 +42,42 @@ static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
     const struct products *p = arg;
     const mx_scratch *s = &p->b->s;
     for (int64_t tile = begin; tile < end; tile++) {
+        int node = 0;
+        while (s->first_tile[(node + 1) * p->jobs] <= tile) node++;
+        const int64_t *first = s->first_tile + node * p->jobs;
         int low = 0, high = p->jobs - 1; /* the last job whose first tile is <= tile */
         while (low < high) {
             int middle = (low + high + 1) / 2;
-            if (s->job[middle].first_tile <= tile)
+            if (first[middle] <= tile)
                 low = middle;
             else
                 high = middle - 1;
         }
         mx_matmul m = s->job[low].m;
         int64_t size = tile_rows(&m);
-        m.n0 = (tile - s->job[low].first_tile) * size;
+        m.n0 = (tile - first[low] + mx_pool_share(p->b->pool, node, tiles_of(&m))) * size;
         m.n1 = m.n0 + size < m.w.rows ? m.n0 + size : m.w.rows;
         m.scratch = s->thread + thread * s->thread_floats;
         s->job[low].product->matmul(&m);
     }
 }
 
-/* Runs s.job[0 .. jobs). */
+/* Runs s.job[0 .. jobs). Every NUMA node has the same part of each matrix's rows in every step: its tiles of all jobs
+ * stand together. */
 static void run_products(mx_cpu_backend *b, int jobs) {
-    mx_job *job = b->s.job;
-    job[0].first_tile = 0;
-    for (int i = 0; i < jobs; i++) {
-        int64_t size = tile_rows(&job[i].m);
-        job[i + 1].first_tile = job[i].first_tile + (job[i].m.w.rows + size - 1) / size;
+    const mx_pool *pool = b->pool;
+    const int nodes = mx_pool_nodes(pool);
+    int64_t *first = b->s.first_tile, *of_node = b->s.first_of_node, tile = 0;
+    for (int node = 0; node < nodes; node++) {
+        of_node[node] = tile;
+        for (int i = 0; i < jobs; i++) {
+            const int64_t tiles = tiles_of(&b->s.job[i].m);
+            first[node * jobs + i] = tile;
+            tile += mx_pool_share(pool, node + 1, tiles) - mx_pool_share(pool, node, tiles);
+        }
     }
-    mx_parallel_for(b->pool, job[jobs].first_tile, 1, matmul_tiles, &(struct products){b, jobs});
+    first[nodes * jobs] = of_node[nodes] = tile;
+    mx_parallel_for_nodes(b->pool, of_node, 1, matmul_tiles, &(struct products){b, jobs});
 }
 
 /* Where the rows that `product` reads are packed, or shall be. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -32,6 +33,7 @@ struct loading {
     atomic_ullong done;      /* of this file */
     atomic_int failed;       /* errno of the first block that cannot be had; -1: the file ended there */
     atomic_ullong failed_at; /* its offset */
+    const uint32_t *order;   /* blocks of this file, node by node; NULL: as they lie */
     atomic_bool slow;        /* no direct reads, or no MADV_POPULATE_READ: the second best way is in use */
 };
 
@@ -79,8 +81,9 @@ static void read_block(struct loading *l, uint64_t at, size_t n) {
 
 static void load_blocks(void *arg, int64_t begin, int64_t end, int thread) {
     struct loading *l = arg;
-    for (int64_t block = begin; block < end && !atomic_load(&l->failed); block++) {
-        const uint64_t at = (uint64_t)block * BLOCK, left = l->file->map_size - at;
+    if (l->options->numa == MX_NUMA_INTERLEAVE) mx_numa_interleave_thread(true);
+    for (int64_t i = begin; i < end && !atomic_load(&l->failed); i++) {
+        const uint64_t at = (uint64_t)(l->order ? l->order[i] : i) * BLOCK, left = l->file->map_size - at;
         const size_t n = left < BLOCK ? (size_t)left : BLOCK;
         if (l->options->way == MX_LOAD_READ)
             read_block(l, at, n);
@@ -89,6 +92,43 @@ static void load_blocks(void *arg, int64_t begin, int64_t end, int thread) {
         const uint64_t done = l->before + atomic_fetch_add(&l->done, n) + n;
         if (thread == 0 && l->options->progress) l->options->progress(l->options->user, done, l->total);
     }
+}
+
+/* ---- NUMA nodes ------------------------------------------------------------------------------------------ */
+
+/* The node whose threads multiply with the byte at `at`, if a file's tensors are matrices or, with three dimensions and
+ * more, a matrix of each expert: as run_products cuts them (gpt_oss.c), but by bytes. */
+static int node_of(const mx_safetensors *f, const mx_pool *pool, uint64_t at) {
+    const uint8_t *byte = (const uint8_t *)f->map + at;
+    int low = 0, high = f->count; /* tensors that begin at or before it: [0, low) */
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (f->tensor[middle].data <= byte)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (!low) return 0;
+    const mx_tensor *t = &f->tensor[low - 1];
+    const int64_t unit = (int64_t)t->bytes / (t->dims >= 3 && t->shape[0] ? t->shape[0] : 1);
+    const int64_t within = unit ? (byte - t->data) % unit : 0;
+    int node = 0;
+    while (node + 1 < mx_pool_nodes(pool) && mx_pool_share(pool, node + 1, unit) <= within) node++;
+    return node;
+}
+
+/* Sorts the file's blocks by the node of their middle; first [nodes + 1]. NULL: no memory. */
+static uint32_t *sort_blocks(const mx_safetensors *f, const mx_pool *pool, int64_t blocks, int64_t *first) {
+    const int nodes = mx_pool_nodes(pool);
+    uint32_t *order = malloc((size_t)blocks * sizeof *order);
+    int64_t n = 0;
+    for (int node = 0; order && node < nodes; node++) {
+        first[node] = n;
+        for (int64_t i = 0; i < blocks; i++)
+            if (node_of(f, pool, (uint64_t)i * BLOCK + BLOCK / 2) == node) order[n++] = (uint32_t)i;
+    }
+    first[nodes] = n;
+    return order;
 }
 
 /* ---- one file -------------------------------------------------------------------------------------------- */
@@ -138,7 +178,15 @@ static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
     l->fd = -1;
     mx_status status = read ? make_room(l, error) : MX_OK;
     if (!status) {
-        mx_parallel_for(pool, (int64_t)((f->map_size + BLOCK - 1) / BLOCK), 1, load_blocks, l);
+        const int64_t blocks = (int64_t)((f->map_size + BLOCK - 1) / BLOCK);
+        int64_t first[MX_POOL_NODES + 1] = {0, blocks};
+        uint32_t *order = mx_pool_nodes(pool) > 1 ? sort_blocks(f, pool, blocks, first) : NULL;
+        l->order = order;
+        if (order)
+            mx_parallel_for_nodes(pool, first, 1, load_blocks, l);
+        else
+            mx_parallel_for(pool, blocks, 1, load_blocks, l);
+        free(order);
         status = failure(l, error);
     }
     if (l->fd >= 0) close(l->fd);
@@ -207,9 +255,10 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
 
     const int threads = options->threads ? options->threads : mx_cpu_count();
     mx_pool *pool;
-    status = mx_pool_create(threads < LEAST_READERS ? LEAST_READERS : threads, &pool, error);
+    status = mx_pool_create_on(threads < LEAST_READERS ? LEAST_READERS : threads, options->numa, &pool, error);
     if (status) return status;
     const double start = mx_seconds();
+    mx_pool_enter(pool);
     bool slow = false;
     for (int i = 0; i < files && !status; i++) {
         l.file = mx_checkpoint_file(ck, i);
@@ -217,6 +266,15 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
         l.before += l.file->map_size;
         slow |= atomic_load(&l.slow);
     }
+    if (options->numa == MX_NUMA_INTERLEAVE) mx_numa_interleave_thread(false);
+    mx_pool_leave(pool);
+    if (!status && mx_pool_nodes(pool) > 1)
+        mx_log(MX_LOG_INFO, "%d memory nodes: each has its part of the weights%s", mx_pool_nodes(pool),
+               options->way == MX_LOAD_MAP
+                   ? "; what the page cache held before stays where it is (--load read places it anew)"
+                   : "");
+    if (!status && options->numa == MX_NUMA_INTERLEAVE && mx_numa_nodes() > 1)
+        mx_log(MX_LOG_INFO, "%d memory nodes: pages of the weights come from all in turn", mx_numa_nodes());
     mx_pool_destroy(pool);
     if (!status) report(ck, &l, slow, mx_seconds() - start);
     return status;

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "base/numa.h"
+
 /* How a model's bytes come into memory. A header of its own, for the public interface (engine/mxrun.h) has it in common
  * with model/. */
 typedef enum mx_load_way {
@@ -20,6 +22,7 @@ typedef enum mx_load_way {
 typedef struct mx_load_options {
     int threads; /* 0: all cores */
     mx_load_way way;
+    mx_numa numa; /* where pages go that are brought in; also of engines on the model */
     /* Called now and then by the thread that loads, with bytes; NULL: nobody wants to know. */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;

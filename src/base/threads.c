@@ -27,12 +27,14 @@ struct share {
 };
 
 struct mx_pool {
-    int threads;
-    struct worker *worker; /* [threads - 1] */
+    int threads, nodes;
+    int first_thread[MX_POOL_NODES + 1]; /* of each node */
+    cpu_set_t caller, before;            /* thread 0's place in a pool of several nodes; where the caller was */
+    struct worker *worker;               /* [threads - 1] */
     /* The job; written by the caller before `generation` moves on. */
     mx_range_fn *fn;
     void *arg;
-    int64_t n, grain;
+    int64_t grain;
     bool stop;
     struct share *share; /* [threads] */
     _Alignas(64) atomic_uint generation;
@@ -50,16 +52,21 @@ static inline void pause_cpu(void) {
 #endif
 }
 
-/* The thread's own share first, then what others have left. */
-static void work(mx_pool *p, int thread) {
-    for (int i = 0; i < p->threads; i++) {
-        struct share *share = &p->share[(thread + i) % p->threads];
-        for (;;) {
-            int64_t begin = atomic_fetch_add_explicit(&share->next, p->grain, memory_order_relaxed);
-            if (begin >= share->end) break;
-            p->fn(p->arg, begin, share->end - begin < p->grain ? share->end : begin + p->grain, thread);
-        }
+static void take(mx_pool *p, struct share *share, int thread) {
+    for (;;) {
+        int64_t begin = atomic_fetch_add_explicit(&share->next, p->grain, memory_order_relaxed);
+        if (begin >= share->end) break;
+        p->fn(p->arg, begin, share->end - begin < p->grain ? share->end : begin + p->grain, thread);
     }
+}
+
+/* The thread's own share first, then what others of its node have left, then the rest. */
+static void work(mx_pool *p, int thread) {
+    int node = 0;
+    while (thread >= p->first_thread[node + 1]) node++;
+    const int begin = p->first_thread[node], own = p->first_thread[node + 1] - begin;
+    for (int i = 0; i < own; i++) take(p, &p->share[begin + (thread - begin + i) % own], thread);
+    for (int i = own; i < p->threads; i++) take(p, &p->share[(begin + i) % p->threads], thread);
 }
 
 /* Returns once the generation is no longer `seen`. */
@@ -86,13 +93,18 @@ static void *worker_main(void *arg) {
     }
 }
 
-static void start_job(mx_pool *p) {
-    int64_t grains = (p->n + p->grain - 1) / p->grain;
-    for (int i = 0; i < p->threads; i++) {
-        int64_t begin = grains * i / p->threads * p->grain, end = grains * (i + 1) / p->threads * p->grain;
-        atomic_store_explicit(&p->share[i].next, begin, memory_order_relaxed);
-        p->share[i].end = end < p->n ? end : p->n;
+/* Cuts begin .. end into neighbouring shares of whole grains for the node's threads. */
+static void cut(mx_pool *p, int node, int64_t begin, int64_t end) {
+    const int first = p->first_thread[node], threads = p->first_thread[node + 1] - first;
+    const int64_t grains = (end - begin + p->grain - 1) / p->grain;
+    for (int i = 0; i < threads; i++) {
+        int64_t to = begin + grains * (i + 1) / threads * p->grain;
+        atomic_store_explicit(&p->share[first + i].next, begin + grains * i / threads * p->grain, memory_order_relaxed);
+        p->share[first + i].end = to < end ? to : end;
     }
+}
+
+static void start_job(mx_pool *p) {
     atomic_store_explicit(&p->busy, p->threads - 1, memory_order_relaxed);
     atomic_fetch_add(&p->generation, 1);
     if (atomic_load(&p->sleepers)) {
@@ -102,16 +114,7 @@ static void start_job(mx_pool *p) {
     }
 }
 
-void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
-    if (n <= 0) return;
-    if (n <= grain || p->threads == 1) {
-        for (int64_t at = 0; at < n; at += grain) fn(arg, at, n - at < grain ? n : at + grain, 0);
-        return;
-    }
-    p->fn = fn;
-    p->arg = arg;
-    p->n = n;
-    p->grain = grain;
+static void run_job(mx_pool *p) {
     start_job(p);
     work(p, 0);
     for (int i = 0; atomic_load_explicit(&p->busy, memory_order_acquire); i++) {
@@ -122,16 +125,79 @@ void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void
     }
 }
 
-/* Workers get a core each when the pool is as large as the set of cores; the caller stays where it is. */
-static void pin(mx_pool *p) {
-    int cpu[CPU_SETSIZE];
-    if (mx_cpu_list(cpu, CPU_SETSIZE) != p->threads) return;
-    for (int i = 1; i < p->threads; i++) {
-        cpu_set_t one;
-        CPU_ZERO(&one);
-        CPU_SET(cpu[i], &one);
-        pthread_setaffinity_np(p->worker[i - 1].thread, sizeof one, &one);
+static bool on_the_caller(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
+    if (n > grain && p->threads > 1) {
+        p->fn = fn;
+        p->arg = arg;
+        p->grain = grain;
+        return false;
     }
+    for (int64_t at = 0; at < n; at += grain) fn(arg, at, n - at < grain ? n : at + grain, 0);
+    return true;
+}
+
+void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
+    if (on_the_caller(p, n, grain, fn, arg)) return;
+    const int64_t grains = (n + grain - 1) / grain;
+    for (int node = 0; node < p->nodes; node++) {
+        int64_t end = mx_pool_share(p, node + 1, grains) * grain;
+        cut(p, node, mx_pool_share(p, node, grains) * grain, end < n ? end : n);
+    }
+    run_job(p);
+}
+
+void mx_parallel_for_nodes(mx_pool *p, const int64_t *first, int64_t grain, mx_range_fn *fn, void *arg) {
+    if (on_the_caller(p, first[p->nodes], grain, fn, arg)) return;
+    for (int node = 0; node < p->nodes; node++) cut(p, node, first[node], first[node + 1]);
+    run_job(p);
+}
+
+/* Threads get a core each when the pool is as large as the set of cores; on several nodes all cores of their node
+ * otherwise. The caller stays where it is, but for mx_pool_enter. */
+static void pin(mx_pool *p, const mx_place *place, int cores) {
+    if (cores != p->threads && p->nodes == 1) return;
+    for (int node = 0; node < p->nodes; node++)
+        for (int i = p->first_thread[node]; i < p->first_thread[node + 1]; i++) {
+            const int home = place[(int64_t)i * cores / p->threads].node;
+            cpu_set_t set;
+            CPU_ZERO(&set);
+            for (int k = 0; k < cores; k++)
+                if (cores == p->threads ? k == i : place[k].node == home) CPU_SET(place[k].cpu, &set);
+            if (i)
+                pthread_setaffinity_np(p->worker[i - 1].thread, sizeof set, &set);
+            else
+                p->caller = set;
+        }
+}
+
+/* Which threads belong together: as many to a node as it has of the cores. */
+static void assign_nodes(mx_pool *p, mx_numa numa, const mx_place *place, int cores) {
+    p->nodes = 1;
+    p->first_thread[0] = 0;
+    if (numa == MX_NUMA_AUTO || numa == MX_NUMA_SPREAD)
+        for (int i = 1; i < p->threads && cores; i++) {
+            int before = place[(int64_t)(i - 1) * cores / p->threads].node;
+            if (place[(int64_t)i * cores / p->threads].node != before && p->nodes < MX_POOL_NODES)
+                p->first_thread[p->nodes++] = i;
+        }
+    p->first_thread[p->nodes] = p->threads;
+}
+
+void mx_pool_enter(mx_pool *p) {
+    if (p->nodes == 1 || pthread_getaffinity_np(pthread_self(), sizeof p->before, &p->before)) return;
+    pthread_setaffinity_np(pthread_self(), sizeof p->caller, &p->caller);
+}
+
+void mx_pool_leave(mx_pool *p) {
+    if (p->nodes > 1) pthread_setaffinity_np(pthread_self(), sizeof p->before, &p->before);
+}
+
+int mx_pool_nodes(const mx_pool *p) {
+    return p->nodes;
+}
+
+int64_t mx_pool_share(const mx_pool *p, int node, int64_t n) {
+    return n * p->first_thread[node] / p->threads;
 }
 
 static void stop_workers(mx_pool *p, int started) {
@@ -153,7 +219,7 @@ void mx_pool_destroy(mx_pool *p) {
     free(p);
 }
 
-mx_status mx_pool_create(int threads, mx_pool **out, mx_error *error) {
+mx_status mx_pool_create_on(int threads, mx_numa numa, mx_pool **out, mx_error *error) {
     *out = NULL;
     if (threads < 0 || threads > MAX_THREADS)
         return mx_fail(error, MX_INVALID_ARGUMENT, "threads: %d given, 1 to %d possible (0: all cores)", threads,
@@ -169,7 +235,10 @@ mx_status mx_pool_create(int threads, mx_pool **out, mx_error *error) {
         return mx_fail(error, MX_NO_MEMORY, "no memory for a pool of %d threads", threads);
     }
     memset(p, 0, sizeof *p);
+    mx_place place[CPU_SETSIZE];
+    const int cores = mx_numa_places(place, CPU_SETSIZE);
     p->threads = threads;
+    assign_nodes(p, numa, place, cores);
     p->worker = worker;
     p->share = share;
     pthread_mutex_init(&p->lock, NULL);
@@ -184,9 +253,13 @@ mx_status mx_pool_create(int threads, mx_pool **out, mx_error *error) {
                            i + 1, threads, strerror(failed));
         }
     }
-    pin(p);
+    pin(p, place, cores);
     *out = p;
     return MX_OK;
+}
+
+mx_status mx_pool_create(int threads, mx_pool **out, mx_error *error) {
+    return mx_pool_create_on(threads, MX_NUMA_OFF, out, error);
 }
 
 int mx_pool_threads(const mx_pool *pool) {

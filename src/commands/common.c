@@ -32,6 +32,20 @@ bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out)
     return false;
 }
 
+bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out) {
+    static const char *const names[] = {[MX_NUMA_AUTO] = "auto",
+                                        [MX_NUMA_OFF] = "off",
+                                        [MX_NUMA_INTERLEAVE] = "interleave",
+                                        [MX_NUMA_SPREAD] = "spread"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (mx_numa)i;
+            return true;
+        }
+    mx_command_usage(command, "--numa %s: expected auto, off, interleave or spread", name);
+    return false;
+}
+
 void mx_loading_shown(void *loading, uint64_t done, uint64_t total) {
     mx_loading *l = loading;
     if (!l->started) mx_progress_start(&l->bar, "loading", (double)total, true);

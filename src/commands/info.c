@@ -201,6 +201,7 @@ static void print_machine(const mx_kernels *kernels, const mx_checkpoint *checkp
     mx_precisions_name(name, &precision);
     printf("  kernels       %s, %s activations in products\n", kernels->name, name);
     printf("  threads       %d\n", mx_cpu_count());
+    printf("  memory nodes  %d\n", mx_numa_nodes());
     printf("  memory free   %s\n", human(text, (double)mx_memory_available(), "B"));
     printf("  weights       %.0f %% of them in the page cache\n", 100 * (cached < weights ? cached / weights : 1));
     printf("  huge pages    %s\n", mx_pages_huge() ? "for mapped files and memory, where the file system has them"

@@ -14,9 +14,10 @@
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
-    char *model, *kv_type, *precision, *dense, *load, *seed;
+    char *model, *kv_type, *precision, *dense, *load, *numa, *seed;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     mx_load_way way;      /* what load names */
+    mx_numa placed;       /* what numa names */
     int greedy;
     char **logit_bias, **stop;
     char *system, *developer, *reasoning, *date, *tools;
@@ -48,6 +49,8 @@ const struct poptOption mx_model_options[] = {
      "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"load", '\0', STRING, &given.load, 0,
      "Weights: map (default: page cache), read (a copy read from the disk) or lazy (mapped, read when used)", "WAY"},
+    {"numa", '\0', STRING, &given.numa, 0,
+     "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
     POPT_TABLEEND,
 };
@@ -172,6 +175,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         mx_command_usage(command, "--seed %s: expected a whole number from 0 to 2^64 - 1", given.seed);
         return false;
     }
+    if (given.numa && !mx_numa_find(command, given.numa, &given.placed)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
     if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
     mx_precisions precision;
@@ -267,7 +271,7 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
     if (!raw && (status = start_conversation(s, error))) return status;
     mx_loading loading = {0};
     const mx_load_options load_options = {
-        .threads = threads, .way = given.way, .progress = mx_loading_shown, .user = &loading};
+        .threads = threads, .way = given.way, .numa = given.placed, .progress = mx_loading_shown, .user = &loading};
     status = mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;

@@ -14,6 +14,7 @@ struct mx_model {
     mx_weights *weights;
     uint64_t weight_bytes;
     uint64_t mapped_bytes; /* of them, in the page cache */
+    mx_numa numa;
 };
 
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
@@ -32,6 +33,7 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
     const mx_checkpoint *checkpoint = model->weights->checkpoint;
     for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
         model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
+    model->numa = options ? options->numa : MX_NUMA_AUTO;
     if (!options || options->way != MX_LOAD_READ) model->mapped_bytes = model->weight_bytes;
     *out = model;
     return MX_OK;
@@ -134,7 +136,7 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     if (!status)
         status = mx_kv_plan_make(config, page_bytes, memory, o.context, parts.batch_tokens, &parts.plan, error);
     if (status) return status;
-    status = mx_pool_create(o.threads, &parts.pool, error);
+    status = mx_pool_create_on(o.threads, model->numa, &parts.pool, error);
     if (status) return status;
 
     if (!strcmp(kernels->name, "scalar") && !mx_cpu_detect() && !o.openblas)

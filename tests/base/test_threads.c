@@ -1,10 +1,12 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -155,11 +157,151 @@ static void workers_get_a_core_each(void **state) {
     free(p);
 }
 
+/* ---- NUMA, on a made-up machine of two nodes ------------------------------------------------------------------ */
+
+static int two_nodes(void **state) {
+    (void)state;
+    return setenv("HWLOC_SYNTHETIC", "numa:2 core:1 pu:1", 1); /* CPU 0 on node 0, CPU 1 on node 1 */
+}
+
+static int one_machine(void **state) {
+    (void)state;
+    return unsetenv("HWLOC_SYNTHETIC");
+}
+
+/* Are CPUs 0 and 1, and only these, cores that may be used? */
+static bool two_cores(void) {
+    int cpu[CPU_SETSIZE];
+    return mx_cpu_list(cpu, CPU_SETSIZE) == 2 && cpu[0] == 0 && cpu[1] == 1;
+}
+
+static void places_are_sorted_by_node(void **state) {
+    (void)state;
+    if (!two_cores()) skip();
+    mx_place place[CPU_SETSIZE];
+    assert_int_equal(mx_numa_places(place, CPU_SETSIZE), 2);
+    assert_true(place[0].cpu == 0 && place[0].node == 0 && place[1].cpu == 1 && place[1].node == 1);
+    setenv("HWLOC_SYNTHETIC", "numa:2 core:2 pu:1", 1); /* both CPUs on the first node */
+    assert_int_equal(mx_numa_places(place, CPU_SETSIZE), 2);
+    assert_true(place[0].node == 0 && place[1].node == 0);
+    assert_int_equal(mx_numa_nodes(), 1);
+}
+
+static void threads_are_cut_by_node(void **state) {
+    (void)state;
+    if (!two_cores()) skip();
+    static const struct {
+        int threads, nodes;
+        int64_t half; /* of 100 things, those of node 0 */
+        mx_numa numa;
+    } cases[] = {{2, 2, 50, MX_NUMA_SPREAD}, {2, 2, 50, MX_NUMA_AUTO},       {2, 1, 100, MX_NUMA_OFF},
+                 {6, 2, 50, MX_NUMA_SPREAD}, {5, 2, 60, MX_NUMA_SPREAD},     {1, 1, 100, MX_NUMA_SPREAD},
+                 {3, 2, 66, MX_NUMA_AUTO},   {2, 1, 100, MX_NUMA_INTERLEAVE}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_pool *pool;
+        assert_int_equal(mx_pool_create_on(cases[i].threads, cases[i].numa, &pool, NULL), MX_OK);
+        assert_int_equal(mx_pool_nodes(pool), cases[i].nodes);
+        assert_int_equal(mx_pool_share(pool, 0, 100), 0);
+        assert_int_equal(mx_pool_share(pool, 1, 100), cases[i].half);
+        assert_int_equal(mx_pool_share(pool, cases[i].nodes, 100), 100);
+        mx_pool_destroy(pool);
+    }
+}
+
+static void threads_stay_on_their_node(void **state) {
+    (void)state;
+    if (!two_cores()) skip();
+    cpu_set_t all, now;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    struct places *p = malloc(sizeof *p);
+    assert_non_null(p);
+    for (int threads = 2; threads <= 4; threads += 2) {
+        mx_pool *pool;
+        assert_int_equal(mx_pool_create_on(threads, MX_NUMA_SPREAD, &pool, NULL), MX_OK);
+        memset(p, 0, sizeof *p);
+        mx_pool_enter(pool);
+        for (int round = 0, missing = 1; missing && round < 1000; round++) {
+            mx_parallel_for(pool, 4 * threads, 1, note_place, p);
+            missing = 0;
+            for (int i = 0; i < threads; i++) missing += !p->cpus[i];
+        }
+        mx_pool_leave(pool);
+        for (int i = 0; i < threads; i++) {
+            if (!p->cpus[i]) continue;
+            assert_int_equal(p->cpus[i], 1);
+            assert_int_equal(p->cpu[i], i < threads / 2 ? 0 : 1);
+        }
+        assert_int_equal(sched_getaffinity(0, sizeof now, &now), 0);
+        assert_true(CPU_EQUAL(&all, &now)); /* the caller is as free as before */
+        mx_pool_destroy(pool);
+    }
+    free(p);
+}
+
+struct regions {
+    int64_t first[3];
+    int visits[100];
+    int thread_of_first[2];
+};
+
+static void visit_region(void *arg, int64_t begin, int64_t end, int thread) {
+    struct regions *r = arg;
+    for (int64_t i = begin; i < end; i++) r->visits[i]++;
+    for (int node = 0; node < 2; node++)
+        if (begin == r->first[node]) r->thread_of_first[node] = thread;
+    usleep(thread == 1 && begin == r->first[1] ? 20000 : 50);
+}
+
+/* Each node begins with its own part; what a slow thread leaves is done by the other. */
+static void regions_begin_at_home_and_are_helped(void **state) {
+    (void)state;
+    if (!two_cores()) skip();
+    mx_pool *pool;
+    assert_int_equal(mx_pool_create_on(2, MX_NUMA_SPREAD, &pool, NULL), MX_OK);
+    static const int64_t cuts[] = {0, 1, 30, 50, 99, 100};
+    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        struct regions r = {.first = {0, cuts[i], 100}, .thread_of_first = {-1, -1}};
+        mx_parallel_for_nodes(pool, r.first, 1, visit_region, &r);
+        for (int k = 0; k < 100; k++) assert_int_equal(r.visits[k], 1);
+        if (cuts[i] == 50) assert_int_equal(r.thread_of_first[0], 0);
+    }
+    mx_pool_destroy(pool);
+}
+
+/* ---- at rest --------------------------------------------------------------------------------------------------- */
+
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void a_pool_without_work_sleeps(void **state) {
+    (void)state;
+    mx_pool *pool;
+    assert_int_equal(mx_pool_create(4, &pool, NULL), MX_OK);
+    struct job job = {.threads = 4, .grain = 1};
+    mx_parallel_for(pool, 8, 1, visit, &job);
+    usleep(50000);
+    const double before = cpu_seconds();
+    usleep(300000);
+    assert_true(cpu_seconds() - before < 0.01);
+    mx_pool_destroy(pool);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_index_is_visited_once),    cmocka_unit_test(small_jobs_stay_on_the_caller),
-        cmocka_unit_test(many_jobs_one_after_the_other),  cmocka_unit_test(pools_end_whatever_their_threads_do),
-        cmocka_unit_test(numbers_of_threads_are_checked), cmocka_unit_test(workers_get_a_core_each),
+        cmocka_unit_test(every_index_is_visited_once),
+        cmocka_unit_test(small_jobs_stay_on_the_caller),
+        cmocka_unit_test(many_jobs_one_after_the_other),
+        cmocka_unit_test(pools_end_whatever_their_threads_do),
+        cmocka_unit_test(numbers_of_threads_are_checked),
+        cmocka_unit_test(workers_get_a_core_each),
+        cmocka_unit_test_setup_teardown(places_are_sorted_by_node, two_nodes, one_machine),
+        cmocka_unit_test_setup_teardown(threads_are_cut_by_node, two_nodes, one_machine),
+        cmocka_unit_test_setup_teardown(threads_stay_on_their_node, two_nodes, one_machine),
+        cmocka_unit_test_setup_teardown(regions_begin_at_home_and_are_helped, two_nodes, one_machine),
+        cmocka_unit_test(a_pool_without_work_sleeps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -260,6 +260,7 @@ static void test_wrong_values(void **unused) {
         {"--threads", "0", "--threads 0", NULL},
         {"--threads", "99999", "--threads 99999", NULL},
         {"--kv-type", "q8", "--kv-type q8", NULL},
+        {"--numa", "distribute", "--numa distribute: expected auto, off, interleave or spread", NULL},
         {"--load", "mmap", "--load mmap: expected map, read or lazy", NULL},
         {"--precision", "fp8", "--precision: precision \"fp8\"", NULL},
         {"--dense", "mkl", "--dense mkl: expected own or openblas", NULL},

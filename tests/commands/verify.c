@@ -270,6 +270,19 @@ static void test_official_greedy(void **state) {
 
 /* ---- info -------------------------------------------------------------------------------------------------------- */
 
+/* The parts of two nodes' threads make the whole matrix. (Where the machine's cores 0 and 1 are not both there, one
+ * node is left, and the numbers are those of everybody.) */
+static void test_two_memory_nodes(void **state) {
+    (void)state;
+    setenv("HWLOC_SYNTHETIC", "numa:2 core:1 pu:1", 1);
+    expect(run("verify -m stories tests/data/stories.golden.safetensors --cases chat1 --numa spread --threads 2"), 0,
+           "passed");
+    expect(run("verify -m stories tests/data/stories.golden.safetensors --cases chat1 --threads 3 --load read"), 0,
+           "passed");
+    unsetenv("HWLOC_SYNTHETIC");
+    expect(run("verify -m stories --numa distribute"), 2, "expected auto, off, interleave or spread");
+}
+
 static void test_info(void **state) {
     (void)state;
     expect(run("info -m stories"), 0, "4: 2 with full attention, 2 with a window of 128");
@@ -318,6 +331,7 @@ int main(void) {
         cmocka_unit_test(test_cache_types),
         cmocka_unit_test(test_verify_refuses),
         cmocka_unit_test(test_official_greedy),
+        cmocka_unit_test(test_two_memory_nodes),
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_info_json),
     };

@@ -1,0 +1,32 @@
+#ifndef MX_BASE_NUMA_H
+#define MX_BASE_NUMA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Memory that is nearer to some cores than to others. hwloc is asked only where the kernel knows more than one node, or
+ * where HWLOC_SYNTHETIC or HWLOC_XMLFILE make a topology up. */
+typedef enum mx_numa {
+    MX_NUMA_AUTO,       /* spread where the cores that may be used are on several nodes */
+    MX_NUMA_OFF,        /* nothing is placed, work goes to any thread */
+    MX_NUMA_INTERLEAVE, /* pages of the weights in turn over the nodes, work goes to any thread */
+    MX_NUMA_SPREAD,     /* each node's threads get the same part of every matrix, and bring it into memory */
+} mx_numa;
+
+/* A core (one logical CPU of it) that this process may use, and its node, counted from 0 over the nodes in use. */
+typedef struct mx_place {
+    int cpu, node;
+} mx_place;
+
+/* All of them, node by node; returns how many (at most `most`). */
+int mx_numa_places(mx_place *place, int most);
+
+int mx_numa_nodes(void); /* of those cores; at least 1 */
+
+/* Pages that the calling thread touches first come from all nodes in turn, or (false) from its own again. Nothing where
+ * there is one node. */
+void mx_numa_interleave_thread(bool on);
+/* The same for pages of base[0 .. size), whoever touches them. */
+void mx_numa_interleave_area(const void *base, size_t size);
+
+#endif
