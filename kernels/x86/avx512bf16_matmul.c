@@ -28,10 +28,10 @@ _Static_assert(sizeof(scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the
 
 /* Rows are [block of 32 columns][hi, or hi and lo][32]. For BF16 weights the 32 are in their own order. For MXFP4 place
  * 8 q + j holds column 4 j + q, which is what a shift by 4 q leaves in the low bits of word j of a block. */
-MX_INLINE void pack(uint8_t *out, const float *x, int64_t n, bool mxfp4, bool split) {
+MX_INLINE void pack_row(uint8_t *out, const float *x, int64_t cols, bool mxfp4, bool split) {
     const __m512i columns = _mm512_set_epi16(31, 27, 23, 19, 15, 11, 7, 3, 30, 26, 22, 18, 14, 10, 6, 2, 29, 25, 21, 17,
                                              13, 9, 5, 1, 28, 24, 20, 16, 12, 8, 4, 0);
-    for (int64_t i = 0; i < n; i += 32, out += split ? 128 : 64) {
+    for (int64_t i = 0; i < cols; i += 32, out += split ? 128 : 64) {
         __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
         __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(b, a);
         _mm512_store_si512(out, mxfp4 ? _mm512_permutexvar_epi16(columns, hi) : hi);
@@ -44,23 +44,32 @@ MX_INLINE void pack(uint8_t *out, const float *x, int64_t n, bool mxfp4, bool sp
     }
 }
 
+/* Rows of BF16 a multiple of 4 KB apart would all want the same few places of the first cache level. */
+MX_INLINE int64_t packed_bytes(int64_t cols, bool split) {
+    return split ? cols * 4 : cols % 2048 ? cols * 2 : cols * 2 + 64;
+}
+
+MX_INLINE void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols, bool mxfp4, bool split) {
+    for (int64_t t = 0; t < rows; t++) pack_row(out + t * packed_bytes(cols, split), x + t * cols, cols, mxfp4, split);
+}
+
 static int64_t packed_bytes_bf16(int64_t cols) {
-    return cols * 2;
+    return packed_bytes(cols, false);
 }
 static int64_t packed_bytes_bf16x2(int64_t cols) {
-    return cols * 4;
+    return packed_bytes(cols, true);
 }
 static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows * cols, false, false);
+    pack(out, x, rows, cols, false, false);
 }
 static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows * cols, false, true);
+    pack(out, x, rows, cols, false, true);
 }
 static void pack_mxfp4_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows * cols, true, false);
+    pack(out, x, rows, cols, true, false);
 }
 static void pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows * cols, true, true);
+    pack(out, x, rows, cols, true, true);
 }
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------ */
