@@ -15,6 +15,7 @@ extern const mx_kernels MX_AMX(kernels);
 
 /* [0] MX_X_BF16X2, [1] MX_X_BF16 */
 extern const mx_product MX_AMX(bf16_product)[2], MX_AMX(mxfp4_product)[2];
-enum { MX_AMX_MATMUL_SCRATCH = 148000 }; /* floats */
+extern const mx_product MX_AMX(int8_product); /* of MXFP4 weights */
+enum { MX_AMX_MATMUL_SCRATCH = 148000 };      /* floats */
 
 #endif

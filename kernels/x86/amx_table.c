@@ -21,7 +21,7 @@ const mx_kernels MX_AMX(kernels) = {
             [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(bf16_product)[0],
                          [MX_X_BF16] = &MX_AMX(bf16_product)[1]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_product)[0],
-                          [MX_X_BF16] = &MX_AMX(mxfp4_product)[1], [MX_X_INT8] = &mx_avx512vnni_int8},
+                          [MX_X_BF16] = &MX_AMX(mxfp4_product)[1], [MX_X_INT8] = &MX_AMX(int8_product)},
         },
     .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
     .attention = mx_avx512_attention,

@@ -2,7 +2,9 @@
 #define MX_KERNELS_X86_AMX_TILE_H
 
 /* The tile instructions that the AMX products use, and a model of them in C (MX_AMX_MODEL) by which the products are
- * tested where no processor has them. Tile numbers are constants; every tile is 16 rows of 64 bytes. */
+ * tested where no processor has them. Tile numbers are constants. Between mx_tiles_begin and _end every tile is 16 rows
+ * of 64 bytes; between mx_tiles_begin_blocks and _end tiles 0 ... 3 are, 4 and 5 (weights) are 16 rows of 32 bytes, 6
+ * and 7 (activations) 8 rows of 64: a block of 32 columns of INT8. */
 #include <stdint.h>
 
 enum { MX_TILE_ROWS = 16, MX_TILE_BYTES = 64 };
@@ -19,8 +21,19 @@ typedef struct mx_tile {
 /* The eight registers of a thread. */
 static _Thread_local mx_tile mx_tiles[8];
 
+static _Thread_local int mx_tile_rows[8], mx_tile_bytes[8];
+
 static inline void mx_tiles_begin(void) {
     memset(mx_tiles, 0xff, sizeof mx_tiles); /* NaN: what is not written must not be read */
+    for (int t = 0; t < 8; t++) {
+        mx_tile_rows[t] = MX_TILE_ROWS;
+        mx_tile_bytes[t] = MX_TILE_BYTES;
+    }
+}
+static inline void mx_tiles_begin_blocks(void) {
+    mx_tiles_begin();
+    mx_tile_bytes[4] = mx_tile_bytes[5] = 32;
+    mx_tile_rows[6] = mx_tile_rows[7] = 8;
 }
 static inline void mx_tiles_end(void) {
     memset(mx_tiles, 0xff, sizeof mx_tiles);
@@ -29,10 +42,12 @@ static inline void mx_tile_zero(int t) {
     memset(&mx_tiles[t], 0, sizeof mx_tiles[t]);
 }
 static inline void mx_tile_load(int t, const void *at, int64_t stride) {
-    for (int i = 0; i < MX_TILE_ROWS; i++) memcpy(mx_tiles[t].row[i], (const char *)at + i * stride, MX_TILE_BYTES);
+    for (int i = 0; i < mx_tile_rows[t]; i++)
+        memcpy(mx_tiles[t].row[i], (const char *)at + i * stride, (size_t)mx_tile_bytes[t]);
 }
 static inline void mx_tile_store(int t, void *at, int64_t stride) {
-    for (int i = 0; i < MX_TILE_ROWS; i++) memcpy((char *)at + i * stride, mx_tiles[t].row[i], MX_TILE_BYTES);
+    for (int i = 0; i < mx_tile_rows[t]; i++)
+        memcpy((char *)at + i * stride, mx_tiles[t].row[i], (size_t)mx_tile_bytes[t]);
 }
 
 /* Subnormals count as zero, with their sign, going in and coming out. */
@@ -86,7 +101,7 @@ static inline void mx_tile_dpbssd(int c, int a, int b) {
         for (int n = 0; n < 16; n++) {
             uint32_t sum;
             memcpy(&sum, mx_tiles[c].row[m] + 4 * n, sizeof sum);
-            for (int k = 0; k < 16; k++) {
+            for (int k = 0; k < mx_tile_bytes[a] / 4; k++) {
                 for (int i = 0; i < 4; i++) {
                     int x = (int8_t)mx_tiles[a].row[m][4 * k + i], y = (int8_t)mx_tiles[b].row[k][4 * n + i];
                     sum += (uint32_t)(x * y);
@@ -104,14 +119,21 @@ static inline void mx_tile_dpbssd(int c, int a, int b) {
 /* The intrinsics say nothing of memory to the compiler: fences keep loads behind the stores that feed them. */
 #define MX_FENCE() __asm__ volatile("" ::: "memory")
 
-/* Palette 1, eight tiles of 16 rows of 64 bytes. */
+/* What LDTILECFG reads: palette 1, bytes of a row and rows of each tile. */
+struct mx_tile_config {
+    uint8_t palette, start_row, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
 static inline void mx_tiles_begin(void) {
-    static const struct {
-        uint8_t palette, start_row, zero[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config
-        __attribute__((aligned(64))) = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct mx_tile_config config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&config);
+}
+static inline void mx_tiles_begin_blocks(void) {
+    static const struct mx_tile_config config = {
+        1, 0, {0}, {64, 64, 64, 64, 32, 32, 64, 64}, {16, 16, 16, 16, 16, 16, 8, 8}};
     _tile_loadconfig(&config);
 }
 static inline void mx_tiles_end(void) {
