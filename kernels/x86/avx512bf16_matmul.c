@@ -173,7 +173,8 @@ MX_INLINE int64_t first_row(const mx_matmul *m, int64_t tiles, int64_t tile) {
 }
 
 /* sums[t][i] of the rows of the tiles k0 <= k < k1 out of `tiles` and weight rows n0 ... n0 + count - 1. Each group of
- * weight rows meets all tiles, while the group behind it is fetched. */
+ * weight rows meets all tiles, while a group behind it is fetched: the next one, or the one after it where groups are
+ * so short (MXFP4) that memory would not answer in time. */
 MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, int C, int64_t n0, int64_t count,
                         int64_t tiles, int64_t k0, int64_t k1, float (*sums)[BLOCK_N]) {
     mx_matrix w = m->w;
@@ -181,7 +182,7 @@ MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, int C,
     int64_t i = 0;
     if (count < C) w.row_stride = w.scale_stride = 0; /* each row C times; the next row's results overwrite it */
     while (i < count) {
-        const int64_t n = n0 + i, ahead = n0 + i + C;
+        const int64_t n = n0 + i, ahead = n0 + i + (format == MX_MXFP4 ? 2 * C : C);
         w.data = m->w.data + n * m->w.row_stride;
         if (format == MX_MXFP4) w.scales = m->w.scales + n * m->w.scale_stride;
         for (int64_t k = k0; k < k1; k++) {
