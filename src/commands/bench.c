@@ -18,7 +18,7 @@ enum { MOST_IN_LIST = 16, MOST_TESTS = 300, MOST_STREAMS = 256, ENGINE_BATCH = 5
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
 static struct {
-    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *compare;
+    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *compare;
     char **precision;
     int json, markdown;
 } given;
@@ -45,6 +45,11 @@ static const struct poptOption options[] = {
     {"dense", 0, POPT_ARG_STRING, &given.dense, 0,
      "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"kv-type", 0, POPT_ARG_STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
+    {"load", 0, POPT_ARG_STRING, &given.load, 0,
+     "Weights of -m: map (default: page cache), read (a copy read from the disk) or lazy (mapped, read when used)",
+     "WAY"},
+    {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
+     "Weights of -m on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
      "Rows of a prompt's step (default 512, as everywhere in mxrun)", "N"},
     {"repetitions", 'r', POPT_ARG_STRING, &numbers[REPETITIONS].text, 0,
@@ -92,6 +97,8 @@ static bool read_list(const mx_command *self, const char *option, const char *te
 typedef struct plan {
     list prompts, depths, streams, threads;
     const mx_kv_name *kv;
+    mx_load_way load;
+    mx_numa numa;
     mx_precisions precision[MOST_IN_LIST];
     int precisions;
     mx_bench_test test[MOST_TESTS];
@@ -126,6 +133,12 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "%s is for --synthetic models", given.save ? "--save" : "--layers");
         return false;
     }
+    if (given.synthetic && (given.load || given.numa)) {
+        mx_command_usage(self, "%s is for models in files (-m)", given.load ? "--load" : "--numa");
+        return false;
+    }
+    if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
+    if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
         mx_command_usage(self, "give --json or --markdown, not both");
         return false;
@@ -211,9 +224,15 @@ static mx_status read_configuration(mx_config *c, char folder[4096], mx_error *e
     return status ? status : mx_config_read(folder, c, error);
 }
 
-static mx_status open_weights(const mx_config *c, const char *folder, mx_pool *pool, mx_weights **out,
+static mx_status open_weights(const plan *p, const mx_config *c, const char *folder, mx_pool *pool, mx_weights **out,
                               mx_error *error) {
-    if (!given.synthetic) return mx_weights_open(folder, pool, out, error);
+    if (!given.synthetic) {
+        mx_loading loading = {0};
+        const mx_load_options load = {.way = p->load, .numa = p->numa, .progress = mx_loading_shown, .user = &loading};
+        mx_status status = mx_weights_load(folder, &load, pool, out, error);
+        mx_loading_end(&loading);
+        return status;
+    }
     mx_progress progress;
     mx_progress_start(&progress, "making weights", (double)mx_synthetic_bytes(c), true);
     mx_status status =
@@ -277,7 +296,7 @@ static mx_status run_tests(bench *b, int threads, const mx_precisions *precision
                            mx_error *error) {
     mx_pool *pool;
     mx_progress progress;
-    mx_status status = mx_pool_create(threads, &pool, error);
+    mx_status status = mx_pool_create_on(threads, b->plan.numa, &pool, error);
     if (status) return status;
     mx_progress_start(&progress, "measuring", 1, false);
     const mx_bench_options o = {.weights = b->weights,
@@ -328,15 +347,17 @@ static mx_status prepare(bench *b, mx_error *error) {
     if (!status) status = read_before(b, error);
     if (!status) status = mx_kernels_get(NULL, &kernels, error);
     if (!status) status = check_memory(&b->plan, &b->config, weights, error);
-    if (!status) status = mx_pool_create(0, &pool, error);
+    if (!status) status = mx_pool_create_on(0, b->plan.numa, &pool, error);
     if (status) return status;
     if (!b->plan.precisions) b->plan.precision[b->plan.precisions++] = mx_precisions_default(kernels);
-    status = open_weights(&b->config, b->folder, pool, &b->weights, error);
+    status = open_weights(&b->plan, &b->config, b->folder, pool, &b->weights, error);
+    if (!status && b->plan.load == MX_LOAD_READ) status = check_memory(&b->plan, &b->config, 0, error); /* the rest */
     if (!status) status = mx_bandwidth_open(pool, &b->bandwidth, error);
     mx_pool_destroy(pool);
     if (status) return status;
     const double bytes = bytes_of(b->weights->checkpoint);
-    if (!given.synthetic && bytes + (double)mx_bandwidth_bytes() > (double)mx_memory_available())
+    const bool mapped = !given.synthetic && b->plan.load != MX_LOAD_READ;
+    if (mapped && bytes + (double)mx_bandwidth_bytes() > (double)mx_memory_available())
         mx_log(MX_LOG_WARNING, "the weights take %.1f GB, %.1f GB of memory are free: they will be read from the disk",
                bytes / 1e9, (double)mx_memory_available() / 1e9);
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);

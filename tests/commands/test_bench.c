@@ -209,6 +209,24 @@ static void a_full_disk_is_seen_before_writing(void **state) {
     assert_int_equal(rmdir(mount_point), 0);
 }
 
+static void models_are_loaded_as_asked(void **state) {
+    (void)state;
+    static const char *const ways[][2] = {{"map", " mapped in "}, {"read", " read in "}, {"lazy", NULL}};
+    setenv("MXRUN_LOG", "debug", 1);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        outcome o = run("bench", "-m", "stories", "-p", "0", "-n", "1", "-r", "1", "--depth", "0", "--load", ways[i][0],
+                        "--numa", "interleave");
+        expect_code(&o, 0);
+        expect_text(&o.out, "decode");
+        if (ways[i][1])
+            expect_text(&o.err, ways[i][1]);
+        else
+            expect_no_text(&o.err, " GB/s), ");
+        outcome_free(&o);
+    }
+    unsetenv("MXRUN_LOG");
+}
+
 static void compares_with_an_earlier_run(void **state) {
     (void)state;
     char path[200];
@@ -274,6 +292,10 @@ static void wrong_options_are_named(void **state) {
         {{"bench", "-m", "stories", "--kv-type", "f8"}, "--kv-type f8", 2},
         {{"bench", "-m", "stories", "-p", "0", "-n", "0"}, "no test is left", 2},
         {{"bench", "-m", "stories", "-r", "0"}, "-r 0", 2},
+        {{"bench", "-m", "stories", "--load", "mmap"}, "--load mmap: expected map, read or lazy", 2},
+        {{"bench", "-m", "stories", "--numa", "here"}, "--numa here: expected auto, off,", 2},
+        {{"bench", "--synthetic", "gpt-oss-20b", "--load", "map"}, "--load is for models in files", 2},
+        {{"bench", "--synthetic", "gpt-oss-20b", "--numa", "off"}, "--numa is for models in files", 2},
         {{"bench", "-m", "stories", "extra"}, "unexpected argument", 2},
         {{"bench", "-m", "/nowhere"}, "/nowhere", 1},
         {{"bench", "--synthetic", "gpt-oss-120b", "--depth", "131000", "--streams", "256", "-n", "1"},
@@ -308,6 +330,7 @@ int main(void) {
         cmocka_unit_test(defaults_leave_out_what_does_not_fit),
         cmocka_unit_test(saved_weights_can_be_opened_and_measured),
         cmocka_unit_test(a_full_disk_is_seen_before_writing),
+        cmocka_unit_test(models_are_loaded_as_asked),
         cmocka_unit_test(compares_with_an_earlier_run),
         cmocka_unit_test(wrong_options_are_named),
     };
