@@ -82,8 +82,8 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
                                   mx_error *error);
 void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into it dies */
 int mx_checkpoint_count(const mx_checkpoint *ck);
-const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index);          /* in name order */
-uint64_t mx_checkpoint_cached(const mx_checkpoint *ck); /* bytes of its files in the page cache, about */
+const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index); /* in name order */
+uint64_t mx_checkpoint_cached(const mx_checkpoint *ck);                /* bytes of its files in the page cache, about */
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
 
 /* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------
