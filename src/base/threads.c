@@ -12,6 +12,7 @@
 enum {
     MAX_THREADS = 1024,
     SPINS = 4000, /* pauses before a waiting thread sleeps: about 100 us */
+    YIELDS = 100, /* the same where threads share cores: whom it waits for may need the one it is on */
 };
 
 struct worker {
@@ -28,6 +29,7 @@ struct share {
 
 struct mx_pool {
     int threads, nodes;
+    bool crowded;                        /* more threads than cores */
     int first_thread[MX_POOL_NODES + 1]; /* of each node */
     cpu_set_t caller, before;            /* thread 0's place in a pool of several nodes; where the caller was */
     struct worker *worker;               /* [threads - 1] */
@@ -71,9 +73,12 @@ static void work(mx_pool *p, int thread) {
 
 /* Returns once the generation is no longer `seen`. */
 static void wait_for_job(mx_pool *p, unsigned seen) {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < (p->crowded ? YIELDS : SPINS); i++) {
         if (atomic_load_explicit(&p->generation, memory_order_acquire) != seen) return;
-        pause_cpu();
+        if (p->crowded)
+            sched_yield();
+        else
+            pause_cpu();
     }
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
@@ -118,7 +123,7 @@ static void run_job(mx_pool *p) {
     start_job(p);
     work(p, 0);
     for (int i = 0; atomic_load_explicit(&p->busy, memory_order_acquire); i++) {
-        if (i < SPINS)
+        if (i < SPINS && !p->crowded)
             pause_cpu();
         else
             sched_yield();
@@ -238,6 +243,7 @@ mx_status mx_pool_create_on(int threads, mx_numa numa, mx_pool **out, mx_error *
     mx_place place[CPU_SETSIZE];
     const int cores = mx_numa_places(place, CPU_SETSIZE);
     p->threads = threads;
+    p->crowded = threads > mx_cpu_count();
     assign_nodes(p, numa, place, cores);
     p->worker = worker;
     p->share = share;
