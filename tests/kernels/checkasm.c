@@ -5,6 +5,7 @@
 #include "bench.h"
 #include "support.h"
 
+#include <fnmatch.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,17 +39,27 @@ static void list(void) {
     }
 }
 
-/* `name` is GROUP or GROUP:TEST; NULL: every group. How many tests failed, or -1 when there is no such group. */
-static int run(char *name) {
-    char *test = name ? strchr(name, ':') : NULL;
-    int failed = 0, found = 0;
-    if (test) *test++ = '\0';
+static bool has_test(const test_group *group, const char *pattern) {
+    for (size_t i = 0; i < group->count; i++) {
+        if (!fnmatch(pattern, group->tests[i].name, 0)) return true;
+    }
+    return false;
+}
+
+/* `name` is GROUP or GROUP:TEST; NULL: every group. How many tests failed, or -1 when it names none. */
+static int run(const char *name) {
+    const char *test = name ? strchr(name, ':') : NULL;
+    const size_t length = test ? (size_t)(test - name) : name ? strlen(name) : 0;
+    int failed = 0;
+    bool found = false;
+    if (test) test++;
     cmocka_set_test_filter(test);
     for (int g = 0; g < GROUPS; g++) {
         const test_group *group = groups[g];
-        if (name && strcmp(name, group->name) != 0) continue;
+        if (name && (strlen(group->name) != length || strncmp(name, group->name, length) != 0)) continue;
+        if (test && !has_test(group, test)) continue;
         failed += _cmocka_run_group_tests(group->name, group->tests, group->count, group->setup, NULL);
-        found++;
+        found = true;
     }
     return found ? failed : -1;
 }
@@ -102,7 +113,7 @@ int main(int argc, char **argv) {
     for (int i = optind; i < argc; i++) {
         int of_this = run(argv[i]);
         if (of_this < 0) {
-            fprintf(stderr, "checkasm: no group \"%s\"; --list shows them\n", argv[i]);
+            fprintf(stderr, "checkasm: no group or test \"%s\"; --list shows them\n", argv[i]);
             return 2;
         }
         failed += of_this;
