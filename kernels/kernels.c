@@ -11,7 +11,7 @@ static const struct tier {
     unsigned needs;
 } tiers[] = {
 #if defined(__x86_64__)
-    {&mx_amx_kernels, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16 | MX_CPU_AMX},
+    {&mx_kernels_amx, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16 | MX_CPU_AMX},
     {&mx_kernels_avx512bf16, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16},
     {&mx_kernels_avx512, MX_CPU_AVX2 | MX_CPU_AVX512},
     {&mx_kernels_avx2, MX_CPU_AVX2},

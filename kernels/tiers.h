@@ -9,10 +9,10 @@ extern const mx_kernels mx_kernels_scalar;
 extern const mx_kernels mx_kernels_avx2;
 extern const mx_kernels mx_kernels_avx512;
 extern const mx_kernels mx_kernels_avx512bf16;
-extern const mx_kernels mx_kernels_neon;
-extern const mx_kernels mx_amx_kernels;
+extern const mx_kernels mx_kernels_amx;
 /* The AMX tier on a model of its tiles in C: for tests, in a library of its own (kernels_amx_model). */
-extern const mx_kernels mx_amx_model_kernels;
+extern const mx_kernels mx_kernels_amx_model;
+extern const mx_kernels mx_kernels_neon;
 extern const mx_kernels mx_kernels_neonbf16;
 
 #endif

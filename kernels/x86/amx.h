@@ -6,12 +6,10 @@
 #include "kernels/kernels.h"
 
 #ifdef MX_AMX_MODEL
-#define MX_AMX(name) mx_amx_model_##name
+#define MX_AMX(name) mx_##name##_amx_model
 #else
-#define MX_AMX(name) mx_amx_##name
+#define MX_AMX(name) mx_##name##_amx
 #endif
-
-extern const mx_kernels MX_AMX(kernels);
 
 /* [0] MX_X_BF16X2, [1] MX_X_BF16 */
 extern const mx_product MX_AMX(bf16_product)[2], MX_AMX(mxfp4_product)[2];

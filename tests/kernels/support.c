@@ -13,8 +13,8 @@ test_settings settings;
 /* By name; "amx model" is the AMX tier on a model of its tiles, which only the tests have. */
 static mx_status tier(const char *name, const mx_kernels **out) {
 #ifdef MX_HAS_AMX_MODEL
-    if (!strcmp(name, mx_amx_model_kernels.name)) {
-        *out = &mx_amx_model_kernels;
+    if (!strcmp(name, mx_kernels_amx_model.name)) {
+        *out = &mx_kernels_amx_model;
         return mx_cpu_detect() & MX_CPU_AVX512_BF16 ? MX_OK : MX_UNSUPPORTED;
     }
 #endif
