@@ -46,7 +46,8 @@ static const struct poptOption options[] = {
      "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"kv-type", 0, POPT_ARG_STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"load", 0, POPT_ARG_STRING, &given.load, 0,
-     "Weights of -m: map (default: page cache), read (a copy read from the disk) or lazy (mapped, read when used)",
+     "Weights of -m: map (default: page cache, the faster start), read (a copy from the disk) or lazy (mapped, read "
+     "when used)",
      "WAY"},
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
      "Weights of -m on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},

@@ -48,7 +48,9 @@ const struct poptOption mx_model_options[] = {
     {"dense", '\0', STRING, &given.dense, 0,
      "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"load", '\0', STRING, &given.load, 0,
-     "Weights: map (default: page cache), read (a copy read from the disk) or lazy (mapped, read when used)", "WAY"},
+     "Weights: map (default: page cache, the faster start), read (a copy from the disk, decodes no faster) or lazy "
+     "(mapped, read when used)",
+     "WAY"},
     {"numa", '\0', STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
