@@ -15,7 +15,12 @@ enum {
     YIELDS = 100, /* the same where threads share cores: whom it waits for may need the one it is on */
 };
 
+/* The jobs that a worker began and ended last, as generations of the pool. Who sets `entered` to a job's generation
+ * first decides whether the worker takes part: the worker, or the caller, who found nothing left to do and does not
+ * wait for one that has not come. Only a worker that has entered reads the job. */
 struct worker {
+    _Alignas(64) atomic_uint entered;
+    atomic_uint finished;
     pthread_t thread;
     mx_pool *pool;
     int index;
@@ -37,10 +42,9 @@ struct mx_pool {
     mx_range_fn *fn;
     void *arg;
     int64_t grain;
-    bool stop;
     struct share *share; /* [threads] */
     _Alignas(64) atomic_uint generation;
-    _Alignas(64) atomic_int busy; /* workers still inside the job */
+    atomic_bool stop;
     _Alignas(64) atomic_int sleepers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -55,7 +59,8 @@ static inline void pause_cpu(void) {
 }
 
 static void take(mx_pool *p, struct share *share, int thread) {
-    for (;;) {
+    /* Others' shares are mostly empty: a look leaves the cache line where it is. */
+    while (atomic_load_explicit(&share->next, memory_order_relaxed) < share->end) {
         int64_t begin = atomic_fetch_add_explicit(&share->next, p->grain, memory_order_relaxed);
         if (begin >= share->end) break;
         p->fn(p->arg, begin, share->end - begin < p->grain ? share->end : begin + p->grain, thread);
@@ -71,10 +76,11 @@ static void work(mx_pool *p, int thread) {
     for (int i = own; i < p->threads; i++) take(p, &p->share[(begin + i) % p->threads], thread);
 }
 
-/* Returns once the generation is no longer `seen`. */
-static void wait_for_job(mx_pool *p, unsigned seen) {
+/* Waits until the generation is no longer `seen`; returns it. */
+static unsigned wait_for_job(mx_pool *p, unsigned seen) {
+    unsigned now;
     for (int i = 0; i < (p->crowded ? YIELDS : SPINS); i++) {
-        if (atomic_load_explicit(&p->generation, memory_order_acquire) != seen) return;
+        if ((now = atomic_load_explicit(&p->generation, memory_order_acquire)) != seen) return now;
         if (p->crowded)
             sched_yield();
         else
@@ -82,19 +88,27 @@ static void wait_for_job(mx_pool *p, unsigned seen) {
     }
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load(&p->generation) == seen) pthread_cond_wait(&p->wake, &p->lock);
+    while ((now = atomic_load(&p->generation)) == seen) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
+    return now;
+}
+
+/* false: the other side was first. */
+static bool claim(struct worker *w, unsigned generation) {
+    unsigned entered = atomic_load(&w->entered);
+    return (int)(entered - generation) < 0 && atomic_compare_exchange_strong(&w->entered, &entered, generation);
 }
 
 static void *worker_main(void *arg) {
     struct worker *w = arg;
     mx_pool *p = w->pool;
-    for (unsigned seen = 0;; seen++) {
-        wait_for_job(p, seen);
-        if (p->stop) return NULL;
+    for (unsigned seen = 0;;) {
+        seen = wait_for_job(p, seen);
+        if (atomic_load(&p->stop)) return NULL;
+        if (!claim(w, seen)) continue;
         work(p, w->index);
-        atomic_fetch_sub_explicit(&p->busy, 1, memory_order_release);
+        atomic_store_explicit(&w->finished, seen, memory_order_release);
     }
 }
 
@@ -109,24 +123,29 @@ static void cut(mx_pool *p, int node, int64_t begin, int64_t end) {
     }
 }
 
-static void start_job(mx_pool *p) {
-    atomic_store_explicit(&p->busy, p->threads - 1, memory_order_relaxed);
-    atomic_fetch_add(&p->generation, 1);
+/* Returns the job's generation. */
+static unsigned start_job(mx_pool *p) {
+    const unsigned generation = atomic_fetch_add(&p->generation, 1) + 1;
     if (atomic_load(&p->sleepers)) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->wake);
         pthread_mutex_unlock(&p->lock);
     }
+    return generation;
 }
 
 static void run_job(mx_pool *p) {
-    start_job(p);
+    const unsigned generation = start_job(p);
     work(p, 0);
-    for (int i = 0; atomic_load_explicit(&p->busy, memory_order_acquire); i++) {
-        if (i < SPINS && !p->crowded)
-            pause_cpu();
-        else
-            sched_yield();
+    for (int i = 0, spins = p->crowded ? SPINS : 0; i < p->threads - 1; i++) {
+        struct worker *w = &p->worker[i];
+        if (claim(w, generation)) continue;
+        for (; atomic_load_explicit(&w->finished, memory_order_acquire) != generation; spins++) {
+            if (spins < SPINS)
+                pause_cpu();
+            else
+                sched_yield();
+        }
     }
 }
 
@@ -206,7 +225,7 @@ int64_t mx_pool_share(const mx_pool *p, int node, int64_t n) {
 }
 
 static void stop_workers(mx_pool *p, int started) {
-    p->stop = true;
+    atomic_store(&p->stop, true);
     atomic_fetch_add(&p->generation, 1);
     pthread_mutex_lock(&p->lock);
     pthread_cond_broadcast(&p->wake);
@@ -231,7 +250,7 @@ mx_status mx_pool_create_on(int threads, mx_numa numa, mx_pool **out, mx_error *
                        MAX_THREADS);
     if (!threads) threads = mx_cpu_count();
     mx_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
-    struct worker *worker = calloc((size_t)threads, sizeof *worker);
+    struct worker *worker = aligned_alloc(64, (size_t)threads * sizeof *worker);
     struct share *share = aligned_alloc(64, (size_t)threads * sizeof *share);
     if (!p || !worker || !share) {
         free(p);
@@ -240,6 +259,7 @@ mx_status mx_pool_create_on(int threads, mx_numa numa, mx_pool **out, mx_error *
         return mx_fail(error, MX_NO_MEMORY, "no memory for a pool of %d threads", threads);
     }
     memset(p, 0, sizeof *p);
+    memset(worker, 0, (size_t)threads * sizeof *worker);
     mx_place place[CPU_SETSIZE];
     const int cores = mx_numa_places(place, CPU_SETSIZE);
     p->threads = threads;
@@ -250,7 +270,8 @@ mx_status mx_pool_create_on(int threads, mx_numa numa, mx_pool **out, mx_error *
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     for (int i = 1; i < threads; i++) {
-        worker[i - 1] = (struct worker){.pool = p, .index = i};
+        worker[i - 1].pool = p;
+        worker[i - 1].index = i;
         int failed = pthread_create(&worker[i - 1].thread, NULL, worker_main, &worker[i - 1]);
         if (failed) {
             p->threads = i;

@@ -1,6 +1,8 @@
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -85,6 +87,69 @@ static void many_jobs_one_after_the_other(void **state) {
         if (i % 1000 == 0) usleep(5000); /* long enough for the workers to fall asleep */
     }
     for (int i = 0; i < 8; i++) assert_int_equal(job.visits[i], JOBS);
+    mx_pool_destroy(pool);
+}
+
+/* Most workers come too late for such jobs, and must then not touch the next one's counters. */
+static void tiny_jobs_end_without_late_workers(void **state) {
+    (void)state;
+    enum { JOBS = 20000 };
+    struct job *job = malloc(sizeof *job);
+    assert_non_null(job);
+    for (int threads = 2; threads <= THREADS; threads++) {
+        mx_pool *pool;
+        assert_int_equal(mx_pool_create(threads, &pool, NULL), MX_OK);
+        *job = (struct job){.threads = threads};
+        int expected[10] = {0};
+        for (int i = 0; i < JOBS; i++) {
+            const int64_t n = 2 + i % 9;
+            job->grain = 1 + i % 2;
+            mx_parallel_for(pool, n, job->grain, visit, job);
+            for (int64_t k = 0; k < n; k++) expected[k]++;
+            for (int64_t k = 0; k < n; k++)
+                if (job->visits[k] != expected[k]) fail_msg("job %d with %d threads: index %d", i, threads, (int)k);
+        }
+        assert_false(job->wrong);
+        mx_pool_destroy(pool);
+    }
+    free(job);
+}
+
+struct busy {
+    pthread_t thread;
+    atomic_bool stop;
+};
+
+static void *be_busy(void *arg) {
+    struct busy *b = arg;
+    while (!atomic_load(&b->stop)) continue;
+    return NULL;
+}
+
+/* A worker whose core others use gets on it now and then only: jobs end with what the caller does alone. */
+static void jobs_end_beside_busy_cores(void **state) {
+    (void)state;
+    enum { BUSY = 3, JOBS = 2000 };
+    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
+    if (cores < 2 || cores > THREADS) skip();
+    mx_pool *pool;
+    assert_int_equal(mx_pool_create(cores, &pool, NULL), MX_OK);
+    struct busy busy[BUSY] = {0};
+    cpu_set_t last;
+    CPU_ZERO(&last);
+    CPU_SET(cpu[cores - 1], &last);
+    for (int i = 0; i < BUSY; i++) {
+        assert_int_equal(pthread_create(&busy[i].thread, NULL, be_busy, &busy[i]), 0);
+        assert_int_equal(pthread_setaffinity_np(busy[i].thread, sizeof last, &last), 0);
+    }
+    struct job *job = malloc(sizeof *job);
+    assert_non_null(job);
+    for (int i = 0; i < JOBS; i++) run(pool, job, 2 + i % 100, 1);
+    for (int i = 0; i < BUSY; i++) {
+        atomic_store(&busy[i].stop, true);
+        pthread_join(busy[i].thread, NULL);
+    }
+    free(job);
     mx_pool_destroy(pool);
 }
 
@@ -294,6 +359,8 @@ int main(void) {
         cmocka_unit_test(every_index_is_visited_once),
         cmocka_unit_test(small_jobs_stay_on_the_caller),
         cmocka_unit_test(many_jobs_one_after_the_other),
+        cmocka_unit_test(tiny_jobs_end_without_late_workers),
+        cmocka_unit_test(jobs_end_beside_busy_cores),
         cmocka_unit_test(pools_end_whatever_their_threads_do),
         cmocka_unit_test(numbers_of_threads_are_checked),
         cmocka_unit_test(workers_get_a_core_each),
