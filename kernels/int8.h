@@ -23,6 +23,7 @@
  * low nibbles times x[0..15] and 16 high nibbles times x[16..31]. */
 
 #include <stdint.h>
+#include <string.h>
 
 #include "kernels/kernels.h"
 
@@ -36,6 +37,14 @@ _Static_assert(sizeof(mx_int8_block) == 40, "blocks lie without gaps");
 
 /* 2 * E2M1, by code. */
 #define MX_INT8_WEIGHTS 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
+
+/* 2^(s - 128) of a scale byte; the first two are subnormal. */
+static inline float mx_int8_power(uint8_t s) {
+    uint32_t bits = s > 1 ? (uint32_t)(s - 1) << 23 : 0x00200000u << s;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
 
 int64_t mx_int8_packed_bytes(int64_t cols);
 void mx_avx2_pack_int8(uint8_t *out, const float *x, int64_t rows, int64_t cols); /* all x86 tiers' */

@@ -2,8 +2,6 @@
  * columns. Dots are exact, so every order gives the same bits; each output's fp32 sum goes over the blocks in ascending
  * order. Weights are decoded for every TILE activation rows: next to 16 SMMLAs the 12 instructions are a fair price for
  * having no panel. */
-#include <string.h>
-
 #include "kernels/arm/neon.h"
 #include "kernels/int8.h"
 
@@ -19,18 +17,10 @@ enum {
 typedef struct scratch {
     float rows[TILE][BLOCK_N]; /* finished sums, by row */
     float bias[BLOCK_N];
-    float power[256]; /* 2^(s - 128) of a scale byte s */
+    float power[256]; /* mx_int8_power of a scale byte */
 } scratch;
 
 _Static_assert(sizeof(scratch) <= MX_NEONBF16_MATMUL_SCRATCH * sizeof(float), "the table says how much there is");
-
-/* The first two are subnormal. */
-static void fill_powers(float power[256]) {
-    for (uint32_t s = 0; s < 256; s++) {
-        uint32_t bits = s > 1 ? (s - 1) << 23 : 0x00200000u << s;
-        memcpy(&power[s], &bits, sizeof bits);
-    }
-}
 
 /* First halves of a and b, or their second halves. */
 MX_INLINE int8x16_t halves(int8x16_t a, int8x16_t b, int second) {
@@ -109,7 +99,7 @@ MX_INLINE void rows_block(const mx_matrix *w, int64_t n0, int64_t count, const m
 
 static void matmul(const mx_matmul *m) {
     scratch *s = (scratch *)m->scratch;
-    fill_powers(s->power);
+    for (int i = 0; i < 256; i++) s->power[i] = mx_int8_power((uint8_t)i);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_neon_widen_bias(s->bias, m, n0, count);

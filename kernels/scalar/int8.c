@@ -44,14 +44,6 @@ static void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     }
 }
 
-/* 2^(s - 128); the first two are subnormal. */
-static float half_power(uint8_t s) {
-    uint32_t bits = s > 1 ? (uint32_t)(s - 1) << 23 : 0x00200000u << s;
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
 /* The sum of weight row n and activation row t. */
 static float sum_of(const mx_matmul *m, int64_t n, int64_t t) {
     static const int8_t weight[16] = {MX_INT8_WEIGHTS};
@@ -61,7 +53,7 @@ static float sum_of(const mx_matmul *m, int64_t n, int64_t t) {
     for (int64_t b = 0; b < m->w.cols / 32; b++, codes += 16, x++) {
         int32_t dot = 0;
         for (int j = 0; j < 16; j++) dot += weight[codes[j] & 15] * x->x[j] + weight[codes[j] >> 4] * x->x[16 + j];
-        sum = fmaf((float)dot, x->scale * half_power(scales[b]), sum);
+        sum = fmaf((float)dot, x->scale * mx_int8_power(scales[b]), sum);
     }
     return sum;
 }

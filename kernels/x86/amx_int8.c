@@ -30,14 +30,6 @@ typedef struct scratch {
 
 _Static_assert(sizeof(scratch) <= MX_AMX_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
-/* 2^(s - 128); the first two are subnormal. */
-static float half_power(uint8_t s) {
-    uint32_t bits = s > 1 ? (uint32_t)(s - 1) << 23 : 0x00200000u << s;
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
 /* Blocks b0 ... b0 + blocks - 1 of 16 weight rows from n on; zeros for rows beyond `count`. */
 static void decode(int8_t w[BLOCKS][16][32], float power[BLOCKS][16], const mx_matrix *m, int64_t n, int64_t count,
                    int64_t b0, int64_t blocks) {
@@ -54,7 +46,7 @@ static void decode(int8_t w[BLOCKS][16][32], float power[BLOCKS][16], const mx_m
             }
             _mm_store_si128((__m128i *)w[b][i], low);
             _mm_store_si128((__m128i *)(w[b][i] + 16), high);
-            power[b][i] = i < count ? half_power(scales[b]) : 0.0f;
+            power[b][i] = i < count ? mx_int8_power(scales[b]) : 0.0f;
         }
     }
 }

@@ -136,11 +136,7 @@ static void fill_panel(panel *p, const mx_matrix *w, int64_t n, int64_t count, i
     }
     for (int64_t b = 0; b < blocks; b++) {
         decode(p->w[b], data + 16 * b, stride);
-        for (int i = 0; i < GROUP; i++) {
-            uint8_t byte = scales[i * scale_stride + b];
-            uint32_t bits = byte > 1 ? (uint32_t)(byte - 1) << 23 : 0x00200000u << byte; /* two are subnormal */
-            memcpy(&p->power[b][i], &bits, sizeof bits);
-        }
+        for (int i = 0; i < GROUP; i++) p->power[b][i] = mx_int8_power(scales[i * scale_stride + b]);
     }
 }
 
