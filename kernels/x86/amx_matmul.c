@@ -12,6 +12,7 @@
 #include "kernels/x86/amx.h"
 #include "kernels/x86/amx_tile.h"
 #include "kernels/x86/avx512_epilogue.h"
+#include "kernels/x86/avx512bf16.h"
 
 enum {
     CHUNK = 1024,          /* columns */
@@ -27,10 +28,10 @@ typedef uint8_t tile[MX_TILE_ROWS][MX_TILE_BYTES];
 
 /* Scratch of one thread. */
 typedef struct scratch {
-    tile w[GROUPS][BLOCKS];            /* many rows: [k pair][weight row]; few rows: [weight row][k pair] */
-    tile x[2][BLOCKS][2];              /* [tile of rows][block][hi, lo] */
-    float sums[BLOCK_T][BLOCK_N];      /* [activation row][weight row] */
-    float turned[2][MX_TILE_ROWS][16]; /* few rows: [weight row][activation row] */
+    tile w[GROUPS][BLOCKS];       /* many rows: [k pair][weight row]; few rows: [weight row][k pair] */
+    tile x[2][BLOCKS][2];         /* [tile of rows][block][hi, lo] */
+    float sums[BLOCK_T][BLOCK_N]; /* [activation row][weight row] */
+    float turned[BLOCK_N][16];    /* few rows: [weight row][activation row] */
     float bias[BLOCK_N];
 } scratch;
 
@@ -87,20 +88,11 @@ static void gather_x(tile x[BLOCKS][2], const mx_matmul *m, int64_t t0, int64_t 
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
 
-/* E2M1 as BF16, twice: an index may carry a bit too much. */
-static const uint16_t e2m1[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
-                                  0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,
-                                  0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
-                                  0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-
 /* Columns 32 b ... 32 b + 31 of weight row n as BF16: exact, since MXFP4's scales lie in 2..252. */
 MX_INLINE __m512i decode(const mx_matrix *w, mx_format format, int64_t n, int64_t b) {
     const uint8_t *row = w->data + n * w->row_stride;
     if (format == MX_BF16) return _mm512_loadu_si512(row + 64 * b);
-    const __mmask32 not_zero = 0xfefefefe; /* codes 0 and 8 stay zeros */
-    __m512i values = _mm512_loadu_si512(e2m1);
-    int shift = (w->scales[n * w->scale_stride + b] - 127) * 128; /* to the exponent's place */
-    values = _mm512_mask_add_epi16(values, not_zero, values, _mm512_set1_epi16((short)shift));
+    __m512i values = _mm512_load_si512(mx_e2m1_bf16[w->scales[n * w->scale_stride + b]]);
     __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(row + 16 * b)));
     return _mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), values);
 }
@@ -141,12 +133,13 @@ static void transpose(tile out, const tile in) {
 
 /* Two groups of 16 weight rows times 16 activation rows over a chunk. Tiles: 0, 1 sums, 2, 3 weights, 4 activations. */
 static void few_tiles(scratch *s, int group, int64_t blocks, int parts, bool first) {
+    float(*sums)[16] = &s->turned[16 * group];
     if (first) {
         mx_tile_zero(0);
         mx_tile_zero(1);
     } else {
-        mx_tile_load(0, s->turned[0], 64);
-        mx_tile_load(1, s->turned[1], 64);
+        mx_tile_load(0, sums[0], 64);
+        mx_tile_load(1, sums[16], 64);
     }
     for (int64_t b = 0; b < blocks; b++) {
         mx_tile_load(2, s->w[group][b], 64);
@@ -157,26 +150,29 @@ static void few_tiles(scratch *s, int group, int64_t blocks, int parts, bool fir
             mx_tile_dpbf16(1, 3, 4);
         }
     }
-    mx_tile_store(0, s->turned[0], 64);
-    mx_tile_store(1, s->turned[1], 64);
+    mx_tile_store(0, sums[0], 64);
+    mx_tile_store(1, sums[16], 64);
 }
 
-/* Up to 16 activation rows from t0 on. */
+/* All rows, at most 16. */
 MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int parts, int64_t n0, int64_t count, scratch *s) {
-    for (int64_t n = 0; n < count; n += 32) {
-        for (int64_t c0 = 0; c0 < m->w.cols; c0 += CHUNK) {
-            int64_t blocks = (m->w.cols - c0 < CHUNK ? m->w.cols - c0 : CHUNK) / 32;
-            gather_x(s->x[1], m, 0, c0, blocks, parts);
+    int groups = (int)(count + 31) / 32 * 2;
+    for (int64_t c0 = 0; c0 < m->w.cols; c0 += CHUNK) {
+        int64_t blocks = (m->w.cols - c0 < CHUNK ? m->w.cols - c0 : CHUNK) / 32;
+        gather_x(s->x[1], m, 0, c0, blocks, parts);
+        for (int64_t b = 0; b < blocks; b++) {
+            for (int p = 0; p < parts; p++) transpose(s->x[0][b][p], s->x[1][b][p]);
+        }
+        for (int g = 0; g < groups; g += 2) {
             for (int64_t b = 0; b < blocks; b++) {
-                for (int p = 0; p < parts; p++) transpose(s->x[0][b][p], s->x[1][b][p]);
-                fill_rows(s->w[0][b], &m->w, format, n0 + n, count - n, c0 / 32 + b);
-                fill_rows(s->w[1][b], &m->w, format, n0 + n + 16, count - n - 16, c0 / 32 + b);
+                fill_rows(s->w[g][b], &m->w, format, n0 + 16 * g, count - 16 * g, c0 / 32 + b);
+                fill_rows(s->w[g + 1][b], &m->w, format, n0 + 16 * g + 16, count - 16 * g - 16, c0 / 32 + b);
             }
-            few_tiles(s, 0, blocks, parts, c0 == 0);
+            few_tiles(s, g, blocks, parts, c0 == 0);
         }
-        for (int i = 0; i < 32; i++) {
-            for (int64_t t = 0; t < m->rows; t++) s->sums[t][n + i] = s->turned[i / 16][i % 16][t];
-        }
+    }
+    for (int64_t n = 0; n < 16 * groups; n++) {
+        for (int64_t t = 0; t < m->rows; t++) s->sums[t][n] = s->turned[n][t];
     }
 }
 
