@@ -31,6 +31,15 @@ int64_t mx_neon_argmax(const float *x, int64_t n);
 double mx_neon_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
 
+/* All entries of a table but its name and its products: whatever the family's tiers multiply with, the rest is this.
+ * Needs kernels/scalar/scalar.h. */
+#define MX_NEON_BUT_PRODUCTS                                                                                           \
+    .attention = mx_neon_attention, .attention_scratch = mx_neon_attention_scratch,                                    \
+    .attention_segment = mx_neon_attention_segment, .attention_join = mx_neon_attention_join,                          \
+    .kv_write = mx_neon_kv_write, .rmsnorm = mx_neon_rmsnorm, .rope = mx_scalar_rope,                                  \
+    .router_topk = mx_scalar_router_topk, .argmax = mx_neon_argmax, .exp_sum = mx_neon_exp_sum, .add = mx_scalar_add,  \
+    .widen = mx_neon_widen
+
 /* Four values of a file's format at any address, exactly. */
 MX_INLINE float32x4_t mx_load4(const uint8_t *at, mx_format format) {
     if (format == MX_F32) return vreinterpretq_f32_u8(vld1q_u8(at));

@@ -15,18 +15,7 @@ const mx_kernels mx_kernels_neonbf16 = {
                 [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense, ),
                 [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_neonbf16_int8)},
     .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
-    .attention = mx_neon_attention,
-    .attention_scratch = mx_neon_attention_scratch,
-    .attention_segment = mx_neon_attention_segment,
-    .attention_join = mx_neon_attention_join,
-    .kv_write = mx_neon_kv_write,
-    .rmsnorm = mx_neon_rmsnorm,
-    .rope = mx_scalar_rope,
-    .router_topk = mx_scalar_router_topk,
-    .argmax = mx_neon_argmax,
-    .exp_sum = mx_neon_exp_sum,
-    .add = mx_scalar_add,
-    .widen = mx_neon_widen,
+    MX_NEON_BUT_PRODUCTS,
 };
 
 _Static_assert(MX_NEONBF16_MATMUL_SCRATCH >= MX_NEON_MATMUL_SCRATCH, "room for the products of either tier");

@@ -24,6 +24,15 @@ double mx_avx512_exp_sum(float *p, const float *x, int64_t n, float shift, float
 void mx_avx512_add(float *y, const float *x, int64_t n);
 void mx_avx512_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
 
+/* All entries of a table but its name and its products: whatever the family's tiers multiply with, the rest is this.
+ * Needs kernels/scalar/scalar.h. */
+#define MX_AVX512_BUT_PRODUCTS                                                                                         \
+    .attention = mx_avx512_attention, .attention_scratch = mx_avx512_attention_scratch,                                \
+    .attention_segment = mx_avx512_attention_segment, .attention_join = mx_avx512_attention_join,                      \
+    .kv_write = mx_avx512_kv_write, .rmsnorm = mx_avx512_rmsnorm, .rope = mx_avx512_rope,                              \
+    .router_topk = mx_scalar_router_topk, .argmax = mx_avx512_argmax, .exp_sum = mx_avx512_exp_sum,                    \
+    .add = mx_avx512_add, .widen = mx_avx512_widen
+
 /* The first n lanes, all of them when n >= 16. */
 MX_INLINE __mmask16 mx_first_lanes(int64_t n) {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
