@@ -255,7 +255,7 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
 
 static mx_status use_openblas(mx_cpu_backend *b, int64_t *scratch, mx_error *error) {
     const mx_config *c = &b->weights->config;
-    mx_status status = mx_openblas_open(&b->openblas, scratch, error);
+    mx_status status = mx_openblas_open(mx_pool_threads(b->pool), &b->openblas, scratch, error);
     if (status) return status;
     if (c->hidden > MX_OPENBLAS_COLS || c->heads * c->head_dim > MX_OPENBLAS_COLS)
         return mx_fail(error, MX_UNSUPPORTED, "OpenBLAS: matrices of %d columns, at most %d possible",

@@ -3,8 +3,11 @@
 #include "kernels/openblas/openblas.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "kernels/scalar/scalar.h"
 
@@ -43,14 +46,27 @@ static const mx_product product = {mx_packed_floats, mx_scalar_pack_fp32, matmul
 
 static char load_error[200];
 
+/* What the library was built for; it may end the process when more call. INT_MAX: it does not say. */
+static int most_threads = INT_MAX;
+
+static void read_limit(const char *config) {
+    static const char key[] = "MAX_THREADS=";
+    const char *found = config ? strstr(config, key) : NULL;
+    int threads = found ? atoi(found + strlen(key)) : 0;
+    if (threads > 0) most_threads = threads;
+}
+
 /* One thread a call: the parallel regions are ours. */
 static void load(void) {
     void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
     if (library) {
         void (*set_threads)(int);
+        char *(*config)(void);
         *(void **)&set_threads = dlsym(library, "openblas_set_num_threads");
+        *(void **)&config = dlsym(library, "openblas_get_config");
         *(void **)&sgemm = dlsym(library, "cblas_sgemm");
         if (set_threads) set_threads(1);
+        if (config) read_limit(config());
     }
     if (!sgemm) {
         const char *why = dlerror();
@@ -58,13 +74,17 @@ static void load(void) {
     }
 }
 
-mx_status mx_openblas_open(const mx_product **out, int64_t *floats, mx_error *error) {
+mx_status mx_openblas_open(int threads, const mx_product **out, int64_t *floats, mx_error *error) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, load);
     if (!sgemm)
         return mx_fail(error, MX_UNSUPPORTED,
                        "OpenBLAS cannot be loaded (%s): install it (Debian: libopenblas0-pthread) or leave --dense out",
                        load_error);
+    if (threads > most_threads)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "OpenBLAS was built for at most %d threads, found %d: use --threads %d or leave --dense out",
+                       most_threads, threads, most_threads);
     *out = &product;
     *floats = (int64_t)(sizeof(scratch) / sizeof(float));
     return MX_OK;

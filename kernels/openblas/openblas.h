@@ -8,7 +8,8 @@
  * MX_OPENBLAS_COLS. */
 enum { MX_OPENBLAS_COLS = 16384 };
 
-/* MX_UNSUPPORTED: the library cannot be loaded. `scratch`: floats that one thread needs. */
-mx_status mx_openblas_open(const mx_product **out, int64_t *scratch, mx_error *error);
+/* `threads`: how many may multiply at once. MX_UNSUPPORTED: the library cannot be loaded or was built for fewer.
+ * `scratch`: floats that one thread needs. */
+mx_status mx_openblas_open(int threads, const mx_product **out, int64_t *scratch, mx_error *error);
 
 #endif

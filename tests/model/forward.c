@@ -215,7 +215,7 @@ static void check_checkpoint(const struct checkpoint *ck, const char *tier) {
     }
     const mx_product *product;
     int64_t scratch;
-    if (bound->openblas && mx_openblas_open(&product, &scratch, &error)) {
+    if (bound->openblas && mx_openblas_open(4, &product, &scratch, &error)) {
         print_message("skipped: %s\n", error.text);
         skip();
     }
