@@ -217,8 +217,14 @@ const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_for
 /* Every product of the model can be done; says so where some are done in another precision than asked for. */
 static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
     const mx_weights *w = b->weights;
+    static const char *const formats[MX_FORMATS] = {
+        [MX_F32] = "F32", [MX_F16] = "F16", [MX_BF16] = "BF16", [MX_MXFP4] = "MXFP4"};
+    const mx_kernels *scalar;
     char name[MX_PRECISION_NAME];
     int exact = 0;
+    bool slow = false;
+    mx_status status = mx_kernels_get("scalar", &scalar, error);
+    if (status) return status;
     mx_precisions_name(name, &b->precision);
     for (int i = 0; i < w->config.layers; i++) {
         const mx_layer *l = &w->layer[i];
@@ -240,8 +246,10 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
             const mx_product *p = mx_cpu_product(b, all[j].class, all[j].format, all[j].bf16_safe);
             if (!p)
                 return mx_fail(error, MX_UNSUPPORTED,
-                               "layer %d: the %s kernels have no product for weights of format %d at precision %s", i,
-                               b->kernels->name, (int)all[j].format, name);
+                               "layer %d: the %s kernels have no product for %s weights at precision %s%s", i,
+                               b->kernels->name, formats[all[j].format], name,
+                               b->kernels->product[all[j].format][MX_X_FP32] ? ": try --precision fp32" : "");
+            slow |= b->kernels != scalar && p == scalar->product[MX_MXFP4][MX_X_INT8];
             exact += all[j].format == MX_MXFP4 && p != b->kernels->product[MX_MXFP4][b->precision.of[all[j].class]];
         }
     }
@@ -250,6 +258,11 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
                "%d expert tensors have scales outside 2^-125..2^125, which %s would not multiply exactly: they are "
                "multiplied in fp32, which is slower",
                exact, name);
+    if (slow)
+        mx_log(MX_LOG_WARNING,
+               "the %s kernels have no INT8 products of their own: scalar code does them, slowly; try another "
+               "--precision",
+               b->kernels->name);
     return MX_OK;
 }
 
