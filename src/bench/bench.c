@@ -29,6 +29,7 @@ typedef struct record {
 
 typedef struct runner {
     const mx_bench_options *o;
+    mx_pool *pool;
     mx_backend *backend;
     const char *tier;
     mx_precisions precision; /* in force */
@@ -38,12 +39,13 @@ typedef struct runner {
     mx_row *row;
     int32_t *experts; /* [layers, rows, top_k] of the step that recorded them */
     record *record;   /* [tests] */
-    double *sample;   /* bandwidths of all windows */
+    mx_bandwidth_ways ways;
+    double *sample; /* bandwidths of all windows */
     int samples, most_samples;
     double *peak[MX_PEAK_LOOPS];
     int peaks;
     mx_peaks now; /* the latest */
-    double done;  /* seconds of work that are over, of those expected */
+    double *done; /* seconds of all runs' work that are over, of those expected */
     mx_error *error;
 } runner;
 
@@ -139,8 +141,8 @@ static bool stopped(const runner *r) {
 }
 
 static void advance(runner *r, double seconds) {
-    r->done += seconds;
-    if (r->o->progress) mx_progress_update(r->o->progress, r->done);
+    *r->done += seconds;
+    if (r->o->progress) mx_progress_update(r->o->progress, *r->done);
 }
 
 /* The token of this place in this test: the same in every repetition, so that the same experts are chosen. */
@@ -181,7 +183,7 @@ static mx_batch prompt_batch(runner *r, int test, int from) {
 /* ---- what the machine can do now --------------------------------------------------------------------------------- */
 
 static double sample_bandwidth(runner *r) {
-    const double rate = mx_bandwidth_sample(r->o->bandwidth, r->o->pool, SAMPLE);
+    const double rate = mx_bandwidth_sample(r->o->bandwidth, &r->ways, r->pool, SAMPLE);
     if (r->samples < r->most_samples) r->sample[r->samples++] = rate;
     return rate;
 }
@@ -189,7 +191,7 @@ static double sample_bandwidth(runner *r) {
 static void sample_peaks(runner *r, int most) {
     for (int i = 0; i < MX_PEAK_LOOPS; i++) {
         if (!mx_peak_here((mx_peak_loop)i)) continue;
-        r->now.of[i] = mx_peak_pool(r->o->pool, (mx_peak_loop)i, PEAK_RUNS);
+        r->now.of[i] = mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
         if (r->peaks < most) r->peak[i][r->peaks] = r->now.of[i];
     }
     r->peaks += r->peaks < most;
@@ -214,7 +216,7 @@ static void keep(runner *r, record *to, const mx_cost *cost, double tokens, doub
 
 /* ---- one repetition of a test ------------------------------------------------------------------------------------ */
 
-static mx_status decode(runner *r, int test, double *before) {
+static mx_status decode(runner *r, int test, double before) {
     const mx_bench_test *t = &r->o->test[test];
     record *to = &r->record[test];
     const double share = to->seconds / t->tokens;
@@ -233,8 +235,8 @@ static mx_status decode(runner *r, int test, double *before) {
         }
         if (r->o->energy) to->joules += mx_energy_joules(r->o->energy) - joules;
         const double after = sample_bandwidth(r);
-        keep(r, to, &cost, (double)(i - first) * t->streams, seconds, *before, after);
-        *before = after;
+        keep(r, to, &cost, (double)(i - first) * t->streams, seconds, before, after);
+        before = after;
         advance(r, share * (i - first));
     }
     return MX_OK;
@@ -253,7 +255,7 @@ static void count_prompt(runner *r, int test, int recorded) {
     }
 }
 
-static mx_status prompt(runner *r, int test, double *before) {
+static mx_status prompt(runner *r, int test, double before) {
     const mx_bench_test *t = &r->o->test[test];
     record *to = &r->record[test];
     double seconds = 0;
@@ -269,23 +271,23 @@ static mx_status prompt(runner *r, int test, double *before) {
     }
     if (r->o->energy) to->joules += mx_energy_joules(r->o->energy) - joules;
     const double after = sample_bandwidth(r);
-    keep(r, to, &to->cost, t->tokens, seconds, *before, after);
-    *before = after;
+    keep(r, to, &to->cost, t->tokens, seconds, before, after);
     return MX_OK;
 }
 
-static mx_status repetition(runner *r, int most_peaks) {
-    double before = sample_bandwidth(r);
+static mx_status repetition(runner *r) {
+    const int most_peaks = r->o->repetitions * r->o->tests;
     for (int i = 0; i < r->o->tests && !stopped(r); i++) {
         if (r->o->progress) mx_progress_label(r->o->progress, r->o->test[i].prompt ? "prompt" : "decode");
         sample_peaks(r, most_peaks);
-        mx_status status = r->o->test[i].prompt ? prompt(r, i, &before) : decode(r, i, &before);
+        const double before = sample_bandwidth(r);
+        mx_status status = r->o->test[i].prompt ? prompt(r, i, before) : decode(r, i, before);
         if (status) return status;
     }
     return MX_OK;
 }
 
-/* ---- a whole run ------------------------------------------------------------------------------------------------- */
+/* ---- all runs ---------------------------------------------------------------------------------------------------- */
 
 /* A few steps of each test that do not count: memory is touched, a prompt's experts are recorded, and how long a
  * repetition will take is seen. */
@@ -307,25 +309,29 @@ static mx_status warm_up(runner *r, int test) {
         mx_status status = step(r, &batch, &seconds);
         if (status) return status;
     }
-    to->seconds = seconds * t->tokens + 2 * SAMPLE * ((t->tokens + WINDOW - 1) / WINDOW);
+    to->seconds = seconds * t->tokens + SAMPLE * ((t->tokens + WINDOW - 1) / WINDOW);
     return MX_OK;
 }
 
-static mx_status measure(runner *r) {
-    const int most_peaks = r->o->repetitions * r->o->tests;
-    double expected = 0;
-    mx_bandwidth_choose(r->o->bandwidth, r->o->pool, CHOOSING);
-    for (int i = 0; i < r->o->tests && !stopped(r); i++) {
-        mx_status status = warm_up(r, i);
-        if (status) return status;
-        expected += r->record[i].seconds;
+static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_error *error) {
+    double expected = 0, done = 0;
+    for (int k = 0; k < count; k++) {
+        runner *r = &runs[k];
+        r->done = &done;
+        mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
+        for (int i = 0; i < o->tests && !stopped(r); i++) {
+            mx_status status = warm_up(r, i);
+            if (status) return status;
+            expected += r->record[i].seconds;
+        }
     }
-    if (r->o->progress) mx_progress_start(r->o->progress, "measuring", expected * r->o->repetitions, false);
-    for (int i = 0; i < r->o->repetitions && !stopped(r); i++) {
-        mx_status status = repetition(r, most_peaks);
-        if (status) return status;
-    }
-    return stopped(r) ? mx_fail(r->error, MX_CANCELLED, "interrupted") : MX_OK;
+    if (o->progress) mx_progress_start(o->progress, "measuring", expected * o->repetitions, false);
+    for (int i = 0; i < o->repetitions; i++)
+        for (int k = 0; k < count; k++) {
+            mx_status status = repetition(&runs[k]);
+            if (status) return status;
+        }
+    return stopped(runs) ? mx_fail(error, MX_CANCELLED, "interrupted") : MX_OK;
 }
 
 /* Sorts values[0..n). */
@@ -382,7 +388,7 @@ static int windows_of(const mx_bench_options *o, int test) {
     return o->repetitions * (o->test[test].prompt ? 1 : (o->test[test].tokens + WINDOW - 1) / WINDOW);
 }
 
-static mx_status prepare(runner *r) {
+static mx_status prepare(runner *r, const mx_precisions *precision) {
     const mx_bench_options *o = r->o;
     const mx_config *c = &o->weights->config;
     const int64_t pages = all_pages(o);
@@ -390,7 +396,7 @@ static mx_status prepare(runner *r) {
     r->streams = streams_of(o);
     r->tiles = tiles_of(o, 0);
     const int rows = o->batch > r->streams ? o->batch : r->streams;
-    r->most_samples = o->repetitions;
+    r->most_samples = o->repetitions * o->tests; /* one before each test, one after each window */
     bool ok = (r->record = calloc(tests, sizeof *r->record)) != NULL;
     for (int i = 0; i < o->tests && ok; i++) {
         r->record[i].most = windows_of(o, i);
@@ -409,9 +415,9 @@ static mx_status prepare(runner *r) {
                                         .pages = pages,
                                         .max_rows = rows,
                                         .max_wanted = r->streams,
-                                        .precision = &o->precision,
+                                        .precision = precision,
                                         .openblas = o->openblas};
-    mx_status status = mx_cpu_backend_create(o->weights, o->pool, &options, &r->backend, r->error);
+    mx_status status = mx_cpu_backend_create(o->weights, r->pool, &options, &r->backend, r->error);
     if (status) return status;
     r->precision = mx_cpu_backend_precision(r->backend);
     lay_out_tables(r);
@@ -434,28 +440,40 @@ uint64_t mx_bench_memory(const mx_bench_options *o) {
     return (uint64_t)all_pages(o) * (uint64_t)mx_page_bytes(&o->weights->config, o->kv) + 4 * table_entries(o);
 }
 
-mx_status mx_bench_run(const mx_bench_options *o, mx_bench_result *result, mx_bench_machine *machine, mx_error *error) {
-    runner r = {.o = o, .error = error};
+static mx_status report(const runner *r, const mx_bench_run *out) {
+    int most = r->most_samples + 1;
+    for (int i = 0; i < r->o->tests; i++) most = r->record[i].most > most ? r->record[i].most : most;
+    double *room = calloc((size_t)most, sizeof *room);
+    if (!room) return mx_fail(r->error, MX_NO_MEMORY, "no memory for the results");
+    for (int i = 0; i < MX_PEAK_LOOPS; i++) out->machine->peaks.of[i] = mx_median(r->peak[i], r->peaks);
+    for (int i = 0; i < r->o->tests; i++) sum_up(r, i, &out->machine->peaks, room, &out->result[i]);
+    out->machine->bandwidth = range_of(r->sample, r->samples);
+    free(room);
+    return MX_OK;
+}
+
+mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, int runs, mx_error *error) {
     const mx_kernels *kernels;
-    if (o->tests < 1 || o->repetitions < 1) return mx_fail(error, MX_INVALID_ARGUMENT, "there is nothing to measure");
+    if (o->tests < 1 || o->repetitions < 1 || runs < 1)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "there is nothing to measure");
     mx_status status = mx_kernels_get(NULL, &kernels, error);
     if (status) return status;
-    r.tier = kernels->name;
-    *machine = (mx_bench_machine){.tier = r.tier};
-    memset(result, 0, (size_t)o->tests * sizeof *result);
-    status = prepare(&r);
-    machine->precision = r.precision;
-    if (!status) status = measure(&r);
-    if (!status || status == MX_CANCELLED) {
-        int most = r.most_samples + 1;
-        for (int i = 0; i < o->tests; i++) most = r.record[i].most > most ? r.record[i].most : most;
-        double *room = most > 0 ? calloc((size_t)most, sizeof *room) : NULL;
-        for (int i = 0; i < MX_PEAK_LOOPS; i++) machine->peaks.of[i] = mx_median(r.peak[i], r.peaks);
-        for (int i = 0; i < o->tests && room; i++) sum_up(&r, i, &machine->peaks, room, &result[i]);
-        machine->bandwidth = range_of(r.sample, r.samples);
-        if (!room) status = mx_fail(error, MX_NO_MEMORY, "no memory for the results");
-        free(room);
+    runner *all = calloc((size_t)runs, sizeof *all);
+    if (!all) return mx_fail(error, MX_NO_MEMORY, "no memory for the measurements");
+    for (int k = 0; k < runs; k++) {
+        all[k] = (runner){.o = o, .pool = run[k].pool, .tier = kernels->name, .error = error};
+        memset(run[k].result, 0, (size_t)o->tests * sizeof *run[k].result);
     }
-    clean_up(&r);
+    for (int k = 0; k < runs && !status; k++) {
+        status = prepare(&all[k], &run[k].precision);
+        *run[k].machine = (mx_bench_machine){.tier = kernels->name, .precision = all[k].precision};
+    }
+    if (!status) status = measure(o, all, runs, error);
+    for (int k = 0; k < runs && (!status || status == MX_CANCELLED); k++) {
+        const mx_status reported = report(&all[k], &run[k]);
+        if (reported) status = reported;
+    }
+    for (int k = 0; k < runs; k++) clean_up(&all[k]);
+    free(all);
     return status;
 }

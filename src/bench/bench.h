@@ -40,14 +40,12 @@ typedef struct mx_bench_result {
 
 typedef struct mx_bench_options {
     const mx_weights *weights;
-    mx_pool *pool;
-    mx_precisions precision;
     bool openblas; /* mx_backend_options.openblas */
     mx_format kv;
     int batch; /* rows of a prompt's step */
     const mx_bench_test *test;
     int tests;
-    int repetitions; /* each goes once through all tests */
+    int repetitions; /* each goes once through all runs and their tests */
     uint64_t seed;   /* of tokens, keys and values */
     mx_bandwidth *bandwidth;
     mx_energy *energy;                 /* NULL: not measured */
@@ -62,11 +60,19 @@ typedef struct mx_bench_machine {
     mx_peaks peaks;           /* medians */
 } mx_bench_machine;
 
-/* Bytes of keys, values and page tables that these tests take. */
+/* Bytes of keys, values and page tables that these tests take, for each run. */
 uint64_t mx_bench_memory(const mx_bench_options *o);
 
-/* result [tests]. MX_CANCELLED soon after *stop is set; what was measured until then is in `result` (windows 0: nothing
- * of that test). */
-mx_status mx_bench_run(const mx_bench_options *o, mx_bench_result *result, mx_bench_machine *machine, mx_error *error);
+/* One way of computing: threads and a precision. */
+typedef struct mx_bench_run {
+    mx_pool *pool;
+    mx_precisions precision;
+    mx_bench_machine *machine; /* filled in, */
+    mx_bench_result *result;   /* [tests] and these */
+} mx_bench_run;
+
+/* Repetition by repetition, the runs in turn: all of them meet the machine's slow and fast times alike. MX_CANCELLED
+ * soon after *stop is set; what was measured until then is in the results (windows 0: nothing of that test). */
+mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, int runs, mx_error *error);
 
 #endif

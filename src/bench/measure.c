@@ -165,13 +165,13 @@ static void touch(void *arg, int64_t begin, int64_t end, int thread) {
 }
 
 mx_status mx_bandwidth_open(mx_pool *pool, mx_bandwidth *out, mx_error *error) {
-    *out = (mx_bandwidth){.way = {mx_read_ways[2], mx_read_ways[8]}};
+    *out = (mx_bandwidth){0};
     mx_status status = mx_arena_create(mx_bandwidth_bytes(), &out->buffer, error);
     if (!status) mx_parallel_for(pool, (int64_t)out->buffer.size, 8 << 20, touch, out->buffer.base);
     return status;
 }
 
-void mx_bandwidth_choose(mx_bandwidth *b, mx_pool *pool, double seconds) {
+void mx_bandwidth_choose(const mx_bandwidth *b, mx_pool *pool, double seconds, mx_bandwidth_ways *out) {
     enum { MOST = 9, PART = 2 }; /* half of the buffer is still larger than the caches */
     double rate[MX_READ_WAYS][MOST], median[MX_READ_WAYS];
     int passes = 0, first = 0, second = 1;
@@ -192,18 +192,22 @@ void mx_bandwidth_choose(mx_bandwidth *b, mx_pool *pool, double seconds) {
             second = w;
         }
     }
-    b->way[0] = mx_read_ways[first];
-    b->way[1] = mx_read_ways[second];
+    *out = (mx_bandwidth_ways){{mx_read_ways[first], mx_read_ways[second]}, median[first]};
 }
 
-double mx_bandwidth_sample(mx_bandwidth *b, mx_pool *pool, double seconds) {
+/* The buffer is cut into equal slices of which each takes about half the time, so that all of it comes in turn. */
+double mx_bandwidth_sample(mx_bandwidth *b, mx_bandwidth_ways *ways, mx_pool *pool, double seconds) {
+    enum { LEAST = 16 << 20 }; /* waking the threads does not count beside it */
+    const size_t size = b->buffer.size, aim = (size_t)(ways->rate * seconds / 2), wanted = aim > LEAST ? aim : LEAST;
+    const size_t slice = wanted < size ? size / ((size + wanted - 1) / wanted) / 4096 * 4096 : size;
     double best = 0;
-    const double start = mx_seconds();
-    for (int i = 0; i < 2 || mx_seconds() - start < seconds; i++) {
-        const double rate = mx_measure_read(pool, b->buffer.base, b->buffer.size, &b->way[i % 2]);
+    for (int i = 0; i < 2; i++) {
+        if (b->at + slice > size) b->at = 0;
+        const double rate = mx_measure_read(pool, (const char *)b->buffer.base + b->at, slice, &ways->way[i]);
+        b->at += slice;
         if (rate > best) best = rate;
     }
-    return best;
+    return ways->rate = best;
 }
 
 void mx_bandwidth_close(mx_bandwidth *b) {

@@ -32,19 +32,27 @@ double mx_measure_read(mx_pool *pool, const void *buf, size_t size, const mx_rea
 double mx_measure_read_best(mx_pool *pool, const void *buf, size_t size);
 
 /* ---- bandwidth in short samples ---------------------------------------------------------------------------------- */
-/* A buffer much larger than the caches, on huge pages, and the two fastest ways of reading it. */
+/* A buffer much larger than the caches, on huge pages. Samples walk through it, so that none meets in a cache what an
+ * earlier one has read. */
 typedef struct mx_bandwidth {
     mx_arena buffer;
-    mx_read_way way[2];
+    size_t at; /* where the next sample begins */
 } mx_bandwidth;
+
+/* The two ways of reading that are the fastest with one pool, and how fast they were last. */
+typedef struct mx_bandwidth_ways {
+    mx_read_way way[2];
+    double rate; /* bytes a second */
+} mx_bandwidth_ways;
 
 /* Bytes that mx_bandwidth_open takes. */
 size_t mx_bandwidth_bytes(void);
 mx_status mx_bandwidth_open(mx_pool *pool, mx_bandwidth *out, mx_error *error);
 /* Tries all ways with this pool for about `seconds`. */
-void mx_bandwidth_choose(mx_bandwidth *b, mx_pool *pool, double seconds);
-/* Bytes per second of the better of the two ways in at least `seconds` of reading. */
-double mx_bandwidth_sample(mx_bandwidth *b, mx_pool *pool, double seconds);
+void mx_bandwidth_choose(const mx_bandwidth *b, mx_pool *pool, double seconds, mx_bandwidth_ways *out);
+/* Bytes per second of the better of the two ways in about `seconds` of reading, half of it each; less on a machine that
+ * reads the whole buffer sooner. */
+double mx_bandwidth_sample(mx_bandwidth *b, mx_bandwidth_ways *ways, mx_pool *pool, double seconds);
 void mx_bandwidth_close(mx_bandwidth *b); /* all zeros is allowed */
 
 int mx_compare_doubles(const void *a, const void *b);

@@ -3,14 +3,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/cpu.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -135,14 +132,6 @@ static bool has_vnni(void) {
 static bool has_bf16(void) {
     return (mx_cpu_detect() & MX_CPU_AVX512) && __builtin_cpu_supports("avx512bf16");
 }
-
-/* CPUID leaf 7, EDX: bit 24 tiles, 22 BF16, 25 int8; then Linux must give this process the tiles' state. */
-static bool has_amx(int bit) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> bit & 1)) return false;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
 #elif defined(__aarch64__)
 /* Each of these keeps two sums where x86 keeps one: four units with a latency of four cycles want more than 12. */
 static double fma128(void) {
@@ -224,7 +213,7 @@ _Bool mx_peak_here(mx_peak_loop loop) {
     if (loop == MX_PEAK_FMA512) return (cpu & MX_CPU_AVX512) != 0;
     if (loop == MX_PEAK_DPBF16) return has_bf16();
     if (loop == MX_PEAK_VNNI) return has_vnni();
-    return has_amx(loop == MX_PEAK_AMX_BF16 ? 22 : 25);
+    return (cpu & MX_CPU_AMX) != 0;
 #else
     return loop == MX_PEAK_FMA128 || (mx_cpu_detect() & MX_CPU_NEON_BF16);
 #endif

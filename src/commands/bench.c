@@ -13,7 +13,13 @@
 
 /* mxrun bench: how fast this machine runs a model, beside what its memory and its multipliers allow. */
 
-enum { MOST_IN_LIST = 16, MOST_TESTS = 300, MOST_STREAMS = 256, ENGINE_BATCH = 512, ROOM_BEHIND = 2 };
+enum {
+    MOST_IN_LIST = 16,
+    MOST_TESTS = MOST_IN_LIST * (1 + MOST_IN_LIST),
+    MOST_STREAMS = 256,
+    ENGINE_BATCH = 512,
+    ROOM_BEHIND = 2
+};
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
@@ -37,11 +43,13 @@ static const struct poptOption options[] = {
     {"prompt", 'p', POPT_ARG_STRING, &given.prompts, 0, "Tokens of prompts, 0: none (default 512)", "N,..."},
     {"tokens", 'n', POPT_ARG_STRING, &numbers[COUNT].text, 0,
      "Tokens that each stream of a decode test generates, 0: none (default 64)", "N"},
-    {"depth", 0, POPT_ARG_STRING, &given.depths, 0, "Positions before what is decoded (default 0,4096)", "N,..."},
+    {"depth", 0, POPT_ARG_STRING, &given.depths, 0,
+     "Positions before what is decoded (default 0,4096); prompts begin at 0", "N,..."},
     {"streams", 0, POPT_ARG_STRING, &given.streams, 0, "Sequences decoded in one step (default 1)", "N,..."},
     {"threads", 't', POPT_ARG_STRING, &given.threads, 0, "Threads to compute with (default: one per core)", "N,..."},
     {"precision", 0, POPT_ARG_ARGV, &given.precision, 0,
-     "Of activations in products: fp32, bf16x2, bf16 or int8; may be repeated (default: see mxrun info)", "NAME"},
+     "Of activations in products: fp32, bf16x2, mixed, bf16 or int8; may be repeated (default: see mxrun info)",
+     "NAME"},
     {"dense", 0, POPT_ARG_STRING, &given.dense, 0,
      "Who multiplies attention's matrices: own (default) or openblas, for processors without fast kernels", "WHO"},
     {"kv-type", 0, POPT_ARG_STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
@@ -163,7 +171,6 @@ static mx_status add_test(plan *p, const mx_config *c, mx_bench_test t, bool ask
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s %d and %d tokens behind it: the model has %d positions",
                        t.prompt ? "a prompt at" : "--depth", t.depth, t.tokens, c->max_positions);
     }
-    if (p->tests == MOST_TESTS) return mx_fail(error, MX_INVALID_ARGUMENT, "more than %d tests", (int)MOST_TESTS);
     p->test[p->tests++] = t;
     return MX_OK;
 }
@@ -194,6 +201,11 @@ static double activation_bytes(const mx_config *c, int rows, int wanted) {
     return 4 * (rows * row + (double)wanted * c->vocab);
 }
 
+/* Each number of threads with each precision. */
+static int runs_of(const plan *p) {
+    return p->threads.count * (p->precisions ? p->precisions : 1);
+}
+
 static int most_streams(const plan *p) {
     int most = 1;
     for (int i = 0; i < p->tests; i++) most = p->test[i].streams > most ? p->test[i].streams : most;
@@ -203,18 +215,19 @@ static int most_streams(const plan *p) {
 /* `weights`: bytes that will be taken for them; mapped files take none. */
 static mx_status check_memory(const plan *p, const mx_config *c, double weights, mx_error *error) {
     const mx_weights shape = {.config = *c};
-    const int batch = (int)numbers[BATCH].value, streams = most_streams(p);
+    const int batch = (int)numbers[BATCH].value, streams = most_streams(p), runs = runs_of(p);
     const mx_bench_options o = {
         .weights = &shape, .kv = p->kv->format, .batch = batch, .test = p->test, .tests = p->tests};
-    const double kv = (double)mx_bench_memory(&o), buffer = (double)mx_bandwidth_bytes(),
-                 rest = activation_bytes(c, batch > streams ? batch : streams, streams),
+    const double kv = runs * (double)mx_bench_memory(&o), buffer = (double)mx_bandwidth_bytes(),
+                 rest = runs * activation_bytes(c, batch > streams ? batch : streams, streams),
                  sum = weights + kv + buffer + rest, available = (double)mx_memory_available();
     if (sum <= available) return MX_OK;
     return mx_fail(error, MX_NO_MEMORY,
                    "%.1f GB of memory are needed, %.1f GB are free: weights %.1f, keys and values %.1f, activations "
-                   "%.1f, a buffer to measure the bandwidth %.1f; take less --depth or fewer --streams%s",
+                   "%.1f, a buffer to measure the bandwidth %.1f; take less --depth or fewer --streams%s%s",
                    sum / 1e9, available / 1e9, weights / 1e9, kv / 1e9, rest / 1e9, buffer / 1e9,
-                   given.synthetic ? ", or fewer --layers" : "");
+                   given.synthetic ? ", or fewer --layers" : "",
+                   runs > 1 ? ", or one --threads and --precision at a time" : "");
 }
 
 /* ---- the model --------------------------------------------------------------------------------------------------- */
@@ -292,17 +305,10 @@ static mx_status read_before(bench *b, mx_error *error) {
     return MX_OK;
 }
 
-/* All tests with one number of threads and one precision. */
-static mx_status run_tests(bench *b, int threads, const mx_precisions *precision, mx_bench_run_report *out,
-                           mx_error *error) {
-    mx_pool *pool;
+static mx_status measure_runs(bench *b, const mx_bench_run *run, int runs, mx_error *error) {
     mx_progress progress;
-    mx_status status = mx_pool_create_on(threads, b->plan.numa, &pool, error);
-    if (status) return status;
     mx_progress_start(&progress, "measuring", 1, false);
     const mx_bench_options o = {.weights = b->weights,
-                                .pool = pool,
-                                .precision = *precision,
                                 .openblas = b->report.openblas,
                                 .kv = b->plan.kv->format,
                                 .batch = (int)numbers[BATCH].value,
@@ -314,28 +320,33 @@ static mx_status run_tests(bench *b, int threads, const mx_precisions *precision
                                 .energy = b->report.energy ? &b->energy : NULL,
                                 .progress = &progress,
                                 .stop = &mx_interrupted};
-    out->threads = mx_pool_threads(pool);
-    status = mx_bench_run(&o, out->result, &out->machine, error);
-    mx_precisions_name(out->precision, &out->machine.precision);
+    mx_status status = mx_bench_measure(&o, run, runs, error);
     mx_progress_clear(&progress);
-    mx_pool_destroy(pool);
     return status;
 }
 
+/* Every number of threads with every precision. */
 static mx_status run_all(bench *b, mx_error *error) {
     const plan *p = &b->plan;
     mx_bench_report *r = &b->report;
+    mx_pool *pool[MOST_IN_LIST] = {NULL};
+    mx_bench_run run[MOST_IN_LIST * MOST_IN_LIST];
+    const int runs = runs_of(p);
     r->tests = p->tests;
-    r->run = calloc((size_t)p->threads.count * (size_t)p->precisions, sizeof *r->run);
+    r->run = calloc((size_t)runs, sizeof *r->run);
     mx_status status = r->run ? MX_OK : mx_out_of_memory(error);
     for (int t = 0; t < p->threads.count && !status; t++)
-        for (int i = 0; i < p->precisions && !status; i++) {
-            mx_bench_run_report *run = &r->run[r->runs];
-            run->result = calloc((size_t)p->tests, sizeof *run->result);
-            if (!run->result) return mx_out_of_memory(error);
-            r->runs++;
-            status = run_tests(b, p->threads.value[t], &p->precision[i], run, error);
-        }
+        status = mx_pool_create_on(p->threads.value[t], p->numa, &pool[t], error);
+    for (int k = 0; k < runs && !status; k++) {
+        mx_bench_run_report *out = &r->run[r->runs++];
+        out->result = calloc((size_t)p->tests, sizeof *out->result);
+        if (!out->result) status = mx_out_of_memory(error);
+        run[k] = (mx_bench_run){pool[k / p->precisions], p->precision[k % p->precisions], &out->machine, out->result};
+        out->threads = mx_pool_threads(run[k].pool);
+    }
+    if (!status) status = measure_runs(b, run, runs, error);
+    for (int k = 0; k < r->runs; k++) mx_precisions_name(r->run[k].precision, &r->run[k].machine.precision);
+    for (int t = 0; t < p->threads.count; t++) mx_pool_destroy(pool[t]);
     return status;
 }
 
