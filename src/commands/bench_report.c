@@ -54,22 +54,35 @@ mx_status mx_bench_before_check(const char *name, const mx_json *root, mx_error 
     return MX_OK;
 }
 
-/* Speed of the same test then; of several rows one with the same threads and precision. 0: it was not measured. */
-static double speed_before(const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_test *t) {
+static bool is_number(const mx_json *row, const char *key, double expected) {
+    double x;
+    return number(row, key, &x) && x == expected;
+}
+
+/* The row of the same test with the same threads, precision, KV cache and dense products; NULL: there is none. */
+static const mx_json *row_before(const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_test *t) {
     const mx_json *list = mx_json_get(r->before, "results");
-    double found = 0, depth, streams, tokens, threads, speed;
-    for (const mx_json *row = list ? list->child : NULL; row; row = row->next) {
-        if (!mx_json_is_string(mx_json_get(row, "test"), t->prompt ? "prompt" : "decode")) continue;
-        if (!number(row, "depth", &depth) || !number(row, "streams", &streams) || !number(row, "tokens", &tokens) ||
-            !number(row, "tokens_per_s", &speed))
-            continue;
-        if (depth != t->depth || streams != t->streams || (t->prompt && tokens != t->tokens)) continue;
-        const bool same = number(row, "threads", &threads) && threads == run->threads &&
-                          mx_json_is_string(mx_json_get(row, "precision"), run->precision);
-        if (same || found == 0) found = speed;
-        if (same) break;
-    }
-    return found;
+    for (const mx_json *row = list ? list->child : NULL; row; row = row->next)
+        if (mx_json_is_string(mx_json_get(row, "test"), t->prompt ? "prompt" : "decode") &&
+            is_number(row, "depth", t->depth) && is_number(row, "streams", t->streams) &&
+            is_number(row, "tokens", t->tokens) && is_number(row, "threads", run->threads) &&
+            mx_json_is_string(mx_json_get(row, "precision"), run->precision) &&
+            mx_json_is_string(mx_json_get(row, "kv_type"), r->kv) &&
+            mx_json_is_string(mx_json_get(row, "dense"), r->openblas ? "openblas" : "own"))
+            return row;
+    return NULL;
+}
+
+/* Its speed; 0: there is none. */
+static double speed_before(const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_test *t) {
+    double speed = 0;
+    const mx_json *row = row_before(r, run, t);
+    return row && number(row, "tokens_per_s", &speed) ? speed : 0;
+}
+
+static bool same_model(const mx_bench_report *r) {
+    return mx_json_is_string(mx_json_get(r->before, "model"), r->model) && is_number(r->before, "layers", r->layers) &&
+           is_number(r->before, "weight_bytes", r->weight_bytes);
 }
 
 /* ---- a table ----------------------------------------------------------------------------------------------------- */
@@ -247,6 +260,37 @@ static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
     return ok;
 }
 
+/* What the ratios compare, and what they do not. */
+static bool print_before(mx_bytes *out, const mx_bench_report *r) {
+    const mx_json *model = mx_json_get(r->before, "model");
+    double layers = 0, bytes = 0;
+    char size[32], other_tier[24] = "";
+    bool missing = false;
+    number(r->before, "layers", &layers);
+    number(r->before, "weight_bytes", &bytes);
+    for (int i = 0; i < r->runs; i++)
+        for (int k = 0; k < r->tests; k++) {
+            if (!r->run[i].result[k].windows) continue;
+            const mx_json *row = row_before(r, &r->run[i], &r->run[i].result[k].test), *tier;
+            missing |= !row;
+            if (row && (tier = mx_json_get(row, "tier")) && tier->type == MX_JSON_STRING &&
+                strcmp(tier->text, r->run[i].machine.tier) != 0)
+                snprintf(other_tier, sizeof other_tier, "%s", tier->text);
+        }
+    bool ok = mx_bytes_addf(out, "before: tokens/s now ÷ those of %s", r->before_name);
+    bytes_text(size, bytes);
+    if (!same_model(r))
+        ok = ok && mx_bytes_addf(out, ", which measured another model: %s, %.0f layers, %s",
+                                 model && model->type == MX_JSON_STRING ? model->text : "?", layers, size);
+    if (*other_tier) ok = ok && mx_bytes_addf(out, ", measured with %s kernels", other_tier);
+    ok = ok && mx_bytes_add_string(out, "\n");
+    if (missing)
+        ok = ok && mx_bytes_add_string(
+                       out, "–: not measured before with this depth, streams, tokens, threads, precision, KV cache and "
+                            "dense products\n");
+    return ok;
+}
+
 static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) {
     char cpu[100], size[32], layers[40] = "";
     cpu_name(cpu);
@@ -272,13 +316,7 @@ bool mx_bench_table(mx_bytes *out, const mx_bench_report *r, bool markdown) {
         ok = print_machine(out, r, run, markdown) && print_table(out, &t, markdown) && mx_bytes_add_string(out, "\n");
     }
     ok = ok && print_notes(out, r);
-    if (ok && r->before) {
-        const mx_json *model = mx_json_get(r->before, "model");
-        const bool other = !mx_json_is_string(model, r->model);
-        ok = mx_bytes_addf(out, "before: tokens/s now ÷ those of %s%s%s\n", r->before_name,
-                           other ? ", which measured another model: " : "",
-                           other && model && model->type == MX_JSON_STRING ? model->text : "");
-    }
+    if (ok && r->before) ok = print_before(out, r);
     return ok;
 }
 
@@ -334,6 +372,7 @@ bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
     ok = ok && mx_bytes_add_json(out, cpu, strlen(cpu));
     ok = ok && mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu},", mx_cpu_count(), mx_memory_available());
     ok = ok && json_machine(out, &r->run[0].machine);
+    if (r->before) ok = ok && mx_bytes_addf(out, ",\"before_same_model\":%s", same_model(r) ? "true" : "false");
     ok = ok && mx_bytes_add_string(out, ",\"runs\":[");
     for (int i = 0; i < r->runs && ok; i++) {
         const mx_bench_run_report *run = &r->run[i];

@@ -239,13 +239,39 @@ static void compares_with_an_earlier_run(void **state) {
     expect_text(&o.out, "before");
     expect_text(&o.out, "× ");
     expect_text(&o.out, "–  memory"); /* depth 50 was not measured then */
+    expect_text(&o.out, "–: not measured before");
     expect_no_text(&o.out, "another model");
     outcome_free(&o);
-    o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--compare", path, "--json");
+    o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--threads", "1", "--compare", path, "--json");
     expect_code(&o, 0);
     mx_json_document *d = parse_output(&o);
     assert_true(number(mx_json_get(mx_json_root(d), "results")->child, "ratio_to_before") > 0);
+    assert_false(mx_json_get(mx_json_root(d), "before_same_model")->boolean);
     mx_json_free(d);
+    outcome_free(&o);
+
+    /* Nothing is compared with what was measured otherwise. */
+    static const char *const other[][2] = {
+        {"--threads", "2"}, {"--precision", "int8"}, {"--kv-type", "f32"}, {"-n", "6"}};
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        const char *const arguments[] = {
+            "bench",   "-m", "stories",   "-p", i == 3 ? "0" : "20", "-n", "7",         "-r",        "1",
+            "--depth", "0",  "--threads", "1",  "--compare",         path, other[i][0], other[i][1], NULL};
+        o = run_with(&(surroundings){0}, arguments);
+        expect_code(&o, 0);
+        expect_no_text(&o.out, "× ");
+        expect_text(&o.out, "–: not measured before");
+        outcome_free(&o);
+    }
+
+    o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--threads", "1", "--json");
+    expect_code(&o, 0);
+    write_test_file("before.json", o.out.data, path);
+    outcome_free(&o);
+    o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--threads", "1", "--layers", "1", "--compare", path);
+    expect_code(&o, 0);
+    expect_text(&o.out, "another model");
+    expect_text(&o.out, "2 layers");
     outcome_free(&o);
 
     static const char *const wrong[][2] = {
