@@ -8,6 +8,8 @@
 #include "base/arena.h"
 #include "base/bytes.h"
 #include "base/cpu.h"
+#include "base/log.h"
+#include "base/numa.h"
 #include "model/synthetic_private.h"
 
 /* ---- configurations ---------------------------------------------------------------------------------------------- */
@@ -332,6 +334,11 @@ mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool,
     for (int i = 0; i < count; i++) bytes += rounded(from[i].bytes) + rounded(MX_SYNTHETIC_NAME);
     if (!status) status = check_memory(bytes, error);
     if (!status) status = mx_arena_create(bytes, &memory, error);
+    /* Numbers are made in the order of their addresses, which is not that of the nodes that read them. */
+    if (!status && mx_numa_nodes() > 1) {
+        mx_numa_interleave_area(memory.base, memory.size);
+        mx_log(MX_LOG_INFO, "%d memory nodes: pages of synthetic weights come from all in turn", mx_numa_nodes());
+    }
     if (!status && !(tensor = calloc((size_t)count, sizeof *tensor)))
         status = mx_fail(error, MX_NO_MEMORY, "no memory for %d tensors", count);
     if (!status) status = make_tensors(from, count, seed, pool, progress, stop, &memory, tensor, error);

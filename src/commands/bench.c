@@ -146,6 +146,7 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "%s is for models in files (-m)", given.load ? "--load" : "--numa");
         return false;
     }
+    if (given.synthetic) p->numa = MX_NUMA_INTERLEAVE; /* they are made in the order of their addresses */
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
@@ -322,6 +323,8 @@ static mx_status measure_runs(bench *b, const mx_bench_run *run, int runs, mx_er
                                 .stop = &mx_interrupted};
     mx_status status = mx_bench_measure(&o, run, runs, error);
     mx_progress_clear(&progress);
+    const double memory = (double)mx_memory_peak() - (double)b->bandwidth.buffer.size;
+    if (memory > b->report.memory) b->report.memory = memory;
     return status;
 }
 
@@ -355,6 +358,7 @@ static mx_status prepare(bench *b, mx_error *error) {
     const double weights = given.synthetic ? (double)mx_synthetic_bytes(&b->config) : 0;
     const mx_kernels *kernels;
     mx_pool *pool;
+    double start;
     mx_status status = make_tests(&b->plan, &b->config, error);
     if (!status) status = read_before(b, error);
     if (!status) status = mx_kernels_get(NULL, &kernels, error);
@@ -362,7 +366,10 @@ static mx_status prepare(bench *b, mx_error *error) {
     if (!status) status = mx_pool_create_on(0, b->plan.numa, &pool, error);
     if (status) return status;
     if (!b->plan.precisions) b->plan.precision[b->plan.precisions++] = mx_precisions_default(kernels);
+    start = mx_seconds();
     status = open_weights(&b->plan, &b->config, b->folder, pool, &b->weights, error);
+    b->report.load_seconds = mx_seconds() - start;
+    b->report.memory = (double)mx_memory_peak();
     if (!status && b->plan.load == MX_LOAD_READ) status = check_memory(&b->plan, &b->config, 0, error); /* the rest */
     if (!status) status = mx_bandwidth_open(pool, &b->bandwidth, error);
     mx_pool_destroy(pool);

@@ -256,7 +256,11 @@ static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
              mx_bytes_add_string(out, "?: the bandwidth changed by more than 10 % in every window, so all count\n");
     if (cached)
         ok = ok && mx_bytes_add_string(out, "a token's bytes fit into the caches, which read faster than memory\n");
-    if (!r->energy) ok = ok && mx_bytes_add_string(out, "energy: there is no counter here that may be read\n");
+    if (!r->energy)
+        ok =
+            ok && mx_bytes_add_string(
+                      out, "energy: no counter of a processor package (RAPL, /sys/class/powercap/intel-rapl:*) is here "
+                           "that may be read\n");
     return ok;
 }
 
@@ -292,16 +296,20 @@ static bool print_before(mx_bytes *out, const mx_bench_report *r) {
 }
 
 static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) {
-    char cpu[100], size[32], layers[40] = "";
+    char cpu[100], size[32], memory[32], layers[40] = "";
     cpu_name(cpu);
     bytes_text(size, r->weight_bytes);
+    bytes_text(memory, r->memory);
     if (r->layers < r->all_layers)
         snprintf(layers, sizeof layers, "%d of %d layers, ", r->layers, r->all_layers);
     else
         snprintf(layers, sizeof layers, "%d layers, ", r->layers);
-    return mx_bytes_addf(out, "%s%s%s: %s%s%s\n%s%s%s", markdown ? "**" : "", r->model, markdown ? "**" : "", layers,
-                         size, r->synthetic ? " of random weights" : "", markdown ? "\n" : "  ", cpu,
-                         markdown ? "  \n" : "\n");
+    const char *space = markdown ? "" : "  ", *end = markdown ? "  \n" : "\n";
+    return mx_bytes_addf(out, "%s%s%s: %s%s%s\n%s", markdown ? "**" : "", r->model, markdown ? "**" : "", layers, size,
+                         r->synthetic ? " of random weights" : "", markdown ? "\n" : "") &&
+           mx_bytes_addf(out, "%s%s in %.2f s, at most %s of memory (page cache in use included)%s", space,
+                         r->synthetic ? "made" : "loaded", r->load_seconds, memory, end) &&
+           mx_bytes_addf(out, "%s%s%s", space, cpu, end);
 }
 
 bool mx_bench_table(mx_bytes *out, const mx_bench_report *r, bool markdown) {
@@ -368,7 +376,9 @@ bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
     ok = ok && mx_bytes_addf(out, ",\"synthetic\":%s,", r->synthetic ? "true" : "false");
     if (r->synthetic) ok = ok && mx_bytes_addf(out, "\"seed\":%llu,", (unsigned long long)r->seed);
     ok = ok &&
-         mx_bytes_addf(out, "\"layers\":%d,\"weight_bytes\":%.0f,\"machine\":{\"cpu\":", r->layers, r->weight_bytes);
+         mx_bytes_addf(
+             out, "\"layers\":%d,\"weight_bytes\":%.0f,\"load_s\":%.5g,\"memory_bytes\":%.0f,\"machine\":{\"cpu\":",
+             r->layers, r->weight_bytes, r->load_seconds, r->memory);
     ok = ok && mx_bytes_add_json(out, cpu, strlen(cpu));
     ok = ok && mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu},", mx_cpu_count(), mx_memory_available());
     ok = ok && json_machine(out, &r->run[0].machine);

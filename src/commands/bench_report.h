@@ -21,6 +21,8 @@ typedef struct mx_bench_report {
     uint64_t seed; /* of synthetic weights */
     int layers, all_layers;
     double weight_bytes;
+    double load_seconds; /* to open, or make, the weights */
+    double memory;       /* peak resident bytes, without what measures the bandwidth */
     const char *kv;
     bool openblas;
     mx_bench_run_report *run;

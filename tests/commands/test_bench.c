@@ -61,6 +61,7 @@ static void json_has_every_field(void **state) {
     mx_json_document *d = parse_output(&o);
     const mx_json *root = mx_json_root(d), *results = mx_json_get(root, "results"), *row = results->child;
     assert_true(number(root, "bandwidth_gb_s") > 0);
+    assert_true(number(root, "load_s") > 0 && number(root, "memory_bytes") > number(root, "weight_bytes"));
     assert_int_equal(mx_json_get(root, "peak_gflop_s")->type, MX_JSON_OBJECT);
     assert_int_equal(mx_json_get(mx_json_get(root, "machine"), "cpu")->type, MX_JSON_STRING);
     assert_true(mx_json_is_string(mx_json_get(root, "model"), "stories"));
@@ -115,6 +116,7 @@ static void tables_are_aligned(void **state) {
     expect_code(&o, 0);
     expect_text(&o.out, "2 layers");
     expect_text(&o.out, "of random weights");
+    expect_text(&o.out, "\n  made in ");
     expect_text(&o.out, "\ntest       depth  streams");
     expect_text(&o.out, "\nprompt 20      0        1");
     expect_text(&o.out, "\ndecode         0        1");
