@@ -18,7 +18,9 @@ static double matrix_bytes(const mx_matrix *m) {
 static void dense(mx_cost *cost, mx_class class, const mx_matrix *m, const float *bias, double rows) {
     if (rows < 1) return;
     cost->bytes += matrix_bytes(m) + (bias ? 4.0 * (double)m->rows : 0);
-    cost->flops[class] += 2 * rows * (double)m->rows * (double)m->cols;
+    const double flops = 2 * rows * (double)m->rows * (double)m->cols;
+    cost->flops[class] += flops;
+    if (m->format == MX_F32) cost->exact[class] += flops;
 }
 
 /* `read` experts of one kind, with which `pairs` pairs of a row and an expert are computed. */
@@ -26,7 +28,9 @@ static void experts_of(mx_cost *cost, mx_class class, const mx_experts *e, doubl
     const mx_matrix *m = &e->matrix;
     const double bias = e->bias ? (double)m->rows * element_bytes(e->bias_format) : 0;
     cost->bytes += read * (matrix_bytes(m) + bias);
-    cost->flops[class] += 2 * pairs * (double)m->rows * (double)m->cols;
+    const double flops = 2 * pairs * (double)m->rows * (double)m->cols;
+    cost->flops[class] += flops;
+    if (!e->bf16_safe) cost->exact[class] += flops;
 }
 
 /* ---- one layer --------------------------------------------------------------------------------------------------- */
@@ -104,31 +108,48 @@ double mx_cost_matrix_flops(const mx_cost *cost) {
 
 /* ---- floors ------------------------------------------------------------------------------------------------------ */
 
-/* A tier that lacks an instruction widens to fp32 and is measured by FMA, which it then uses. */
+/* What the tiers' kernels multiply with. MX_PEAK_LOOPS: by nothing that is measured here. */
+static const struct {
+    const char *tier;
+    mx_peak_loop fp32, bf16, int8;
+} tiers[] = {
+    {"avx2", MX_PEAK_FMA256, MX_PEAK_FMA256, MX_PEAK_MADDUBS256},
+    {"avx512", MX_PEAK_FMA512, MX_PEAK_FMA512, MX_PEAK_MADDUBS512},
+    {"avx512bf16", MX_PEAK_FMA512, MX_PEAK_DPBF16, MX_PEAK_VNNI},
+    {"amx", MX_PEAK_FMA512, MX_PEAK_AMX_BF16, MX_PEAK_AMX_INT8},
+    {"neon", MX_PEAK_FMA128, MX_PEAK_FMA128, MX_PEAK_LOOPS},
+    {"neonbf16", MX_PEAK_FMA128, MX_PEAK_BFMMLA, MX_PEAK_SMMLA},
+};
+
+static mx_peak_loop if_here(mx_peak_loop loop) {
+    return loop < MX_PEAK_LOOPS && mx_peak_here(loop) ? loop : MX_PEAK_LOOPS;
+}
+
+/* Scalar C is held against the machine's widest FMA. */
 mx_cost_units mx_cost_unit(const char *tier, mx_precision precision) {
-    const bool tiles = strstr(tier, "amx") && mx_peak_here(MX_PEAK_AMX_BF16);
-    const bool dots = tiles || (strstr(tier, "bf16") && mx_peak_here(MX_PEAK_DPBF16));
-    const mx_peak_loop fma = !strcmp(tier, "avx2") ? MX_PEAK_FMA256 : mx_peak_fp32();
-    const bool mmla = !strcmp(tier, "neonbf16") && mx_peak_here(MX_PEAK_BFMMLA);
-    const mx_peak_loop bf16 = tiles ? MX_PEAK_AMX_BF16 : dots ? MX_PEAK_DPBF16 : mmla ? MX_PEAK_BFMMLA : fma;
-    if (precision == MX_X_BF16) return (mx_cost_units){bf16, 1};
-    if (precision == MX_X_BF16X2) return (mx_cost_units){bf16, bf16 == fma ? 1 : 2};
-    if (precision == MX_X_INT8) {
-        if (tiles) return (mx_cost_units){MX_PEAK_AMX_INT8, 1};
-        if (mmla) return (mx_cost_units){MX_PEAK_SMMLA, 1};
-        if (dots && mx_peak_here(MX_PEAK_VNNI)) return (mx_cost_units){MX_PEAK_VNNI, 1};
+    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++) {
+        if (strcmp(tier, tiers[i].tier) != 0) continue;
+        if (precision == MX_X_FP32) return (mx_cost_units){if_here(tiers[i].fp32), 1};
+        if (precision == MX_X_INT8) return (mx_cost_units){if_here(tiers[i].int8), 1};
+        const bool twice = precision == MX_X_BF16X2 && tiers[i].bf16 != tiers[i].fp32;
+        return (mx_cost_units){if_here(tiers[i].bf16), twice ? 2 : 1};
     }
-    return (mx_cost_units){fma, 1};
+    return (mx_cost_units){precision == MX_X_INT8 ? MX_PEAK_LOOPS : mx_peak_fp32(), 1};
+}
+
+static double seconds_of(double flops, mx_cost_units unit, const mx_peaks *peaks) {
+    const double peak = unit.loop < MX_PEAK_LOOPS ? peaks->of[unit.loop] : 0;
+    return peak > 0 ? unit.times * flops / peak : 0;
 }
 
 double mx_cost_seconds(const mx_cost *cost, const char *tier, const mx_precisions *precision, const mx_peaks *peaks) {
-    double seconds = 0;
+    const mx_cost_units fma = mx_cost_unit(tier, MX_X_FP32);
+    double seconds = seconds_of(cost->attention, fma, peaks);
     for (int i = 0; i < MX_CLASSES; i++) {
-        const mx_cost_units unit = mx_cost_unit(tier, precision->of[i]);
-        const double peak = unit.loop < MX_PEAK_LOOPS ? peaks->of[unit.loop] : 0;
-        if (peak > 0) seconds += unit.times * cost->flops[i] / peak;
+        /* int8 takes any scale. */
+        const double exact = precision->of[i] == MX_X_INT8 ? 0 : cost->exact[i];
+        seconds += seconds_of(exact, fma, peaks) +
+                   seconds_of(cost->flops[i] - exact, mx_cost_unit(tier, precision->of[i]), peaks);
     }
-    const mx_peak_loop fma = mx_cost_unit(tier, MX_X_FP32).loop;
-    if (fma < MX_PEAK_LOOPS && peaks->of[fma] > 0) seconds += cost->attention / peaks->of[fma];
     return seconds;
 }

@@ -8,6 +8,7 @@
 typedef struct mx_cost {
     double bytes;             /* memory that must be read, once for each step */
     double flops[MX_CLASSES]; /* multiplications and additions of matrix products, by class */
+    double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 weights, experts that are not bf16_safe */
     double attention;         /* those of scores and sums of values */
 } mx_cost;
 

@@ -75,6 +75,33 @@ __attribute__((target("avx512f,avx512vnni"))) static double vnni(void) {
     return 64.0 * SUMS * ROUNDS;
 }
 
+/* The empty asm on x makes each product a new one. */
+__attribute__((target("avx2"))) static double maddubs256(void) {
+    __m256i x = _mm256_set1_epi8(3), y = x;
+#define START(i) __m256i a##i = _mm256_set1_epi16(i);
+#define ADD(i)                                                                                                         \
+    __asm__ volatile("" : "+x"(x));                                                                                    \
+    a##i = _mm256_add_epi16(a##i, _mm256_maddubs_epi16(x, y));
+#define KEEP_Y(i) __asm__ volatile("" : "+x"(a##i));
+    LOOP(START, ADD, KEEP_Y)
+#undef START
+#undef ADD
+#undef KEEP_Y
+    return 32.0 * SUMS * ROUNDS;
+}
+
+__attribute__((target("avx512f,avx512bw"))) static double maddubs512(void) {
+    __m512i x = _mm512_set1_epi8(3), y = x;
+#define START(i) __m512i a##i = _mm512_set1_epi16(i);
+#define ADD(i)                                                                                                         \
+    __asm__ volatile("" : "+v"(x));                                                                                    \
+    a##i = _mm512_add_epi16(a##i, _mm512_maddubs_epi16(x, y));
+    LOOP(START, ADD, KEEP)
+#undef START
+#undef ADD
+    return 64.0 * SUMS * ROUNDS;
+}
+
 /* Eight tiles of 16 rows of 64 bytes: four sums, two rows of weights, two of activations. */
 struct tile_config {
     uint8_t palette, start_row, reserved[14];
@@ -184,6 +211,8 @@ static const struct {
     [MX_PEAK_FMA128] = {"FMA 128", "fma128", NULL},
     [MX_PEAK_FMA256] = {"FMA 256", "fma256", fma256},
     [MX_PEAK_FMA512] = {"FMA 512", "fma512", fma512},
+    [MX_PEAK_MADDUBS256] = {"maddubs 256", "maddubs256", maddubs256},
+    [MX_PEAK_MADDUBS512] = {"maddubs 512", "maddubs512", maddubs512},
     [MX_PEAK_DPBF16] = {"dpbf16", "dpbf16", dpbf16},
     [MX_PEAK_VNNI] = {"VNNI", "vnni", vnni},
     [MX_PEAK_AMX_BF16] = {"AMX bf16", "amx_bf16", amx_bf16},
@@ -209,8 +238,8 @@ _Bool mx_peak_here(mx_peak_loop loop) {
     if (!loops[loop].run) return false;
 #if defined(__x86_64__)
     const unsigned cpu = mx_cpu_detect();
-    if (loop == MX_PEAK_FMA256) return (cpu & MX_CPU_AVX2) != 0;
-    if (loop == MX_PEAK_FMA512) return (cpu & MX_CPU_AVX512) != 0;
+    if (loop == MX_PEAK_FMA256 || loop == MX_PEAK_MADDUBS256) return (cpu & MX_CPU_AVX2) != 0;
+    if (loop == MX_PEAK_FMA512 || loop == MX_PEAK_MADDUBS512) return (cpu & MX_CPU_AVX512) != 0;
     if (loop == MX_PEAK_DPBF16) return has_bf16();
     if (loop == MX_PEAK_VNNI) return has_vnni();
     return (cpu & MX_CPU_AMX) != 0;

@@ -5,13 +5,15 @@
 
 /* Loops that touch nothing but registers (and tiles): what the arithmetic units can do at most. */
 typedef enum mx_peak_loop {
-    MX_PEAK_FMA128, /* aarch64: fp32, NEON */
-    MX_PEAK_FMA256, /* fp32, AVX2 */
-    MX_PEAK_FMA512, /* fp32, AVX-512 */
-    MX_PEAK_BFMMLA, /* aarch64: two by two rows of BF16 into fp32 */
-    MX_PEAK_SMMLA,  /* aarch64: two by two rows of int8 into int32 */
-    MX_PEAK_DPBF16, /* pairs of BF16 into fp32, AVX-512 */
-    MX_PEAK_VNNI,   /* fours of int8 into int32, AVX-512 */
+    MX_PEAK_FMA128,     /* aarch64: fp32, NEON */
+    MX_PEAK_FMA256,     /* fp32, AVX2 */
+    MX_PEAK_FMA512,     /* fp32, AVX-512 */
+    MX_PEAK_BFMMLA,     /* aarch64: two by two rows of BF16 into fp32 */
+    MX_PEAK_SMMLA,      /* aarch64: two by two rows of int8 into int32 */
+    MX_PEAK_MADDUBS256, /* pairs of int8 into int16 and a sum of these, AVX2 */
+    MX_PEAK_MADDUBS512, /* the same, AVX-512 */
+    MX_PEAK_DPBF16,     /* pairs of BF16 into fp32, AVX-512 */
+    MX_PEAK_VNNI,       /* fours of int8 into int32, AVX-512 */
     MX_PEAK_AMX_BF16,
     MX_PEAK_AMX_INT8,
     MX_PEAK_LOOPS
