@@ -43,7 +43,8 @@ static bool in_list(const char *list, const char *name) {
     const size_t n = strlen(name);
     while (strncmp(list, name, n) || (list[n] != ',' && list[n])) {
         list = strchr(list, ',');
-        if (!list++) return false;
+        if (!list) return false;
+        list++;
     }
     return true;
 }
