@@ -309,7 +309,9 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     mx_config_rope(c, b->inv_freq, &b->concentration);
     status = mx_arena_create((size_t)o->pages * (size_t)b->page_bytes, &b->pages, error);
     /* Every thread reads them all. */
-    if (!status && mx_pool_nodes(b->pool) > 1) mx_numa_interleave_area(b->pages.base, b->pages.size);
+    if (!status && mx_pool_nodes(b->pool) > 1 && !mx_numa_interleave_area(b->pages.base, b->pages.size))
+        mx_log(MX_LOG_WARNING, "%d memory nodes: the KV cache cannot be taken from all in turn, the system refuses",
+               mx_pool_nodes(b->pool));
     if (!status) status = mx_arena_create(scratch_bytes(b), &b->memory, error);
     if (!status && !lay_out(b, &b->memory))
         status = mx_fail(error, MX_NO_MEMORY, "backend: the activations do not fit their %zu bytes", b->memory.size);

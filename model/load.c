@@ -81,7 +81,6 @@ static void read_block(struct loading *l, uint64_t at, size_t n) {
 
 static void load_blocks(void *arg, int64_t begin, int64_t end, int thread) {
     struct loading *l = arg;
-    if (l->options->numa == MX_NUMA_INTERLEAVE) mx_numa_interleave_thread(true);
     for (int64_t i = begin; i < end && !atomic_load(&l->failed); i++) {
         const uint64_t at = (uint64_t)(l->order ? l->order[i] : i) * BLOCK, left = l->file->map_size - at;
         const size_t n = left < BLOCK ? (size_t)left : BLOCK;
@@ -254,9 +253,14 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
     if (status || !fits) return status;
 
     const int threads = options->threads ? options->threads : mx_cpu_count();
+    const bool interleave = options->numa == MX_NUMA_INTERLEAVE && mx_numa_nodes() > 1;
+    const bool interleaved = interleave && mx_numa_interleave_thread(true); /* its workers too */
     mx_pool *pool;
     status = mx_pool_create_on(threads < LEAST_READERS ? LEAST_READERS : threads, options->numa, &pool, error);
-    if (status) return status;
+    if (status) {
+        if (interleaved) mx_numa_interleave_thread(false);
+        return status;
+    }
     const double start = mx_seconds();
     mx_pool_enter(pool);
     bool slow = false;
@@ -266,15 +270,20 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
         l.before += l.file->map_size;
         slow |= atomic_load(&l.slow);
     }
-    if (options->numa == MX_NUMA_INTERLEAVE) mx_numa_interleave_thread(false);
+    if (interleaved) mx_numa_interleave_thread(false);
     mx_pool_leave(pool);
     if (!status && mx_pool_nodes(pool) > 1)
         mx_log(MX_LOG_INFO, "%d memory nodes: each has its part of the weights%s", mx_pool_nodes(pool),
                options->way == MX_LOAD_MAP
                    ? "; what the page cache held before stays where it is (--load read places it anew)"
                    : "");
-    if (!status && options->numa == MX_NUMA_INTERLEAVE && mx_numa_nodes() > 1)
+    if (!status && interleaved)
         mx_log(MX_LOG_INFO, "%d memory nodes: pages of the weights come from all in turn", mx_numa_nodes());
+    else if (!status && interleave)
+        mx_log(MX_LOG_WARNING,
+               "%d memory nodes: the weights cannot be taken from all in turn, the system refuses: they lie where the "
+               "kernel puts them",
+               mx_numa_nodes());
     mx_pool_destroy(pool);
     if (!status) report(ck, &l, slow, mx_seconds() - start);
     return status;

@@ -60,19 +60,26 @@ int mx_numa_nodes(void) {
     return count ? place[count - 1].node + 1 : 1;
 }
 
-void mx_numa_interleave_thread(bool on) {
+/* hwloc answers for a topology that is not this system's as if all had been done. */
+bool mx_numa_interleave_thread(bool on) {
     hwloc_topology_t topology;
-    if (!open_topology(&topology)) return;
-    hwloc_set_membind(topology, hwloc_topology_get_allowed_nodeset(topology),
-                      on ? HWLOC_MEMBIND_INTERLEAVE : HWLOC_MEMBIND_DEFAULT,
-                      HWLOC_MEMBIND_THREAD | HWLOC_MEMBIND_BYNODESET);
+    if (!several_nodes()) return true;
+    if (!open_topology(&topology)) return false;
+    const bool done = hwloc_topology_is_thissystem(topology) &&
+                      !hwloc_set_membind(topology, hwloc_topology_get_allowed_nodeset(topology),
+                                         on ? HWLOC_MEMBIND_INTERLEAVE : HWLOC_MEMBIND_DEFAULT,
+                                         HWLOC_MEMBIND_THREAD | HWLOC_MEMBIND_BYNODESET);
     hwloc_topology_destroy(topology);
+    return done;
 }
 
-void mx_numa_interleave_area(const void *base, size_t size) {
+bool mx_numa_interleave_area(const void *base, size_t size) {
     hwloc_topology_t topology;
-    if (!open_topology(&topology)) return;
-    hwloc_set_area_membind(topology, base, size, hwloc_topology_get_allowed_nodeset(topology), HWLOC_MEMBIND_INTERLEAVE,
-                           HWLOC_MEMBIND_BYNODESET);
+    if (!several_nodes()) return true;
+    if (!open_topology(&topology)) return false;
+    const bool done = hwloc_topology_is_thissystem(topology) &&
+                      !hwloc_set_area_membind(topology, base, size, hwloc_topology_get_allowed_nodeset(topology),
+                                              HWLOC_MEMBIND_INTERLEAVE, HWLOC_MEMBIND_BYNODESET);
     hwloc_topology_destroy(topology);
+    return done;
 }

@@ -23,10 +23,11 @@ int mx_numa_places(mx_place *place, int most);
 
 int mx_numa_nodes(void); /* of those cores; at least 1 */
 
-/* Pages that the calling thread touches first come from all nodes in turn, or (false) from its own again. Nothing where
- * there is one node. */
-void mx_numa_interleave_thread(bool on);
+/* Pages that the calling thread, and threads that it starts from then on, touch first come from all nodes in turn, or
+ * (false) from their own again. Nothing where there is one node. Asks for the whole topology, which takes milliseconds.
+ * false: the system refuses, or the topology is made up. */
+bool mx_numa_interleave_thread(bool on);
 /* The same for pages of base[0 .. size), whoever touches them. */
-void mx_numa_interleave_area(const void *base, size_t size);
+bool mx_numa_interleave_area(const void *base, size_t size);
 
 #endif

@@ -82,7 +82,7 @@ static void every_way_gives_the_same_bytes(void **state) {
         {MX_LOAD_READ, MX_WITHOUT_DIRECT, "no direct reads", MX_NUMA_OFF},
         {MX_LOAD_MAP, 0, "2 memory nodes: each has its part", MX_NUMA_SPREAD},
         {MX_LOAD_READ, 0, "2 memory nodes: each has its part", MX_NUMA_SPREAD},
-        {MX_LOAD_READ, 0, "come from all in turn", MX_NUMA_INTERLEAVE},
+        {MX_LOAD_READ, 0, "cannot be taken from all in turn", MX_NUMA_INTERLEAVE},
     };
     for (int files = 1; files <= 3; files += 2) {
         maker m;
