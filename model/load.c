@@ -23,8 +23,6 @@ enum {
     LEAST_READERS = 4 /* requests that a disk wants to have at once, whatever the number of cores */
 };
 
-unsigned mx_load_without;
-
 struct loading {
     const mx_load_options *options;
     mx_safetensors *file;
@@ -79,11 +77,20 @@ static void read_block(struct loading *l, uint64_t at, size_t n) {
     if (!direct) posix_fadvise(l->fd, (off_t)at, (off_t)n, POSIX_FADV_DONTNEED); /* no second copy */
 }
 
+/* Asked by the caller's thread alone, which is in every file to the end; the others see `failed`. */
+static bool stopped(const struct loading *l) {
+    return l->options->stop && *l->options->stop;
+}
+
 static void load_blocks(void *arg, int64_t begin, int64_t end, int thread) {
     struct loading *l = arg;
     for (int64_t i = begin; i < end && !atomic_load(&l->failed); i++) {
         const uint64_t at = (uint64_t)(l->order ? l->order[i] : i) * BLOCK, left = l->file->map_size - at;
         const size_t n = left < BLOCK ? (size_t)left : BLOCK;
+        if (thread == 0 && stopped(l)) {
+            fail_at(l, at, ECANCELED);
+            return;
+        }
         if (l->options->way == MX_LOAD_READ)
             read_block(l, at, n);
         else
@@ -119,7 +126,7 @@ static int node_of(const mx_safetensors *f, const mx_pool *pool, uint64_t at) {
 /* Sorts the file's blocks by the node of their middle; first [nodes + 1]. NULL: no memory. */
 static uint32_t *sort_blocks(const mx_safetensors *f, const mx_pool *pool, int64_t blocks, int64_t *first) {
     const int nodes = mx_pool_nodes(pool);
-    uint32_t *order = malloc((size_t)blocks * sizeof *order);
+    uint32_t *order = malloc((size_t)blocks * sizeof *order + 1); /* also of an empty file */
     int64_t n = 0;
     for (int node = 0; order && node < nodes; node++) {
         first[node] = n;
@@ -136,7 +143,7 @@ static uint32_t *sort_blocks(const mx_safetensors *f, const mx_pool *pool, int64
 static mx_status make_room(struct loading *l, mx_error *error) {
     mx_safetensors *f = l->file;
     struct stat info;
-    l->fd = mx_load_without & MX_WITHOUT_DIRECT ? -1 : open(f->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    l->fd = l->options->without & MX_WITHOUT_DIRECT ? -1 : open(f->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     /* Some file systems take the flag and refuse the reads. */
     if (l->fd >= 0 && f->map_size) {
         void *sector = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -164,6 +171,7 @@ static mx_status make_room(struct loading *l, mx_error *error) {
 
 static mx_status failure(const struct loading *l, mx_error *error) {
     const int reason = atomic_load(&l->failed);
+    if (stopped(l)) return mx_fail(error, MX_CANCELLED, "interrupted while loading");
     if (!reason) return MX_OK;
     return mx_fail(error, MX_IO, "%s: cannot be read at byte %llu of %zu: %s", l->file->path,
                    (unsigned long long)atomic_load(&l->failed_at), l->file->map_size,
@@ -179,14 +187,17 @@ static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
     if (!status) {
         const int64_t blocks = (int64_t)((f->map_size + BLOCK - 1) / BLOCK);
         int64_t first[MX_POOL_NODES + 1] = {0, blocks};
-        uint32_t *order = mx_pool_nodes(pool) > 1 ? sort_blocks(f, pool, blocks, first) : NULL;
+        const bool sorted = mx_pool_nodes(pool) > 1;
+        uint32_t *order = sorted ? sort_blocks(f, pool, blocks, first) : NULL;
         l->order = order;
         if (order)
             mx_parallel_for_nodes(pool, first, 1, load_blocks, l);
-        else
+        else if (!sorted)
             mx_parallel_for(pool, blocks, 1, load_blocks, l);
+        status = sorted && !order ? mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its %lld blocks by memory node",
+                                            f->path, (long long)blocks)
+                                  : failure(l, error);
         free(order);
-        status = failure(l, error);
     }
     if (l->fd >= 0) close(l->fd);
     if (read && !status) mprotect(f->map, f->map_size, PROT_READ);
@@ -197,7 +208,7 @@ static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
 
 /* Whether all of it may be brought in: false for MX_LOAD_MAP where it is larger than memory. */
 static mx_status check_memory(const mx_load_options *o, const char *path, uint64_t total, bool *fits, mx_error *error) {
-    const bool without = mx_load_without & MX_WITHOUT_MEMORY;
+    const bool without = o->without & MX_WITHOUT_MEMORY;
     const uint64_t available = without ? 0 : mx_memory_available();
     const double mib = 0x1p-20;
     *fits = !without && mx_memory_beside(total) > 0;
@@ -246,7 +257,7 @@ uint64_t mx_checkpoint_cached(const mx_checkpoint *ck) {
 mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, mx_error *error) {
     const int files = mx_checkpoint_files(ck);
     if (options->way == MX_LOAD_LAZY || !files) return MX_OK;
-    struct loading l = {.options = options, .slow = (mx_load_without & MX_WITHOUT_POPULATE) != 0};
+    struct loading l = {.options = options, .slow = (options->without & MX_WITHOUT_POPULATE) != 0};
     for (int i = 0; i < files; i++) l.total += mx_checkpoint_file(ck, i)->map_size;
     bool fits;
     mx_status status = check_memory(options, mx_checkpoint_file(ck, 0)->path, l.total, &fits, error);

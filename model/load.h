@@ -13,8 +13,7 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
 int mx_checkpoint_files(const mx_checkpoint *ck);
 mx_safetensors *mx_checkpoint_file(mx_checkpoint *ck, int index);
 
-/* For tests: what the kernel is taken not to have. */
+/* mx_load_options.without */
 enum { MX_WITHOUT_DIRECT = 1, MX_WITHOUT_POPULATE = 2, MX_WITHOUT_MEMORY = 4 };
-extern unsigned mx_load_without;
 
 #endif

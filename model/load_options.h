@@ -1,6 +1,7 @@
 #ifndef MX_LOAD_OPTIONS_H
 #define MX_LOAD_OPTIONS_H
 
+#include <signal.h>
 #include <stdint.h>
 
 #include "base/numa.h"
@@ -29,6 +30,9 @@ typedef struct mx_load_options {
     /* Called now and then by the thread that loads, with bytes; NULL: nobody wants to know. */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
+    const volatile sig_atomic_t
+        *stop;        /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
+    unsigned without; /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
 } mx_load_options;
 
 #endif

@@ -243,7 +243,8 @@ static mx_status open_weights(const plan *p, const mx_config *c, const char *fol
                               mx_error *error) {
     if (!given.synthetic) {
         mx_loading loading = {0};
-        const mx_load_options load = {.way = p->load, .numa = p->numa, .progress = mx_loading_shown, .user = &loading};
+        const mx_load_options load = {
+            .way = p->load, .numa = p->numa, .progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
         mx_status status = mx_weights_load(folder, &load, pool, out, error);
         mx_loading_end(&loading);
         return status;
@@ -416,13 +417,20 @@ static int whole_layers(const mx_config *c) {
     return c->layers;
 }
 
+static bool anything_measured(const mx_bench_report *r) {
+    for (int run = 0; run < r->runs; run++)
+        for (int i = 0; i < r->tests; i++)
+            if (r->run[run].result[i].windows) return true;
+    return false;
+}
+
 /* Measures and prints; what was measured before Ctrl-C is printed, too. */
 static mx_status measure(bench *b, mx_error *error) {
     mx_status status = prepare(b, error);
     if (status) return status;
     b->report.all_layers = whole_layers(&b->config);
     status = run_all(b, error);
-    if (status && status != MX_CANCELLED) return status;
+    if (status && (status != MX_CANCELLED || !anything_measured(&b->report))) return status;
     mx_error second;
     mx_status printed = print(b, &second);
     if (!printed || status) return status;

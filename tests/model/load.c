@@ -93,15 +93,14 @@ static void every_way_gives_the_same_bytes(void **state) {
         assert_int_equal(mx_pool_create(2, &pool, &error), MX_OK);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             for (int threads = 1; threads <= 6; threads += 5) {
-                const mx_load_options options = {.threads = threads, .way = cases[i].way, .numa = cases[i].numa};
+                const mx_load_options options = {
+                    .threads = threads, .way = cases[i].way, .numa = cases[i].numa, .without = cases[i].without};
                 if (cases[i].numa != MX_NUMA_OFF && !two_nodes()) continue;
-                mx_load_without = cases[i].without;
                 said[0] = 0;
                 mx_log_set_sink(keep, NULL);
                 mx_status status = mx_weights_load(m.folder, &options, pool, &w, &error);
                 mx_log_set_sink(NULL, NULL);
                 unsetenv("HWLOC_SYNTHETIC");
-                mx_load_without = 0;
                 if (status) fail_msg("%s", error.text);
                 if (cases[i].said[0] ? !strstr(said, cases[i].said) : said[0] != 0) fail_msg("said \"%s\"", said);
                 check_bytes(&m, w);
@@ -161,10 +160,9 @@ static void a_file_that_shrinks_is_named(void **state) {
         const char *path = maker_path(&m, "model.safetensors");
         if (mx_checkpoint_open(path, &ck, &error)) fail_msg("%s", error.text);
         assert_int_equal(truncate(path, 3 << 20), 0);
-        mx_load_without = way == 2 ? MX_WITHOUT_DIRECT : 0;
-        const mx_load_options options = {.way = way ? MX_LOAD_READ : MX_LOAD_MAP};
+        const mx_load_options options = {.way = way ? MX_LOAD_READ : MX_LOAD_MAP,
+                                         .without = way == 2 ? MX_WITHOUT_DIRECT : 0};
         assert_int_equal(mx_load_checkpoint(ck, &options, &error), MX_IO);
-        mx_load_without = 0;
         if (!strstr(error.text, path) || !strstr(error.text, way ? "has changed" : "cut off"))
             fail_msg("%s", error.text);
         mx_checkpoint_close(ck);
@@ -178,10 +176,9 @@ static void a_copy_that_does_not_fit_is_refused(void **state) {
     mx_error error;
     mx_weights *w;
     make(&m, 1);
-    mx_load_without = MX_WITHOUT_MEMORY;
-    assert_int_equal(mx_weights_load(m.folder, &(mx_load_options){.way = MX_LOAD_READ}, NULL, &w, &error),
+    assert_int_equal(mx_weights_load(m.folder, &(mx_load_options){.way = MX_LOAD_READ, .without = MX_WITHOUT_MEMORY},
+                                     NULL, &w, &error),
                      MX_NO_MEMORY);
-    mx_load_without = 0;
     assert_null(w);
     assert_non_null(strstr(error.text, "--load map"));
     maker_close(&m);
@@ -217,11 +214,45 @@ static void progress_rises_to_the_end(void **state) {
     maker_close(&m);
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(void *user, uint64_t done, uint64_t total) {
+    *(int *)user += 1;
+    interrupted = done < total;
+}
+
+static void loading_can_be_stopped(void **state) {
+    (void)state;
+    maker m;
+    mx_error error;
+    mx_weights *w;
+    make(&m, 3);
+    for (int way = 0; way < 2; way++)
+        for (int early = 0; early < 2; early++) {
+            int calls = 0;
+            interrupted = early;
+            const mx_load_options options = {.way = way ? MX_LOAD_READ : MX_LOAD_MAP,
+                                             .threads = 1,
+                                             .progress = interrupt,
+                                             .user = &calls,
+                                             .stop = &interrupted};
+            mx_status status = mx_weights_load(m.folder, &options, NULL, &w, &error);
+            if (early) assert_int_equal(calls, 0);
+            if (early || interrupted) assert_int_equal(status, MX_CANCELLED);
+            if (!status) mx_weights_close(w);
+        }
+    maker_close(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_way_gives_the_same_bytes),      cmocka_unit_test(a_copy_is_the_process_s_own),
-        cmocka_unit_test(loading_brings_everything_in),        cmocka_unit_test(a_file_that_shrinks_is_named),
-        cmocka_unit_test(a_copy_that_does_not_fit_is_refused), cmocka_unit_test(progress_rises_to_the_end),
+        cmocka_unit_test(every_way_gives_the_same_bytes),
+        cmocka_unit_test(a_copy_is_the_process_s_own),
+        cmocka_unit_test(loading_brings_everything_in),
+        cmocka_unit_test(a_file_that_shrinks_is_named),
+        cmocka_unit_test(a_copy_that_does_not_fit_is_refused),
+        cmocka_unit_test(progress_rises_to_the_end),
+        cmocka_unit_test(loading_can_be_stopped),
     };
     return cmocka_run_group_tests_name("load", tests, NULL, NULL);
 }
