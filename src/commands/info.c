@@ -195,13 +195,17 @@ static void print_memory(const mx_model *model, double weights) {
 static void print_machine(const mx_kernels *kernels, const mx_checkpoint *checkpoint, double weights) {
     char text[16];
     const double cached = (double)mx_checkpoint_cached(checkpoint);
-    printf("Machine\n");
+    printf("Machine       and what run, chat and bench do on it by default\n");
     mx_precisions precision = mx_precisions_default(kernels);
     char name[MX_PRECISION_NAME];
     mx_precisions_name(name, &precision);
-    printf("  kernels       %s, %s activations in products\n", kernels->name, name);
-    printf("  threads       %d\n", mx_cpu_count());
-    printf("  memory nodes  %d\n", mx_numa_nodes());
+    const int nodes = mx_numa_nodes();
+    printf("  kernels       %s\n", kernels->name);
+    printf("  precision     default %s activations in products (--precision)\n", name);
+    printf("  attention     default mxrun's own products (--dense)\n");
+    printf("  threads       default %d (--threads)\n", mx_cpu_count());
+    printf("  memory nodes  %d, default %s (--numa)\n", nodes,
+           nodes > 1 ? "auto: each holds its part of the weights" : "auto: nothing to place");
     printf("  memory free   %s\n", human(text, (double)mx_memory_available(), "B"));
     printf("  weights       %.0f %% of them in the page cache\n", 100 * (cached < weights ? cached / weights : 1));
     printf("  huge pages    %s\n", mx_pages_huge() ? "for mapped files and memory, where the file system has them"
