@@ -8,9 +8,11 @@
 #include "model/cpu_backend.h"
 
 enum {
-    ROW_GRAIN = 8,      /* rows a thread takes at once where the work per row is small */
-    FAIR_TASKS = 16,    /* attention tasks a thread should have at least, so that all end together */
-    SMALL_MATRIX = 256, /* output rows, up to which finer tasks keep the threads even */
+    ROW_GRAIN = 8,          /* rows a thread takes at once where the work per row is small */
+    FAIR_TASKS = 16,        /* attention tasks a thread should have at least, so that all end together */
+    SMALL_MATRIX = 256,     /* output rows, up to which finer tasks keep the threads even */
+    FEW_ROWS = 16,          /* rows of a product up to which memory decides how long a task takes */
+    TASK_BYTES = 144 << 10, /* of weights in such a task: about 10 us */
 };
 
 struct step {
@@ -24,9 +26,11 @@ struct step {
 
 /* ---- matrix products ------------------------------------------------------------------------------------- */
 
-/* Output rows of one task: what the kernels like best, less for the router. Even. */
+/* Output rows of one task: what the kernels like best, less for the router and where few rows read a wide matrix. */
 static int64_t tile_rows(const mx_matmul *m) {
-    return m->w.rows <= SMALL_MATRIX ? 16 : 96;
+    if (m->w.rows <= SMALL_MATRIX) return 16;
+    int64_t most = m->rows <= FEW_ROWS ? TASK_BYTES / m->w.row_stride / 8 * 8 : 96;
+    return most < 8 ? 8 : most < 96 ? most : 96;
 }
 
 static int64_t tiles_of(const mx_matmul *m) {
