@@ -5,14 +5,19 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/alternative.h"
 #include "model/load_options.h"
 #include "model/logit_bias.h"
 
 /* The narrow waist of mxrun: six calls around a model and an engine.
  *
+ * Any number of requests run at once on one set of weights: each step computes decode rows and pieces of prompts of
+ * several of them. What a request gets depends on nothing but the request: the same tokens and logprobs, bit for bit,
+ * alone or among others, from cold or out of the cache, however often it was set back.
+ *
  * Callers always give the FULL prompt as token ids; finding what is already in the KV cache is the engine's business
- * alone. The engine knows no text. submit, poll and cancel may be called from any thread, step has one caller at a
- * time, mx_engine_fd is readable while events wait. */
+ * alone. The engine knows no text. submit, poll, cancel and wait may be called from any thread, step has one caller at
+ * a time, mx_engine_fd is readable while events wait. */
 
 typedef struct mx_model mx_model; /* immutable, may be shared by engines */
 typedef struct mx_engine mx_engine;
@@ -26,6 +31,10 @@ const struct mx_weights *mx_model_weights(const mx_model *model); /* model/model
 
 typedef enum mx_kv_type { MX_KV_F16, MX_KV_F32, MX_KV_BF16 } mx_kv_type;
 
+/* Tokens that occurred before are guessed to come again, and checked in the step that computes them: the answer is the
+ * same, bit for bit. AUTO drafts where what was measured so far says that it pays. */
+typedef enum mx_speculation { MX_SPECULATE_AUTO, MX_SPECULATE_OFF, MX_SPECULATE_ON } mx_speculation;
+
 typedef struct mx_engine_options {
     int threads; /* 0: all cores this process may use */
     int64_t
@@ -36,6 +45,13 @@ typedef struct mx_engine_options {
     const char *precision; /* of activations in products: "fp32", "bf16x2", "mixed", "bf16", "int8", or one of them and
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
     bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */
+    int max_running;       /* requests that run at once at most, the others wait; 0: 64 */
+    mx_speculation speculation;
+    int draft_tokens;         /* drafted ahead of one request in one step at most; 0: 4 */
+    const int32_t *boundary;  /* tokens that end messages: behind them a prefix is resumed most often, and what a hit */
+    int boundary_count;       /* there needs is kept longest; copied */
+    const char *prefix_cache; /* folder that keeps computed prefixes between runs; NULL: none */
+    uint64_t prefix_cache_bytes; /* it holds at most; 0: 10 GB */
 } mx_engine_options;
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
@@ -84,36 +100,55 @@ typedef struct mx_request {
     mx_sampling sampling;
     const int32_t *stop; /* tokens that end the answer (they are reported as the last token); copied */
     int stop_count;
+    int64_t min_tokens;       /* stop tokens are not drawn before so many */
     mx_constraint constraint; /* .accept NULL: none */
+    int priority;             /* the higher go first; 0 for ordinary ones */
+    double deadline;          /* seconds from now at which it ends with what it has; 0: none */
+    int top_logprobs;         /* likeliest tokens reported beside each token, 0 to MX_TOP_LOGPROBS */
+    bool prompt_logprobs;     /* an MX_EVENT_PROMPT for every token of the prompt; it is then computed anew */
     void *user;               /* handed back with every event */
 } mx_request;
 
-typedef enum mx_event_type { MX_EVENT_TOKEN, MX_EVENT_FINISHED, MX_EVENT_FAILED } mx_event_type;
+typedef enum mx_event_type {
+    MX_EVENT_TOKEN,
+    MX_EVENT_PROMPT, /* a token of the prompt, in order, before the first MX_EVENT_TOKEN; the first has no logprob: 0 */
+    MX_EVENT_FINISHED,
+    MX_EVENT_FAILED,
+} mx_event_type;
 typedef enum mx_finish {
     MX_FINISH_STOP,       /* a stop token */
     MX_FINISH_CONSTRAINT, /* the constraint said finished */
     MX_FINISH_LENGTH,     /* max_tokens */
     MX_FINISH_CONTEXT,    /* the context is full */
     MX_FINISH_CANCELLED,
+    MX_FINISH_DEADLINE,
 } mx_finish;
+
+enum { MX_TOP_LOGPROBS = 20 };
 
 typedef struct mx_event {
     mx_event_type type;
     mx_handle request;
     void *user;
-    int32_t token;    /* TOKEN */
-    float logprob;    /* TOKEN: of the unchanged distribution */
-    mx_finish finish; /* FINISHED */
+    int32_t token;             /* TOKEN, PROMPT */
+    float logprob;             /* TOKEN, PROMPT: of the unchanged distribution */
+    const mx_alternative *top; /* TOKEN, PROMPT: [top_count], likeliest first, ties to the lowest id; valid until the */
+    int top_count;             /* next mx_poll */
+    mx_finish finish;          /* FINISHED */
     struct mx_usage {
         int64_t prompt_tokens, cached_tokens, generated_tokens; /* cached: of the prompt, not computed again */
         double prompt_seconds;                                  /* from the first step to the first token */
         double generate_seconds;                                /* from the first token to the last */
+        double queue_seconds;                                   /* from submitting to the first step */
+        int64_t drafted_tokens, accepted_tokens;                /* guessed ahead, and right */
+        int set_back;                                           /* times that memory ran out and it had to wait */
     } usage;                                                    /* FINISHED */
     mx_error error;                                             /* FAILED */
 } mx_event;
 
 /* A prompt that can never fit is refused here, with the numbers (MX_CONTEXT_FULL); so are tokens, of the prompt or of
- * biases, that the model does not have, and sampling numbers out of range (MX_INVALID_ARGUMENT). */
+ * biases, that the model does not have, and sampling numbers out of range (MX_INVALID_ARGUMENT). Several requests with
+ * one prompt (n samples, each with a seed of its own) compute it once. */
 mx_status mx_submit(mx_engine *engine, const mx_request *request, mx_handle *out, mx_error *error);
 /* One forward pass over whatever is runnable; MX_OK and nothing done when nothing is. A request's own failure is an
  * event, not an error of the step. */
@@ -122,6 +157,8 @@ int mx_poll(mx_engine *engine, mx_event *events, int max); /* returns how many w
 void mx_cancel(mx_engine *engine, mx_handle request);
 int mx_engine_fd(const mx_engine *engine);
 bool mx_engine_idle(mx_engine *engine); /* nothing runs or waits to run */
+/* Waits until something is there to run, at most so many seconds. Returns whether there is. */
+bool mx_engine_wait(mx_engine *engine, double seconds);
 
 typedef struct mx_engine_info {
     int threads;
@@ -135,5 +172,19 @@ typedef struct mx_engine_info {
     mx_kv_type kv_type;
 } mx_engine_info;
 mx_engine_info mx_engine_get_info(mx_engine *engine);
+
+/* Since the engine was made. */
+typedef struct mx_engine_stats {
+    int running, waiting;                 /* requests, now */
+    int64_t steps, submitted, finished;   /* finished: however */
+    int64_t prompt_tokens, cached_tokens; /* of requests that were begun; cached: not computed again */
+    int64_t generated_tokens;
+    int64_t computed_rows;                   /* tokens that went through the model, recomputed and drafted ones too */
+    int64_t drafted_tokens, accepted_tokens; /* by speculation */
+    int64_t set_back;                        /* requests set back for want of memory */
+    uint64_t kv_bytes_cached;                /* held by nothing but the cache, now */
+    double step_seconds, schedule_seconds;   /* schedule: of them, outside the forward pass */
+} mx_engine_stats;
+mx_engine_stats mx_engine_get_stats(mx_engine *engine);
 
 #endif

@@ -222,6 +222,7 @@ static mx_turn_finish finish_of(const mx_turn *t, mx_finish finish) {
     case MX_FINISH_CONTEXT:
         return MX_TURN_CONTEXT;
     case MX_FINISH_CANCELLED:
+    case MX_FINISH_DEADLINE:
         return MX_TURN_CANCELLED;
     case MX_FINISH_STOP:
     case MX_FINISH_CONSTRAINT:
@@ -241,7 +242,7 @@ static bool end_raw(mx_turn *t) {
 mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error) {
     if (t->ended) return MX_OK;
     t->ended = true;
-    t->cut = finish == MX_FINISH_LENGTH || finish == MX_FINISH_CONTEXT || finish == MX_FINISH_CANCELLED;
+    t->cut = finish != MX_FINISH_STOP && finish != MX_FINISH_CONSTRAINT;
     mx_status status = MX_OK;
     if (t->parser) { /* also when it is over, so that the message it broke off in is complete */
         mx_harmony_delta delta = {0};
@@ -268,6 +269,8 @@ static mx_status take_events(mx_turn *t, mx_engine *engine, mx_handle handle, do
             case MX_EVENT_TOKEN:
                 if (t->result.ids.count == 0) t->result.seconds_to_first = mx_seconds() - start;
                 status = mx_turn_push(t, e->token, error);
+                break;
+            case MX_EVENT_PROMPT:
                 break;
             case MX_EVENT_FINISHED:
                 *done = true;

@@ -1,0 +1,100 @@
+#ifndef MX_KV_H
+#define MX_KV_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "model/model.h"
+
+/* Keys and values of any number of sequences, in pages that they share.
+ *
+ * A page holds one tile, MX_TILE positions, of one layer. Pages are counted references: a sequence holds those it
+ * reads and writes, a tree of cached prefixes holds those that a later prompt may want. A page that the tree or another
+ * sequence holds is never written; a sequence that must write into a tile it shares, the last and not yet full one of a
+ * prefix, gets a copy of that tile's pages.
+ *
+ * Each node of the tree is a tile: the tokens of its positions (fewer than MX_TILE only in a leaf) and a page for every
+ * layer. Full-attention layers keep theirs as long as the node lives. Those of sliding layers are wanted only by a
+ * prompt that goes on within their window, so they are the first to go when memory is short: first where no message
+ * ends within the window behind them, then the others; after them whole leaves, the longest unused first. Whatever a
+ * running sequence holds stays.
+ *
+ * One thread at a time: the one that steps. */
+
+typedef struct mx_kv_plan {
+    int64_t context; /* most tokens of one request */
+    int64_t pages;
+} mx_kv_plan;
+
+/* Pages that one sequence of `tokens` needs at most, in steps of at most `batch` rows. */
+int64_t mx_kv_pages_needed(const mx_config *config, int64_t tokens, int batch);
+
+/* `memory` bytes of pages of `page_bytes` each, all of it used. context 0: as many tokens as fit one sequence, at most
+ * the model's maximum. MX_INVALID_ARGUMENT: a context beyond the model's maximum; MX_NO_MEMORY: it does not fit, with
+ * the numbers. */
+mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t memory, int64_t context, int batch,
+                          mx_kv_plan *out, mx_error *error);
+
+/* ---- what all sequences share -------------------------------------------------------------------------------------
+ */
+typedef struct mx_kv mx_kv;
+
+typedef struct mx_kv_options {
+    const mx_config *config; /* borrowed, as is the backend */
+    mx_backend *backend;
+    int64_t pages;
+    int64_t context;
+    const int32_t *boundary; /* tokens that end messages; copied */
+    int boundary_count;
+} mx_kv_options;
+
+mx_status mx_kv_create(const mx_kv_options *options, mx_kv **out, mx_error *error);
+void mx_kv_destroy(mx_kv *kv); /* after its sequences; NULL allowed */
+
+int64_t mx_kv_pages_free(const mx_kv *kv);   /* held by nobody */
+int64_t mx_kv_pages_cached(const mx_kv *kv); /* held by the tree alone: free when wanted */
+void mx_kv_forget(mx_kv *kv);                /* empties the tree, but for what running sequences hold */
+
+/* How many of the first `count` tokens the tree could give a sequence now. Changes nothing. */
+int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t count);
+
+/* ---- one sequence -------------------------------------------------------------------------------------------------
+ */
+typedef struct mx_kv_node mx_kv_node;
+
+typedef struct mx_sequence {
+    mx_kv *kv;
+    int32_t *table;     /* [layers][stride]; entries below `tiles` are set, -1: no page */
+    int64_t stride;     /* tiles of the longest it may become */
+    int64_t count;      /* positions whose keys and values are there */
+    int64_t tiles;      /* tiles that have pages */
+    int64_t first_tile; /* sliding layers hold pages from this tile on */
+    int64_t published;  /* tiles that are in the tree */
+    mx_kv_node *node;   /* of the last of them; held */
+} mx_sequence;
+
+/* Empty, for at most `most` tokens. The only call that allocates. */
+mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error);
+void mx_sequence_free(mx_sequence *s); /* all zeros allowed */
+
+/* An empty sequence takes the longest prefix of tokens [limit] that the tree has: up to the first token that differs,
+ * where what the sliding layers need is still there. Returns the new `count`. */
+int64_t mx_sequence_resume(mx_sequence *s, const int32_t *tokens, int64_t limit);
+
+/* Pages for the next `rows` positions; cached ones make room. false: not even that was enough, and nothing changed
+ * but the cache. */
+bool mx_sequence_reserve(mx_sequence *s, int64_t rows);
+
+/* The first `rows` of the reserved positions were computed, from tokens [count + rows]. Full tiles go into the tree
+ * (where another sequence was first with the same tile, its pages replace this one's: they hold the same bits), pages
+ * behind the window are let go. */
+void mx_sequence_advance(mx_sequence *s, const int32_t *tokens, int64_t rows);
+
+/* Everything computed goes into the tree, the last tile too, and the sequence is empty again. `keep` false: what this
+ * sequence alone computed may be wrong (a step failed): its unpublished pages are dropped. */
+void mx_sequence_end(mx_sequence *s, const int32_t *tokens, bool keep);
+
+mx_sequence_view mx_sequence_get_view(const mx_sequence *s);
+
+#endif
