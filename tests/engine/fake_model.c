@@ -45,6 +45,21 @@ static void page_clear(mx_backend *b, int32_t page) {
     memset(self(b)->slot + page * MX_TILE, 0, MX_TILE * sizeof(uint64_t));
 }
 
+static void page_copy(mx_backend *b, int32_t to, int32_t from) {
+    assert(to >= 0 && to < self(b)->pages && from >= 0 && from < self(b)->pages && to != from);
+    memcpy(self(b)->slot + to * MX_TILE, self(b)->slot + from * MX_TILE, MX_TILE * sizeof(uint64_t));
+}
+
+static void page_read(mx_backend *b, int32_t page, void *out) {
+    assert(page >= 0 && page < self(b)->pages);
+    memcpy(out, self(b)->slot + page * MX_TILE, MX_TILE * sizeof(uint64_t));
+}
+
+static void page_write(mx_backend *b, int32_t page, const void *in) {
+    assert(page >= 0 && page < self(b)->pages);
+    memcpy(self(b)->slot + page * MX_TILE, in, MX_TILE * sizeof(uint64_t));
+}
+
 static uint64_t *slot_at(fake_backend *b, const mx_sequence_view *view, int layer, int64_t position) {
     assert(position / MX_TILE < view->stride);
     int32_t page = view->table[layer * view->stride + position / MX_TILE];
@@ -66,19 +81,50 @@ static uint64_t run_row(fake_backend *b, const mx_sequence_view *view, const mx_
     return state;
 }
 
+/* The page of layer 0 that a row writes. */
+static int32_t page_of(const mx_batch *batch, const mx_row *row) {
+    return batch->sequence[row->sequence].table[row->position / MX_TILE];
+}
+
+/* Rows of one sequence stand together, one position after the other; no page that is written belongs to two. */
+static void check_rows(fake_backend *b, const mx_batch *batch) {
+    bool seen[FAKE_WANTED] = {0};
+    assert(batch->sequences <= FAKE_WANTED);
+    for (int i = 0; i < batch->rows; i++) {
+        const mx_row *row = &batch->row[i];
+        assert(row->sequence >= 0 && row->sequence < batch->sequences);
+        assert(row->token >= 0 && row->token < FAKE_VOCAB);
+        if (i > 0 && row[-1].sequence == row->sequence) {
+            assert(row->position == row[-1].position + 1);
+            continue;
+        }
+        assert(!seen[row->sequence]);
+        seen[row->sequence] = true;
+        for (int j = 0; j < i; j++) assert(page_of(batch, row) != page_of(batch, &batch->row[j]));
+    }
+    if (batch->sequences > b->most_sequences) b->most_sequences = batch->sequences;
+}
+
 static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
     fake_backend *b = self(base);
     if (b->sleep_us) usleep((useconds_t)b->sleep_us);
     if (b->during) b->during(b->user);
+    check_rows(b, batch);
+    b->wanted = 0;
+    bool fails = b->fail_in > 0 && --b->fail_in == 0;
+    const bool bad = b->nan_in > 0 && --b->nan_in == 0;
     for (int i = 0; i < batch->rows; i++) {
         uint64_t state = run_row(b, &batch->sequence[batch->row[i].sequence], &batch->row[i]);
-        if (batch->row[i].wanted) logits_of(state, b->logits);
+        fails |= batch->row[i].token == b->fail_token;
+        if (!batch->row[i].wanted) continue;
+        assert(b->wanted < FAKE_WANTED);
+        float *out = b->logits[b->wanted++];
+        logits_of(state, out);
+        if (bad || batch->row[i].token == b->nan_token) out[7] = 0.0f / 0.0f;
     }
     b->rows += batch->rows;
     if (batch->rows > b->largest) b->largest = batch->rows;
-    if (b->nan_in > 0 && --b->nan_in == 0) b->logits[7] = 0.0f / 0.0f;
-    if (b->fail_in > 0 && --b->fail_in == 0) return mx_fail(error, MX_IO, "the fake device is on fire");
-    return MX_OK;
+    return fails ? mx_fail(error, MX_IO, "the fake device is on fire") : MX_OK;
 }
 
 static mx_status sample_row(const float *logits, const mx_sample_spec *spec, mx_sampled *out, mx_error *error) {
@@ -89,8 +135,37 @@ static mx_status sample_row(const float *logits, const mx_sample_spec *spec, mx_
 }
 
 static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec, mx_sampled *out, mx_error *error) {
-    assert(wanted == 0);
-    return sample_row(self(base)->logits, spec, out, error);
+    assert(wanted >= 0 && wanted < self(base)->wanted);
+    return sample_row(self(base)->logits[wanted], spec, out, error);
+}
+
+/* What sampling says of a token when no other may be chosen. */
+static mx_status logprob_of(const float *logits, int32_t token, float *out, mx_error *error) {
+    uint32_t mask[(FAKE_VOCAB + 31) / 32] = {0};
+    mask[token / 32] = 1u << token % 32;
+    const mx_sample_spec spec = {.top_p = 1, .repetition_penalty = 1, .mask = mask};
+    mx_sampled sampled;
+    mx_status status = sample_row(logits, &spec, &sampled, error);
+    *out = sampled.logprob;
+    return status;
+}
+
+static mx_status top(mx_backend *base, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
+                     mx_error *error) {
+    assert(wanted >= 0 && wanted < self(base)->wanted);
+    const float *logits = self(base)->logits[wanted];
+    bool taken[FAKE_VOCAB] = {0};
+    mx_status status = MX_OK;
+    if (token >= 0) status = logprob_of(logits, token, logprob, error);
+    for (int i = 0; i < k && !status; i++) {
+        int best = -1;
+        for (int t = 0; t < FAKE_VOCAB; t++)
+            if (!taken[t] && (best < 0 || logits[t] > logits[best])) best = t;
+        taken[best] = true;
+        out[i].token = best;
+        status = logprob_of(logits, best, &out[i].logprob, error);
+    }
+    return status;
 }
 
 fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
@@ -98,33 +173,22 @@ fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
                                        .destroy = destroy,
                                        .page_bytes = page_bytes,
                                        .page_clear = page_clear,
+                                       .page_copy = page_copy,
+                                       .page_read = page_read,
+                                       .page_write = page_write,
                                        .step = step,
-                                       .sample = sample};
+                                       .sample = sample,
+                                       .top = top};
     fake_backend *b = calloc(1, sizeof *b);
     assert(b);
     b->base.ops = &ops;
     b->config = config;
     b->pages = pages;
+    b->fail_token = b->nan_token = -1;
     b->slot = malloc((size_t)pages * MX_TILE * sizeof *b->slot);
     assert(b->slot);
     memset(b->slot, 0xee, (size_t)pages * MX_TILE * sizeof *b->slot); /* pages must be cleared before use */
     return b;
-}
-
-mx_engine *fake_engine(const mx_config *config, int64_t context, int64_t pages, int batch, fake_backend **backend) {
-    mx_engine_parts parts = {.config = config, .batch_tokens = batch};
-    mx_error error;
-    const uint64_t page = MX_TILE * sizeof(uint64_t);
-    mx_status status = mx_kv_plan_make(config, (int64_t)page, pages ? (uint64_t)pages * page : (uint64_t)1 << 40,
-                                       context, batch, &parts.plan, &error);
-    assert(status == MX_OK);
-    *backend = fake_backend_create(config, parts.plan.pages);
-    parts.backend = &(*backend)->base;
-    mx_engine *engine;
-    status = mx_engine_assemble(&parts, &engine, &error);
-    assert(status == MX_OK);
-    (void)status;
-    return engine;
 }
 
 /* ---- without ------------------------------------------------------------------------------------------------------

@@ -3,25 +3,30 @@
 
 #include <stdint.h>
 
-#include "engine/engine_internal.h"
+#include "engine/mxrun.h"
+#include "model/model.h"
 
 /* A model without arithmetic that a wrong page cannot fool: like a transformer, every layer of a row mixes what the
  * pages hold for all positions that the row may see, by hashing instead of attention. One slot read from a wrong,
  * stale or cleared page changes every token that follows. */
 
-enum { FAKE_VOCAB = 61, FAKE_MOST = 4096 };
+enum { FAKE_VOCAB = 61, FAKE_MOST = 4096, FAKE_WANTED = 512 };
 
 typedef struct fake_backend {
     mx_backend base;
     const mx_config *config;
     uint64_t *slot; /* [pages][MX_TILE] */
     int64_t pages;
-    float logits[FAKE_VOCAB];
+    float logits[FAKE_WANTED][FAKE_VOCAB];
+    int wanted;                 /* of the last step */
     int fail_in;                /* the step that fails, counted down; 0: none */
     int nan_in;                 /* the step whose logits are NaN, likewise */
+    int32_t fail_token;         /* a step with such a row fails; -1: none */
+    int32_t nan_token;          /* logits of such a row are NaN; -1: none */
     int sleep_us;               /* time one step takes */
     int64_t rows;               /* computed so far */
     int64_t largest;            /* most rows in a step */
+    int64_t most_sequences;     /* in a step */
     int empty_reads;            /* slots read that no step wrote since their page was taken */
     void (*during)(void *user); /* called in every step; may be NULL */
     void *user;
@@ -30,9 +35,6 @@ typedef struct fake_backend {
 /* `pattern` names the layers: 's' sliding, 'f' full attention. */
 mx_config fake_config(const char *pattern, int window, int max_positions);
 fake_backend *fake_backend_create(const mx_config *config, int64_t pages);
-
-/* An engine on a fake backend. context 0: the most that `pages` pages hold; pages 0: as the plan says. */
-mx_engine *fake_engine(const mx_config *config, int64_t context, int64_t pages, int batch, fake_backend **backend);
 
 /* The same model without pages: what it samples after `prompt`. Greedy when temperature is 0. */
 void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_count, const mx_sampling *sampling,

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "fake_model.h"
+#include "fake_engine.h"
 #include "model/sampler.h"
 
 /* ---- memory: mx_step must not ask for any -------------------------------------------------------------------------

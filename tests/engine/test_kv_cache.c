@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "engine/kv_cache.h"
 #include "fake_model.h"
 #include "model/sampler.h"
 
