@@ -123,6 +123,16 @@ static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec
     return mx_sample_logits(b->kernels, b->s.probabilities, row, b->weights->config.vocab, spec, out, error);
 }
 
+static mx_status top(mx_backend *base, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
+                     mx_error *error) {
+    mx_cpu_backend *b = self(base);
+    const float *row = logits(base, wanted);
+    if (!row)
+        return mx_fail(error, MX_INVALID_STATE, "logprobs: row %d asked for, the last step kept the logits of %d",
+                       wanted, b->wanted);
+    return mx_top_logits(b->kernels, b->s.probabilities, row, b->weights->config.vocab, k, out, token, logprob, error);
+}
+
 static void destroy(mx_backend *base) {
     mx_cpu_backend *b = self(base);
     mx_arena_destroy(&b->pages);
@@ -141,6 +151,7 @@ static const mx_backend_ops cpu_ops = {
     .page_write = page_write,
     .step = step,
     .sample = sample,
+    .top = top,
     .logits = logits,
 };
 

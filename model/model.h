@@ -242,8 +242,8 @@ typedef struct mx_backend_ops {
     mx_status (*step)(mx_backend *b, const mx_batch *batch, mx_error *error);
     /* `wanted`: 0 for the first wanted row of the last step, and so on. */
     mx_status (*sample)(mx_backend *b, int wanted, const mx_sample_spec *spec, mx_sampled *out, mx_error *error);
-    /* The k likeliest tokens of that row's unchanged logits, likeliest first, ties to the lowest id, and the logprob of
-     * `token` (-1: of none) in *logprob. */
+    /* The k likeliest tokens of that row's unchanged logits (0 to vocab), likeliest first, ties to the lowest id, and
+     * the logprob of `token` (-1: of none) in *logprob: the bits that `sample` gives it. */
     mx_status (*top)(mx_backend *b, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
                      mx_error *error);
     const float *(*logits)(mx_backend *b, int wanted); /* [vocab] in host memory, until the next call */

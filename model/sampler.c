@@ -213,15 +213,29 @@ static int32_t draw(const float *p, int64_t n, double u) {
     return (int32_t)last;
 }
 
+/* What all log softmaxes of a row subtract; the same bits whoever asks. */
+typedef struct normaliser {
+    float largest;
+    double log_sum;
+} normaliser;
+
+/* `scratch` [vocab] is overwritten. */
+static normaliser normalise(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab) {
+    const float largest = logits[k->argmax(logits, vocab)];
+    return (normaliser){largest, log(k->exp_sum(scratch, logits, vocab, largest, 1))};
+}
+
+static float logprob_of(const normaliser *n, float logit) {
+    return (float)((double)logit - n->largest - n->log_sum);
+}
+
 mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab,
                            const mx_sample_spec *s, mx_sampled *out, mx_error *error) {
     mx_status status = mx_sample_spec_check(s, vocab, error);
     if (!status) status = check_logits(logits, vocab, error);
     if (status) return status;
 
-    const float largest = logits[k->argmax(logits, vocab)];
-    const double log_sum = log(k->exp_sum(scratch, logits, vocab, largest, 1));
-
+    const normaliser n = normalise(k, scratch, logits, vocab);
     memcpy(scratch, logits, sizeof *logits * (size_t)vocab);
     adjust(scratch, vocab, s);
     int64_t token = k->argmax(scratch, vocab);
@@ -235,6 +249,43 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
         weigh(&c, s->min_p, token);
         token = draw(scratch, vocab, mx_sample_uniform(s->seed, s->position));
     }
-    *out = (mx_sampled){(int32_t)token, (float)((double)logits[token] - largest - log_sum)};
+    *out = (mx_sampled){(int32_t)token, logprob_of(&n, logits[token])};
+    return MX_OK;
+}
+
+/* ---- the likeliest --------------------------------------------------------------------------------------- */
+/* The `count` largest of [n] into out, largest first; ties to the lowest id. `logprob` holds the logits for now. */
+static void find_largest(const float *x, int32_t n, mx_alternative *out, int count) {
+    enum { BLOCK = 64 };
+    int held = 0;
+    for (int32_t at = 0; at < n; at += BLOCK) {
+        const int32_t end = n - at < BLOCK ? n : at + BLOCK;
+        if (held == count) {
+            int any = 0;
+            for (int32_t i = at; i < end; i++) any |= x[i] > out[held - 1].logprob;
+            if (!any) continue;
+        }
+        for (int32_t i = at; i < end; i++) {
+            if (held == count && !(x[i] > out[held - 1].logprob)) continue;
+            int to = held < count ? held++ : held - 1;
+            for (; to > 0 && x[i] > out[to - 1].logprob; to--) out[to] = out[to - 1];
+            out[to] = (mx_alternative){i, x[i]};
+        }
+    }
+}
+
+mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
+                        mx_alternative *out, int32_t token, float *logprob, mx_error *error) {
+    if (count < 0 || count > vocab)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "the %d likeliest tokens asked for: 0 to %d possible", count, vocab);
+    if (token < -1 || token >= vocab)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "logprob of token %d: the vocabulary ends at %d", token, vocab - 1);
+    mx_status status = check_logits(logits, vocab, error);
+    if (status) return status;
+
+    const normaliser n = normalise(k, scratch, logits, vocab);
+    if (count > 0) find_largest(logits, vocab, out, count);
+    for (int i = 0; i < count; i++) out[i].logprob = logprob_of(&n, logits[out[i].token]);
+    if (token >= 0) *logprob = logprob_of(&n, logits[token]);
     return MX_OK;
 }

@@ -17,6 +17,12 @@
 mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab,
                            const mx_sample_spec *spec, mx_sampled *out, mx_error *error);
 
+/* The `count` likeliest tokens of a row, 0 to vocab of them, likeliest first, ties to the lowest id, and the logprob of
+ * `token` (-1: of none, and *logprob is left alone), with the bits that mx_sample_logits gives them. Meant for a few:
+ * the time grows with `count`. `scratch`, `logits` and errors as above. */
+mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
+                        mx_alternative *out, int32_t token, float *logprob, mx_error *error);
+
 /* The random number of (seed, position), in [0, 1) with 53 bits: the output of SplitMix64 (Steele, Lea, Flood 2014)
  * at step `position` of a stream that starts at the mixed seed. */
 double mx_sample_uniform(uint64_t seed, int64_t position);

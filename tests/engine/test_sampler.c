@@ -341,6 +341,59 @@ static void bad_input(void **state) {
     refused(logits, 3000, &s, "token 3 is nan");
 }
 
+/* ---- the likeliest ------------------------------------------------------------------------------------------------
+ */
+static uint32_t bits_of(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+/* Against a full sort; every logprob has the bits that the sampler reports for that token. */
+static void likeliest(void **state) {
+    (void)state;
+    static float logits[MOST];
+    static entry e[MOST];
+    static mx_alternative top[MOST + 1];
+    static const int sizes[] = {1, 2, 63, 64, 65, 128, 200, 1025, 9001};
+    mx_error error;
+    for (int round = 0; round < 200; round++) {
+        const int vocab = sizes[below(9)], count = below(4) ? below(vocab < 20 ? vocab + 1 : 21) : below(vocab + 1);
+        const int shape = below(4); /* free, tied, ascending, descending */
+        for (int i = 0; i < vocab; i++) {
+            logits[i] = (float)(5 * normal());
+            if (shape == 1) logits[i] = roundf(logits[i] / 4) * 4; /* zeros of both signs, too */
+            if (shape >= 2) logits[i] = (float)(shape == 2 ? i : -i) / 100;
+            e[i] = (entry){logits[i], 0, i};
+        }
+        qsort(e, (size_t)vocab, sizeof *e, better);
+        for (int i = 0; i <= count; i++) top[i] = (mx_alternative){-7, 7};
+        const int32_t token = below(vocab);
+        float logprob = 7;
+        assert_int_equal(mx_top_logits(tier, scratch, logits, vocab, count, top, token, &logprob, &error), MX_OK);
+        for (int i = 0; i < count; i++) assert_int_equal(top[i].token, e[i].id);
+        assert_int_equal(top[count].token, -7); /* nothing behind them is touched */
+        for (int i = 0; i <= (count < 30 ? count : 30); i++) {
+            const int32_t forced = i < count ? top[i].token : token;
+            mx_sample_spec s = PLAIN; /* bias and penalties do not count */
+            s.bias = &(mx_logit_bias){forced, 3e38f}, s.bias_count = 1, s.repetition_penalty = 1.5f;
+            mx_sampled sampled = sample(logits, vocab, &s);
+            assert_int_equal(sampled.token, forced);
+            assert_int_equal(bits_of(i < count ? top[i].logprob : logprob), bits_of(sampled.logprob));
+        }
+    }
+    float logprob = 7;
+    assert_int_equal(mx_top_logits(tier, scratch, logits, 5, 0, NULL, -1, &logprob, &error), MX_OK);
+    assert_true(logprob == 7);
+    assert_int_equal(mx_top_logits(tier, scratch, logits, 5, 6, top, -1, NULL, &error), MX_INVALID_ARGUMENT);
+    assert_int_equal(mx_top_logits(tier, scratch, logits, 5, -1, top, -1, NULL, &error), MX_INVALID_ARGUMENT);
+    assert_int_equal(mx_top_logits(tier, scratch, logits, 5, 1, top, 5, &logprob, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "token 5"));
+    logits[3] = NAN;
+    assert_int_equal(mx_top_logits(tier, scratch, logits, 5, 1, top, 0, &logprob, &error), MX_INVALID_STATE);
+    assert_non_null(strstr(error.text, "token 3 is nan"));
+}
+
 static double chi_square(const int *count, const double *p, int n, int draws) {
     double chi = 0;
     for (int i = 0; i < n; i++) {
@@ -407,6 +460,7 @@ static int use_tier(void **state) {
         cmocka_unit_test_prestate_setup_teardown(greedy_ties_take_the_lowest, use_tier, NULL, name),                   \
         cmocka_unit_test_prestate_setup_teardown(ties_at_the_cut, use_tier, NULL, name),                               \
         cmocka_unit_test_prestate_setup_teardown(extremes, use_tier, NULL, name),                                      \
+        cmocka_unit_test_prestate_setup_teardown(likeliest, use_tier, NULL, name),                                     \
         cmocka_unit_test_prestate_setup_teardown(bad_input, use_tier, NULL, name),                                     \
         cmocka_unit_test_prestate_setup_teardown(distributions, use_tier, NULL, name)
 

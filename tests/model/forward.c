@@ -98,6 +98,25 @@ static void set_tables(struct runner *r, int position) {
         }
 }
 
+/* A kept row's alternatives are those of its own logits, with the sampler's bits. */
+static void check_top(struct runner *r, int wanted) {
+    const mx_backend_ops *ops = r->backend->ops;
+    const float *logits = ops->logits(r->backend, wanted);
+    const mx_sample_spec spec = {.temperature = 2, .top_p = 1, .repetition_penalty = 1, .position = wanted};
+    mx_sampled sampled;
+    mx_alternative top[3];
+    float logprob;
+    mx_error error;
+    if (ops->sample(r->backend, wanted, &spec, &sampled, &error)) fail_msg("%s", error.text);
+    if (ops->top(r->backend, wanted, 3, top, sampled.token, &logprob, &error)) fail_msg("%s", error.text);
+    assert_memory_equal(&logprob, &sampled.logprob, sizeof logprob);
+    int better[3] = {0};
+    for (int32_t t = 0; t < r->weights->config.vocab; t++)
+        for (int i = 0; i < 3; i++)
+            better[i] += logits[t] > logits[top[i].token] || (logits[t] == logits[top[i].token] && t < top[i].token);
+    for (int i = 0; i < 3; i++) assert_int_equal(better[i], i);
+}
+
 /* Runs `g` in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when it is
  * not NULL. */
 static void run_case(struct runner *r, const struct golden_case *g, int chunk, float *out, int32_t *experts) {
@@ -119,6 +138,8 @@ static void run_case(struct runner *r, const struct golden_case *g, int chunk, f
             .row = row, .rows = rows, .sequence = &view, .sequences = 1, .experts = experts ? routed : NULL};
         mx_error error;
         if (r->backend->ops->step(r->backend, &batch, &error)) fail_msg("%s: %s", g->name, error.text);
+        if (wanted) check_top(r, wanted - 1);
+        assert_int_equal(r->backend->ops->top(r->backend, wanted, 0, NULL, -1, NULL, &error), MX_INVALID_STATE);
         for (int i = 0; i < wanted; i++)
             memcpy(out + (size_t)(done + i) * (size_t)c->vocab, r->backend->ops->logits(r->backend, i),
                    (size_t)c->vocab * sizeof(float));
