@@ -164,18 +164,25 @@ static float *part_at(const mx_attention *a, int64_t row, int64_t segment) {
     return a->parts + (row * a->segments + segment - a->first_segment) * mx_attention_part(a->head_dim, a->group);
 }
 
+/* o of query vector j. */
+static void take_out(float *out, const mx_queries *b, int64_t j, int64_t lanes, int64_t head_dim) {
+    const float *o = b->o + j * lanes;
+    for (int64_t d = 0; d < head_dim; d += lanes, o += b->count * lanes) {
+        int64_t rest = head_dim - d;
+        memcpy(out + d, o, (size_t)(rest < lanes ? rest : lanes) * sizeof *out);
+    }
+}
+
 void mx_walk_attention_segment(const mx_attention *a, int64_t segment, const mx_attention_tier *tier) {
     for (int64_t row = 0; row < a->rows; row += rows_at_once(a->group)) {
         block k = block_make(a, tier, row);
         attend_segment(&k, segment);
-        int64_t lanes = tier->lanes, i = 0;
+        int64_t i = 0;
         for (mx_queries *b = k.batch; b < k.batch + k.batches; b++) {
             for (int j = 0; j < b->count; j++, i++) {
                 int64_t head = i % a->group;
                 float *part = part_at(a, row + i / a->group, segment), *m = part + a->group * a->head_dim;
-                for (int64_t d = 0; d < a->head_dim; d++) {
-                    part[head * a->head_dim + d] = b->o[(d / lanes * b->count + j) * lanes + d % lanes];
-                }
+                take_out(part + head * a->head_dim, b, j, tier->lanes, a->head_dim);
                 m[head] = b->m[j];
                 m[a->group + head] = b->l[j];
             }
