@@ -10,15 +10,23 @@
 /* Keys and values of any number of sequences, in pages that they share.
  *
  * A page holds one tile, MX_TILE positions, of one layer. Pages are counted references: a sequence holds those it
- * reads and writes, a tree of cached prefixes holds those that a later prompt may want. A page that the tree or another
- * sequence holds is never written; a sequence that must write into a tile it shares, the last and not yet full one of a
- * prefix, gets a copy of that tile's pages.
+ * reads and writes, a tree of cached prefixes holds those that a later prompt may want. What another has seen of a page
+ * is never written again: a sequence that goes on in the middle of a tile gets a copy of that tile's pages, unless it
+ * ends there and nobody else writes it.
  *
  * Each node of the tree is a tile: the tokens of its positions (fewer than MX_TILE only in a leaf) and a page for every
  * layer. Full-attention layers keep theirs as long as the node lives. Those of sliding layers are wanted only by a
- * prompt that goes on within their window, so they are the first to go when memory is short: first where no message
- * ends within the window behind them, then the others; after them whole leaves, the longest unused first. Whatever a
- * running sequence holds stays.
+ * prompt that goes on within their window, so they can go before the node does.
+ *
+ * A mark is a position where a prefix will probably be gone on from: behind a boundary token, where a prefix was
+ * resumed before, where mx_sequence_mark was called and where a sequence ended. The window before a mark, and one
+ * position more, lets a prompt go on there or at its last token.
+ *
+ * When pages are wanted and none is free, what no running sequence holds goes, in this order:
+ *   1. sliding pages that lie in no mark's window, the longest unused first;
+ *   2. then whatever is longest unused: a leaf with all its pages, or the sliding pages of a tile near a mark. A prefix
+ *      ages from the end of the last sequence that went through it, the sliding pages of one of its tiles from when a
+ *      sequence last had that tile in its window.
  *
  * One thread at a time: the one that steps. */
 
@@ -56,7 +64,8 @@ int64_t mx_kv_pages_free(const mx_kv *kv);   /* held by nobody */
 int64_t mx_kv_pages_cached(const mx_kv *kv); /* held by the tree alone: free when wanted */
 void mx_kv_forget(mx_kv *kv);                /* empties the tree, but for what running sequences hold */
 
-/* How many of the first `count` tokens the tree could give a sequence now. Changes nothing. */
+/* How many of the first `count` tokens the tree could give a sequence now, where there is room to copy the pages of a
+ * tile. Changes nothing. */
 int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t count);
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------
@@ -70,13 +79,15 @@ typedef struct mx_sequence {
     int64_t count;      /* positions whose keys and values are there */
     int64_t tiles;      /* tiles that have pages */
     int64_t first_tile; /* sliding layers hold pages from this tile on */
-    int64_t published;  /* tiles that are in the tree */
+    int64_t published;  /* whole tiles that are in the tree */
+    int64_t resumed;    /* of them, were there before this sequence */
     mx_kv_node *node;   /* of the last of them; held */
+    mx_kv_node *open;   /* the tile behind them, where that is in the tree too and this sequence writes it; held */
 } mx_sequence;
 
 /* Empty, for at most `most` tokens. The only call that allocates. */
 mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error);
-void mx_sequence_free(mx_sequence *s); /* all zeros allowed */
+void mx_sequence_free(mx_sequence *s); /* ends it, not kept; all zeros allowed */
 
 /* An empty sequence takes the longest prefix of tokens [limit] that the tree has: up to the first token that differs,
  * where what the sliding layers need is still there. Returns the new `count`. */
@@ -91,8 +102,13 @@ bool mx_sequence_reserve(mx_sequence *s, int64_t rows);
  * behind the window are let go. */
 void mx_sequence_advance(mx_sequence *s, const int32_t *tokens, int64_t rows);
 
+/* Others will go on from here, a prompt's end: from now on all that was computed, of tokens [count], can be resumed,
+ * the last and unfinished tile too. */
+void mx_sequence_mark(mx_sequence *s, const int32_t *tokens);
+
 /* Everything computed goes into the tree, the last tile too, and the sequence is empty again. `keep` false: what this
- * sequence alone computed may be wrong (a step failed): its unpublished pages are dropped. */
+ * sequence computed may be wrong (a step failed): its pages are dropped, those that it put into the tree too unless
+ * another sequence already goes on from them. */
 void mx_sequence_end(mx_sequence *s, const int32_t *tokens, bool keep);
 
 mx_sequence_view mx_sequence_get_view(const mx_sequence *s);

@@ -3,44 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- pages --------------------------------------------------------------------------------------------------------
- */
-mx_status mx_page_pool_init(mx_page_pool *pool, mx_backend *backend, int64_t pages, mx_error *error) {
-    *pool = (mx_page_pool){.backend = backend, .pages = pages, .free_count = pages};
-    pool->reference = calloc((size_t)pages, sizeof *pool->reference);
-    pool->free = malloc(sizeof *pool->free * (size_t)pages);
-    if (!pool->reference || !pool->free) {
-        mx_page_pool_free(pool);
-        return mx_fail(error, MX_NO_MEMORY, "no memory to count %lld KV pages", (long long)pages);
-    }
-    for (int64_t i = 0; i < pages; i++) pool->free[i] = (int32_t)(pages - 1 - i);
-    return MX_OK;
-}
-
-void mx_page_pool_free(mx_page_pool *pool) {
-    free(pool->reference);
-    free(pool->free);
-    *pool = (mx_page_pool){0};
-}
-
-int32_t mx_page_take(mx_page_pool *pool) {
-    if (pool->free_count == 0) return -1;
-    int32_t page = pool->free[--pool->free_count];
-    pool->reference[page] = 1;
-    pool->backend->ops->page_clear(pool->backend, page);
-    return page;
-}
-
-void mx_page_retain(mx_page_pool *pool, int32_t page) {
-    pool->reference[page]++;
-}
-
-void mx_page_release(mx_page_pool *pool, int32_t page) {
-    if (--pool->reference[page] == 0) pool->free[pool->free_count++] = page;
-}
-
-/* ---- how much -----------------------------------------------------------------------------------------------------
- */
 static int64_t tiles_of(int64_t positions) {
     return (positions + MX_TILE - 1) / MX_TILE;
 }
@@ -58,47 +20,6 @@ static int count_sliding(const mx_config *config) {
     int n = 0;
     for (int l = 0; l < config->layers; l++) n += config->sliding[l];
     return n;
-}
-
-int64_t mx_kv_pages_needed(const mx_config *config, int64_t tokens, int batch) {
-    const int sliding = count_sliding(config);
-    const int64_t tiles = tiles_of(tokens);
-    /* a window, one position more (a checkpoint serves its own end and the position before), and the step's rows */
-    return (config->layers - sliding) * tiles +
-           sliding * smaller(tiles, tiles_touched((int64_t)config->window + batch));
-}
-
-mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t memory, int64_t context, int batch,
-                          mx_kv_plan *out, mx_error *error) {
-    const int64_t most = config->max_positions;
-    if (context < 0 || context > most)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "a context of %lld tokens: the model's maximum is %lld",
-                       (long long)context, (long long)most);
-    int64_t pages = (int64_t)(memory / (uint64_t)page_bytes);
-    if (pages > INT32_MAX) pages = INT32_MAX;
-
-    const int64_t wanted = context ? context : smaller(most, MX_TILE);
-    const int64_t needed = mx_kv_pages_needed(config, wanted, batch);
-    if (needed > pages)
-        return mx_fail(error, MX_NO_MEMORY,
-                       "the KV cache of %lld tokens takes %.1f MiB, %.1f MiB may be used: choose a smaller context or, "
-                       "with an F32 cache, a 16-bit one",
-                       (long long)wanted, (double)needed * (double)page_bytes / 0x1p20, (double)memory / 0x1p20);
-    if (!context) {
-        int64_t fits = wanted, beyond = most + 1;
-        while (beyond - fits > 1) {
-            int64_t middle = fits + (beyond - fits) / 2;
-            if (mx_kv_pages_needed(config, middle, batch) <= pages)
-                fits = middle;
-            else
-                beyond = middle;
-        }
-        context = fits;
-    }
-    const int64_t checkpoint = count_sliding(config) * smaller(tiles_touched(config->window), tiles_of(context));
-    out->context = context;
-    out->pages = smaller(pages, mx_kv_pages_needed(config, context, batch) + MX_KV_CHECKPOINTS * checkpoint);
-    return MX_OK;
 }
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------
@@ -255,8 +176,8 @@ bool mx_kv_cache_reserve(mx_kv_cache *cache, int64_t rows) {
         for (int64_t t = cache->count / MX_TILE; t < tiles_of(cache->count + rows); t++) {
             if (entry[t] >= 0) continue;
             while (cache->pool->free_count == 0 && cache->checkpoints > 0) thin_checkpoints(cache);
+            if (cache->pool->free_count == 0) return false;
             entry[t] = mx_page_take(cache->pool);
-            if (entry[t] < 0) return false;
         }
     }
     return true;

@@ -5,6 +5,8 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "engine/kv.h"
+#include "engine/page_pool.h"
 #include "model/model.h"
 
 /* Keys and values in pages: a pool of reference-counted pages, and on top of it one sequence that remembers what it
@@ -18,36 +20,6 @@
  * A page shared by checkpoint and sequence may still be written at positions behind the checkpoint: its holder never
  * looks there. Going back to position r drops every checkpoint beyond r, so that whatever is overwritten from r on has
  * no other reader: no page is ever copied. */
-
-/* ---- pages --------------------------------------------------------------------------------------------------------
- */
-typedef struct mx_page_pool {
-    mx_backend *backend; /* clears pages when they are taken */
-    int32_t *reference;  /* [pages] */
-    int32_t *free;       /* stack of the free ones */
-    int64_t pages, free_count;
-} mx_page_pool;
-
-mx_status mx_page_pool_init(mx_page_pool *pool, mx_backend *backend, int64_t pages, mx_error *error);
-void mx_page_pool_free(mx_page_pool *pool);
-int32_t mx_page_take(mx_page_pool *pool); /* zeroed, one reference; -1: none is free */
-void mx_page_retain(mx_page_pool *pool, int32_t page);
-void mx_page_release(mx_page_pool *pool, int32_t page);
-
-/* ---- how much -----------------------------------------------------------------------------------------------------
- */
-typedef struct mx_kv_plan {
-    int64_t context; /* most tokens of one request */
-    int64_t pages;   /* enough for them, and for checkpoints where memory allows */
-} mx_kv_plan;
-
-/* Pages that one sequence of `tokens` needs at most, in steps of at most `batch` rows, checkpoints not counted. */
-int64_t mx_kv_pages_needed(const mx_config *config, int64_t tokens, int batch);
-
-/* `memory` bytes of pages of `page_bytes` each. context 0: as many tokens as fit, at most the model's maximum.
- * MX_INVALID_ARGUMENT: a context beyond the model's maximum; MX_NO_MEMORY: it does not fit, with the numbers. */
-mx_status mx_kv_plan_make(const mx_config *config, int64_t page_bytes, uint64_t memory, int64_t context, int batch,
-                          mx_kv_plan *out, mx_error *error);
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------
  */

@@ -6,8 +6,9 @@ mx_engine *fake_engine(const mx_config *config, int64_t context, int64_t pages, 
     mx_engine_parts parts = {.config = config, .batch_tokens = batch};
     mx_error error;
     const uint64_t page = MX_TILE * sizeof(uint64_t);
-    mx_status status = mx_kv_plan_make(config, (int64_t)page, pages ? (uint64_t)pages * page : (uint64_t)1 << 40,
-                                       context, batch, &parts.plan, &error);
+    if (!pages) pages = 4 * mx_kv_pages_needed(config, context ? context : config->max_positions, batch);
+    mx_status status =
+        mx_kv_plan_make(config, (int64_t)page, (uint64_t)pages * page, context, batch, &parts.plan, &error);
     assert(status == MX_OK);
     *backend = fake_backend_create(config, parts.plan.pages);
     parts.backend = &(*backend)->base;

@@ -4,7 +4,8 @@
 #include "engine/engine_internal.h"
 #include "fake_model.h"
 
-/* An engine on a fake backend. context 0: the most that `pages` pages hold; pages 0: as the plan says. */
+/* An engine on a fake backend. context 0: the most that `pages` pages hold; pages 0: four times what one
+ * request needs. */
 mx_engine *fake_engine(const mx_config *config, int64_t context, int64_t pages, int batch, fake_backend **backend);
 
 #endif
