@@ -44,16 +44,24 @@ int64_t mx_walk_attention_scratch(const mx_attention_tier *tier, int head_dim, i
            batches * (int64_t)(sizeof(mx_queries) / sizeof(float));
 }
 
+/* q[d][j] = from[j][d] * factor. Whoever calls it with a constant count has it vectorised. */
+static inline void turn(float *restrict q, const float *const from[MX_BATCH], int count, int64_t head_dim,
+                        float factor) {
+    for (int64_t d = 0; d < head_dim; d++) {
+        for (int j = 0; j < count; j++) q[d * count + j] = from[j][d] * factor;
+    }
+}
+
 /* Query vectors i ... i + b->count - 1 of the block: their q transposed, their bounds. */
 static void load_batch(const block *k, mx_queries *b, int64_t i) {
     const mx_attention *a = k->a;
     float *q = k->q + i * a->head_dim, factor = a->scale * log2e;
+    const float *from[MX_BATCH];
     b->q = q;
     b->o = k->o + i * round_up(a->head_dim, k->tier->lanes);
     for (int64_t j = 0; j < b->count; j++) {
         int64_t row = k->row0 + (i + j) / a->group, head = (i + j) % a->group;
-        const float *from = a->q + row * a->q_stride + head * a->head_dim;
-        for (int64_t d = 0; d < a->head_dim; d++) q[d * b->count + j] = from[d] * factor;
+        from[j] = a->q + row * a->q_stride + head * a->head_dim;
         b->position[j] = a->position + row;
         b->first[j] = first_seen(a, b->position[j]);
         b->sink[j] = sink_of(a, head);
@@ -61,6 +69,12 @@ static void load_batch(const block *k, mx_queries *b, int64_t i) {
         b->row_l[j] = 1.0f;
         b->out[j] = a->out + row * a->out_stride + head * a->head_dim;
     }
+    if (b->count == 8)
+        turn(q, from, 8, a->head_dim, factor);
+    else if (b->count == 4)
+        turn(q, from, 4, a->head_dim, factor);
+    else
+        turn(q, from, b->count, a->head_dim, factor);
 }
 
 static block block_make(const mx_attention *a, const mx_attention_tier *tier, int64_t row0) {

@@ -43,7 +43,7 @@ typedef struct mx_attention_tier {
     int lanes;                    /* o's rows are multiples of this */
     int wide_from;                /* so many batches share one copy of K and V as fp32; 0: never */
     mx_tile_fn *tile[MX_FORMATS]; /* F32, F16, BF16 */
-    void (*widen)(float *out, const uint8_t *in, mx_format format, int64_t n);
+    void (*widen)(float *out, const uint8_t *in, mx_format format, int64_t n); /* where wide_from is not 0 */
     /* A row's state (out, *m, *l) takes the part (o, part_m, part_l); `step` floats of o from one vector to the next.
      */
     void (*take)(float *out, float *m, float *l, const float *o, int64_t step, float part_m, float part_l,

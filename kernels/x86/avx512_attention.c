@@ -189,9 +189,7 @@ static void finish(float *out, float l, int head_dim) {
 static const mx_attention_tier inner = {
     .batch = BATCH,
     .lanes = 16,
-    .wide_from = 2,
     .tile = {[MX_F32] = tile_f32, [MX_F16] = tile_f16, [MX_BF16] = tile_bf16},
-    .widen = mx_avx512_widen,
     .take = take,
     .finish = finish,
 };
