@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <stdint.h>
 
-#include "base/numa.h"
+#include "base/numa_choice.h"
 
 /* How a model's bytes come into memory. A header of its own, for the public interface (engine/mxrun.h) has it in common
  * with model/.

@@ -4,14 +4,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/numa_choice.h"
+
 /* Memory that is nearer to some cores than to others. hwloc is asked only where the kernel knows more than one node, or
  * where HWLOC_SYNTHETIC or HWLOC_XMLFILE make a topology up. */
-typedef enum mx_numa {
-    MX_NUMA_AUTO,       /* spread where the cores that may be used are on several nodes */
-    MX_NUMA_OFF,        /* nothing is placed, work goes to any thread */
-    MX_NUMA_INTERLEAVE, /* pages of the weights in turn over the nodes, work goes to any thread */
-    MX_NUMA_SPREAD,     /* each node's threads get the same part of every matrix, and bring it into memory */
-} mx_numa;
 
 /* A core (one logical CPU of it) that this process may use, and its node, counted from 0 over the nodes in use. */
 typedef struct mx_place {

@@ -8,8 +8,7 @@
 #include "base/cpu.h"
 #include "base/pages.h"
 #include "commands/common.h"
-#include "engine/mxrun.h"
-#include "model/model.h"
+#include "engine/model_parts.h"
 #include "tokenizer/tokenizer.h"
 
 /* mxrun info: what a model is made of, what a token costs, and what fits on this machine. */

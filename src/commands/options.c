@@ -10,6 +10,7 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
+#include "engine/model_parts.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */

@@ -5,6 +5,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "engine/engine_internal.h"
+#include "engine/model_parts.h"
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 

@@ -25,9 +25,7 @@ typedef uint64_t mx_handle; /* a request; never reused, never 0 */
 
 /* options NULL: mapped, read when first used. */
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error);
-void mx_model_close(mx_model *model);                             /* after the engines that use it; NULL allowed */
-const struct mx_config *mx_model_config(const mx_model *model);   /* model/model.h */
-const struct mx_weights *mx_model_weights(const mx_model *model); /* model/model.h, for verify and info */
+void mx_model_close(mx_model *model); /* after the engines that use it; NULL allowed */
 
 typedef enum mx_kv_type { MX_KV_F16, MX_KV_F32, MX_KV_BF16 } mx_kv_type;
 

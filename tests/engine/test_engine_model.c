@@ -12,9 +12,8 @@
 #include <cmocka.h>
 
 #include "base/json.h"
-#include "engine/mxrun.h"
+#include "engine/model_parts.h"
 #include "kernels/kernels.h"
-#include "model/model.h"
 #include "model/sampler.h"
 
 enum { MOST = 1024 };
