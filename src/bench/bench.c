@@ -22,7 +22,7 @@ typedef struct window {
 typedef struct record {
     window *window;
     int count, most;
-    double tokens, bytes, flops, joules;
+    double tokens, bytes, flops, joules, experts;
     double seconds; /* of one repetition, as far as is known beforehand */
     mx_cost cost;   /* of a prompt, the same in every repetition */
 } record;
@@ -212,6 +212,7 @@ static void keep(runner *r, record *to, const mx_cost *cost, double tokens, doub
     to->tokens += tokens;
     to->bytes += cost->bytes;
     to->flops += flops;
+    to->experts += cost->experts;
 }
 
 /* ---- one repetition of a test ------------------------------------------------------------------------------------ */
@@ -381,6 +382,8 @@ static void sum_up(const runner *r, int test, const mx_peaks *peaks, double *roo
     out->by_memory = 2 * by_memory >= from->count;
     out->bytes = from->bytes / from->tokens;
     out->flops = from->flops / from->tokens;
+    if (!out->test.prompt)
+        out->experts = from->experts / (from->tokens / out->test.streams) / r->o->weights->config.layers;
     out->joules = from->joules / from->tokens;
 }
 

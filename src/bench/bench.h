@@ -33,6 +33,7 @@ typedef struct mx_bench_result {
     double floor, percent; /* tokens a second at the floor; how much of it is reached: medians */
     bool by_memory;        /* the floor is the bandwidth's */
     double bytes, flops;   /* of one token: memory read; multiplications and additions of matrices */
+    double experts;        /* different ones that a step reads in a layer, mean; of prompts 0 */
     double matrix_percent; /* matrix flops, each counted once, of the peak of `plain` */
     mx_peak_loop plain;    /* MX_PEAK_LOOPS: no peak is known */
     double joules;         /* of one token; 0: not known */

@@ -92,6 +92,7 @@ void mx_cost_add(mx_cost *cost, const mx_weights *w, mx_format kv, const mx_batc
         const double pairs = go_on * c->top_k,
                      read = experts ? distinct(c, batch, experts + (int64_t)i * batch->rows * c->top_k, last)
                                     : (double)c->top_k;
+        cost->experts += read;
         experts_of(cost, MX_CLASS_GATE_UP, &l->gate_up, read, pairs);
         experts_of(cost, MX_CLASS_DOWN, &l->down, read, pairs);
     }

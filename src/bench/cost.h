@@ -10,6 +10,7 @@ typedef struct mx_cost {
     double flops[MX_CLASSES]; /* multiplications and additions of matrix products, by class */
     double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 weights, experts that are not bf16_safe */
     double attention;         /* those of scores and sums of values */
+    double experts;           /* different ones that were read, of all layers together */
 } mx_cost;
 
 /* Adds one step. Bytes: every matrix, bias and norm that takes part, of the experts those that some row chose, the rows

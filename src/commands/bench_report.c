@@ -80,6 +80,22 @@ static double speed_before(const mx_bench_report *r, const mx_bench_run_report *
     return row && number(row, "tokens_per_s", &speed) ? speed : 0;
 }
 
+/* The speed of the same test with one stream; 0: there is none, or this is it. */
+static double speed_of_one(const mx_bench_report *r, const mx_bench_run_report *run, const mx_bench_test *t) {
+    for (int i = 0; i < r->tests && t->streams > 1; i++) {
+        const mx_bench_result *one = &run->result[i];
+        if (!one->test.prompt && one->test.streams == 1 && one->test.depth == t->depth && one->windows)
+            return one->speed.median;
+    }
+    return 0;
+}
+
+static bool has_one_and_more(const mx_bench_report *r) {
+    for (int i = 0; i < r->tests; i++)
+        if (speed_of_one(r, &r->run[0], &r->run[0].result[i].test) > 0) return true;
+    return false;
+}
+
 static bool same_model(const mx_bench_report *r) {
     return mx_json_is_string(mx_json_get(r->before, "model"), r->model) && is_number(r->before, "layers", r->layers) &&
            is_number(r->before, "weight_bytes", r->weight_bytes);
@@ -87,7 +103,7 @@ static bool same_model(const mx_bench_report *r) {
 
 /* ---- a table ----------------------------------------------------------------------------------------------------- */
 
-enum { COLUMNS = 10, CELL = 64, MOST_ROWS = 400 };
+enum { COLUMNS = 12, CELL = 64, MOST_ROWS = 400 };
 typedef struct table {
     char cell[MOST_ROWS][COLUMNS][CELL]; /* row 0: headings */
     int rows, columns;
@@ -170,6 +186,7 @@ static void add_headings(table *t, const mx_bench_report *r, mx_peak_loop plain)
     add(t, "depth");
     add(t, "streams");
     add(t, "tokens/s");
+    if (has_one_and_more(r)) add(t, "of one");
     add(t, "min–max");
     add(t, "floor");
     add(t, "reached");
@@ -193,6 +210,13 @@ static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_re
     add(t, "%s", text);
     add(t, "%d", x->test.streams);
     add(t, "%.*f", d, x->speed.median);
+    if (has_one_and_more(r)) {
+        const double one = speed_of_one(r, run, &x->test);
+        if (one > 0)
+            add(t, "× %.2f", x->speed.median / one);
+        else
+            add(t, "–");
+    }
     add(t, "%.*f–%.*f", d, x->speed.low, d, x->speed.high);
     add(t, "%.*f", digits(x->floor), x->floor);
     add(t, "%.1f %%%s", x->percent, x->unsteady && !x->test.prompt ? " ?" : "");
@@ -205,11 +229,13 @@ static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_re
         else
             add(t, "–");
     }
+    char experts[32] = "";
+    if (x->test.streams > 1) snprintf(experts, sizeof experts, ", %.1f experts a layer", x->experts);
     bytes_text(text, x->bytes);
     if (x->by_memory)
-        add(t, "memory: %s a token", text);
+        add(t, "memory: %s a token%s", text, experts);
     else
-        add(t, "arithmetic: %.3g GFLOP a token", x->flops / 1e9);
+        add(t, "arithmetic: %.3g GFLOP a token%s", x->flops / 1e9, experts);
     t->rows++;
 }
 
@@ -247,6 +273,9 @@ static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
     if (x->plain < MX_PEAK_LOOPS)
         ok = ok && mx_bytes_addf(out, "of %s: the matrices' multiplications alone, each counted once, of that peak\n",
                                  mx_peak_name(x->plain));
+    if (has_one_and_more(r))
+        ok = ok && mx_bytes_add_string(out, "of one: all streams together ÷ one stream at the same depth; experts: "
+                                            "different ones that a step reads\n");
     if (dropped)
         ok =
             ok && mx_bytes_addf(out, "%d of %d windows of 5 tokens dropped: the bandwidth changed by more than 10 %%\n",
@@ -356,6 +385,9 @@ static bool json_result(mx_bytes *out, const mx_bench_report *r, const mx_bench_
     if (x->plain < MX_PEAK_LOOPS)
         ok = ok &&
              mx_bytes_addf(out, "\"percent_of_peak\":%.5g,\"peak\":\"%s\",", x->matrix_percent, mx_peak_key(x->plain));
+    if (!x->test.prompt) ok = ok && mx_bytes_addf(out, "\"experts_per_layer\":%.5g,", x->experts);
+    const double one = speed_of_one(r, run, &x->test);
+    if (one > 0) ok = ok && mx_bytes_addf(out, "\"ratio_to_one_stream\":%.5g,", x->speed.median / one);
     if (r->energy) ok = ok && mx_bytes_addf(out, "\"joules_per_token\":%.5g,", x->joules);
     if (r->before) {
         const double before = speed_before(r, run, &x->test);

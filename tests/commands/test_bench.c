@@ -80,6 +80,12 @@ static void json_has_every_field(void **state) {
         const mx_json *one = first->next, *deep = one->next, *three = deep->next;
         assert_true(number(deep, "bytes_per_token") > number(one, "bytes_per_token"));
         assert_true(number(three, "bytes_per_token") < number(one, "bytes_per_token"));
+        assert_true(number(one, "experts_per_layer") == 4); /* of 16 */
+        assert_true(number(three, "experts_per_layer") > 4 && number(three, "experts_per_layer") <= 12);
+        const double gain = number(three, "tokens_per_s") / number(one, "tokens_per_s");
+        assert_true(fabs(number(three, "ratio_to_one_stream") / gain - 1) < 1e-3);
+        assert_null(mx_json_get(one, "ratio_to_one_stream"));
+        assert_null(mx_json_get(first, "experts_per_layer"));
         row = row->next;
     }
     assert_null(row);
@@ -131,6 +137,21 @@ static void tables_are_aligned(void **state) {
     expect_text(&o.out, "| test | depth | streams | tokens/s |");
     expect_text(&o.out, "| --- | ---: |");
     expect_text(&o.out, "| decode | 0 | 1 | ");
+    outcome_free(&o);
+}
+
+static void streams_are_held_against_one(void **state) {
+    (void)state;
+    outcome o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--streams", "1,4", "--markdown");
+    expect_code(&o, 0);
+    expect_text(&o.out, "| tokens/s | of one | min–max |");
+    expect_text(&o.out, "| × ");
+    expect_text(&o.out, " experts a layer |");
+    expect_text(&o.out, "of one: all streams together");
+    outcome_free(&o);
+    o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--streams", "4", "--markdown");
+    expect_code(&o, 0);
+    expect_text(&o.out, "| tokens/s | min–max |");
     outcome_free(&o);
 }
 
@@ -355,6 +376,7 @@ int main(void) {
         cmocka_unit_test(json_has_every_field),
         cmocka_unit_test(bytes_and_flops_are_counted),
         cmocka_unit_test(tables_are_aligned),
+        cmocka_unit_test(streams_are_held_against_one),
         cmocka_unit_test(defaults_leave_out_what_does_not_fit),
         cmocka_unit_test(saved_weights_can_be_opened_and_measured),
         cmocka_unit_test(a_full_disk_is_seen_before_writing),
