@@ -1,11 +1,14 @@
 #include "commands/options.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <xxhash.h>
 
 #include "base/cpu.h"
 #include "base/json.h"
@@ -238,9 +241,6 @@ static mx_status set_sampling(mx_session *s, mx_error *error) {
     }
     s->sampling.bias = s->bias;
     s->sampling.bias_count = count;
-    s->max_tokens = (int64_t)numbers[COUNT].value;
-    s->stop = given.stop;
-    s->stop_count = length_of(given.stop);
     return MX_OK;
 }
 
@@ -266,22 +266,31 @@ static mx_status start_conversation(mx_session *s, mx_error *error) {
 }
 
 /* What is small and often wrong comes first: with a big model the user should not wait for a typing error. */
-static mx_status load(mx_session *s, bool raw, mx_error *error) {
-    int threads = (int)numbers[THREADS].value;
+static mx_status prepare(mx_session *s, bool raw, mx_error *error) {
     mx_status status = mx_resolve_model(given.model, s->path, sizeof s->path, error);
-    if (status) return status;
-    if ((status = mx_tokenizer_open(s->path, &s->tokenizer, error))) return status;
-    if (!raw && (status = start_conversation(s, error))) return status;
+    if (!status) status = mx_tokenizer_open(s->path, &s->tokenizer, error);
+    if (!status && !raw) status = start_conversation(s, error);
+    s->today = !given.date;
+    s->max_tokens = (int64_t)numbers[COUNT].value;
+    s->stop = given.stop;
+    s->stop_count = length_of(given.stop);
+    return status;
+}
+
+static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
+    int threads = (int)numbers[THREADS].value;
     mx_loading loading = {0};
     const mx_load_options load_options = {
         .threads = threads, .way = given.way, .numa = given.placed, .progress = mx_loading_shown, .user = &loading};
-    status = mx_model_open(s->path, &load_options, &s->model, error);
+    mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;
     if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
         return mx_fail(error, MX_NO_MEMORY, "no memory");
     }
-    mx_engine_options engine_options = {.threads = threads, .context = (int64_t)numbers[CTX].value};
+    mx_engine_options engine_options = engine ? *engine : (mx_engine_options){0};
+    engine_options.threads = threads;
+    engine_options.context = (int64_t)numbers[CTX].value;
     if (given.kv) engine_options.kv_type = given.kv->type;
     engine_options.precision = given.precision;
     engine_options.openblas = given.dense && !strcmp(given.dense, "openblas");
@@ -290,17 +299,32 @@ static mx_status load(mx_session *s, bool raw, mx_error *error) {
     return set_sampling(s, error);
 }
 
-bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
+bool mx_session_prepare(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
     *out = (mx_session){.command = command, .name = given.model};
     if (!mx_options_check(command, raw, exit_code)) return false;
     double start = mx_seconds();
     mx_error error = {0};
-    if (load(out, raw, &error)) {
+    if (prepare(out, raw, &error)) {
         *exit_code = mx_command_fail(command, &error);
         return false;
     }
     out->load_seconds = mx_seconds() - start;
     return true;
+}
+
+bool mx_session_load(mx_session *s, const mx_engine_options *engine, int *exit_code) {
+    double start = mx_seconds();
+    mx_error error = {0};
+    if (load(s, engine, &error)) {
+        *exit_code = mx_command_fail(s->command, &error);
+        return false;
+    }
+    s->load_seconds += mx_seconds() - start;
+    return true;
+}
+
+bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
+    return mx_session_prepare(command, raw, out, exit_code) && mx_session_load(out, NULL, exit_code);
 }
 
 void mx_session_close(mx_session *s) {
@@ -311,6 +335,74 @@ void mx_session_close(mx_session *s) {
     mx_ids_free(&s->stop_tokens);
     free(s->bias);
     *s = (mx_session){0};
+}
+
+/* ---- fingerprint --------------------------------------------------------------------------------------------------
+ */
+/* With its NUL, so that no two lists of texts are alike. */
+static void hash_text(XXH3_state_t *hash, const char *text) {
+    XXH3_64bits_update(hash, text ? text : "\1", text ? strlen(text) + 1 : 2);
+}
+
+static int is_part_of_model(const struct dirent *entry) {
+    const char *end = strrchr(entry->d_name, '.');
+    return (end && strcmp(end, ".safetensors") == 0) || strcmp(entry->d_name, "config.json") == 0 ||
+           strcmp(entry->d_name, "generation_config.json") == 0 || strcmp(entry->d_name, "tokenizer.json") == 0;
+}
+
+static mx_status hash_file(XXH3_state_t *hash, const char *folder, const char *name, mx_error *error) {
+    char path[8192], size[32];
+    struct stat info;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (stat(path, &info) != 0) return mx_fail(error, MX_IO, "%s: %s", path, strerror(errno));
+    snprintf(size, sizeof size, "%lld", (long long)info.st_size);
+    hash_text(hash, name);
+    hash_text(hash, size);
+    if (!strstr(name, "config.json")) return MX_OK;
+    mx_bytes content = {0};
+    mx_status status = mx_read_file(path, (size_t)64 << 20, &content, error);
+    if (!status) XXH3_64bits_update(hash, content.data, content.size);
+    mx_bytes_free(&content);
+    return status;
+}
+
+static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *error) {
+    struct dirent **entries;
+    const int count = scandir(folder, &entries, is_part_of_model, alphasort);
+    if (count < 0) return mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
+    mx_status status = MX_OK;
+    for (int i = 0; i < count; i++) {
+        if (!status) status = hash_file(hash, folder, entries[i]->d_name, error);
+        free(entries[i]);
+    }
+    free(entries);
+    return status;
+}
+
+mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error) {
+    XXH3_state_t *hash = XXH3_createState();
+    if (!hash) return mx_fail(error, MX_NO_MEMORY, "no memory");
+    XXH3_64bits_reset(hash);
+    mx_status status = hash_model(hash, s->path, error);
+    for (int i = 0; i < NUMBERS; i++)
+        if (i != THREADS) hash_text(hash, numbers[i].text);
+    const char *const texts[] = {given.kv_type,
+                                 given.precision,
+                                 given.dense,
+                                 given.seed,
+                                 given.greedy ? "greedy" : NULL,
+                                 given.keep_thinking ? "thinking" : NULL};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash_text(hash, texts[i]);
+    for (int i = 0; i < length_of(given.stop); i++) hash_text(hash, given.stop[i]);
+    hash_text(hash, NULL);
+    for (int i = 0; i < length_of(given.logit_bias); i++) hash_text(hash, given.logit_bias[i]);
+    hash_text(hash, NULL);
+    for (int i = 0; i < MX_SETTINGS && s->conversation; i++)
+        hash_text(hash, mx_conversation_get(s->conversation, (mx_setting)i));
+    hash_text(hash, s->conversation ? mx_conversation_tools(s->conversation)->data : "raw");
+    *out = XXH3_64bits_digest(hash);
+    XXH3_freeState(hash);
+    return status;
 }
 
 /* ---- turns ------------------------------------------------------------------------------------------------------ */

@@ -25,6 +25,7 @@ typedef struct mx_session {
     mx_sampling sampling; /* .seed is set, .bias owned here */
     mx_logit_bias *bias;
     bool random_seed; /* nobody gave one */
+    bool today;       /* nobody gave a date */
     int64_t max_tokens;
     char **stop; /* stop strings */
     int stop_count;
@@ -37,6 +38,13 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code);
 
 /* Checks, then loads. The session must be closed in any case. */
 bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code);
+/* The same in two parts: first what is quick (path, tokenizer, conversation, limits and stop strings), then model,
+ * engine and sampling. `engine`: options that no option of the user sets; NULL: all their defaults. */
+bool mx_session_prepare(const mx_command *command, bool raw, mx_session *out, int *exit_code);
+bool mx_session_load(mx_session *s, const mx_engine_options *engine, int *exit_code);
+/* A hash of the model's files (by name and size; of its configuration by content) and of all options that answers
+ * depend on. Prepared is enough. */
+mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error);
 void mx_session_close(mx_session *s);
 
 /* Runs one turn with the session's sampling and limits; *interrupted as mx_turn_run. Fails with the numbers when the

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <time.h>
 
+const char *const mx_role_names[MX_ROLES] = {"user", "assistant", "tool", "developer"};
+
 static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for the conversation");
 }
@@ -128,6 +130,10 @@ void mx_conversation_keep_thinking(mx_conversation *c, bool keep) {
 
 bool mx_conversation_has_tools(const mx_conversation *c) {
     return c->functions.size > 0;
+}
+
+const mx_bytes *mx_conversation_tools(const mx_conversation *c) {
+    return &c->tools;
 }
 
 /* A function's name becomes a TypeScript name and a word of the header. */
@@ -257,14 +263,15 @@ static mx_status update_head(mx_conversation *c, mx_error *error) {
 }
 
 static mx_status render_message(mx_conversation *c, mx_message *m, mx_error *error) {
-    static const char *const roles[] = {"user", "assistant", "tool"};
     mx_bytes json = {0};
-    bool written = mx_bytes_addf(&json, "{\"messages\":[{\"role\":\"%s\",", roles[m->role]) &&
+    bool written = mx_bytes_addf(&json, "{\"messages\":[{\"role\":\"%s\",", mx_role_names[m->role]) &&
                    (!m->name || add_member(&json, "name", m->name)) &&
                    (!m->channel || add_member(&json, "channel", m->channel)) &&
                    (!m->recipient || add_member(&json, "recipient", m->recipient)) &&
                    (!m->content_type || add_member(&json, "content_type", m->content_type)) &&
-                   mx_bytes_add_string(&json, "\"content\":[{\"type\":\"text\",\"text\":") &&
+                   mx_bytes_add_string(&json, m->role == MX_ROLE_DEVELOPER
+                                                  ? "\"content\":[{\"type\":\"developer_content\",\"instructions\":"
+                                                  : "\"content\":[{\"type\":\"text\",\"text\":") &&
                    mx_bytes_add_json(&json, m->text.data, m->text.size) && mx_bytes_add_string(&json, "}]}]}");
     mx_status status = written ? render(c, &json, &m->ids, error) : no_memory(error);
     mx_bytes_free(&json);
@@ -297,6 +304,37 @@ mx_status mx_conversation_add_user(mx_conversation *c, const char *text, size_t 
     mx_message m = {.role = MX_ROLE_USER};
     if (!mx_bytes_add_lossy(&m.text, text, size)) return no_memory(error);
     return mx_conversation_take(c, &m, error);
+}
+
+mx_status mx_conversation_add_developer(mx_conversation *c, const char *text, size_t size, mx_error *error) {
+    mx_message m = {.role = MX_ROLE_DEVELOPER};
+    if (!mx_bytes_add_lossy(&m.text, text, size)) return no_memory(error);
+    return mx_conversation_take(c, &m, error);
+}
+
+static mx_status add_assistant(mx_conversation *c, mx_message *m, const char *text, size_t size, mx_error *error) {
+    m->role = MX_ROLE_ASSISTANT;
+    if (!m->channel || !mx_bytes_add_lossy(&m->text, text, size)) {
+        mx_message_free(m);
+        return no_memory(error);
+    }
+    return mx_conversation_take(c, m, error);
+}
+
+mx_status mx_conversation_add_assistant(mx_conversation *c, const char *channel, const char *text, size_t size,
+                                        mx_error *error) {
+    mx_message m = {.channel = strdup(channel)};
+    return add_assistant(c, &m, text, size, error);
+}
+
+mx_status mx_conversation_add_call(mx_conversation *c, const char *tool, const char *arguments, size_t size,
+                                   mx_error *error) {
+    mx_message m = {.content_type = strdup("<|constrain|>json")};
+    if (m.content_type && asprintf(&m.recipient, "functions.%s", tool) >= 0)
+        m.channel = strdup("commentary");
+    else
+        m.recipient = NULL;
+    return add_assistant(c, &m, arguments, size, error);
 }
 
 mx_status mx_conversation_add_tool_result(mx_conversation *c, const char *tool, const char *text, size_t size,

@@ -31,13 +31,23 @@ const char *mx_conversation_get(const mx_conversation *c, mx_setting setting);
  * as in OpenAI's API (the members may also stand beside "type"). `name` is used in messages. NULL: none. */
 mx_status mx_conversation_set_tools(mx_conversation *c, const char *name, const mx_json *tools, mx_error *error);
 bool mx_conversation_has_tools(const mx_conversation *c);
+const mx_bytes *mx_conversation_tools(const mx_conversation *c); /* the array as JSON; empty: none */
 
 /* Analysis before the last final answer is left out of prompts unless this is set. */
 void mx_conversation_keep_thinking(mx_conversation *c, bool keep);
 
 /* `text` may hold anything; invalid UTF-8 is replaced. */
 mx_status mx_conversation_add_user(mx_conversation *c, const char *text, size_t size, mx_error *error);
-/* What tool number `index` of the last answer returned. */
+/* Instructions in the middle of a conversation; those at its beginning are MX_SETTING_DEVELOPER. */
+mx_status mx_conversation_add_developer(mx_conversation *c, const char *text, size_t size, mx_error *error);
+/* A message of the assistant that somebody else kept as text: thinking ("analysis"), an answer ("final"), or what is
+ * said before a call ("commentary"). */
+mx_status mx_conversation_add_assistant(mx_conversation *c, const char *channel, const char *text, size_t size,
+                                        mx_error *error);
+/* The same for a call of a tool, named without "functions.". */
+mx_status mx_conversation_add_call(mx_conversation *c, const char *tool, const char *arguments, size_t size,
+                                   mx_error *error);
+/* What a tool that was called returned. */
 mx_status mx_conversation_add_tool_result(mx_conversation *c, const char *tool, const char *text, size_t size,
                                           mx_error *error);
 /* The messages of an ended turn. Of an answer that was broken off, what the user has seen of it stays (text), and

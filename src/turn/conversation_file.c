@@ -10,9 +10,9 @@
  *  "settings": {"system", "developer", "reasoning", "date", "tools"},
  *  "messages": [{"role": "user", "text"},
  *               {"role": "assistant", "channel", ["recipient", "content_type",] "text"},
- *               {"role": "tool", "name", "text"}]} */
+ *               {"role": "tool", "name", "text"},
+ *               {"role": "developer", "text"}]} */
 static const char *const setting_names[MX_SETTINGS] = {"system", "developer", "reasoning", "date"};
-static const char *const role_names[] = {"user", "assistant", "tool"};
 
 /* ---- save -------------------------------------------------------------------------------------------------------- */
 static bool write_member(mx_bytes *out, const char *name, const char *value) {
@@ -31,7 +31,7 @@ static bool write_conversation(const mx_conversation *c, mx_bytes *out) {
     ok = ok && mx_bytes_add_string(out, "},\n \"messages\": [");
     for (int i = 0; i < c->count && ok; i++) {
         const mx_message *m = &c->messages[i];
-        ok = mx_bytes_addf(out, "%s\n  {\"role\": \"%s\"", i ? "," : "", role_names[m->role]) &&
+        ok = mx_bytes_addf(out, "%s\n  {\"role\": \"%s\"", i ? "," : "", mx_role_names[m->role]) &&
              write_member(out, "name", m->name) && write_member(out, "channel", m->channel) &&
              write_member(out, "recipient", m->recipient) && write_member(out, "content_type", m->content_type) &&
              mx_bytes_add_string(out, ", \"text\": ") && mx_bytes_add_json(out, m->text.data, m->text.size) &&
@@ -67,9 +67,10 @@ static mx_status load_message(mx_conversation *c, const char *path, int index, c
     const mx_json *role = mx_json_get(from, "role"), *text = mx_json_get(from, "text");
     mx_message m = {0};
     int found = 0;
-    while (found < 3 && !mx_json_is_string(role, role_names[found])) found++;
-    if (found == 3) {
-        return mx_fail(error, MX_INVALID_FILE, "%s: message %d: \"role\" is not user, assistant or tool", path, index);
+    while (found < MX_ROLES && !mx_json_is_string(role, mx_role_names[found])) found++;
+    if (found == MX_ROLES) {
+        return mx_fail(error, MX_INVALID_FILE, "%s: message %d: \"role\" is not user, assistant, tool or developer",
+                       path, index);
     }
     if (!text || text->type != MX_JSON_STRING) {
         return mx_fail(error, MX_INVALID_FILE, "%s: message %d: \"text\" is not a string", path, index);

@@ -3,7 +3,8 @@
 
 #include "turn/conversation.h"
 
-typedef enum mx_role { MX_ROLE_USER, MX_ROLE_ASSISTANT, MX_ROLE_TOOL } mx_role;
+typedef enum mx_role { MX_ROLE_USER, MX_ROLE_ASSISTANT, MX_ROLE_TOOL, MX_ROLE_DEVELOPER, MX_ROLES } mx_role;
+extern const char *const mx_role_names[MX_ROLES];
 
 typedef struct mx_message {
     mx_role role;

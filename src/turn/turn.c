@@ -18,10 +18,13 @@ struct mx_turn {
     bool cut;  /* the engine broke off; what is still open is not whole */
     bool open; /* a message is being written */
     mx_piece_kind kind;
-    char *name;    /* of the open tool call */
-    mx_bytes text; /* of the open message, as delivered */
-    mx_bytes show; /* scratch */
-    int messages;  /* of the parser, already closed here */
+    char *name;               /* of the open tool call */
+    mx_bytes text;            /* of the open message, as delivered */
+    mx_bytes show;            /* scratch */
+    int messages;             /* of the parser, already closed here */
+    bool content;             /* the last token was content, */
+    mx_piece_kind token_kind; /* of such a message, */
+    int token_message;        /* the so manyth */
 };
 
 const char *mx_turn_finish_name(mx_turn_finish finish) {
@@ -87,6 +90,15 @@ const char *mx_turn_cut_text(const mx_turn *t, size_t *size) {
     return t->text.data ? t->text.data : "";
 }
 
+bool mx_turn_token_kind(const mx_turn *t, mx_piece_kind *kind) {
+    *kind = t->token_kind;
+    return t->content;
+}
+
+int mx_turn_token_message(const mx_turn *t) {
+    return t->token_message;
+}
+
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
 static void deliver(mx_turn *t, const char *text, size_t size, bool first, bool last) {
     if (!t->options.piece || t->over) return;
@@ -103,21 +115,23 @@ static char *tool_name(const char *recipient) {
     return strndup(recipient, strcspn(recipient, "< \t\r\n"));
 }
 
+static mx_piece_kind kind_of(const char *channel, const char *recipient) {
+    if (recipient && *recipient && strcmp(recipient, "all") != 0 && strcmp(recipient, "user") != 0)
+        return MX_PIECE_TOOL_CALL;
+    return channel && strcmp(channel, "analysis") == 0 ? MX_PIECE_THINKING : MX_PIECE_TEXT;
+}
+
 static bool begin_message(mx_turn *t, const char *channel, const char *recipient) {
     t->open = true;
+    t->kind = kind_of(channel, recipient);
     mx_bytes_clear(&t->text);
-    mx_bytes *joined = NULL;
-    if (recipient && *recipient && strcmp(recipient, "all") != 0 && strcmp(recipient, "user") != 0) {
-        t->kind = MX_PIECE_TOOL_CALL;
+    if (t->kind == MX_PIECE_TOOL_CALL) {
         free(t->name);
         if (!(t->name = tool_name(recipient))) return false;
-    } else if (channel && strcmp(channel, "analysis") == 0) {
-        t->kind = MX_PIECE_THINKING;
-        joined = &t->result.thinking;
-    } else {
-        t->kind = MX_PIECE_TEXT;
-        joined = &t->result.text;
     }
+    mx_bytes *joined = t->kind == MX_PIECE_THINKING ? &t->result.thinking
+                       : t->kind == MX_PIECE_TEXT   ? &t->result.text
+                                                    : NULL;
     if (joined && joined->size && !mx_bytes_add_string(joined, "\n\n")) return false;
     deliver(t, NULL, 0, true, false);
     return true;
@@ -134,7 +148,7 @@ static bool add_shown(mx_turn *t, const char *text, size_t size) {
 }
 
 static bool add_text(mx_turn *t, const char *text, size_t size) {
-    if (t->kind != MX_PIECE_TEXT) return add_shown(t, text, size);
+    if (t->kind != MX_PIECE_TEXT || t->result.ids.count <= t->options.min_tokens) return add_shown(t, text, size);
     bool found;
     mx_bytes_clear(&t->show);
     if (!mx_stop_add(&t->stop, text, size, &t->show, &found) || !add_shown(t, t->show.data, t->show.size)) return false;
@@ -194,6 +208,8 @@ static bool is_stop_token(const mx_turn *t, int32_t token) {
 static bool push_raw(mx_turn *t, int32_t token) {
     if (!t->open && !begin_message(t, NULL, NULL)) return false;
     if (is_stop_token(t, token)) return true;
+    t->content = true;
+    t->token_kind = MX_PIECE_TEXT;
     size_t size;
     const char *bytes = mx_token_bytes(t->options.tokenizer, token, &size);
     mx_bytes text = {0};
@@ -202,15 +218,25 @@ static bool push_raw(mx_turn *t, int32_t token) {
     return added;
 }
 
+/* Header words bring neither text nor a channel; a token that ends inside a character brings only the channel. */
+static void classify(mx_turn *t, int32_t token, const mx_harmony_delta *delta, int before) {
+    t->content = (delta->text || delta->channel) && !mx_is_special(t->options.tokenizer, token);
+    t->token_kind = kind_of(delta->channel, delta->recipient);
+    t->token_message = before;
+}
+
 mx_status mx_turn_push(mx_turn *t, int32_t token, mx_error *error) {
+    t->content = false;
     if (t->over || t->ended) return MX_OK;
     if (!mx_ids_add(&t->result.ids, token)) return no_memory(error);
     if (!t->parser) return push_raw(t, token) ? MX_OK : no_memory(error);
     /* An end that harmony does not know, such as <|endoftext|>. */
     if (is_stop_token(t, token) && token != t->special.return_ && token != t->special.call) return MX_OK;
     mx_harmony_delta delta = {0};
+    const int before = mx_harmony_message_count(t->parser);
     mx_status status = mx_harmony_push(t->parser, token, &delta, error);
     if (status) return status;
+    classify(t, token, &delta, before);
     return follow_parser(t, &delta) ? MX_OK : no_memory(error);
 }
 

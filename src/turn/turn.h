@@ -31,6 +31,7 @@ typedef struct mx_turn_options {
     const mx_ids *stop_tokens;     /* borrowed; of mx_turn_stop_tokens. They end the answer and are never text */
     const char *const *stop;       /* end the answer where they appear in its TEXT (not in thinking or tool calls) */
     int stop_count;
+    int64_t min_tokens; /* stop strings are not looked for in what the first so many tokens bring */
     /* Called from mx_turn_push and mx_turn_end; may be NULL. false: nobody reads any more, the turn is over. */
     bool (*piece)(void *user, const mx_piece *piece);
     void *user;
@@ -68,6 +69,10 @@ void mx_turn_free(mx_turn *t); /* NULL allowed */
 mx_status mx_turn_push(mx_turn *t, int32_t token, mx_error *error);
 /* A stop string appeared or nobody reads any more: cancel the request. Further tokens are ignored. */
 bool mx_turn_over(const mx_turn *t);
+/* Was the last pushed token content of a message (and of which kind), or, false, of the format around it? */
+bool mx_turn_token_kind(const mx_turn *t, mx_piece_kind *kind);
+/* Which message it was of, from 0; 0 for a raw turn. */
+int mx_turn_token_message(const mx_turn *t);
 /* The engine's last word; delivers what was held back. */
 mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error);
 

@@ -1,0 +1,204 @@
+#include "batch/journal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cpu.h"
+#include "base/json.h"
+
+static const double SYNC_SECONDS = 2;
+enum { PIECE = 1 << 20 };
+
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
+/* "batch_req_12_0123456789abcdef" */
+static bool parse_key(const mx_json *value, const char *prefix, mx_done *out) {
+    if (!value || value->type != MX_JSON_STRING || strncmp(value->text, prefix, strlen(prefix)) != 0) return false;
+    char *end;
+    errno = 0;
+    out->line = strtoll(value->text + strlen(prefix), &end, 10);
+    if (errno || *end != '_' || out->line < 1 || strlen(end + 1) != 16) return false;
+    out->hash = strtoull(end + 1, &end, 16);
+    return !*end;
+}
+
+static mx_status no_memory(const mx_journal *j, mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY, "%s: no memory to read it", j->path);
+}
+
+static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, mx_error *error) {
+    mx_json_document *document;
+    mx_done done;
+    mx_status status = mx_json_parse(j->path, text, size, &document, error);
+    if (status == MX_NO_MEMORY) return status;
+    const mx_json *root = status ? NULL : mx_json_root(document);
+    const mx_json *request_id = mx_json_get(root, "request_id");
+    const bool found =
+        request_id ? parse_key(request_id, "req_", &done) : parse_key(mx_json_get(root, "id"), "batch_req_", &done);
+    if (!status) mx_json_free(document);
+    if (!found)
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: line %lld is no record of mxrun batch: choose another output, or, if the file was damaged, "
+                       "delete the line and it is computed again",
+                       j->path, (long long)number);
+    if (j->count == j->capacity) {
+        const int64_t capacity = j->capacity ? 2 * j->capacity : 1024;
+        mx_done *more = realloc(j->done, (size_t)capacity * sizeof *more);
+        if (!more) return no_memory(j, error);
+        j->done = more;
+        j->capacity = capacity;
+    }
+    if (j->count && j->done[j->count - 1].line >= done.line) j->ascending = false;
+    j->done[j->count++] = done;
+    return MX_OK;
+}
+
+/* What is behind the last newline is cut off when it can only be ours. */
+static mx_status cut_tail(const mx_journal *j, const mx_bytes *tail, mx_error *error) {
+    static const char *const beginnings[] = {"{\"id\":\"batch_req_", "{\"request_id\":\"req_"};
+    bool ours = tail->size == 0 || j->count > 0;
+    for (int i = 0; i < 2 && !ours; i++) {
+        const size_t size = strlen(beginnings[i]);
+        ours = !memcmp(tail->data, beginnings[i], tail->size < size ? tail->size : size);
+    }
+    if (j->look) return MX_OK;
+    if (!ours)
+        return mx_fail(error, MX_INVALID_FILE, "%s: this is no output of mxrun batch: choose another one", j->path);
+    if (tail->size && ftruncate(j->fd, j->size))
+        return mx_fail(error, MX_IO, "%s: its torn last line cannot be cut off: %s", j->path, strerror(errno));
+    return MX_OK;
+}
+
+/* All lines that end in a newline; j->size is where the last of them ends. */
+static mx_status read_records(mx_journal *j, mx_error *error) {
+    mx_bytes held = {0}; /* the beginning of a line */
+    char *piece = malloc(PIECE);
+    mx_status status = piece ? MX_OK : no_memory(j, error);
+    int64_t at = 0;
+    for (int64_t number = 1; !status;) {
+        const ssize_t n = pread(j->fd, piece, PIECE, at);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) status = mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
+        if (n <= 0) break;
+        for (const char *p = piece, *end = piece + n; p < end && !status;) {
+            const char *newline = memchr(p, '\n', (size_t)(end - p));
+            const size_t size = (size_t)((newline ? newline : end) - p);
+            if (!mx_bytes_add(&held, p, size)) status = no_memory(j, error);
+            p += size + 1;
+            if (!newline || status) continue;
+            status = take_record(j, number++, held.data, held.size, error);
+            mx_bytes_clear(&held);
+            j->size = at + (p - piece);
+        }
+        at += n;
+    }
+    if (!status) status = cut_tail(j, &held, error);
+    mx_bytes_free(&held);
+    free(piece);
+    return status;
+}
+
+static int by_line(const void *a, const void *b) {
+    const mx_done *x = a, *y = b;
+    return (x->line > y->line) - (x->line < y->line);
+}
+
+static mx_status sort_records(mx_journal *j, mx_error *error) {
+    if (!j->ascending) qsort(j->done, (size_t)j->count, sizeof *j->done, by_line);
+    for (int64_t i = 1; i < j->count; i++)
+        if (j->done[i].line == j->done[i - 1].line)
+            return mx_fail(error, MX_INVALID_FILE,
+                           "%s: two records of line %lld: it was not written by one run, choose another output",
+                           j->path, (long long)j->done[i].line);
+    return MX_OK;
+}
+
+const mx_done *mx_journal_find(const mx_journal *j, int64_t line) {
+    const mx_done key = {.line = line};
+    return j->count ? bsearch(&key, j->done, (size_t)j->count, sizeof *j->done, by_line) : NULL;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
+/* A new name outlives a power failure only when its folder is on the disk. */
+static void sync_folder(const char *path) {
+    char *folder = strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
+    if (slash) slash[slash == folder] = 0;
+    const int fd = folder ? open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    free(folder);
+}
+
+static mx_status take_file(mx_journal *j, int input, mx_error *error) {
+    struct stat mine, other;
+    if (fstat(j->fd, &mine)) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
+    j->regular = S_ISREG(mine.st_mode);
+    if (!j->regular) return MX_OK;
+    if (fstat(input, &other) == 0 && mine.st_dev == other.st_dev && mine.st_ino == other.st_ino)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s: input and output are the same file", j->path);
+    if (j->look || flock(j->fd, LOCK_EX | LOCK_NB) == 0) return MX_OK;
+    if (errno == EWOULDBLOCK)
+        return mx_fail(error, MX_INVALID_STATE,
+                       "%s: another mxrun is writing to it: let it end, or give each shard an output of its own",
+                       j->path);
+    return mx_fail(error, MX_IO, "%s: cannot be locked: %s", j->path, strerror(errno));
+}
+
+mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look, mx_error *error) {
+    const bool to_stdout = !strcmp(path, "-");
+    *j = (mx_journal){
+        .path = to_stdout ? "stdout" : path, .fd = -1, .look = look, .ascending = true, .synced = mx_seconds()};
+    struct stat info;
+    const bool found = stat(path, &info) == 0;
+    const bool pipe = found && !S_ISREG(info.st_mode); /* or a device: nothing can be read back */
+    if (look && (to_stdout || !found || pipe)) return MX_OK;
+    const int flags = look ? O_RDONLY : pipe ? O_WRONLY | O_APPEND : O_RDWR | O_CREAT | O_APPEND;
+    j->fd = to_stdout ? dup(STDOUT_FILENO) : open(path, flags | O_CLOEXEC, 0666);
+    if (j->fd < 0) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
+    if (to_stdout) return MX_OK; /* where the shell has opened it, its content is the shell's affair */
+    mx_status status = take_file(j, input, error);
+    if (status || !j->regular) return status;
+    if (!status) status = read_records(j, error);
+    if (!status) status = sort_records(j, error);
+    if (!status && !look) sync_folder(path);
+    return status;
+}
+
+void mx_journal_close(mx_journal *j) {
+    if (j->fd >= 0) close(j->fd);
+    free(j->done);
+    *j = (mx_journal){.fd = -1};
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+mx_status mx_journal_write(mx_journal *j, const mx_bytes *record, mx_error *error) {
+    for (size_t at = 0; at < record->size;) {
+        const ssize_t n = write(j->fd, record->data + at, record->size - at);
+        if (n >= 0) {
+            at += (size_t)n;
+            continue;
+        }
+        if (errno == EINTR) continue;
+        const int problem = errno;
+        if (j->regular && ftruncate(j->fd, j->size)) j->regular = false; /* the next run cuts it */
+        return mx_fail(error, MX_IO, "cannot write to %s: %s", j->path, strerror(problem));
+    }
+    j->size += (int64_t)record->size;
+    j->dirty = true;
+    return mx_journal_sync(j, false, error);
+}
+
+mx_status mx_journal_sync(mx_journal *j, bool now, mx_error *error) {
+    if (!j->dirty || !j->regular) return MX_OK;
+    if (!now && mx_seconds() - j->synced < SYNC_SECONDS) return MX_OK;
+    j->dirty = false;
+    if (fdatasync(j->fd)) return mx_fail(error, MX_IO, "cannot write to %s: %s", j->path, strerror(errno));
+    j->synced = mx_seconds();
+    return MX_OK;
+}

@@ -1,0 +1,47 @@
+#ifndef MX_BATCH_JOURNAL_H
+#define MX_BATCH_JOURNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+
+/* The output as a journal of what is done. Every record names its line and that line's hash: `id` "batch_req_12_HASH"
+ * in OpenAI's form, `request_id` "req_12_HASH" in the short one (16 hexadecimal digits).
+ *
+ * The kernel has every record once mx_journal_write has returned, so a killed process loses none. The disk has it at
+ * most SYNC_SECONDS later: what a power failure takes is computed again. */
+typedef struct mx_done {
+    int64_t line;
+    uint64_t hash;
+} mx_done;
+
+typedef struct mx_journal {
+    const char *path; /* borrowed; as in messages */
+    int fd;
+    bool look;     /* nothing is changed */
+    bool regular;  /* else nothing can be read back, such as from a pipe */
+    int64_t size;  /* bytes, all of them whole lines */
+    mx_done *done; /* [count], ascending */
+    int64_t count, capacity;
+    bool ascending; /* the records are in the order of their lines */
+    bool dirty;     /* written since the last sync */
+    double synced;
+} mx_journal;
+
+/* Opens or makes the file, locks it (MX_INVALID_STATE: another process has it), reads it, cuts a torn last line off.
+ * A line that is no record is MX_INVALID_FILE. `input`: a descriptor that must not be the same file.
+ * `look`: only reads what is there. */
+mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool look, mx_error *error);
+void mx_journal_close(mx_journal *journal); /* all zeros with fd -1 allowed */
+
+/* The record of that line, or NULL. */
+const mx_done *mx_journal_find(const mx_journal *journal, int64_t line);
+
+/* Appends a whole line. After a failure the file ends where it ended before, or in a torn line that the next open cuts.
+ */
+mx_status mx_journal_write(mx_journal *journal, const mx_bytes *record, mx_error *error);
+/* `now` or when it is time. */
+mx_status mx_journal_sync(mx_journal *journal, bool now, mx_error *error);
+
+#endif

@@ -1,0 +1,431 @@
+#include "batch/request.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Limits of one line. OpenAI has 128, 20 and 2,048 for the first three. */
+enum { MOST_ANSWERS = 128, MOST_ALTERNATIVES = MX_TOP_LOGPROBS, MOST_PROMPTS = 2048, MOST_SAMPLES = 4096 };
+
+bool mx_batch_wrong(mx_batch_problem *problem, const char *param, const char *code, const char *format, ...) {
+    va_list list;
+    *problem = (mx_batch_problem){.http_status = 400, .code = code};
+    snprintf(problem->param, sizeof problem->param, "%s", param ? param : "");
+    va_start(list, format);
+    vsnprintf(problem->text, sizeof problem->text, format, list);
+    va_end(list);
+    return false;
+}
+
+static mx_status no_memory(mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
+}
+
+/* ---- reader ------------------------------------------------------------------------------------------------------ */
+mx_status mx_batch_reader_init(mx_batch_reader *r, const mx_batch_settings *settings, mx_error *error) {
+    *r = (mx_batch_reader){.settings = settings};
+    const mx_conversation *c = settings->conversation;
+    if (!c) return MX_OK;
+    r->developer = strdup(mx_conversation_get(c, MX_SETTING_DEVELOPER));
+    r->reasoning = strdup(mx_conversation_get(c, MX_SETTING_REASONING));
+    if (!r->developer || !r->reasoning) return no_memory(error);
+    const mx_bytes *tools = mx_conversation_tools(c);
+    return tools->size ? mx_json_parse("tools", tools->data, tools->size, &r->tools, error) : MX_OK;
+}
+
+void mx_batch_reader_free(mx_batch_reader *r) {
+    free(r->developer);
+    free(r->reasoning);
+    mx_json_free(r->tools);
+    *r = (mx_batch_reader){0};
+}
+
+/* ---- seeds ------------------------------------------------------------------------------------------------------- */
+/* The output of SplitMix64 (Steele, Lea, Flood 2014) at step `index`, as many bits of it as every reader of JSON keeps.
+ */
+static uint64_t mix(uint64_t seed, uint64_t index) {
+    uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (z ^ z >> 31) >> 11;
+}
+
+uint64_t mx_batch_seed(const mx_batch_request *r, int prompt, int k) {
+    uint64_t seed = r->sampling.seed;
+    if (prompt) seed = mix(~seed, (uint64_t)prompt);
+    return k ? mix(seed, (uint64_t)k) : seed;
+}
+
+/* ---- fields ------------------------------------------------------------------------------------------------------ */
+/* A member that is there and not null. */
+static const mx_json *field(const mx_json *fields, const char *name) {
+    const mx_json *v = mx_json_get(fields, name);
+    return v && v->type != MX_JSON_NULL ? v : NULL;
+}
+
+/* Each leaves *out alone where the field is absent, and returns false with the problem told where it is wrong. */
+static bool read_number(mx_batch_request *r, const mx_json *fields, const char *name, double low, double high,
+                        double *out) {
+    const mx_json *v = field(fields, name);
+    double value;
+    if (!v) return true;
+    if (!mx_json_double(v, &value))
+        return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a number from %g to %g", name, low,
+                              high);
+    if (value < low || value > high)
+        return mx_batch_wrong(&r->problem, name, "invalid_value", "%s is %g: expected a number from %g to %g", name,
+                              value, low, high);
+    *out = value;
+    return true;
+}
+
+static bool read_float(mx_batch_request *r, const mx_json *fields, const char *name, double low, double high,
+                       float *out) {
+    double value = *out;
+    if (!read_number(r, fields, name, low, high, &value)) return false;
+    *out = (float)value;
+    return true;
+}
+
+static bool read_whole(mx_batch_request *r, const mx_json *fields, const char *name, int64_t low, int64_t high,
+                       int64_t *out) {
+    const mx_json *v = field(fields, name);
+    int64_t value;
+    if (!v) return true;
+    if (!mx_json_int64(v, &value))
+        return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a whole number of at least %lld", name,
+                              (long long)low);
+    if (value < low || value > high)
+        return mx_batch_wrong(&r->problem, name, "invalid_value",
+                              "%s is %lld: expected a whole number from %lld to %lld", name, (long long)value,
+                              (long long)low, (long long)high);
+    *out = value;
+    return true;
+}
+
+static bool read_int(mx_batch_request *r, const mx_json *fields, const char *name, int low, int high, int *out) {
+    int64_t value = *out;
+    if (!read_whole(r, fields, name, low, high, &value)) return false;
+    *out = (int)value;
+    return true;
+}
+
+static bool read_bool(mx_batch_request *r, const mx_json *fields, const char *name, bool *out) {
+    const mx_json *v = field(fields, name);
+    if (!v || mx_json_bool(v, out)) return true;
+    return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected true or false", name);
+}
+
+/* What changes the answer and is not there must not be passed over. */
+static bool read_unsupported(mx_batch_request *r, const mx_json *fields) {
+    const mx_json *format = field(fields, "response_format"), *choice = field(fields, "tool_choice");
+    bool stream = false;
+    if (format && !mx_json_is_string(mx_json_get(format, "type"), "text"))
+        return mx_batch_wrong(&r->problem, "response_format", "unsupported_value",
+                              "response_format: only {\"type\": \"text\"} is supported");
+    if (choice && !mx_json_is_string(choice, "auto") && !mx_json_is_string(choice, "none"))
+        return mx_batch_wrong(&r->problem, "tool_choice", "unsupported_value",
+                              "tool_choice: only \"auto\" and \"none\" are supported");
+    if (!r->chat && field(fields, "suffix"))
+        return mx_batch_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
+    if (!read_bool(r, fields, "stream", &stream)) return false;
+    if (stream) return mx_batch_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
+    return true;
+}
+
+static bool read_sampling(mx_batch_request *r, const mx_json *fields) {
+    mx_sampling *s = &r->sampling;
+    const mx_json *seed = field(fields, "seed");
+    int64_t value;
+    if (seed && !mx_json_int64(seed, &value)) {
+        char *end;
+        s->seed = seed->type == MX_JSON_NUMBER ? strtoull(seed->text, &end, 10) : 0;
+        if (seed->type != MX_JSON_NUMBER || *end || strspn(seed->text, "0123456789") != seed->size || seed->size > 20)
+            return mx_batch_wrong(&r->problem, "seed", "invalid_type", "seed: expected a whole number of 64 bits");
+    } else if (seed) {
+        s->seed = (uint64_t)value;
+    }
+    return read_float(r, fields, "temperature", 0, 10, &s->temperature) &&
+           read_float(r, fields, "top_p", 0, 1, &s->top_p) && read_float(r, fields, "min_p", 0, 1, &s->min_p) &&
+           read_int(r, fields, "top_k", 0, INT32_MAX, &s->top_k) &&
+           read_float(r, fields, "repetition_penalty", 0.01, 10, &s->repetition_penalty) &&
+           read_float(r, fields, "presence_penalty", -10, 10, &s->presence_penalty) &&
+           read_float(r, fields, "frequency_penalty", -10, 10, &s->frequency_penalty);
+}
+
+/* {"1234": -100} */
+static mx_status read_bias(mx_batch_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
+    const mx_json *map = field(fields, "logit_bias");
+    if (!map) return MX_OK;
+    if (map->type != MX_JSON_OBJECT) {
+        mx_batch_wrong(&r->problem, "logit_bias", "invalid_type", "logit_bias: expected an object of token ids");
+        return MX_OK;
+    }
+    r->bias = calloc(map->count + 1u, sizeof *r->bias);
+    if (!r->bias) return no_memory(error);
+    int count = 0;
+    for (const mx_json *v = map->child; v; v = v->next, count++) {
+        double value;
+        const bool is_id = v->key_size > 0 && v->key_size < 10 && strspn(v->key, "0123456789") == v->key_size;
+        if (!is_id || !mx_json_double(v, &value) || fabs(value) > 100) {
+            mx_batch_wrong(&r->problem, "logit_bias", "invalid_value",
+                           "logit_bias: expected token ids with numbers from -100 to 100, found \"%.40s\"", v->key);
+            return MX_OK;
+        }
+        const long token = strtol(v->key, NULL, 10);
+        if (vocab && token >= vocab) {
+            mx_batch_wrong(&r->problem, "logit_bias", "invalid_value", "logit_bias: the model's tokens are 0 to %d",
+                           vocab - 1);
+            return MX_OK;
+        }
+        r->bias[count] = (mx_logit_bias){.token = (int32_t)token, .value = (float)value};
+    }
+    r->sampling.bias = r->bias;
+    r->sampling.bias_count = count;
+    return MX_OK;
+}
+
+static bool is_stop_string(const mx_json *v) {
+    return v->type == MX_JSON_STRING && v->size > 0 && !memchr(v->text, 0, v->size);
+}
+
+/* A string or an array of them; what the options say holds where a line says nothing. */
+static mx_status read_stop(mx_batch_request *r, const mx_json *fields, const mx_batch_settings *settings,
+                           mx_error *error) {
+    const mx_json *stop = field(fields, "stop");
+    const bool array = stop && stop->type == MX_JSON_ARRAY;
+    const int count = !stop ? settings->stop_count : array ? (int)stop->count : 1;
+    r->stop = calloc((size_t)count + 1, sizeof *r->stop);
+    if (!r->stop) return no_memory(error);
+    const mx_json *v = array ? stop->child : stop;
+    for (int i = 0; i < count; i++) {
+        if (stop && !is_stop_string(v)) {
+            mx_batch_wrong(&r->problem, "stop", "invalid_value",
+                           "stop: expected a string or an array of strings that are not empty");
+            return MX_OK;
+        }
+        r->stop[i] = strdup(stop ? v->text : settings->stop[i]);
+        if (!r->stop[i]) return no_memory(error);
+        r->stop_count = i + 1;
+        if (stop) v = v->next;
+    }
+    return MX_OK;
+}
+
+/* OpenAI's completions have a number; its chats true and "top_logprobs" beside it; the short form has either. */
+static bool read_logprobs(mx_batch_request *r, const mx_json *fields) {
+    const mx_json *v = field(fields, "logprobs");
+    bool wanted = false;
+    r->logprobs = -1;
+    if (v && v->type == MX_JSON_NUMBER && !(r->form == MX_FORM_OPENAI && r->chat))
+        return read_int(r, fields, "logprobs", 0, MOST_ALTERNATIVES, &r->logprobs);
+    if (r->form == MX_FORM_OPENAI && !r->chat && v)
+        return mx_batch_wrong(&r->problem, "logprobs", "invalid_type", "logprobs: expected a whole number of 0 to %d",
+                              MOST_ALTERNATIVES);
+    if (!read_bool(r, fields, "logprobs", &wanted)) return false;
+    int alternatives = -1;
+    if (!read_int(r, fields, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
+    if (alternatives >= 0 && !wanted)
+        return mx_batch_wrong(&r->problem, "top_logprobs", "invalid_value",
+                              "top_logprobs is only for requests with \"logprobs\": true");
+    if (wanted) r->logprobs = alternatives < 0 ? 0 : alternatives;
+    return true;
+}
+
+static bool read_counts(mx_batch_request *r, const mx_json *fields) {
+    enum { COMPLETION_DEFAULT = 16 }; /* OpenAI's for completions */
+    const bool completion = r->form == MX_FORM_OPENAI && !r->chat;
+    if (completion && !r->max_tokens) r->max_tokens = COMPLETION_DEFAULT;
+    r->n = 1;
+    if (!r->chat && !read_bool(r, fields, "echo", &r->echo)) return false;
+    const char *limit = field(fields, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
+    if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens)) return false;
+    if (field(fields, limit) && r->max_tokens == 0) {
+        r->no_answer = true;
+        r->max_tokens = 1;
+    }
+    if (!read_whole(r, fields, "min_tokens", 0, INT32_MAX, &r->min_tokens) ||
+        !read_int(r, fields, "priority", INT32_MIN, INT32_MAX, &r->priority) ||
+        !read_number(r, fields, "deadline", 0, 1e9, &r->deadline) || !read_int(r, fields, "n", 1, MOST_ANSWERS, &r->n))
+        return false;
+    if (r->max_tokens && r->min_tokens > r->max_tokens)
+        return mx_batch_wrong(&r->problem, "min_tokens", "invalid_value", "min_tokens is %lld, max_tokens only %lld",
+                              (long long)r->min_tokens, (long long)r->max_tokens);
+    r->best_of = r->n;
+    if (r->chat) return true;
+    if (!read_int(r, fields, "best_of", 1, MOST_ANSWERS, &r->best_of)) return false;
+    return r->best_of >= r->n ||
+           mx_batch_wrong(&r->problem, "best_of", "invalid_value",
+                          "best_of is %d: of so many not n = %d can be returned", r->best_of, r->n);
+}
+
+/* ---- prompts of completions -------------------------------------------------------------------------------------- */
+static bool is_ids(const mx_json *v) {
+    return v->type == MX_JSON_ARRAY && v->child && v->child->type == MX_JSON_NUMBER;
+}
+
+/* A string, or an array of token ids. */
+static mx_status read_prompt(mx_batch_request *r, const mx_tokenizer *tokenizer, const mx_json *v, mx_ids *out,
+                             mx_error *error) {
+    if (v->type == MX_JSON_STRING) {
+        mx_status status = mx_encode_special(tokenizer, v->text, v->size, out, error);
+        if (!status && out->count == 0)
+            mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: the text is empty");
+        return status;
+    }
+    for (const mx_json *id = v->child; id; id = id->next) {
+        int64_t value;
+        size_t size;
+        if (!mx_json_int64(id, &value) || value < 0 || value > INT32_MAX ||
+            !mx_token_bytes(tokenizer, (int32_t)value, &size)) {
+            mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: %s is no token; ids go from 0 to %d",
+                           id->type == MX_JSON_NUMBER ? id->text : "what is no number",
+                           mx_tokenizer_size(tokenizer) - 1);
+            return MX_OK;
+        }
+        if (!mx_ids_add(out, (int32_t)value)) return no_memory(error);
+    }
+    return MX_OK;
+}
+
+/* A string, an array of strings, of token ids, or of arrays of token ids. */
+static mx_status read_prompts(mx_batch_request *r, const mx_tokenizer *tokenizer, const mx_json *prompt,
+                              mx_error *error) {
+    const bool several = prompt->type == MX_JSON_ARRAY && !is_ids(prompt);
+    const uint32_t count = several ? prompt->count : 1;
+    if (count == 0 || count > MOST_PROMPTS) {
+        mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: %u of them, expected 1 to %d", count,
+                       MOST_PROMPTS);
+        return MX_OK;
+    }
+    r->prompts = calloc(count, sizeof *r->prompts);
+    if (!r->prompts) return no_memory(error);
+    r->prompt_count = (int)count;
+    const mx_json *v = several ? prompt->child : prompt;
+    for (int i = 0; i < r->prompt_count; i++, v = v->next) {
+        if (v->type != MX_JSON_STRING && !is_ids(v)) {
+            mx_batch_wrong(&r->problem, "prompt", "invalid_type",
+                           "prompt: expected a string, an array of strings, of token ids or of arrays of token ids");
+            return MX_OK;
+        }
+        mx_status status = read_prompt(r, tokenizer, v, &r->prompts[i], error);
+        if (status || r->problem.http_status) return status;
+    }
+    return MX_OK;
+}
+
+/* ---- lines ------------------------------------------------------------------------------------------------------- */
+static mx_status keep_id(mx_batch_request *r, const mx_json *id, const char *name, mx_error *error) {
+    if (!id || id->type == MX_JSON_NULL) return MX_OK;
+    const bool fits = id->type == MX_JSON_STRING || (r->form == MX_FORM_SHORT && id->type == MX_JSON_NUMBER);
+    if (!fits) {
+        mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a string", name);
+        return MX_OK;
+    }
+    return mx_json_write(&r->id, id) ? MX_OK : no_memory(error);
+}
+
+/* Finds what the line asks for; *fields is where its fields are. False: the problem is told. */
+static bool find_body(mx_batch_request *r, const mx_json *root, const mx_json **fields) {
+    *fields = root;
+    if (r->form == MX_FORM_SHORT) {
+        r->chat = field(root, "messages") != NULL;
+        if (r->chat && field(root, "prompt"))
+            return mx_batch_wrong(&r->problem, "prompt", "invalid_value", "give \"prompt\" or \"messages\", not both");
+        return true;
+    }
+    const mx_json *method = field(root, "method"), *url = field(root, "url"), *body = field(root, "body");
+    if (method && !mx_json_is_string(method, "POST"))
+        return mx_batch_wrong(&r->problem, "method", "invalid_value", "method: expected \"POST\"");
+    if (!body || body->type != MX_JSON_OBJECT)
+        return mx_batch_wrong(&r->problem, "body", body ? "invalid_type" : "missing_required_parameter",
+                              "body: expected an object");
+    r->chat = url ? mx_json_is_string(url, "/v1/chat/completions") : field(body, "messages") != NULL;
+    if (url && !r->chat && !mx_json_is_string(url, "/v1/completions"))
+        return mx_batch_wrong(&r->problem, "url", "unsupported_value",
+                              "url: expected \"/v1/chat/completions\" or \"/v1/completions\"");
+    *fields = body;
+    return true;
+}
+
+static mx_status read_what_to_say(mx_batch_reader *reader, mx_batch_request *r, const mx_json *fields,
+                                  mx_error *error) {
+    const mx_json *messages = field(fields, "messages"), *prompt = field(fields, "prompt");
+    if (r->chat ? !messages : !prompt) {
+        mx_batch_wrong(&r->problem, r->chat ? "messages" : "prompt", "missing_required_parameter",
+                       r->form == MX_FORM_SHORT ? "neither \"prompt\" nor \"messages\" is there"
+                       : r->chat                ? "messages: missing"
+                                                : "prompt: missing");
+        return MX_OK;
+    }
+    bool raw = reader->settings->raw;
+    if (r->form == MX_FORM_SHORT && !r->chat) {
+        if (!read_bool(r, fields, "raw", &raw)) return MX_OK;
+        r->chat = !raw;
+    }
+    if (!r->chat) return read_prompts(r, reader->settings->tokenizer, prompt, error);
+    r->prompts = calloc(1, sizeof *r->prompts);
+    if (!r->prompts) return no_memory(error);
+    r->prompt_count = 1;
+    if (messages) return mx_batch_read_chat(reader, fields, messages, r->prompts, &r->problem, error);
+    if (prompt->type == MX_JSON_STRING && prompt->size)
+        return mx_batch_read_user(reader, fields, prompt->text, prompt->size, r->prompts, &r->problem, error);
+    mx_batch_wrong(&r->problem, "prompt", "invalid_type",
+                   "prompt: expected a string that is not empty (several prompts or token ids need \"raw\": true)");
+    return MX_OK;
+}
+
+static mx_status read_fields(mx_batch_reader *reader, mx_batch_request *r, const mx_json *root, mx_error *error) {
+    const mx_json *fields;
+    mx_status status = keep_id(r, mx_json_get(root, r->form == MX_FORM_OPENAI ? "custom_id" : "id"),
+                               r->form == MX_FORM_OPENAI ? "custom_id" : "id", error);
+    if (status || r->problem.http_status || !find_body(r, root, &fields)) return status;
+    status = read_what_to_say(reader, r, fields, error);
+    if (!status && !r->problem.http_status) status = read_bias(r, fields, reader->settings->vocab, error);
+    if (!status && !r->problem.http_status) status = read_stop(r, fields, reader->settings, error);
+    if (status || r->problem.http_status) return status;
+    if (!read_unsupported(r, fields) || !read_sampling(r, fields) || !read_logprobs(r, fields) ||
+        !read_counts(r, fields))
+        return MX_OK;
+    if ((int64_t)r->prompt_count * r->best_of > MOST_SAMPLES)
+        mx_batch_wrong(&r->problem, "n", "invalid_value", "%d prompts with %d answers each: at most %d together",
+                       r->prompt_count, r->best_of, MOST_SAMPLES);
+    return MX_OK;
+}
+
+mx_status mx_batch_read(mx_batch_reader *reader, int64_t number, const char *text, size_t size, mx_batch_request *out,
+                        mx_error *error) {
+    const mx_batch_settings *settings = reader->settings;
+    *out = (mx_batch_request){.sampling = settings->sampling, .max_tokens = settings->max_tokens, .logprobs = -1};
+    out->sampling.seed = mix(settings->sampling.seed, (uint64_t)number);
+    mx_json_document *document;
+    mx_error wrong;
+    mx_status status = mx_json_parse("the line", text, size, &document, &wrong);
+    if (status == MX_NO_MEMORY) return mx_fail(error, status, "line %lld: %s", (long long)number, wrong.text);
+    if (status) {
+        mx_batch_wrong(&out->problem, NULL, "invalid_json", "%s", wrong.text);
+        return MX_OK;
+    }
+    const mx_json *root = mx_json_root(document);
+    if (root->type != MX_JSON_OBJECT) {
+        mx_batch_wrong(&out->problem, NULL, "invalid_type", "the line is no JSON object");
+    } else {
+        const bool openai = mx_json_get(root, "custom_id") || mx_json_get(root, "body") || mx_json_get(root, "url");
+        out->form = openai ? MX_FORM_OPENAI : MX_FORM_SHORT;
+        status = read_fields(reader, out, root, error);
+    }
+    mx_json_free(document);
+    return status;
+}
+
+void mx_batch_request_free(mx_batch_request *r) {
+    mx_bytes_free(&r->id);
+    for (int i = 0; i < r->prompt_count; i++) mx_ids_free(&r->prompts[i]);
+    free(r->prompts);
+    free(r->bias);
+    for (int i = 0; i < r->stop_count; i++) free(r->stop[i]);
+    free(r->stop);
+    *r = (mx_batch_request){0};
+}
