@@ -9,7 +9,15 @@
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 
-enum { BATCH_TOKENS = 512, BATCH_MOST = 65536 };
+enum {
+    BATCH_TOKENS = 512,
+    BATCH_MOST = 65536,
+    RUNNING = 64,
+    RUNNING_MOST = 4096,
+    SCORED = 64, /* rows in one step whose logits are kept beyond one for each request: of drafts, of scored prompts */
+    DRAFT_TOKENS = 4,
+    DRAFT_MOST = 64,
+};
 
 struct mx_model {
     mx_weights *weights;
@@ -63,23 +71,26 @@ mx_sampling mx_model_sampling(const mx_model *model) {
     return sampling;
 }
 
-/* Most of what is free once the weights are in memory; where they do not even fit, an eighth. Mapped weights count as
- * free memory, whether or not they have been read yet, for the kernel can drop them: keys and values must not make it
- * do so. */
-static uint64_t default_memory(const mx_model *model) {
+/* Most of what is free once the weights are in memory, but not more than all requests together can use; where they do
+ * not even fit, an eighth. Mapped weights count as free memory, whether or not they have been read yet, for the kernel
+ * can drop them: keys and values must not make it do so. */
+static uint64_t default_memory(const mx_model *model, uint64_t useful) {
     const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
     const uint64_t least = (uint64_t)256 << 20, reserve = available / 10 > least ? available / 10 : least;
-    return beside > reserve + available / 8 ? beside - reserve : available / 8;
+    const uint64_t memory = beside > reserve + available / 8 ? beside - reserve : available / 8;
+    return memory < useful ? memory : useful;
 }
 
 /* A context that the user chose is not held to that guess: it may take what is free, with a warning where the weights
  * will then be read from the disk again and again. */
-static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t context, int batch, uint64_t *out,
-                            mx_error *error) {
+static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t context, const mx_engine_parts *parts,
+                            uint64_t *out, mx_error *error) {
     const mx_config *config = mx_model_config(model);
-    *out = default_memory(model);
-    if (context < 1 || context > config->max_positions) return MX_OK; /* none, or refused by the plan */
-    const uint64_t needed = (uint64_t)mx_kv_pages_needed(config, context, batch) * page_bytes;
+    const bool chosen = context > 0 && context <= config->max_positions; /* more is refused by the plan */
+    const int64_t most = chosen ? context : config->max_positions;
+    const uint64_t needed = (uint64_t)mx_kv_pages_needed(config, most, parts->batch_tokens) * page_bytes;
+    *out = default_memory(model, needed * (uint64_t)parts->max_running);
+    if (!chosen) return MX_OK;
     if (needed <= *out) return MX_OK;
     const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
     const double mib = 0x1p-20;
@@ -104,6 +115,16 @@ static mx_status check_options(const mx_engine_options *o, mx_error *error) {
     if (o->threads < 0) return mx_fail(error, MX_INVALID_ARGUMENT, "%d threads: expected 0 (all) or more", o->threads);
     if (o->batch_tokens < 0 || o->batch_tokens > BATCH_MOST)
         return mx_fail(error, MX_INVALID_ARGUMENT, "batch_tokens %d: expected 1 to %d", o->batch_tokens, BATCH_MOST);
+    if (o->max_running < 0 || o->max_running > RUNNING_MOST)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "max_running %d: expected 1 to %d", o->max_running, RUNNING_MOST);
+    if (!(o->step_seconds >= 0))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "step_seconds %g: expected 0 or more", o->step_seconds);
+    if (o->speculation != MX_SPECULATE_AUTO && o->speculation != MX_SPECULATE_OFF && o->speculation != MX_SPECULATE_ON)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "speculation %d: expected AUTO, OFF or ON", (int)o->speculation);
+    if (o->draft_tokens < 0 || o->draft_tokens > DRAFT_MOST)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "draft_tokens %d: expected 1 to %d", o->draft_tokens, DRAFT_MOST);
+    if (o->boundary_count < 0 || (o->boundary_count > 0 && !o->boundary))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "boundary_count %d without tokens", o->boundary_count);
     if (o->kv_type != MX_KV_F16 && o->kv_type != MX_KV_F32 && o->kv_type != MX_KV_BF16)
         return mx_fail(error, MX_INVALID_ARGUMENT, "KV type %d: expected F16, F32 or BF16", (int)o->kv_type);
     return MX_OK;
@@ -130,13 +151,24 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     if (status) return status;
 
     const mx_config *config = mx_model_config(model);
-    mx_engine_parts parts = {.config = config, .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS};
+    mx_engine_parts parts = {.config = config,
+                             .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS,
+                             .max_running = o.max_running ? o.max_running : RUNNING,
+                             .step_seconds = o.step_seconds,
+                             .speculation = o.speculation,
+                             .draft_tokens = o.draft_tokens ? o.draft_tokens : DRAFT_TOKENS,
+                             .boundary = o.boundary,
+                             .boundary_count = o.boundary_count};
+    parts.max_wanted = parts.max_running + SCORED;
     const int64_t page_bytes = mx_page_bytes(config, formats[o.kv_type]);
     uint64_t memory = o.kv_memory;
-    if (!memory) status = memory_for(model, (uint64_t)page_bytes, o.context, parts.batch_tokens, &memory, error);
+    if (!memory) status = memory_for(model, (uint64_t)page_bytes, o.context, &parts, &memory, error);
     if (!status)
         status = mx_kv_plan_make(config, page_bytes, memory, o.context, parts.batch_tokens, &parts.plan, error);
     if (status) return status;
+    mx_log(MX_LOG_DEBUG, "KV memory: %.1f MiB in %lld pages, a context of %lld tokens, %d requests at once",
+           (double)parts.plan.pages * (double)page_bytes * 0x1p-20, (long long)parts.plan.pages,
+           (long long)parts.plan.context, parts.max_running);
     status = mx_pool_create_on(o.threads, model->numa, &parts.pool, error);
     if (status) return status;
 
@@ -145,7 +177,7 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     const mx_backend_options backend = {.kv_format = formats[o.kv_type],
                                         .pages = parts.plan.pages,
                                         .max_rows = parts.batch_tokens,
-                                        .max_wanted = 1,
+                                        .max_wanted = parts.max_wanted,
                                         .precision = &precision,
                                         .openblas = o.openblas};
     parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),

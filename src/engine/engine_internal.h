@@ -2,7 +2,7 @@
 #define MX_ENGINE_INTERNAL_H
 
 #include "base/threads.h"
-#include "engine/kv_cache.h"
+#include "engine/kv.h"
 #include "engine/mxrun.h"
 #include "model/model.h"
 
@@ -13,7 +13,14 @@ typedef struct mx_engine_parts {
     mx_backend *backend;     /* owned from success on */
     mx_pool *pool;           /* owned from success on; may be NULL */
     mx_kv_plan plan;
-    int batch_tokens;    /* at least 1, at most the backend's max_rows */
+    int batch_tokens; /* at least 1, at most the backend's max_rows */
+    int max_running;  /* at least 1 */
+    int max_wanted;   /* the backend's, at least max_running */
+    double step_seconds;
+    mx_speculation speculation;
+    int draft_tokens;
+    const int32_t *boundary; /* [boundary_count], copied */
+    int boundary_count;
     mx_engine_info info; /* context, vocab, kv_bytes and kv_bytes_used are filled in */
 } mx_engine_parts;
 

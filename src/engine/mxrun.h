@@ -44,6 +44,8 @@ typedef struct mx_engine_options {
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
     bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */
     int max_running;       /* requests that run at once at most, the others wait; 0: 64 */
+    double step_seconds; /* a step in which requests decode takes at most so long, or three times what it takes without
+                            prompts, if that is more; 0: 0.25. Much, where nobody waits for single tokens */
     mx_speculation speculation;
     int draft_tokens;         /* drafted ahead of one request in one step at most; 0: 4 */
     const int32_t *boundary;  /* tokens that end messages: behind them a prefix is resumed most often, and what a hit */
@@ -61,9 +63,9 @@ uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context);
 /* A constraint sees every sampled token, stop tokens too, and may narrow the next choice: grammars are such. (Stop
  * strings are not: the engine knows no text. Who streams the text looks for them and cancels, as src/turn does.) A
  * token that accept rejects does not count: another is drawn in its place (after 64 in a row the request fails). All
- * functions but accept may be NULL. rollback and clone are for a scheduler that drafts tokens or forks a request; the
- * engine does neither yet and never calls them. Called from mx_step's thread, destroy also from mx_engine_destroy; a
- * request that mx_submit refused leaves its constraint to the caller. */
+ * functions but accept may be NULL. Tokens that were guessed ahead are checked before a constraint sees them, so that
+ * the engine never calls rollback, nor clone: those are for its user. Called from mx_step's thread, destroy also from
+ * mx_engine_destroy; a request that mx_submit refused leaves its constraint to the caller. */
 typedef enum mx_verdict { MX_CONTINUE, MX_FINISHED, MX_REJECTED } mx_verdict;
 typedef struct mx_constraint {
     void *user;
@@ -181,7 +183,10 @@ typedef struct mx_engine_stats {
     int64_t drafted_tokens, accepted_tokens; /* by speculation */
     int64_t set_back;                        /* requests set back for want of memory */
     uint64_t kv_bytes_cached;                /* held by nothing but the cache, now */
-    double step_seconds, schedule_seconds;   /* schedule: of them, outside the forward pass */
+    double step_seconds;                     /* of them: */
+    double forward_seconds;                  /* in the forward pass */
+    double sample_seconds;                   /* drawing tokens */
+    double schedule_seconds;                 /* all else */
 } mx_engine_stats;
 mx_engine_stats mx_engine_get_stats(mx_engine *engine);
 

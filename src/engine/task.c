@@ -1,7 +1,10 @@
 #include "engine/task.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/cpu.h"
 
 static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_error *error) {
     if (r->prompt_count < 1 || !r->prompt)
@@ -23,6 +26,13 @@ static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_e
         return mx_fail(error, MX_INVALID_ARGUMENT, "stop_count %d without stop tokens", r->stop_count);
     if (r->sampling.bias_count < 0 || (r->sampling.bias_count > 0 && !r->sampling.bias))
         return mx_fail(error, MX_INVALID_ARGUMENT, "bias_count %d without biases", r->sampling.bias_count);
+    if (r->min_tokens < 0)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "min_tokens %lld: expected 0 or more", (long long)r->min_tokens);
+    if (!(r->deadline >= 0) || isinf(r->deadline))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "a deadline in %g seconds: expected 0 (none) or more", r->deadline);
+    if (r->top_logprobs < 0 || r->top_logprobs > MX_TOP_LOGPROBS)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "top_logprobs %d: expected 0 to %d", r->top_logprobs,
+                       MX_TOP_LOGPROBS);
     mx_task probe = {.request = *r};
     mx_sample_spec spec = mx_task_sample_spec(&probe, 0);
     return mx_sample_spec_check(&spec, vocab, error);
@@ -50,46 +60,62 @@ static void tally_add(mx_tally *tally, int32_t token) {
     tally->item[tally->index[token] - 1].count++;
 }
 
-static bool allocate(mx_task *task, int32_t vocab) {
+static bool allocate(mx_task *task, int32_t vocab, bool speculates) {
     const mx_request *r = &task->request;
     const mx_sampling *s = &r->sampling;
-    task->prompt = copy(r->prompt, r->prompt_count, sizeof *task->prompt);
+    const size_t most = (size_t)(r->prompt_count + task->limit); /* not touched before it is used */
+    task->tokens = malloc(sizeof *task->tokens * most);
+    task->logprob = malloc(sizeof *task->logprob * most);
+    if (task->top_count) task->top = malloc(sizeof *task->top * most * (size_t)task->top_count);
     task->stop = copy(r->stop, r->stop_count, sizeof *task->stop);
     task->bias = copy(s->bias, s->bias_count, sizeof *task->bias);
-    task->produced = malloc(sizeof *task->produced * (size_t)task->limit);
-    if (!task->prompt || !task->stop || !task->bias || !task->produced) return false;
-    if (s->repetition_penalty != 1 && !tally_create(&task->seen, r->prompt_count + task->limit, vocab)) return false;
+    if (!task->tokens || !task->logprob || !task->stop || !task->bias || (task->top_count && !task->top)) return false;
+    memcpy(task->tokens, r->prompt, sizeof *task->tokens * (size_t)r->prompt_count);
+    if (s->repetition_penalty != 1 && !tally_create(&task->seen, (int64_t)most, vocab)) return false;
+    if (speculates && !mx_lookup_init(&task->lookup, (int64_t)most)) return false;
     bool counts = s->presence_penalty != 0 || s->frequency_penalty != 0;
     return !counts || tally_create(&task->generated, task->limit, vocab);
 }
 
-mx_status mx_task_create(const mx_request *request, int64_t context, int32_t vocab, mx_task **out, mx_error *error) {
-    mx_status status = check(request, context, vocab, error);
+mx_status mx_task_create(const mx_request *request, const mx_task_options *o, mx_task **out, mx_error *error) {
+    mx_status status = check(request, o->context, o->vocab, error);
     if (status) return status;
     mx_task *task = calloc(1, sizeof *task);
     if (!task) return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
     task->request = *request;
-    task->limit = context - request->prompt_count;
+    task->limit = o->context - request->prompt_count;
     if (request->max_tokens > 0 && request->max_tokens < task->limit) task->limit = request->max_tokens;
-    if (!allocate(task, vocab)) {
+    task->top_count = request->top_logprobs < o->vocab ? request->top_logprobs : o->vocab;
+    if (!allocate(task, o->vocab, o->speculates))
+        status =
+            mx_fail(error, MX_NO_MEMORY, "no memory for a request of %lld tokens", (long long)request->prompt_count);
+    if (!status) status = mx_sequence_init(&task->sequence, o->kv, request->prompt_count + task->limit, error);
+    if (status) {
         mx_task_free(task);
-        return mx_fail(error, MX_NO_MEMORY, "no memory for a request of %lld tokens", (long long)request->prompt_count);
+        return status;
     }
-    task->request.prompt = task->prompt;
+    task->request.prompt = task->tokens;
     task->request.stop = task->stop;
     task->request.sampling.bias = task->bias;
+    task->known = request->prompt_count;
+    task->scored = task->visible = task->polled = request->prompt_logprobs ? 0 : task->known;
+    task->submit_time = mx_seconds();
+    if (request->deadline > 0) task->deadline = task->submit_time + request->deadline;
     task->usage.prompt_tokens = request->prompt_count;
-    for (int64_t i = 0; i < request->prompt_count; i++) tally_add(&task->seen, task->prompt[i]);
+    for (int64_t i = 0; i < request->prompt_count; i++) tally_add(&task->seen, task->tokens[i]);
     *out = task;
     return MX_OK;
 }
 
 void mx_task_free(mx_task *task) {
     if (!task) return;
-    free(task->prompt);
+    mx_sequence_free(&task->sequence);
+    mx_lookup_free(&task->lookup);
+    free(task->tokens);
+    free(task->logprob);
+    free(task->top);
     free(task->stop);
     free(task->bias);
-    free(task->produced);
     free(task->seen.item);
     free(task->seen.index);
     free(task->generated.item);
@@ -128,4 +154,9 @@ bool mx_task_stops_at(const mx_task *task, int32_t token) {
         if (task->stop[i] == token) return true;
     }
     return false;
+}
+
+bool mx_task_is_senior(const mx_task *a, const mx_task *b) {
+    return a->request.priority != b->request.priority ? a->request.priority > b->request.priority
+                                                      : a->handle < b->handle;
 }

@@ -5,11 +5,16 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "engine/kv.h"
 #include "engine/mxrun.h"
+#include "engine/speculate.h"
 #include "model/model.h"
 
 /* A submitted request: copies of what the caller gave, its progress, and what it produced until mx_poll takes it.
- * Everything is allocated when it is submitted, so that a step need not. */
+ * Everything is allocated when it is submitted, so that a step need not.
+ *
+ * It waits, runs (then its sequence holds pages), perhaps waits again when it was set back, and ends. Until it has
+ * ended it belongs to the thread that steps, but for the fields under the lock; afterwards to mx_poll. */
 
 /* How often each token occurred, as a list of distinct ones. */
 typedef struct mx_tally {
@@ -18,36 +23,63 @@ typedef struct mx_tally {
     int32_t *index; /* [vocab]: place in the list plus 1, 0: not in it; NULL: this tally is not kept */
 } mx_tally;
 
-typedef struct mx_produced {
-    int32_t token;
-    float logprob;
-} mx_produced;
-
 typedef struct mx_task {
-    mx_handle handle;
+    mx_handle handle;   /* ascending in the order of arrival */
     mx_request request; /* its pointers are to the copies below */
-    int32_t *prompt, *stop;
+    int32_t *stop;
     mx_logit_bias *bias;
     mx_tally seen, generated;
-    int64_t limit; /* most tokens it may generate */
+    int64_t limit;   /* most tokens it may generate */
+    double deadline; /* mx_seconds at which it ends; 0: none */
+    double submit_time;
+
+    /* By position, [prompt + limit]. Tokens behind `known` are guesses; what is said of a token is there when it was
+     * drawn or, with prompt_logprobs, computed. */
+    int32_t *tokens;
+    float *logprob;
+    mx_alternative *top; /* [top_count] each; NULL: not wanted */
+    int top_count;
 
     /* of the step's thread */
-    bool started;
+    mx_sequence sequence;
+    int64_t known;     /* prompt and generated tokens */
+    int64_t scored;    /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
+    bool started;      /* has had a first step */
+    bool computing;    /* has drawn nothing since it runs: others may wait for its prefix */
+    int64_t missed;    /* steps that had no row for it though it decoded */
+    int rows, drafted; /* of this step */
+    int first_wanted;  /* of the rows whose logits are wanted */
+    mx_handle waits_for;
+    int64_t wait_until; /* positions that the task it waits for must have computed, or INT64_MAX: until it draws */
+    mx_lookup lookup;
+    mx_draft_luck luck;
     double start_time, first_time;
-
-    /* under the engine's lock */
-    mx_produced *produced; /* [limit] */
-    int64_t produced_count, polled;
-    bool cancelled, ended, failed;
+    bool ending, failed; /* was ended in this step, with ... */
     mx_finish finish;
     struct mx_usage usage;
     mx_error error; /* failed */
-    struct mx_task *next;
+    bool changed;   /* is in the list of those with news for mx_poll */
+    struct mx_task *next_changed;
+
+    /* under the engine's lock */
+    int64_t visible, polled; /* positions that mx_poll may take and has taken */
+    bool waiting, cancelled, ended, has_events;
+    struct mx_task *next_waiting, *before_waiting;
+    struct mx_task *next_with_events;
+    struct mx_task *next_to_end;
+    struct mx_task *next_of_bucket; /* and, once all was polled, of those to be freed */
 } mx_task;
+
+typedef struct mx_task_options {
+    mx_kv *kv;
+    int64_t context;
+    int32_t vocab;
+    bool speculates;
+} mx_task_options;
 
 /* Checks and copies a request. MX_INVALID_ARGUMENT: something in it is wrong; MX_CONTEXT_FULL: the prompt leaves no
  * room for a token; MX_NO_MEMORY. Free with mx_task_free. */
-mx_status mx_task_create(const mx_request *request, int64_t context, int32_t vocab, mx_task **out, mx_error *error);
+mx_status mx_task_create(const mx_request *request, const mx_task_options *options, mx_task **out, mx_error *error);
 void mx_task_free(mx_task *task); /* NULL allowed; the constraint is not its business */
 
 /* The rules for the token at `position`. Pointers are into the task. */
@@ -56,5 +88,8 @@ mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position);
 /* Counts a token of the answer. Allocates nothing. */
 void mx_task_count(mx_task *task, int32_t token);
 bool mx_task_stops_at(const mx_task *task, int32_t token);
+
+/* The higher priority, then the one that came first. */
+bool mx_task_is_senior(const mx_task *a, const mx_task *b);
 
 #endif

@@ -79,15 +79,15 @@ static void assert_same(const answer *a, const answer *b) {
 /* A conversation as prefixes of one text, the last part now and then different. */
 typedef struct turn {
     int prompt, edit_at, answer; /* edit_at: that token and those behind it change; -1: none */
-    int cached;                  /* what must come from the cache */
+    int cached;                  /* what must come from the cache: all before the first token that differs */
 } turn;
 
 static const turn conversation[] = {
     {150, -1, 170, 0},                         /* answers longer than any window, and dropped */
     {230, -1, 140, 150}, {230, -1, 30, 229},   /* again */
-    {300, -1, 150, 230}, {260, 245, 140, 230}, /* the last message edited */
+    {300, -1, 150, 230}, {260, 245, 140, 245}, /* the last message edited */
     {400, -1, 20, 260},  {400, 390, 20, 390},  /* the window is still there */
-    {200, -1, 10, 199},                        /* back into a prompt, within a checkpoint's pages */
+    {200, -1, 10, 199},                        /* back into a prompt */
     {64, 3, 10, 3},
 };
 enum { TURNS = sizeof conversation / sizeof *conversation };
