@@ -44,7 +44,7 @@ typedef struct runner {
     int samples, most_samples;
     double *peak[MX_PEAK_LOOPS];
     int peaks;
-    mx_peaks now; /* the latest */
+    mx_peaks now; /* what holds for the windows at hand */
     double *done; /* seconds of all runs' work that are over, of those expected */
     mx_error *error;
 } runner;
@@ -188,13 +188,17 @@ static double sample_bandwidth(runner *r) {
     return rate;
 }
 
+/* Something else on the machine makes a sample too low, nothing makes it too high: below the median of those so far it
+ * does not count, or more than the floor would be reached. */
 static void sample_peaks(runner *r, int most) {
+    if (r->peaks == most) return;
+    r->peaks++;
     for (int i = 0; i < MX_PEAK_LOOPS; i++) {
         if (!mx_peak_here((mx_peak_loop)i)) continue;
-        r->now.of[i] = mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
-        if (r->peaks < most) r->peak[i][r->peaks] = r->now.of[i];
+        const double rate = mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
+        r->peak[i][r->peaks - 1] = rate;
+        r->now.of[i] = fmax(rate, mx_median(r->peak[i], r->peaks));
     }
-    r->peaks += r->peaks < most;
 }
 
 /* Puts a window on record. `cost` is that of all its tokens. */
