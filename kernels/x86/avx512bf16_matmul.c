@@ -74,13 +74,20 @@ static void pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------ */
 
-/* 32 weights in the order of pack. */
-MX_INLINE __m512i decode(mx_format format, const uint8_t *at, const uint8_t *scale) {
-    if (format == MX_BF16) return _mm512_loadu_si512(at);
+/* A block of MXFP4 in the order of pack: each weight's code in the low bits of a word, */
+MX_INLINE __m512i codes_of(const uint8_t *at) {
     const __m512i nibble = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
                                             0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
-    __m512i words = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)at));
-    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, nibble), _mm512_load_si512(mx_e2m1_bf16[*scale]));
+    return _mm512_srlv_epi16(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)at)), nibble);
+}
+
+/* and the weights. */
+MX_INLINE __m512i look_up(__m512i codes, uint8_t scale) {
+    return _mm512_permutexvar_epi16(codes, _mm512_load_si512(mx_e2m1_bf16[scale]));
+}
+
+MX_INLINE __m512i decode(mx_format format, const uint8_t *at, const uint8_t *scale) {
+    return format == MX_BF16 ? _mm512_loadu_si512(at) : look_up(codes_of(at), *scale);
 }
 
 MX_INLINE int64_t block_bytes(mx_format format) {
@@ -143,11 +150,45 @@ MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *
     }
 }
 
+/* As tile, for one activation row of single BF16 and eight weight rows of MXFP4: here decoding takes longer than
+ * memory. A block is multiplied between the shift and the permute of the next one: in that order the pipes are shared
+ * best. The empty asm keeps it, and keeps addresses sums of two registers where there are none left for eight. */
+MX_INLINE void tile_alone(const mx_matrix *w, const uint8_t *x, float *sums, fetch f) {
+    __m512 acc[GROUP_ALONE], x_before = _mm512_setzero_ps();
+    __m512i before = _mm512_setzero_si512(); /* the block that is still to be multiplied */
+    for (int c = 0; c < GROUP_ALONE; c++) acc[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < w->cols / 32; b++) {
+        const uint8_t *data = w->data + 16 * b, *scale = w->scales + b;
+        const __m512 x_now = mx_load_once(x + 64 * b);
+        for (int c = 0; c < GROUP_ALONE; c++) {
+            const int last = (c + GROUP_ALONE - 1) % GROUP_ALONE;
+            __m512i codes = codes_of(data);
+            acc[last] = _mm512_dpbf16_ps(acc[last], (__m512bh)before, (__m512bh)(c ? x_now : x_before));
+            __asm__ volatile("" : "+v"(acc[last]), "+v"(codes));
+            before = look_up(codes, *scale);
+            data += w->row_stride;
+            scale += w->scale_stride;
+            __asm__ volatile("" : "+r"(data), "+r"(scale));
+        }
+        x_before = x_now;
+        _mm_prefetch(f.data, _MM_HINT_T1);
+        _mm_prefetch(f.data + 64, _MM_HINT_T1);
+        _mm_prefetch(f.scales, _MM_HINT_T1);
+        f.data += f.data_step;
+        f.scales += f.scales_step;
+    }
+    acc[GROUP_ALONE - 1] = _mm512_dpbf16_ps(acc[GROUP_ALONE - 1], (__m512bh)before, (__m512bh)x_before);
+    _mm256_storeu_ps(sums, mx_fold8(acc));
+}
+
 MX_INLINE void tile_of(const mx_matrix *w, mx_format format, const uint8_t *const *x, int64_t rows, int C, bool split,
                        float *sums, fetch f) {
     switch (rows) {
     case 1:
-        tile(w, format, x, 1, C, split, sums, f);
+        if (format == MX_MXFP4 && !split && C == GROUP_ALONE)
+            tile_alone(w, *x, sums, f);
+        else
+            tile(w, format, x, 1, C, split, sums, f);
         break;
     case 2:
         tile(w, format, x, 2, GROUP, split, sums, f);
