@@ -73,6 +73,11 @@ typedef struct match {
     int common;
 } match;
 
+static void find_part(const mx_prefix_tree *tree, match *m, const int32_t *tokens, int64_t limit) {
+    const int64_t begin = m->tiles * MX_TILE;
+    m->part = mx_prefix_find_part(tree, m->node, tokens + begin, smaller(limit - begin, MX_TILE), &m->common);
+}
+
 static match follow(const mx_prefix_tree *tree, const int32_t *tokens, int64_t limit) {
     match m = {0};
     for (; (m.tiles + 1) * MX_TILE <= limit; m.tiles++) {
@@ -80,34 +85,37 @@ static match follow(const mx_prefix_tree *tree, const int32_t *tokens, int64_t l
         if (!next) break;
         m.node = next;
     }
-    const int64_t begin = m.tiles * MX_TILE;
-    m.part = mx_prefix_find_part(tree, m.node, tokens + begin, smaller(limit - begin, MX_TILE), &m.common);
+    find_part(tree, &m, tokens, limit);
     return m;
 }
 
-/* Cuts a way back to the longest prefix that a sequence can go on from, and returns its length p. The next row, at p,
- * sees positions p - window + 1 .. p: the sliding pages of every tile from there to p - 1 must be in the tree, the full
- * layers' always are. A tile without them ends the search for what lies behind its beginning; within a tile no shorter
- * prefix is better than the longest, for it sees further back. */
-static int64_t usable(const mx_kv *kv, match *m) {
-    int64_t position = m->tiles * MX_TILE + m->common;
-    if (kv->sliding_layers == 0) return position;
-    const mx_kv_node *n = m->part ? m->part : m->node;
-    while (n && n->tile >= mx_window_begin(kv->config, position)) {
-        if (!n->window) position = n->tile * MX_TILE;
-        n = n->parent;
+/* The last tile whose sliding pages a sequence of `position` tokens wants and the tree lost; NULL: none. The next row,
+ * at `position`, sees position - window + 1 and what follows. */
+static const mx_kv_node *missing(const mx_kv *kv, const match *m, int64_t position) {
+    if (kv->sliding_layers == 0) return NULL;
+    const int64_t first = mx_window_begin(kv->config, position);
+    for (const mx_kv_node *n = m->part ? m->part : m->node; n && n->tile >= first; n = n->parent)
+        if (!n->window) return n;
+    return NULL;
+}
+
+/* Cuts a way back to the longest prefix that a sequence can go on from, and returns its length. A shorter prefix looks
+ * further back than a longer one: where a tile is missing, only what ends before it or in another that begins like it
+ * can do. */
+static int64_t usable(const mx_kv *kv, match *m, const int32_t *tokens, int64_t limit) {
+    for (;;) {
+        const int64_t position = m->tiles * MX_TILE + m->common;
+        const mx_kv_node *lost = missing(kv, m, position);
+        if (!lost) return position;
+        m->node = lost->parent;
+        m->tiles = lost->tile;
+        find_part(&kv->tree, m, tokens, limit);
     }
-    if (position < m->tiles * MX_TILE + m->common) {
-        m->part = NULL;
-        m->common = 0;
-    }
-    for (; m->tiles * MX_TILE > position; m->tiles--) m->node = m->node->parent;
-    return position;
 }
 
 int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t count) {
     match m = follow(&kv->tree, tokens, count);
-    return usable(kv, &m);
+    return usable(kv, &m, tokens, count);
 }
 
 /* ---- one sequence: its table --------------------------------------------------------------------------------------
@@ -247,16 +255,17 @@ static uint64_t mark_before(int64_t position) {
 
 int64_t mx_sequence_resume(mx_sequence *s, const int32_t *tokens, int64_t limit) {
     mx_kv *kv = s->kv;
-    match m = follow(&kv->tree, tokens, smaller(limit, s->stride * MX_TILE));
-    int64_t position = usable(kv, &m);
-    take_prefix(s, m.node, position);
-    if (m.part && !take_part(s, &m)) {
-        /* Whole tiles only. Nothing is dropped while they are let go and taken again. */
-        release_all(s);
+    limit = smaller(limit, s->stride * MX_TILE);
+    match m = follow(&kv->tree, tokens, limit);
+    int64_t position;
+    for (;;) {
+        position = usable(kv, &m, tokens, limit);
+        take_prefix(s, m.node, position);
+        if (!m.part || take_part(s, &m)) break;
+        release_all(s); /* nothing is dropped before it is taken again */
+        limit = m.tiles * MX_TILE;
         m.part = NULL;
         m.common = 0;
-        position = usable(kv, &m);
-        take_prefix(s, m.node, position);
     }
     s->count = position;
     s->tiles = tiles_of(position);
