@@ -92,13 +92,16 @@ static void test_equal_tiles_become_one(void **state) {
     mx_sequence_init(&b, f.kv, KV_MOST, NULL);
     for (int64_t n = 50; n <= 700; n += 50) {
         kv_grow(&f, &a, tokens, n, 50);
-        kv_grow(&f, &b, tokens, n, 25);
+        if (n == 150) mx_sequence_mark(&a, tokens);
+        kv_grow(&f, &b, tokens, n + 64 < 700 ? n + 64 : 700, 25); /* before the other */
         kv_check_structure(&f, both, 2);
         for (int64_t t = 0; t < n / MX_TILE; t++) {
             assert_int_equal(a.table[t], b.table[t]);
-            assert_int_equal(a.table[a.stride + t], b.table[b.stride + t]);
+            if (t >= b.first_tile) assert_int_equal(a.table[a.stride + t], b.table[b.stride + t]);
         }
     }
+    const mx_kv_node *node = &f.kv->tree.node[f.kv->pool.node[a.table[2]] - 1];
+    assert_int_equal(node->marks, (uint64_t)1 << (150 - 2 * MX_TILE - 1)); /* it stays where the tile is another's */
     kv_check_content(&f, &a, tokens);
     kv_check_content(&f, &b, tokens);
     mx_sequence_end(&a, tokens, true);
