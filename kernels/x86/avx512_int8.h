@@ -38,11 +38,22 @@ _Static_assert(sizeof(scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
 
-/* Sixteen rows of bytes, row r at `at` + r * stride. */
+/* Sixteen rows of bytes, row 4 l + i at at[l] + i * stride. */
 typedef struct rows16 {
-    const uint8_t *at;
+    const uint8_t *at[4];
     int64_t stride;
 } rows16;
+
+/* Compilers that see how the four hang together spend a register on each row, and have not that many. */
+MX_INLINE rows16 rows_from(const uint8_t *at, int64_t stride) {
+    rows16 rows = {{at, at + 4 * stride, at + 8 * stride, at + 12 * stride}, stride};
+    __asm__("" : "+r"(rows.at[0]), "+r"(rows.at[1]), "+r"(rows.at[2]), "+r"(rows.at[3]));
+    return rows;
+}
+
+MX_INLINE void next_block(rows16 *rows) {
+    for (int l = 0; l < 4; l++) rows->at[l] += 16;
+}
 
 /* out[d] has in lane r the bytes 4 d ... 4 d + 3 of row r: a transpose of dwords. Lane l of in[i]: row 4 l + i. */
 MX_INLINE void transpose(__m512i out[4], const __m512i in[4]) {
@@ -59,11 +70,11 @@ MX_INLINE void load_rows(__m512i out[4], rows16 rows, int64_t count) {
     const __mmask16 mask = mx_first_lanes(count);
     __m512i in[4];
     for (int i = 0; i < 4; i++) {
-        const uint8_t *at = rows.at + i * rows.stride;
         __m128i lane[4];
-        for (int l = 0; l < 4; l++)
-            lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)(at + 4 * l * rows.stride))
-                                  : _mm_maskz_loadu_epi8(mask, at + 4 * l * rows.stride);
+        for (int l = 0; l < 4; l++) {
+            const uint8_t *at = rows.at[l] + i * rows.stride;
+            lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8(mask, at);
+        }
         __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[0]), lane[1], 1);
         __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[2]), lane[3], 1);
         in[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -97,17 +108,20 @@ MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], rows16 scales, int64_t 
  * for the rows that are not there. */
 MX_INLINE void find_rows(rows16 *data, rows16 *scales, const mx_matrix *w, int64_t n, int64_t count, int64_t b0,
                          int64_t blocks, scratch *s) {
-    *data = (rows16){w->data + n * w->row_stride + 16 * b0, w->row_stride};
-    *scales = (rows16){w->scales + n * w->scale_stride + b0, w->scale_stride};
-    if (count >= GROUP) return;
+    const uint8_t *data_at = w->data + n * w->row_stride + 16 * b0, *scales_at = w->scales + n * w->scale_stride + b0;
+    if (count >= GROUP) {
+        *data = rows_from(data_at, w->row_stride);
+        *scales = rows_from(scales_at, w->scale_stride);
+        return;
+    }
     memset(s->data, 0, sizeof s->data);
     memset(s->scales, 0, sizeof s->scales);
     for (int64_t i = 0; i < count; i++) {
-        memcpy(s->data[i], data->at + i * data->stride, (size_t)blocks * 16);
-        memcpy(s->scales[i], scales->at + i * scales->stride, (size_t)blocks);
+        memcpy(s->data[i], data_at + i * w->row_stride, (size_t)blocks * 16);
+        memcpy(s->scales[i], scales_at + i * w->scale_stride, (size_t)blocks);
     }
-    *data = (rows16){s->data[0], sizeof s->data[0]};
-    *scales = (rows16){s->scales[0], sizeof s->scales[0]};
+    *data = rows_from(s->data[0], sizeof s->data[0]);
+    *scales = rows_from(s->scales[0], sizeof s->scales[0]);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------------------- */
@@ -138,7 +152,7 @@ MX_INLINE void few_tile(const mx_matmul *m, const mx_int8_block *const *x, int R
         rows16 data, scales;
         find_rows(&data, &scales, &m->w, n, count, b0, blocks, s);
         decode_exponents(s->panel[0].exponent, scales, blocks);
-        for (int64_t b = 0; b < blocks; b++, data.at += 16) {
+        for (int64_t b = 0; b < blocks; b++, next_block(&data)) {
             __m512i w[8];
             decode(w, data);
             for (int i = 0; i < 4; i++) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
@@ -183,7 +197,7 @@ static void fill_panel(panel *p, const mx_matrix *w, int64_t n, int64_t count, i
     rows16 data, scales;
     find_rows(&data, &scales, w, n, count, b0, blocks, s);
     decode_exponents(p->exponent, scales, blocks);
-    for (int64_t b = 0; b < blocks; b++, data.at += 16) decode(p->w[b], data);
+    for (int64_t b = 0; b < blocks; b++, next_block(&data)) decode(p->w[b], data);
 }
 
 /* sums[t][n] += activation row t, t < R, times both panels; x[t]: the row's first block of this chunk. */
@@ -236,19 +250,19 @@ MX_INLINE void fetch_rows(const mx_matrix *w, int64_t n, int64_t b0, int64_t fro
 static void many_rows(const mx_matmul *m, int64_t n0, int64_t count, scratch *s) {
     const int64_t all = m->w.cols / 32;
     for (int64_t t0 = 0; t0 < m->rows; t0 += BLOCK_T) {
-        int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T;
+        int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T, tiles = (rows + TILE - 1) / TILE;
         memset(s->sums, 0, (size_t)rows * sizeof s->sums[0]);
         for (int64_t b0 = 0; b0 < all; b0 += BLOCKS) {
             int64_t blocks = all - b0 < BLOCKS ? all - b0 : BLOCKS;
             bool last = b0 + BLOCKS >= all;
             fill_panel(&s->panel[0], &m->w, n0, count, b0, blocks, s);
             if (count > GROUP) fill_panel(&s->panel[1], &m->w, n0 + GROUP, count - GROUP, b0, blocks, s);
-            for (int64_t t = 0; t < rows; t += TILE) {
+            for (int64_t k = 0; k < tiles; k++) {
                 const mx_int8_block *x[TILE];
-                int64_t here = rows - t < TILE ? rows - t : TILE;
+                int64_t t = rows * k / tiles, here = rows * (k + 1) / tiles - t;
                 for (int64_t i = 0; i < here; i++) x[i] = x_of_row(m, t0 + t + i) + b0;
-                fetch_rows(&m->w, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, t * BLOCK_N / rows,
-                           (t + here) * BLOCK_N / rows);
+                fetch_rows(&m->w, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, BLOCK_N * k / tiles,
+                           BLOCK_N * (k + 1) / tiles);
                 multiply_tile(s->sums + t, x, s->panel, here, blocks);
             }
         }
