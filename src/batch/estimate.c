@@ -89,7 +89,8 @@ static mx_status read_first(trial *t, mx_batch *b, mx_error *error) {
     return status;
 }
 
-/* Each request's first prompt, all at once, for `max_tokens` each and `seconds` at most. */
+/* Each request's first prompt, all at once, for `max_tokens` each (what the request says, where that is less) and
+ * `seconds` at most. */
 static mx_status run_phase(trial *t, int64_t max_tokens, double seconds, double *took, mx_error *error) {
     mx_engine *engine = t->work->engine;
     int64_t running = 0;
@@ -98,7 +99,8 @@ static mx_status run_phase(trial *t, int64_t max_tokens, double seconds, double 
         const mx_batch_request *r = &t->requests[i];
         const mx_request request = {.prompt = r->prompts[0].data,
                                     .prompt_count = r->prompts[0].count,
-                                    .max_tokens = max_tokens,
+                                    .max_tokens =
+                                        r->max_tokens && r->max_tokens < max_tokens ? r->max_tokens : max_tokens,
                                     .sampling = r->sampling,
                                     .user = &t->handles[i]};
         t->handles[i] = 0;
@@ -132,7 +134,7 @@ static mx_status run_phase(trial *t, int64_t max_tokens, double seconds, double 
 
 mx_status mx_batch_measure(mx_batch *b, const mx_batch_settings *settings, const mx_batch_work *work,
                            mx_batch_speed *out, mx_error *error) {
-    enum { TOKENS = 1 << 20 };
+    enum { TOKENS = 512 };
     const size_t most = (size_t)work->max_in_flight;
     const double start = mx_seconds();
     *out = (mx_batch_speed){0};
