@@ -189,8 +189,7 @@ static mx_batch_settings settings_of(const mx_session *s) {
 }
 
 static bool load(mx_session *s, int *exit_code) {
-    const mx_engine_options engine = {.max_running = (int)in_flight.value,
-                                      .step_seconds = 1e6}; /* nobody waits for single tokens */
+    const mx_engine_options engine = {.max_running = (int)in_flight.value};
     return mx_session_load(s, &engine, exit_code);
 }
 
