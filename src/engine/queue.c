@@ -1,4 +1,6 @@
 /* Who runs and who waits. */
+#include <string.h>
+
 #include "base/cpu.h"
 #include "engine/engine_state.h"
 
@@ -51,6 +53,7 @@ static int64_t resumable(const mx_task *task) {
 static int64_t common_prefix(const mx_task *a, const mx_task *b, int64_t limit) {
     int64_t n = 0;
     if (limit > b->known) limit = b->known;
+    while (n + MX_TILE <= limit && !memcmp(a->tokens + n, b->tokens + n, MX_TILE * sizeof *a->tokens)) n += MX_TILE;
     while (n < limit && a->tokens[n] == b->tokens[n]) n++;
     return n;
 }
