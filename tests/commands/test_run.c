@@ -63,7 +63,8 @@ static void test_streams_and_statistics(void **unused) {
     expect_no_text(&o.out, "The user wants");
     expect_text(&o.err, "The user wants a story about a fox and a lamp.\n");
     expect_text(&o.err, "77 prompt + 155 new tokens | first token ");
-    expect_text(&o.err, " tokens/s | memory ");
+    expect_text(&o.err, " tokens/s | ");
+    expect_text(&o.err, " | memory ");
     expect_text(&o.err, " | seed ");
     expect_no_text(&o.err, "\033"); /* no colours where nobody sees them */
     outcome_free(&o);
