@@ -189,7 +189,8 @@ static mx_batch_settings settings_of(const mx_session *s) {
 }
 
 static bool load(mx_session *s, int *exit_code) {
-    const mx_engine_options engine = {.max_running = (int)in_flight.value};
+    const mx_engine_options engine = {.max_running = (int)in_flight.value,
+                                      .step_seconds = 1e6}; /* nobody waits for single tokens */
     return mx_session_load(s, &engine, exit_code);
 }
 

@@ -1,6 +1,7 @@
 #include "commands/common.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +74,36 @@ bool mx_number_check(const mx_command *command, mx_number *n) {
     else
         mx_command_usage(command, "%s %s: expected %s %s %g and %s %g", n->option, n->text, kind,
                          n->above_low ? "above" : "of at least", n->low, "at most", n->high);
+    return false;
+}
+
+bool mx_size_check(const mx_command *command, const char *option, const char *text, uint64_t *out) {
+    static const char units[] = "KMGT";
+    char *end = NULL;
+    double value = -1;
+    if (*text && strspn(text, "0123456789.") > 0) value = strtod(text, &end);
+    const char *unit = value >= 0 && *end ? strchr(units, *end >= 'a' && *end <= 'z' ? *end - 'a' + 'A' : *end) : NULL;
+    if (unit) {
+        value = ldexp(value, 10 * (int)(unit - units + 1));
+        end++;
+    }
+    if (value >= 1 && value < 0x1p62 && !*end) {
+        *out = (uint64_t)value;
+        return true;
+    }
+    mx_command_usage(command, "%s %s: expected a number of bytes, such as 512M or 4G", option, text);
+    return false;
+}
+
+bool mx_speculation_find(const mx_command *command, const char *name, mx_speculation *out) {
+    static const char *const names[] = {
+        [MX_SPECULATE_AUTO] = "auto", [MX_SPECULATE_OFF] = "off", [MX_SPECULATE_ON] = "on"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (mx_speculation)i;
+            return true;
+        }
+    mx_command_usage(command, "--speculate %s: expected auto, off or on", name);
     return false;
 }
 

@@ -49,6 +49,12 @@ bool mx_number_check(const mx_command *command, mx_number *number);
 
 enum { MX_MOST_THREADS = 1024 };
 
+/* A number of bytes, "512M": K, M, G and T are powers of 1024. false: the user has been told. */
+bool mx_size_check(const mx_command *command, const char *option, const char *text, uint64_t *out);
+
+/* What --speculate names. false: the user has been told. */
+bool mx_speculation_find(const mx_command *command, const char *name, mx_speculation *out);
+
 /* Exactly one of -m MODEL and --tokenizer FILE: opens the tokenizer of it. false with *exit_code set when that is not
  * so or fails; the user has been told. */
 bool mx_open_tokenizer(const mx_command *command, const char *model, const char *file, mx_tokenizer **out,

@@ -18,19 +18,22 @@
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
-    char *model, *kv_type, *precision, *dense, *load, *numa, *seed;
+    char *model, *kv_type, *kv_memory, *speculate, *precision, *dense, *load, *numa, *seed;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
-    mx_load_way way;      /* what load names */
-    mx_numa placed;       /* what numa names */
+    uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
+    mx_speculation speculation;
+    mx_load_way way; /* what load names */
+    mx_numa placed;  /* what numa names */
     int greedy;
     char **logit_bias, **stop;
     char *system, *developer, *reasoning, *date, *tools;
     int keep_thinking;
 } given;
 
-enum { CTX, THREADS, COUNT, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, NUMBERS };
+enum { CTX, BATCH_TOKENS, THREADS, COUNT, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, NUMBERS };
 static mx_number numbers[NUMBERS] = {
     [CTX] = {"--ctx", NULL, 0, 1, 1 << 30, true, false},
+    [BATCH_TOKENS] = {"--batch-tokens", NULL, 0, 1, 65536, true, false},
     [THREADS] = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false},
     [COUNT] = {"-n", NULL, 0, 1, 1e15, true, false},
     [TEMPERATURE] = {"--temperature", NULL, 1, 0, 10, false, false},
@@ -47,6 +50,15 @@ const struct poptOption mx_model_options[] = {
     {"model", 'm', STRING, &given.model, 0, "Folder of the model, or \"stories\", which comes with mxrun", "MODEL"},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
+    {"kv-memory", '\0', STRING, &given.kv_memory, 0,
+     "Memory for keys and values, of requests and of cached prefixes: 512M, 4G (default: most of what is free)",
+     "SIZE"},
+    {"batch-tokens", '\0', STRING, &numbers[BATCH_TOKENS].text, 0,
+     "Most tokens in one step, of all requests together (default 512)", "N"},
+    {"speculate", '\0', STRING, &given.speculate, 0,
+     "Guess what repeats itself and check it in one step, answers stay the same: auto (default: where it pays), off or "
+     "on",
+     "WHEN"},
     {"precision", '\0', STRING, &given.precision, 0,
      "Of activations in products: fp32, bf16x2, mixed, bf16 or int8 (default: see info)", "NAME"},
     {"dense", '\0', STRING, &given.dense, 0,
@@ -182,6 +194,8 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         return false;
     }
     if (given.numa && !mx_numa_find(command, given.numa, &given.placed)) return false;
+    if (given.kv_memory && !mx_size_check(command, "--kv-memory", given.kv_memory, &given.kv_bytes)) return false;
+    if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
     if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
     mx_precisions precision;
@@ -277,6 +291,16 @@ static mx_status prepare(mx_session *s, bool raw, mx_error *error) {
     return status;
 }
 
+/* The tokens that end messages. Returns how many the tokenizer has. */
+static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
+    const mx_harmony_ids special = mx_tokenizer_harmony_ids(t);
+    const int32_t ends[3] = {special.end, special.call, special.return_};
+    int count = 0;
+    for (int i = 0; i < 3; i++)
+        if (ends[i] >= 0) out[count++] = ends[i];
+    return count;
+}
+
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
     int threads = (int)numbers[THREADS].value;
     mx_loading loading = {0};
@@ -288,7 +312,13 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
         return mx_fail(error, MX_NO_MEMORY, "no memory");
     }
+    int32_t boundary[3];
     mx_engine_options engine_options = engine ? *engine : (mx_engine_options){0};
+    engine_options.boundary = boundary;
+    engine_options.boundary_count = message_ends(s->tokenizer, boundary);
+    engine_options.kv_memory = given.kv_bytes;
+    engine_options.batch_tokens = (int)numbers[BATCH_TOKENS].value;
+    engine_options.speculation = given.speculation;
     engine_options.threads = threads;
     engine_options.context = (int64_t)numbers[CTX].value;
     if (given.kv) engine_options.kv_type = given.kv->type;
@@ -437,6 +467,10 @@ bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx
         return false;
     if (u->generate_seconds > 0 && u->generated_tokens > 1 &&
         !mx_bytes_addf(out, " | decode %.1f tokens/s", (double)(u->generated_tokens - 1) / u->generate_seconds)) {
+        return false;
+    }
+    if (u->drafted_tokens && !mx_bytes_addf(out, " | %lld of %lld guessed tokens right", (long long)u->accepted_tokens,
+                                            (long long)u->drafted_tokens)) {
         return false;
     }
     return mx_bytes_addf(out, " | memory %.0f MB | seed %llu", (double)mx_memory_peak() / 1e6,

@@ -7,7 +7,7 @@
 
 /* The options that the commands which generate text have in common: which model and engine, how tokens are chosen,
  * what the prompt says. Include the tables with POPT_ARG_INCLUDE_TABLE, parse, then open a session. */
-extern const struct poptOption mx_model_options[];    /* -m --ctx --kv-type --precision --threads */
+extern const struct poptOption mx_model_options[];    /* -m --ctx --kv-memory ... --threads */
 extern const struct poptOption mx_sampling_options[]; /* -n --temperature ... --stop --greedy --seed */
 extern const struct poptOption mx_prompt_options[];   /* --system --developer --reasoning --date --tools */
 

@@ -115,7 +115,10 @@ mx_status mx_submit(mx_engine *e, const mx_request *request, mx_handle *out, mx_
     if ((request->top_logprobs > 0 || request->prompt_logprobs) && !e->parts.backend->ops->top)
         return mx_fail(error, MX_UNSUPPORTED, "the %s backend has no log-probabilities of other tokens",
                        e->parts.backend->ops->name);
-    const mx_task_options options = {.kv = e->kv, .context = e->parts.plan.context, .vocab = e->parts.config->vocab};
+    const mx_task_options options = {.kv = e->kv,
+                                     .context = e->parts.plan.context,
+                                     .vocab = e->parts.config->vocab,
+                                     .speculates = e->parts.speculation != MX_SPECULATE_OFF};
     mx_task *task;
     mx_status status = mx_task_create(request, &options, &task, error);
     if (status) return status;

@@ -28,6 +28,7 @@ struct mx_engine {
     mx_sequence_view *view;  /* [max_running] */
     uint32_t *mask;          /* [vocab / 32, rounded up] */
     mx_scheduler scheduler;
+    mx_draft_cost draft_cost;
     mx_task *changed;      /* have news for mx_poll */
     mx_engine_stats count; /* as far as this thread counts */
 

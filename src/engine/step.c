@@ -239,6 +239,8 @@ static void take_rows(mx_engine *e, mx_task *task) {
     int64_t position = first;
     if (task->scored == 0) task->scored = 1; /* nothing comes before the first token */
     const bool computing = task->computing;
+    const int drafted = task->known - first == 1 ? task->rows - 1 : 0;
+    int accepted = 0;
     bool finished = false, right = true;
     mx_status status = MX_OK;
     mx_error error;
@@ -251,6 +253,7 @@ static void take_rows(mx_engine *e, mx_task *task) {
             const int32_t guess = position + 1 < end_of_rows ? task->tokens[position + 1] : -1;
             status = next_token(e, task, wanted, &finished, &error);
             right = !status && task->tokens[position + 1] == guess;
+            accepted += right;
         }
         has_news(e, task);
         wanted += !status;
@@ -258,6 +261,13 @@ static void take_rows(mx_engine *e, mx_task *task) {
     if (status) {
         fail(e, task, &error, !is_damaged(e, wanted));
         return;
+    }
+    if (drafted) {
+        mx_draft_checked(&task->luck, task->matched, drafted, accepted);
+        task->usage.drafted_tokens += drafted;
+        task->usage.accepted_tokens += accepted;
+        e->count.drafted_tokens += drafted;
+        e->count.accepted_tokens += accepted;
     }
     mx_sequence_advance(&task->sequence, task->tokens, position - first);
     if (computing && !task->computing) mx_sequence_mark(&task->sequence, task->tokens);
@@ -305,7 +315,32 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
 
 /* ---- planning -----------------------------------------------------------------------------------------------------
  */
+static bool decodes(const mx_task *task) {
+    return task->known - task->sequence.count == 1;
+}
+
+/* Guesses what follows, where `decoders` requests decode. They stand behind the known tokens until they are checked. */
+static void guess_ahead(mx_engine *e, int decoders) {
+    const bool always = e->parts.speculation == MX_SPECULATE_ON;
+    int rows = decoders;
+    for (int i = 0; i < e->running_count; i++) {
+        mx_task *task = e->running[i];
+        task->drafted = 0;
+        if (!decodes(task) || (!always && rows >= MX_DRAFT_ROWS)) continue;
+        const int64_t left = task->request.prompt_count + task->limit - task->known - 1; /* the last is never a guess */
+        const int most = e->parts.draft_tokens < left ? e->parts.draft_tokens : (int)left;
+        task->drafted =
+            mx_lookup_draft(&task->lookup, task->tokens, task->known, task->tokens + task->known, most, &task->matched);
+        if (!always && task->drafted > 0)
+            task->drafted = mx_draft_length(&e->draft_cost, &task->luck, task->matched, rows, task->drafted);
+        rows += task->drafted;
+    }
+}
+
 static void plan_rows(mx_engine *e) {
+    int decoders = 0;
+    for (int i = 0; i < e->running_count; i++) decoders += decodes(e->running[i]);
+    if (decoders && e->parts.speculation != MX_SPECULATE_OFF) guess_ahead(e, decoders);
     for (int i = 0; i < e->running_count; i++) {
         const mx_task *task = e->running[i];
         e->candidate[i] = (mx_candidate){.unknown = task->known - task->sequence.count,
@@ -352,20 +387,21 @@ static void reserve_pages(mx_engine *e) {
 /* ---- the step -----------------------------------------------------------------------------------------------------
  */
 static void compute_planned(mx_engine *e) {
-    int decode = 0, prompt = 0, count = 0;
+    int decode = 0, drafted = 0, prompt = 0, count = 0;
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
         if (!task->rows) continue;
         e->planned[count++] = task;
-        if (task->known - task->sequence.count == 1)
-            decode++;
-        else
-            prompt += task->rows;
+        decode += decodes(task);
+        drafted += decodes(task) ? task->rows - 1 : 0;
+        prompt += decodes(task) ? 0 : task->rows;
     }
     if (!count) return;
     const double start = mx_seconds();
     compute(e, e->planned, count);
-    mx_scheduler_measured(&e->scheduler, decode, 0, prompt, mx_seconds() - start);
+    const double seconds = mx_seconds() - start;
+    mx_scheduler_measured(&e->scheduler, decode, drafted, prompt, seconds);
+    if (!prompt) mx_draft_measured(&e->draft_cost, decode + drafted, seconds);
     e->count.steps++;
 }
 

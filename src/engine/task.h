@@ -42,13 +42,15 @@ typedef struct mx_task {
 
     /* of the step's thread */
     mx_sequence sequence;
-    int64_t known;     /* prompt and generated tokens */
-    int64_t scored;    /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
-    bool started;      /* has had a first step */
-    bool computing;    /* has drawn nothing since it runs: others may wait for its prefix */
-    int64_t missed;    /* steps that had no row for it though it decoded */
-    int rows, drafted; /* of this step */
-    int first_wanted;  /* of the rows whose logits are wanted */
+    int64_t known;    /* prompt and generated tokens */
+    int64_t scored;   /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
+    bool started;     /* has had a first step */
+    bool computing;   /* has drawn nothing since it runs: others may wait for its prefix */
+    int64_t missed;   /* steps that had no row for it though it decoded */
+    int rows;         /* of this step */
+    int drafted;      /* tokens guessed behind the known ones */
+    int matched;      /* tokens that they were found by */
+    int first_wanted; /* of the rows whose logits are wanted */
     mx_handle waits_for;
     int64_t wait_until; /* positions that the task it waits for must have computed, or INT64_MAX: until it draws */
     mx_lookup lookup;

@@ -212,7 +212,9 @@ void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_
                                .top_p = 1,
                                .repetition_penalty = 1,
                                .seed = sampling->seed,
-                               .position = p + 1};
+                               .position = p + 1,
+                               .bias = sampling->bias,
+                               .bias_count = sampling->bias_count};
         mx_sampled sampled;
         mx_error error;
         mx_status status = sample_row(logits, &spec, &sampled, &error);

@@ -36,7 +36,8 @@ typedef struct fake_backend {
 mx_config fake_config(const char *pattern, int window, int max_positions);
 fake_backend *fake_backend_create(const mx_config *config, int64_t pages);
 
-/* The same model without pages: what it samples after `prompt`. Greedy when temperature is 0. */
+/* The same model without pages: what it samples after `prompt`, of the sampling numbers by
+ * temperature, seed and biases alone. */
 void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_count, const mx_sampling *sampling,
                  int32_t *out, int64_t count);
 

@@ -156,6 +156,63 @@ static void a_shared_beginning(void **state) {
     mx_engine_destroy(e);
 }
 
+/* ---- guessing ahead -----------------------------------------------------------------------------------------------
+ */
+static void guesses_change_nothing(void **state) {
+    (void)state;
+    static mx_logit_bias bias[FAKE_VOCAB];
+    for (int i = 0; i < 3; i++) bias[i] = (mx_logit_bias){7 * i, 20}; /* answers that repeat themselves */
+    config = fake_config("sf", 128, FAKE_MOST);
+    for (int pages = 0; pages < 2; pages++) {
+        for (int draft = 1; draft <= 16; draft *= 4) {
+            const mx_engine_parts parts = {
+                .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_ON, .draft_tokens = draft};
+            mx_engine *e =
+                fake_engine_with(&parts, 600, pages ? 2 * mx_kv_pages_needed(&config, 600, 64) : 0, &backend);
+            make_requests((uint64_t)draft, MANY, 300);
+            for (int i = 0; i < MANY; i++) {
+                r[i].sampling.temperature = i % 3 ? 0.3f : 0;
+                r[i].sampling.bias = bias, r[i].sampling.bias_count = i % 4;
+                r[i].max_tokens += 100;
+                submit(e, &r[i]);
+            }
+            run_until_idle(e);
+            check_all(MANY);
+            const mx_engine_stats s = mx_engine_get_stats(e);
+            assert_true(s.accepted_tokens > 0 && s.accepted_tokens < s.drafted_tokens);
+            int64_t drafted = 0, accepted = 0;
+            for (int i = 0; i < MANY; i++) {
+                drafted += a[i].last.usage.drafted_tokens;
+                accepted += a[i].last.usage.accepted_tokens;
+            }
+            assert_int_equal(drafted, s.drafted_tokens);
+            assert_int_equal(accepted, s.accepted_tokens);
+            mx_engine_destroy(e);
+        }
+    }
+}
+
+/* One token again and again: a step draws as many as were guessed, and one. */
+static void right_guesses_save_steps(void **state) {
+    (void)state;
+    const mx_logit_bias bias = {5, 100};
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_ON, .draft_tokens = 4};
+    config = fake_config("sf", 128, FAKE_MOST);
+    mx_engine *e = fake_engine_with(&parts, 600, 0, &backend);
+    fill(prompt[0], 30, 4);
+    for (int n = 100; n <= 102; n++) {
+        r[0] = request_for(prompt[0], 30, n, &a[0]);
+        r[0].sampling.bias = &bias, r[0].sampling.bias_count = 1;
+        submit(e, &r[0]);
+        const int64_t before = mx_engine_get_stats(e).steps;
+        run_until_idle(e);
+        check_all(1);
+        assert_in_range(mx_engine_get_stats(e).steps - before, 20, 25);
+    }
+    mx_engine_destroy(e);
+}
+
 /* ---- order --------------------------------------------------------------------------------------------------------
  */
 static void the_higher_priority_first(void **state) {
@@ -343,6 +400,8 @@ int main(void) {
         cmocka_unit_test(all_become_as_long_as_they_may),
         cmocka_unit_test(samples_of_one_prompt),
         cmocka_unit_test(a_shared_beginning),
+        cmocka_unit_test(guesses_change_nothing),
+        cmocka_unit_test(right_guesses_save_steps),
         cmocka_unit_test(the_higher_priority_first),
         cmocka_unit_test(cancelled_at_every_step),
         cmocka_unit_test(deadlines),
