@@ -8,7 +8,7 @@
 
 #include "base/cpu.h"
 
-enum { BAR = 24, DEFAULT_WIDTH = 80 };
+enum { BAR = 24, BAR_LEAST = 6, DEFAULT_WIDTH = 80 };
 static const double QUIET = 0.5, PERIOD = 0.1; /* seconds before the first drawing, between two */
 
 static int terminal_width(void) {
@@ -49,13 +49,16 @@ void mx_progress_line(const mx_progress *p, double done, double seconds, int wid
     char bar[BAR + 1], far[64], left[32] = "";
     done = done < 0 ? 0 : done > p->total ? p->total : done;
     const double share = p->total > 0 ? done / p->total : 1;
-    const int filled = (int)(share * BAR);
-    for (int i = 0; i < BAR; i++) bar[i] = i < filled ? '#' : ' ';
-    bar[BAR] = 0;
     how_far(p, done, seconds, far);
     if (share > 0.01 && share < 1) time_left(seconds / share - seconds, left);
+    /* The last column stays free: some terminals wrap there. The bar gives way to the words. */
+    const int words = (int)(strlen(p->label) + strlen(far) + strlen(left) + strlen("  []    "));
+    int length = width > 0 && width - 1 - words < BAR ? width - 1 - words : BAR;
+    if (length < BAR_LEAST) length = BAR_LEAST;
+    const int filled = (int)(share * length);
+    for (int i = 0; i < length; i++) bar[i] = i < filled ? '#' : ' ';
+    bar[length] = 0;
     snprintf(out, 300, "%s  [%s]  %s  %s", p->label, bar, far, left);
-    /* The last column stays free: some terminals wrap there. */
     if (width > 0 && width < 300 && strlen(out) >= (size_t)width) out[width - 1] = 0;
 }
 

@@ -70,15 +70,14 @@ static double per_second(int64_t count, double seconds) {
     return seconds > 0 ? (double)count / seconds : 0;
 }
 
-/* "412 of 1000 requests  830 tokens/s  72 % of prompts reused" */
+/* "412 of 1000  830 tokens/s  72 % reused": of the prompts' tokens */
 static void describe(const mx_batch_state *s, char *out, size_t size) {
     int n = snprintf(out, size, "%lld", (long long)(s->before + s->done));
     if (s->total >= 0) n += snprintf(out + n, size - (size_t)n, " of %lld", (long long)s->total);
-    n += snprintf(out + n, size - (size_t)n, " requests");
     if (s->wrong) n += snprintf(out + n, size - (size_t)n, " (%lld wrong)", (long long)s->wrong);
     n += snprintf(out + n, size - (size_t)n, "  %.0f tokens/s", per_second(s->generated_tokens, s->seconds));
     if (s->prompt_tokens)
-        snprintf(out + n, size - (size_t)n, "  %.0f %% of prompts reused",
+        snprintf(out + n, size - (size_t)n, "  %.0f %% reused",
                  100.0 * (double)s->cached_tokens / (double)s->prompt_tokens);
 }
 

@@ -35,6 +35,8 @@ static void line_fits_and_values_are_bounded(void **state) {
     char line[300];
     mx_progress_line(&p, 99e9, 10, 40, line);
     assert_int_equal(strlen(line), 39);
+    mx_progress_line(&p, 6.9e9, 10, 60, line); /* the bar gives way */
+    assert_string_equal(line, "writing  [#####      ]  6.9 of 13.8 GB  690 MB/s  10 s left");
     mx_progress_line(&p, -5, 10, 0, line);
     assert_non_null(strstr(line, "0.0 of 13.8 GB"));
     p.total = 0;

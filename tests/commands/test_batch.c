@@ -635,10 +635,9 @@ static int wait_for(pid_t child) {
 }
 
 /* 20 kills at random moments: the output is that of an undisturbed run. */
-static void test_kills(void **unused) {
-    (void)unused;
-    enum { PROMPTS = 120, KILLS = 20 };
-    write_prompts("kill.jsonl", PROMPTS);
+static void check_kills(int prompts) {
+    enum { KILLS = 20 };
+    write_prompts("kill.jsonl", prompts);
     const double begin = now();
     outcome o = run(BATCH, "-i", path_of("kill.jsonl"), "-o", path_of("undisturbed.jsonl"), "--max-in-flight", "4");
     expect_code(&o, 0);
@@ -665,6 +664,16 @@ static void test_kills(void **unused) {
     mx_bytes_free(&before);
     mx_bytes_free(&undisturbed);
     mx_bytes_free(&killed);
+}
+
+static void test_kills(void **unused) {
+    (void)unused;
+    check_kills(120);
+}
+
+static void test_kills_of_a_thousand(void **unused) {
+    (void)unused;
+    check_kills(1000);
 }
 
 /* Wherever the output is cut, what is missing is computed again. */
@@ -787,6 +796,36 @@ static void test_interrupt(void **unused) {
     expect_same_records(&whole, &again);
     mx_bytes_free(&whole);
     mx_bytes_free(&again);
+}
+
+/* The second Ctrl-C does not wait for answers that never end. */
+static void test_second_interrupt(void **unused) {
+    (void)unused;
+    mx_bytes input = {0};
+    assert_true(mx_bytes_add_string(&input, "{\"id\":\"soon\",\"prompt\":\"Hello\",\"max_tokens\":2}\n"));
+    for (int i = 0; i < 8; i++)
+        assert_true(mx_bytes_add_string(&input, "{\"prompt\":\"Hello\",\"logit_bias\":{\"4088\":-100,\"4089\":-100,"
+                                                "\"4095\":-100}}\n"));
+    write_file("endless.jsonl", input.data, input.size);
+    const char *const arguments[] = {BATCH, "-i", path_of("endless.jsonl"), "-o", path_of("endless.out"), NULL};
+    const double begin = now();
+    pid_t child = start(arguments, -1, 0);
+    struct stat info = {0};
+    while (info.st_size == 0 && now() < begin + 30) {
+        usleep(10000);
+        if (stat(path_of("endless.out"), &info)) info.st_size = 0;
+    }
+    kill(child, SIGINT);
+    usleep(300000);
+    assert_int_equal(waitpid(child, NULL, WNOHANG), 0);
+    kill(child, SIGINT);
+    assert_int_equal(wait_for(child), 128 + SIGINT);
+    mx_bytes file = read_file("endless.out");
+    records r = parse_records(&file);
+    assert_int_equal(r.count, 1);
+    free_records(&r);
+    mx_bytes_free(&file);
+    mx_bytes_free(&input);
 }
 
 /* ---- order, shards, dry run -------------------------------------------------------------------------------------- */
@@ -918,7 +957,7 @@ static void test_wrong_options(void **unused) {
     }
 }
 
-/* 100 MB in one line, and the many kills of a long run. */
+/* 100 MB in one line. */
 static void test_huge_line(void **unused) {
     (void)unused;
     enum { SIZE = 100 << 20 };
@@ -948,11 +987,12 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_strange_lines), cmocka_unit_test(test_kills),
         cmocka_unit_test(test_torn_output),   cmocka_unit_test(test_other_output),
         cmocka_unit_test(test_lock),          cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_interrupt),     cmocka_unit_test(test_ordered),
-        cmocka_unit_test(test_shards),        cmocka_unit_test(test_dry_run),
-        cmocka_unit_test(test_same_alone),    cmocka_unit_test(test_wrong_options),
+        cmocka_unit_test(test_interrupt),     cmocka_unit_test(test_second_interrupt),
+        cmocka_unit_test(test_ordered),       cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_dry_run),       cmocka_unit_test(test_same_alone),
+        cmocka_unit_test(test_wrong_options),
     };
-    const struct CMUnitTest full[] = {cmocka_unit_test(test_huge_line)};
+    const struct CMUnitTest full[] = {cmocka_unit_test(test_huge_line), cmocka_unit_test(test_kills_of_a_thousand)};
     if (argc > 1 && !strcmp(argv[1], "full"))
         return cmocka_run_group_tests_name("mxrun batch, long", full, program_set_up, program_tear_down);
     return cmocka_run_group_tests_name("mxrun batch", tests, program_set_up, program_tear_down);

@@ -223,6 +223,32 @@ static void test_analysis_is_dropped_after_the_final(void **unused) {
 }
 
 /* The very tokens, even where encoding the text again would give others. */
+/* Messages that somebody else kept, as OpenAI's API hands them back. */
+static void test_messages_from_outside(void **unused) {
+    (void)unused;
+    mx_conversation *c = new_conversation();
+    add_user(c, "Weather?");
+    assert_int_equal(mx_conversation_add_assistant(c, "analysis", "Hm.", 3, NULL), MX_OK);
+    assert_int_equal(mx_conversation_add_call(c, "get_weather", "{}", 2, NULL), MX_OK);
+    assert_int_equal(mx_conversation_add_tool_result(c, "get_weather", "7", 1, NULL), MX_OK);
+#define CALLED                                                                                                         \
+    "<|start|>assistant to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"          \
+    "<|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>7<|end|>"
+    check_prompt(c, HEAD USER("Weather?") THINK("Hm.") CALLED NEXT);
+    assert_int_equal(mx_conversation_add_assistant(c, "final", "Cold.", 5, NULL), MX_OK);
+    assert_int_equal(mx_conversation_add_developer(c, "Be kind.", 8, NULL), MX_OK);
+    check_prompt(c,
+                 HEAD USER("Weather?") CALLED FINAL("Cold.") "<|start|>developer<|message|># Instructions\n\nBe kind."
+                                                             "<|end|>" NEXT);
+    char path[100];
+    snprintf(path, sizeof path, "%s/outside.json", folder);
+    mx_error error;
+    if (mx_conversation_save(c, path, &error) || mx_conversation_load(c, path, &error)) fail_msg("%s", error.text);
+    unlink(path);
+    assert_int_equal(mx_conversation_count(c), 6);
+    mx_conversation_free(c);
+}
+
 static void test_own_tokens_are_kept(void **unused) {
     (void)unused;
     mx_conversation *c = new_conversation();
@@ -389,6 +415,7 @@ int main(void) {
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_tools),
         cmocka_unit_test(test_analysis_is_dropped_after_the_final),
+        cmocka_unit_test(test_messages_from_outside),
         cmocka_unit_test(test_own_tokens_are_kept),
         cmocka_unit_test(test_broken_off_answers),
         cmocka_unit_test(test_malformed_answers_are_mended),

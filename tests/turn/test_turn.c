@@ -109,6 +109,52 @@ static void test_tool_calls(void **unused) {
     check("<|channel|>analysis to=python<|message|>1+1<|call|>", MX_FINISH_STOP, "C:python(1+1)", MX_TURN_TOOL_CALLS);
 }
 
+/* What each token was: T thinking, A answer, C tool call, - format; the number of its message behind it. */
+static void test_kinds_of_tokens(void **unused) {
+    (void)unused;
+    const char text[] = "<|channel|>analysis<|message|>a b<|end|><|start|>assistant<|channel|>commentary to=functions.f"
+                        "<|message|>{}<|call|>";
+    mx_ids ids = {0};
+    mx_bytes kinds = {0}, content = {0};
+    scene s;
+    start(&s, false, NULL, 0);
+    assert_int_equal(mx_encode_special(tokenizer, text, strlen(text), &ids, NULL), MX_OK);
+    for (int64_t i = 0; i < ids.count; i++) {
+        mx_piece_kind kind;
+        size_t size;
+        const char *bytes = mx_token_bytes(tokenizer, ids.data[i], &size);
+        assert_int_equal(mx_turn_push(s.turn, ids.data[i], NULL), MX_OK);
+        const bool is_content = mx_turn_token_kind(s.turn, &kind);
+        assert_true(mx_bytes_addf(&kinds, "%c%d", is_content ? "TAC"[kind] : '-', mx_turn_token_message(s.turn)));
+        if (is_content) assert_true(mx_bytes_add(&content, bytes, size));
+    }
+    assert_string_equal(content.data, "a b{}");
+    assert_non_null(strstr(kinds.data, "-0T0T0-0-1-1"));
+    assert_non_null(strstr(kinds.data, "-1C1"));
+    mx_bytes_free(&kinds);
+    mx_bytes_free(&content);
+    mx_ids_free(&ids);
+    finish(&s);
+}
+
+/* Stop strings are not looked for in the first min_tokens tokens. */
+static void test_min_tokens(void **unused) {
+    (void)unused;
+    const char *const stop = "fox";
+    for (int64_t least = 0; least < 12; least++) {
+        scene s = {0};
+        const mx_turn_options options = {
+            .tokenizer = tokenizer, .raw = true, .stop = &stop, .stop_count = 1, .min_tokens = least};
+        assert_int_equal(mx_turn_create(&options, &s.turn, NULL), MX_OK);
+        push_text(&s, "a fox and a fox and a fox");
+        assert_int_equal(mx_turn_end(s.turn, MX_FINISH_LENGTH, NULL), MX_OK);
+        const mx_turn_result *r = mx_turn_get_result(s.turn);
+        assert_true(r->ids.count > least || !r->stop_string);
+        assert_int_equal(r->text.size, !r->stop_string ? 25 : least < 2 ? 2 : least < 5 ? 12 : 22);
+        finish(&s);
+    }
+}
+
 /* What the engine broke off is still delivered. */
 static void test_cut_answers(void **unused) {
     (void)unused;
@@ -233,6 +279,8 @@ int main(void) {
         cmocka_unit_test(test_thinking_and_answer),
         cmocka_unit_test(test_tool_calls),
         cmocka_unit_test(test_cut_answers),
+        cmocka_unit_test(test_kinds_of_tokens),
+        cmocka_unit_test(test_min_tokens),
         cmocka_unit_test(test_malformed_answers),
         cmocka_unit_test(test_random_tokens),
         cmocka_unit_test(test_stop_strings),
