@@ -415,7 +415,7 @@ mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *e
     XXH3_64bits_reset(hash);
     mx_status status = hash_model(hash, s->path, error);
     for (int i = 0; i < NUMBERS; i++)
-        if (i != THREADS) hash_text(hash, numbers[i].text);
+        if (i != THREADS && i != BATCH_TOKENS) hash_text(hash, numbers[i].text);
     const char *const texts[] = {given.kv_type,
                                  given.precision,
                                  given.dense,
