@@ -35,7 +35,10 @@ mx_status mx_kv_create(const mx_kv_options *options, mx_kv **out, mx_error *erro
     if (!status && boundary_bytes) memcpy(kv->boundary, options->boundary, boundary_bytes);
     if (!status) status = mx_page_pool_init(&kv->pool, options->backend, options->pages, error);
     if (!status) status = mx_prefix_tree_init(&kv->tree, kv->config, &kv->pool, nodes_for(options, full_layers), error);
+    kv->store = options->store;
+    if (!status) status = mx_kv_store_init(kv, options->context, error);
     if (status) {
+        kv->store = NULL; /* still the caller's */
         mx_kv_destroy(kv);
         return status;
     }
@@ -45,6 +48,7 @@ mx_status mx_kv_create(const mx_kv_options *options, mx_kv **out, mx_error *erro
 
 void mx_kv_destroy(mx_kv *kv) {
     if (!kv) return;
+    mx_kv_store_free(kv);
     mx_prefix_tree_free(&kv->tree);
     mx_page_pool_free(&kv->pool);
     free(kv->boundary);
@@ -274,6 +278,7 @@ int64_t mx_sequence_resume(mx_sequence *s, const int32_t *tokens, int64_t limit)
     mx_kv_node *last = m.part ? m.part : m.node;
     if (last) mx_prefix_mark(&kv->tree, last, mark_before(position)); /* what was wanted once will be again */
     mx_prefix_touch(&kv->tree, last);
+    mx_kv_store_used(kv, last);
     return position;
 }
 
@@ -347,6 +352,7 @@ static bool publish(mx_sequence *s, const int32_t *token) {
     } else {
         node = own_node(s, token, MX_TILE);
         if (!node) return false;
+        mx_kv_store_tile(s->kv, node);
     }
     mx_prefix_mark(tree, node, boundaries(s->kv, token, MX_TILE));
     move_to(&s->node, node);
@@ -358,6 +364,7 @@ static bool publish(mx_sequence *s, const int32_t *token) {
 void mx_sequence_advance(mx_sequence *s, const int32_t *tokens, int64_t rows) {
     s->count += rows;
     while ((s->published + 1) * MX_TILE <= s->count && publish(s, tokens + s->published * MX_TILE)) continue;
+    mx_kv_store_feed(s->kv);
     release_behind(s);
 }
 
@@ -380,11 +387,14 @@ static mx_kv_node *mark_end(mx_sequence *s, const int32_t *tokens) {
         mx_prefix_mark(tree, node, boundaries(s->kv, tokens + begin, count));
     }
     mx_prefix_mark(tree, node, mark_before(s->count));
+    if (s->drawn) mx_kv_store_settle(s->kv, node);
     return node;
 }
 
 void mx_sequence_mark(mx_sequence *s, const int32_t *tokens) {
+    s->drawn = true;
     mark_end(s, tokens);
+    mx_kv_store_feed(s->kv);
 }
 
 /* ---- the end ------------------------------------------------------------------------------------------------------
@@ -408,4 +418,6 @@ void mx_sequence_end(mx_sequence *s, const int32_t *tokens, bool keep) {
     move_to(&s->node, NULL);
     if (!keep) retract(tree, last, s->resumed);
     s->published = s->resumed = 0;
+    s->drawn = false;
+    mx_kv_store_feed(s->kv);
 }

@@ -55,10 +55,12 @@ typedef struct mx_kv_options {
     int64_t context;
     const int32_t *boundary; /* tokens that end messages; copied */
     int boundary_count;
+    struct mx_prefix_store *store; /* owned from success on; NULL: none */
 } mx_kv_options;
 
 mx_status mx_kv_create(const mx_kv_options *options, mx_kv **out, mx_error *error);
-void mx_kv_destroy(mx_kv *kv); /* after its sequences; NULL allowed */
+/* After its sequences. What is to be stored is, as far as the disk writes it within some seconds. NULL allowed. */
+void mx_kv_destroy(mx_kv *kv);
 
 int64_t mx_kv_pages_free(const mx_kv *kv);   /* held by nobody */
 int64_t mx_kv_pages_cached(const mx_kv *kv); /* held by the tree alone: free when wanted */
@@ -67,6 +69,10 @@ void mx_kv_forget(mx_kv *kv);                /* empties the tree, but for what r
 /* How many of the first `count` tokens the tree could give a sequence now, where there is room to copy the pages of a
  * tile. Changes nothing. */
 int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t count);
+
+/* Where the store has more of the first `limit` tokens than the tree, that is read into pages, for about so many
+ * seconds at most (one tile is always read). false: there is more to read. */
+bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds);
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------
  */
@@ -81,6 +87,7 @@ typedef struct mx_sequence {
     int64_t first_tile; /* sliding layers hold pages from this tile on */
     int64_t published;  /* whole tiles that are in the tree */
     int64_t resumed;    /* of them, were there before this sequence */
+    bool drawn;         /* mx_sequence_mark was called */
     mx_kv_node *node;   /* of the last of them; held */
     mx_kv_node *open;   /* the tile behind them, where that is in the tree too and this sequence writes it; held */
 } mx_sequence;
@@ -102,8 +109,9 @@ bool mx_sequence_reserve(mx_sequence *s, int64_t rows);
  * behind the window are let go. */
 void mx_sequence_advance(mx_sequence *s, const int32_t *tokens, int64_t rows);
 
-/* Others will go on from here, a prompt's end: from now on all that was computed, of tokens [count], can be resumed,
- * the last and unfinished tile too. */
+/* A token was drawn behind what was computed, of tokens [count]: the prompt's end. Others will go on from here, so all
+ * of it can be resumed from now on, the last and unfinished tile too; and it is right (what is not a number would have
+ * shown), so from now on this sequence's tiles are stored. */
 void mx_sequence_mark(mx_sequence *s, const int32_t *tokens);
 
 /* Everything computed goes into the tree, the last tile too, and the sequence is empty again. `keep` false: what this

@@ -34,6 +34,12 @@ int32_t mx_page_take(mx_page_pool *pool) {
     return page;
 }
 
+int32_t mx_page_take_filled(mx_page_pool *pool, const void *content) {
+    int32_t page = take(pool);
+    pool->backend->ops->page_write(pool->backend, page, content);
+    return page;
+}
+
 int32_t mx_page_take_copy(mx_page_pool *pool, int32_t from) {
     int32_t page = take(pool);
     pool->backend->ops->page_copy(pool->backend, page, from);

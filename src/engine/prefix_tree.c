@@ -4,10 +4,6 @@
 
 /* ---- lists: rings through their heads, the oldest first -----------------------------------------------------------
  */
-static void list_init(mx_kv_link *head) {
-    head->before = head->after = head;
-}
-
 static void insert_before(mx_kv_link *link, mx_kv_link *place) {
     link->after = place;
     link->before = place->before;
@@ -19,6 +15,18 @@ static void unlink_from(mx_kv_link *link) {
     link->before->after = link->after;
     link->after->before = link->before;
     link->before = link->after = NULL;
+}
+
+void mx_kv_list_init(mx_kv_link *head) {
+    head->before = head->after = head;
+}
+
+void mx_kv_list_add(mx_kv_link *head, mx_kv_link *link) {
+    insert_before(link, head);
+}
+
+void mx_kv_list_remove(mx_kv_link *link) {
+    if (link->after) unlink_from(link);
 }
 
 static mx_kv_node *by_age(mx_kv_link *link) {
@@ -48,9 +56,9 @@ mx_status mx_prefix_tree_init(mx_prefix_tree *tree, const mx_config *config, mx_
     tree->bucket = mx_arena_take(&tree->memory, bucket_bytes);
     tree->mask--;
     tree->page = page;
-    list_init(&tree->age);
-    list_init(&tree->near);
-    list_init(&tree->plain);
+    mx_kv_list_init(&tree->age);
+    mx_kv_list_init(&tree->near);
+    mx_kv_list_init(&tree->plain);
     return MX_OK;
 }
 
@@ -117,7 +125,7 @@ static void enlist_window(mx_prefix_tree *tree, mx_kv_node *node) {
 }
 
 static void delist_window(mx_kv_node *node) {
-    if (node->aged_window.after) unlink_from(&node->aged_window);
+    mx_kv_list_remove(&node->aged_window);
 }
 
 void mx_prefix_pin(mx_prefix_tree *tree, mx_kv_node *node) {
@@ -153,7 +161,7 @@ void mx_prefix_give_window(mx_prefix_tree *tree, mx_kv_node *node, const int32_t
 static void drop_window(mx_prefix_tree *tree, mx_kv_node *node) {
     delist_window(node);
     withdraw_layers(tree, node, true);
-    node->window = false;
+    node->window = node->wanted[MX_STORE_WINDOW] = false;
 }
 
 /* ---- marks --------------------------------------------------------------------------------------------------------
@@ -239,6 +247,7 @@ void mx_prefix_remove(mx_prefix_tree *tree, mx_kv_node *node) {
     if (node->window) drop_window(tree, node);
     withdraw_layers(tree, node, false);
     unlink_from(&node->age);
+    mx_kv_list_remove(&node->to_store);
     *node->same_self = node->same_next;
     if (node->same_next) node->same_next->same_self = node->same_self;
     if (node->parent) node->parent->children--;

@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "engine/kv.h"
 #include "engine/page_pool.h"
+#include "engine/prefix_store.h"
 
 /* Tiles of cached prefixes as a tree, and what of it goes when pages are wanted (kv.h has the rules).
  *
@@ -25,16 +26,26 @@ typedef struct mx_kv_link {
     struct mx_kv_link *before, *after; /* NULL: in no list */
 } mx_kv_link;
 
+void mx_kv_list_init(mx_kv_link *head);
+void mx_kv_list_add(mx_kv_link *head, mx_kv_link *link); /* as the last */
+void mx_kv_list_remove(mx_kv_link *link);                /* in no list: nothing */
+
 struct mx_kv_node {
     mx_kv_node *parent; /* NULL: this is a first tile */
     int64_t tile;
     int32_t count; /* tokens: MX_TILE but in leaves */
     int32_t children;
-    int32_t users;  /* sequences that stand here or write here: it is not removed */
-    int32_t pins;   /* sequences with its sliding pages in their tables */
-    int32_t near;   /* nodes with a mark whose window reaches into this tile */
-    bool window;    /* it has its sliding pages */
-    uint64_t marks; /* bit i: at position MX_TILE tile + i + 1 */
+    int32_t users;       /* sequences that stand here or write here: it is not removed */
+    int32_t pins;        /* sequences with its sliding pages in their tables */
+    int32_t near;        /* nodes with a mark whose window reaches into this tile */
+    bool window;         /* it has its sliding pages */
+    uint64_t marks;      /* bit i: at position MX_TILE tile + i + 1 */
+    mx_store_key key;    /* of a whole tile, where there is a store */
+    bool settled;        /* its bits are known to be good: it is stored */
+    bool wanted[2];      /* by mx_store_part: to be stored */
+    bool asked[2];       /* was so once */
+    double stored;       /* when, by mx_seconds */
+    mx_kv_link to_store; /* while one is wanted */
     uint64_t used, window_used;
     mx_kv_link age, aged_window;
     mx_kv_node *same_next, **same_self; /* nodes with this hash */

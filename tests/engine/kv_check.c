@@ -1,6 +1,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,13 +16,34 @@ void kv_set_up(kv_fixture *f, const char *pattern, int window, int64_t pages, in
     f->plain_backend = fake_backend_create(&f->config, plain_pages);
     f->plain_table = malloc(sizeof *f->plain_table * (size_t)plain_pages);
     for (int64_t i = 0; i < plain_pages; i++) f->plain_table[i] = (int32_t)i;
-    const mx_kv_options options = {.config = &f->config,
-                                   .backend = &f->backend->base,
-                                   .pages = pages,
-                                   .context = KV_MOST,
-                                   .boundary = &boundary,
-                                   .boundary_count = boundary >= 0};
-    assert_int_equal(mx_kv_create(&options, &f->kv, NULL), MX_OK);
+    f->boundary = boundary;
+    f->options = (mx_kv_options){.config = &f->config,
+                                 .backend = &f->backend->base,
+                                 .pages = pages,
+                                 .context = KV_MOST,
+                                 .boundary = &f->boundary,
+                                 .boundary_count = boundary >= 0};
+    assert_int_equal(mx_kv_create(&f->options, &f->kv, NULL), MX_OK);
+}
+
+void kv_renew(kv_fixture *f, mx_prefix_store *store) {
+    mx_kv_destroy(f->kv);
+    f->options.store = store;
+    assert_int_equal(mx_kv_create(&f->options, &f->kv, NULL), MX_OK);
+}
+
+mx_prefix_store *kv_open_store(const kv_fixture *f, const char *folder, uint64_t queue) {
+    char identity[100];
+    snprintf(identity, sizeof identity, "window %d", f->config.window);
+    const mx_prefix_store_options options = {.folder = folder,
+                                             .most = 1 << 26,
+                                             .config = &f->config,
+                                             .page_bytes = f->backend->base.ops->page_bytes(&f->backend->base),
+                                             .identity = identity,
+                                             .queue_bytes = queue};
+    mx_prefix_store *store;
+    assert_int_equal(mx_prefix_store_open(&options, &store, NULL), MX_OK);
+    return store;
 }
 
 void kv_tear_down(kv_fixture *f) {

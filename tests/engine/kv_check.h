@@ -12,11 +12,18 @@ typedef struct kv_fixture {
     mx_config config;
     fake_backend *backend, *plain_backend;
     mx_kv *kv;
+    mx_kv_options options;
+    int32_t boundary;
     int32_t *plain_table; /* of the one that is computed again */
 } kv_fixture;
 
 /* `pattern`: fake_config; `boundary` tokens end messages, -1: none. */
 void kv_set_up(kv_fixture *f, const char *pattern, int window, int64_t pages, int32_t boundary);
+/* A store for such a model, which queues so many bytes. */
+mx_prefix_store *kv_open_store(const kv_fixture *f, const char *folder, uint64_t queue);
+
+/* Another cache in place of this one, in front of a store (NULL: none), which becomes its own. */
+void kv_renew(kv_fixture *f, mx_prefix_store *store);
 void kv_tear_down(kv_fixture *f);
 
 /* Computes rows of the sequence at its end, from tokens, as a step does; they are reserved already. */

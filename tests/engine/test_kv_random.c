@@ -2,6 +2,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,7 @@ typedef struct world {
     int32_t document[DOCUMENTS][KV_MOST];
     life life[SEQUENCES];
     mx_sequence *all[SEQUENCES];
+    int64_t read;                   /* files */
     int64_t resumed, refused, less; /* tokens; times that nothing was to be had, and less than there was */
 } world;
 
@@ -42,6 +44,7 @@ static void begin(world *w, life *x) {
     if (below(3)) write_tokens(x->tokens, below(x->goal));
     if (below(5) == 0) memcpy(w->document[below(DOCUMENTS)], x->tokens, sizeof x->tokens);
 
+    while (!mx_kv_fetch(w->f.kv, x->tokens, limit, below(2) * 1e-4)) kv_check_structure(&w->f, w->all, SEQUENCES);
     const int64_t best = kv_best_prefix(&w->f, x->tokens, limit);
     const int64_t promised = mx_kv_cached_tokens(w->f.kv, x->tokens, limit);
     const int64_t room = mx_kv_pages_free(w->f.kv) + mx_kv_pages_cached(w->f.kv);
@@ -94,13 +97,16 @@ static void step(world *w, life *x) {
 
 static world w;
 
-static void live(const char *pattern, int window, int64_t pages, uint64_t seed) {
-    random_state = seed << 32;
+/* `folder`: where one life leaves something to the next of the same model; NULL: nowhere. */
+static void live(const char *pattern, int window, int64_t pages, uint64_t seed, const char *folder) {
+    random_state = 1;
     kv_set_up(&w.f, pattern, window, pages, BOUNDARY);
     for (int d = 0; d < DOCUMENTS; d++) {
         memcpy(w.document[d], w.document[0], sizeof w.document[d]);
         write_tokens(w.document[d], d * 70);
     }
+    random_state = seed << 32;
+    if (folder) kv_renew(&w.f, kv_open_store(&w.f, folder, (uint64_t)below(100000) + 1));
     for (int i = 0; i < SEQUENCES; i++) {
         w.life[i].goal = 0;
         w.all[i] = &w.life[i].s;
@@ -120,31 +126,47 @@ static void live(const char *pattern, int window, int64_t pages, uint64_t seed) 
         end(&w, &w.life[i], below(2));
         mx_sequence_free(&w.life[i].s);
     }
+    if (folder) w.read += mx_prefix_store_get_stats(w.f.kv->store).read;
     kv_tear_down(&w.f);
 }
 
 static int rounds = 2;
 
-static void test_random(void **state) {
-    (void)state;
-    static const char *patterns[] = {"f", "s", "sf", "fss", "sfsf"};
-    static const int windows[] = {1, 3, 63, 64, 65, 100, 128, 300, 5000};
-    w.resumed = w.refused = w.less = 0;
-    for (int r = 0; r < rounds; r++) {
+static const char *patterns[] = {"f", "s", "sf", "fss", "sfsf"};
+static const int windows[] = {1, 3, 63, 64, 65, 100, 128, 300, 5000};
+
+static void live_many(int count, const char *folder) {
+    w.resumed = w.refused = w.less = w.read = 0;
+    for (int r = 0; r < count; r++) {
         for (size_t p = 0; p < sizeof patterns / sizeof *patterns; p++) {
             for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
                 const int64_t layers = (int64_t)strlen(patterns[p]);
                 const uint64_t seed = (uint64_t)((r * 10 + (int)p) * 10) + i;
                 const int64_t pages = layers * (8 + (int64_t)(mx_sample_uniform(5, (int64_t)seed) * 40));
-                live(patterns[p], windows[i], pages, seed);
+                live(patterns[p], windows[i], pages, seed, folder);
             }
         }
     }
+}
+
+static void test_random(void **state) {
+    (void)state;
+    live_many(rounds, NULL);
     assert_true(w.resumed > rounds * 10000 && w.refused > rounds * 10 && w.less > rounds);
+}
+
+static void test_random_with_store(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mxrun-store-XXXXXX", command[100];
+    assert_non_null(mkdtemp(folder));
+    live_many(rounds, folder);
+    assert_true(w.read > rounds * 100);
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    assert_int_equal(system(command), 0);
 }
 
 int main(int argc, char **argv) {
     if (argc > 1) rounds = atoi(argv[1]);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random), cmocka_unit_test(test_random_with_store)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
