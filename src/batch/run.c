@@ -33,7 +33,7 @@ static mx_status check_order(const mx_batch *b, int64_t missing, mx_error *error
 static mx_status compare(mx_batch *b, mx_error *error) {
     mx_line line;
     mx_next next;
-    int64_t last = 0, missing = 0;
+    int64_t last = 0, missing = 0, found = 0;
     for (;;) {
         bool done = false;
         mx_status status = mx_lines_next(&b->lines, true, &line, &next, error);
@@ -42,16 +42,17 @@ static mx_status compare(mx_batch *b, mx_error *error) {
         if (next == MX_NEXT_END) break;
         if (next == MX_NEXT_LATER) continue;
         last = line.number;
+        found += done;
         if (!is_ours(b, line.number)) continue;
         b->total++;
         b->before += done;
         if (!done && !missing) missing = line.number;
     }
-    const mx_journal *j = &b->journal;
-    if (j->count && j->done[j->count - 1].line > last)
+    if (found < b->journal.count)
         return mx_fail(error, MX_INVALID_FILE,
-                       "%s has a record of line %lld, but %s ends with line %lld: it belongs to another input", j->path,
-                       (long long)j->done[j->count - 1].line, b->lines.path, (long long)last);
+                       "%s has records of %lld lines that are not in %s, which ends with line %lld: it belongs to "
+                       "another input",
+                       b->journal.path, (long long)(b->journal.count - found), b->lines.path, (long long)last);
     mx_status status = missing ? check_order(b, missing, error) : MX_OK;
     return status ? status : mx_lines_rewind(&b->lines, error);
 }

@@ -917,15 +917,18 @@ static void test_dry_run(void **unused) {
     outcome_free(&o);
 }
 
-/* The same for any number of threads, and whatever else is in flight. */
+/* The same for any number of threads, whatever else is in flight, however little memory there is. */
 static void test_same_alone(void **unused) {
     (void)unused;
     write_prompts("alone.jsonl", 30);
     run_whole("alone.jsonl", "alone.whole");
     mx_bytes whole = read_file("alone.whole");
-    static const char *const ways[][4] = {{"--max-in-flight", "1", NULL}, {"--max-in-flight", "7", "--threads", "3"}};
-    for (int i = 0; i < 2; i++) {
-        outcome o = run(BATCH, "-i", path_of("alone.jsonl"), "-o", "-", ways[i][0], ways[i][1], ways[i][2], ways[i][3]);
+    static const char *const ways[][6] = {{"--max-in-flight", "1"},
+                                          {"--max-in-flight", "7", "--threads", "3", "--speculate", "on"},
+                                          {"--kv-memory", "3M", "--batch-tokens", "17"}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        outcome o = run(BATCH, "-i", path_of("alone.jsonl"), "-o", "-", ways[i][0], ways[i][1], ways[i][2], ways[i][3],
+                        ways[i][4], ways[i][5]);
         expect_code(&o, 0);
         expect_same_records(&whole, &o.out);
         outcome_free(&o);
