@@ -128,6 +128,11 @@ mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoi
                           mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
+/* A hash, in letters, of the configuration, of every tensor's name, type and shape, and of the content: all of small
+ * tensors, samples from the beginning to the end of large ones. */
+enum { MX_IDENTITY = 33 };
+mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error);
+
 /* ---- precision: how activations enter the products, by class ------------------------------------------------------
  */
 typedef enum mx_class {

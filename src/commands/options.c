@@ -18,9 +18,11 @@
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
-    char *model, *kv_type, *kv_memory, *speculate, *precision, *dense, *load, *numa, *seed;
+    char *model, *kv_type, *kv_memory, *prefix_cache, *prefix_cache_size, *speculate, *precision, *dense, *load, *numa,
+        *seed;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
+    uint64_t cache_bytes; /* what prefix_cache_size says; 0: not given */
     mx_speculation speculation;
     mx_load_way way; /* what load names */
     mx_numa placed;  /* what numa names */
@@ -53,6 +55,10 @@ const struct poptOption mx_model_options[] = {
     {"kv-memory", '\0', STRING, &given.kv_memory, 0,
      "Memory for keys and values, of requests and of cached prefixes: 512M, 4G (default: most of what is free)",
      "SIZE"},
+    {"prefix-cache", '\0', STRING, &given.prefix_cache, 0,
+     "Folder that keeps what was computed of prompts, for later runs and for others at the same time", "FOLDER"},
+    {"prefix-cache-size", '\0', STRING, &given.prefix_cache_size, 0,
+     "It holds at most so much, what was used longest ago goes first: 512M, 4G (default 10 GB)", "SIZE"},
     {"batch-tokens", '\0', STRING, &numbers[BATCH_TOKENS].text, 0,
      "Most tokens in one step, of all requests together (default 512)", "N"},
     {"speculate", '\0', STRING, &given.speculate, 0,
@@ -195,6 +201,13 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     if (given.numa && !mx_numa_find(command, given.numa, &given.placed)) return false;
     if (given.kv_memory && !mx_size_check(command, "--kv-memory", given.kv_memory, &given.kv_bytes)) return false;
+    if (given.prefix_cache_size &&
+        !mx_size_check(command, "--prefix-cache-size", given.prefix_cache_size, &given.cache_bytes))
+        return false;
+    if (given.prefix_cache_size && !given.prefix_cache) {
+        mx_command_usage(command, "--prefix-cache-size needs --prefix-cache FOLDER");
+        return false;
+    }
     if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
     if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
@@ -317,6 +330,8 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     engine_options.boundary = boundary;
     engine_options.boundary_count = message_ends(s->tokenizer, boundary);
     engine_options.kv_memory = given.kv_bytes;
+    engine_options.prefix_cache = given.prefix_cache;
+    engine_options.prefix_cache_bytes = given.cache_bytes;
     engine_options.batch_tokens = (int)numbers[BATCH_TOKENS].value;
     engine_options.speculation = given.speculation;
     engine_options.threads = threads;

@@ -1,4 +1,5 @@
 /* Models and engines out of files: weights, threads, memory for keys and values, the CPU backend. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,6 +7,7 @@
 #include "base/log.h"
 #include "engine/engine_internal.h"
 #include "engine/model_parts.h"
+#include "engine/prefix_store.h"
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 
@@ -18,6 +20,8 @@ enum {
     DRAFT_TOKENS = 4,
     DRAFT_MOST = 64,
 };
+
+static const uint64_t PREFIX_CACHE_BYTES = 10000000000;
 
 struct mx_model {
     mx_weights *weights;
@@ -137,6 +141,23 @@ uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context) {
     return (uint64_t)mx_kv_pages_needed(config, context, BATCH_TOKENS) * (uint64_t)mx_page_bytes(config, formats[type]);
 }
 
+/* Opens the folder of prefixes. What it holds may be read by every engine that would compute the same bits. */
+static mx_status open_store(const mx_model *model, const mx_engine_options *o, mx_engine_parts *parts,
+                            mx_error *error) {
+    if (!o->prefix_cache) return MX_OK;
+    char weights[MX_IDENTITY], identity[400];
+    mx_status status = mx_weights_identity(model->weights, weights, error);
+    if (status) return status;
+    snprintf(identity, sizeof identity, "mxrun %s, model %s, KV type %d, kernels %s, precision %s%s", MX_VERSION,
+             weights, (int)o->kv_type, parts->info.tier, parts->info.precision, o->openblas ? ", openblas" : "");
+    const mx_prefix_store_options options = {.folder = o->prefix_cache,
+                                             .most = o->prefix_cache_bytes ? o->prefix_cache_bytes : PREFIX_CACHE_BYTES,
+                                             .config = parts->config,
+                                             .page_bytes = mx_page_bytes(parts->config, formats[o->kv_type]),
+                                             .identity = identity};
+    return mx_prefix_store_open(&options, &parts->store, error);
+}
+
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
     const mx_engine_options o = options ? *options : (mx_engine_options){0};
     mx_status status = check_options(&o, error);
@@ -188,8 +209,12 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     if (!status) {
         precision = mx_cpu_backend_precision(parts.backend);
         mx_precisions_name(parts.info.precision, &precision);
-        status = mx_engine_assemble(&parts, out, error);
-        if (status) parts.backend->ops->destroy(parts.backend);
+        status = open_store(model, &o, &parts, error);
+        if (!status) status = mx_engine_assemble(&parts, out, error);
+        if (status) {
+            mx_prefix_store_close(parts.store);
+            parts.backend->ops->destroy(parts.backend);
+        }
     }
     if (status) mx_pool_destroy(parts.pool);
     return status;

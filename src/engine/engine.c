@@ -22,6 +22,11 @@ static bool init_lock(mx_engine *e) {
     return ok;
 }
 
+static void destroy_lock(mx_engine *e) {
+    pthread_cond_destroy(&e->work);
+    pthread_mutex_destroy(&e->lock);
+}
+
 static bool allocate(mx_engine *e) {
     const size_t running = (size_t)e->parts.max_running, rows = (size_t)e->parts.batch_tokens;
     e->running = calloc(running, sizeof(mx_task *));
@@ -55,13 +60,16 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
                               .pages = parts->plan.pages,
                               .context = parts->plan.context,
                               .boundary = parts->boundary,
-                              .boundary_count = parts->boundary_count};
+                              .boundary_count = parts->boundary_count,
+                              .store = parts->store};
     mx_status status = MX_OK;
     if (e->event_fd < 0) status = mx_fail(error, MX_IO, "no eventfd: %s", strerror(errno));
     if (!status && !allocate(e)) status = mx_fail(error, MX_NO_MEMORY, "no memory for an engine");
-    if (!status) status = mx_kv_create(&kv, &e->kv, error);
-    if (!status && !init_lock(e)) status = mx_fail(error, MX_NO_MEMORY, "no lock for an engine");
+    const bool locked = !status && init_lock(e);
+    if (!status && !locked) status = mx_fail(error, MX_NO_MEMORY, "no lock for an engine");
+    if (!status) status = mx_kv_create(&kv, &e->kv, error); /* the last that can fail: it takes the store */
     if (status) {
+        if (locked) destroy_lock(e);
         destroy(e);
         return status;
     }
@@ -96,8 +104,7 @@ void mx_engine_destroy(mx_engine *e) {
         free_polled(e->bucket[i]);
     }
     free_polled(e->polled);
-    pthread_cond_destroy(&e->work);
-    pthread_mutex_destroy(&e->lock);
+    destroy_lock(e);
     mx_backend *backend = e->parts.backend;
     mx_pool *pool = e->parts.pool;
     destroy(e); /* the KV pages are the backend's */

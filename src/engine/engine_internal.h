@@ -21,7 +21,8 @@ typedef struct mx_engine_parts {
     int draft_tokens;
     const int32_t *boundary; /* [boundary_count], copied */
     int boundary_count;
-    mx_engine_info info; /* context, vocab, kv_bytes and kv_bytes_used are filled in */
+    struct mx_prefix_store *store; /* owned from success on; NULL: prefixes are not kept */
+    mx_engine_info info;           /* context, vocab, kv_bytes and kv_bytes_used are filled in */
 } mx_engine_parts;
 
 mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_error *error);

@@ -134,12 +134,6 @@ mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *er
     return MX_OK;
 }
 
-void mx_sequence_free(mx_sequence *s) {
-    if (s->kv) mx_sequence_end(s, NULL, false);
-    free(s->table);
-    *s = (mx_sequence){0};
-}
-
 mx_sequence_view mx_sequence_get_view(const mx_sequence *s) {
     return (mx_sequence_view){s->table, s->stride};
 }
@@ -208,6 +202,20 @@ static void move_to(mx_kv_node **from, mx_kv_node *to) {
     if (to) to->users++;
     if (*from) (*from)->users--;
     *from = to;
+}
+
+static void let_go(mx_sequence *s) {
+    release_all(s);
+    move_to(&s->open, NULL);
+    move_to(&s->node, NULL);
+    s->published = s->resumed = 0;
+    s->drawn = false;
+}
+
+void mx_sequence_free(mx_sequence *s) {
+    if (s->kv) let_go(s);
+    free(s->table);
+    *s = (mx_sequence){0};
 }
 
 /* ---- resuming -----------------------------------------------------------------------------------------------------
@@ -413,11 +421,8 @@ void mx_sequence_end(mx_sequence *s, const int32_t *tokens, bool keep) {
     /* Before the window is let go, so that of one prefix the end goes before the window behind it. */
     if (keep) mx_prefix_touch(tree, mark_end(s, tokens));
     mx_kv_node *last = s->open ? s->open : s->node;
-    release_all(s);
-    move_to(&s->open, NULL);
-    move_to(&s->node, NULL);
-    if (!keep) retract(tree, last, s->resumed);
-    s->published = s->resumed = 0;
-    s->drawn = false;
+    const int64_t resumed = s->resumed;
+    let_go(s);
+    if (!keep) retract(tree, last, resumed);
     mx_kv_store_feed(s->kv);
 }

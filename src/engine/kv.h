@@ -94,7 +94,7 @@ typedef struct mx_sequence {
 
 /* Empty, for at most `most` tokens. The only call that allocates. */
 mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error);
-void mx_sequence_free(mx_sequence *s); /* ends it, not kept; all zeros allowed */
+void mx_sequence_free(mx_sequence *s); /* what it put into the tree stays; all zeros allowed */
 
 /* An empty sequence takes the longest prefix of tokens [limit] that the tree has: up to the first token that differs,
  * where what the sliding layers need is still there. Returns the new `count`. */

@@ -1,4 +1,5 @@
 /* Who runs and who waits. */
+#include <math.h>
 #include <string.h>
 
 #include "base/cpu.h"
@@ -108,6 +109,17 @@ static bool has_room(const mx_engine *e, const mx_task *task) {
     return pages <= mx_kv_pages_free(e->kv) + mx_kv_pages_cached(e->kv);
 }
 
+/* ---- what earlier runs computed -----------------------------------------------------------------------------------
+ */
+static const double FETCH_SECONDS = 0.05; /* of a step in which others run */
+
+/* false: there is more to read. Where nobody else runs it may take as long as it does. */
+static bool fetch(mx_engine *e, mx_task *task) {
+    if (!task->fetched)
+        task->fetched = mx_kv_fetch(e->kv, task->tokens, resumable(task), e->running_count ? FETCH_SECONDS : HUGE_VAL);
+    return task->fetched;
+}
+
 /* ---- running ------------------------------------------------------------------------------------------------------
  */
 /* Takes what the cache has of the task's prefix and makes it run. false: memory is short. One alone always fits: the
@@ -140,7 +152,8 @@ void mx_queue_admit(mx_engine *e) {
     mx_task *task = e->running_count < e->parts.max_running ? next_waiting(e, NULL) : NULL;
     for (int i = 0; task && i < EXAMINED && e->running_count < e->parts.max_running; i++) {
         mx_task *next = next_waiting(e, task);
-        if (!waits_for_prefix(e, task) && !begin(e, task)) break; /* nor does a smaller one pass it by */
+        if (!waits_for_prefix(e, task) && !(fetch(e, task) && begin(e, task)))
+            break; /* nor does a smaller one pass it by */
         task = next;
     }
 }

@@ -1,5 +1,6 @@
 #include "support.h"
 
+#include <glob.h>
 #include <sys/stat.h>
 
 #define STORY       "Tell me a story about a fox and a lamp."
@@ -138,6 +139,50 @@ static void test_seed(void **unused) {
     outcome_free(&c);
 }
 
+/* A second process finds what the first computed, another precision does not, and a damaged file harms nobody. */
+static void test_prefix_cache(void **unused) {
+    (void)unused;
+    char text[2000] = "", folder[200], file[500] = "";
+    for (int i = 0; i < 25; i++) strcat(text, "Tom saw a red bird in the big tree and told Lily. ");
+    snprintf(folder, sizeof folder, "%s/prefixes/of stories", test_folder);
+    outcome cold = run("-m", "stories", "--greedy", "-n", "30", "-p", text);
+    outcome first = run("-m", "stories", "--greedy", "-n", "30", "-p", text, "--prefix-cache", folder);
+    outcome second = run("-m", "stories", "--greedy", "-n", "30", "-p", text, "--prefix-cache", folder);
+    expect_code(&second, 0);
+    assert_string_equal(first.out.data, cold.out.data);
+    assert_string_equal(second.out.data, cold.out.data);
+    expect_no_text(&first.err, "cached");
+    expect_text(&second.err, " cached)");
+    outcome_free(&second);
+    second = run("-m", "stories", "--greedy", "-n", "30", "-p", text, "--prefix-cache", folder, "--precision", "bf16");
+    expect_no_text(&second.err, "cached");
+    outcome_free(&second);
+
+    glob_t found;
+    char pattern[300];
+    snprintf(pattern, sizeof pattern, "%s/*.full", folder);
+    assert_int_equal(glob(pattern, 0, NULL, &found), 0);
+    for (size_t i = 0; i < found.gl_pathc; i++) assert_int_equal(truncate(found.gl_pathv[i], 1000), 0);
+    snprintf(file, sizeof file, "%s", found.gl_pathv[0]);
+    globfree(&found);
+    second = run("-m", "stories", "--greedy", "-n", "30", "-p", text, "--prefix-cache", folder);
+    expect_code(&second, 0);
+    assert_string_equal(second.out.data, cold.out.data);
+    expect_text(&second.err, "its length is wrong");
+    outcome_free(&second);
+
+    second = run("-m", "stories", "-p", text, "--prefix-cache", file); /* not a folder */
+    expect_code(&second, 1);
+    expect_text(&second.err, file);
+    outcome_free(&second);
+    second = run("-m", "stories", "-p", text, "--prefix-cache", folder, "--prefix-cache-size", "10K");
+    expect_code(&second, 2);
+    expect_text(&second.err, "one tile of 64 tokens");
+    outcome_free(&second);
+    outcome_free(&first);
+    outcome_free(&cold);
+}
+
 static void test_limits(void **unused) {
     (void)unused;
     outcome o = run(GREEDY, "--json", "-n", "20", "-p", STORY);
@@ -258,6 +303,7 @@ static void test_wrong_values(void **unused) {
         {"-n", "0", "-n 0", NULL},
         {"-n", "many", "-n many", NULL},
         {"--ctx", "0", "--ctx 0", NULL},
+        {"--prefix-cache-size", "1G", "needs --prefix-cache FOLDER", NULL},
         {"--threads", "0", "--threads 0", NULL},
         {"--threads", "99999", "--threads 99999", NULL},
         {"--kv-type", "q8", "--kv-type q8", NULL},
@@ -522,6 +568,7 @@ int main(void) {
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_prompt_sources),
         cmocka_unit_test(test_seed),
+        cmocka_unit_test(test_prefix_cache),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_tools),
         cmocka_unit_test(test_cut_call),
