@@ -6,7 +6,7 @@
 
 /* Excluded tokens carry -infinity. Exponentials are taken CHUNK at a time, so that the logits themselves stay in
  * scratch: their bits, not rounded probabilities, decide every order. */
-enum { CHUNK = 1024, BUCKETS = 2048 };
+enum { CHUNK = 1024, BUCKETS = 2048, BLOCK = 64, LISTED = 128 };
 
 typedef struct candidates {
     const mx_kernels *k;
@@ -97,6 +97,29 @@ static void adjust(float *x, int32_t vocab, const mx_sample_spec *s) {
     }
 }
 
+/* ---- the largest ----------------------------------------------------------------------------------------- */
+/* Is any of x[at .. end) larger? Most of a large vocabulary is passed over by this. */
+static bool any_above(const float *x, int64_t at, int64_t end, float limit) {
+    int any = 0;
+    for (int64_t i = at; i < end; i++) any |= x[i] > limit;
+    return any;
+}
+
+/* The `count` largest of [n] into out, largest first; ties to the lowest id. `logprob` holds the logits for now. */
+static void find_largest(const float *x, int32_t n, mx_alternative *out, int count) {
+    int held = 0;
+    for (int32_t at = 0; at < n; at += BLOCK) {
+        const int32_t end = n - at < BLOCK ? n : at + BLOCK;
+        if (held == count && !any_above(x, at, end, out[held - 1].logprob)) continue;
+        for (int32_t i = at; i < end; i++) {
+            if (held == count && !(x[i] > out[held - 1].logprob)) continue;
+            int to = held < count ? held++ : held - 1;
+            for (; to > 0 && x[i] > out[to - 1].logprob; to--) out[to] = out[to - 1];
+            out[to] = (mx_alternative){i, x[i]};
+        }
+    }
+}
+
 /* ---- top-k and top-p ------------------------------------------------------------------------------------- */
 /* A number that sorts like the float; both zeros are one. */
 static uint32_t sort_key(float v) {
@@ -104,22 +127,36 @@ static uint32_t sort_key(float v) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+static float value_of(uint32_t key) {
+    const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
 typedef struct histogram {
     double weight[BUCKETS];
     int32_t count[BUCKETS];
 } histogram;
 
-/* Weights (1, or the probability) of the candidates whose key begins with `prefix`, by the next `bits` bits of it. */
-static void fill_histogram(const candidates *c, bool by_mass, int low, int bits, uint32_t prefix, histogram *h) {
-    float mass[CHUNK];
+/* Weights (1, or the probability) of the candidates from `least` on whose key begins with `prefix`, by the next `bits`
+ * bits of it. */
+static void fill_histogram(const candidates *c, bool by_mass, float least, int low, int bits, uint32_t prefix,
+                           histogram *h) {
+    const float below = nextafterf(least, -INFINITY);
+    float found[BLOCK], mass[BLOCK];
     *h = (histogram){0};
-    for (int64_t at = 0; at < c->n; at += CHUNK) {
-        int64_t m = c->n - at < CHUNK ? c->n - at : CHUNK;
-        if (by_mass) c->k->exp_sum(mass, c->x + at, m, c->shift, c->scale);
+    for (int64_t at = 0; at < c->n; at += BLOCK) {
+        const int64_t end = c->n - at < BLOCK ? c->n : at + BLOCK;
+        int64_t m = 0;
+        if (!any_above(c->x, at, end, below)) continue;
+        for (int64_t i = at; i < end; i++) {
+            found[m] = c->x[i];
+            m += (c->x[i] >= least) & ((uint64_t)sort_key(c->x[i]) >> (low + bits) == prefix);
+        }
+        if (by_mass && m > 0) c->k->exp_sum(mass, found, m, c->shift, c->scale);
         for (int64_t i = 0; i < m; i++) {
-            uint32_t key = sort_key(c->x[at + i]);
-            if (c->x[at + i] == -INFINITY || (uint64_t)key >> (low + bits) != prefix) continue;
-            uint32_t bucket = key >> low & ((1u << bits) - 1);
+            const uint32_t bucket = sort_key(found[i]) >> low & ((1u << bits) - 1);
             h->weight[bucket] += by_mass ? mass[i] : 1;
             h->count[bucket]++;
         }
@@ -141,6 +178,33 @@ static int reach(const histogram *h, int buckets, double amount, double *above) 
     return found;
 }
 
+static double total_mass(const candidates *c) {
+    float mass[CHUNK];
+    double total = 0;
+    for (int64_t at = 0; at < c->n; at += CHUNK)
+        total += c->k->exp_sum(mass, c->x + at, c->n - at < CHUNK ? c->n - at : CHUNK, c->shift, c->scale);
+    return total;
+}
+
+/* All candidates below this logit together, be they as many as they may, have less than `spare` of the mass: what adds
+ * up to all the rest needs none of them. In a large vocabulary that leaves few to sort. */
+static float least_needed(const candidates *c, double spare) {
+    const double least = c->shift + log(spare / 2 / (double)c->n) / c->scale;
+    return (float)fmax(least - fabs(least) * 2 * FLT_EPSILON, -FLT_MAX);
+}
+
+/* Excludes what is below `last`, and of the candidates that equal it all but the first `ties`. */
+static void keep_from(candidates *c, float last, int64_t ties) {
+    int64_t equal = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        equal += c->x[i] == last;
+        c->x[i] = c->x[i] < last ? -INFINITY : c->x[i];
+    }
+    for (int64_t i = 0; i < c->n && ties < equal; i++) {
+        if (c->x[i] == last && ties-- <= 0) c->x[i] = -INFINITY;
+    }
+}
+
 /* Excludes all but the fewest best candidates whose weights add up to `amount`: tokens for top-k, a part of the
  * probability of all candidates for top-p. A radix selection: three passes, 11, 11 and 10 bits of the key. */
 static void keep_best(candidates *c, bool by_mass, double amount) {
@@ -148,24 +212,32 @@ static void keep_best(candidates *c, bool by_mass, double amount) {
     histogram h;
     uint32_t prefix = 0;
     double above = 0;
+    float least = -FLT_MAX;
     int bucket = 0;
+    if (by_mass) {
+        const double total = total_mass(c);
+        amount *= total * (1 - FLT_EPSILON); /* 0.3 of ten equal tokens is three, though 0.3f > 0.3 */
+        least = least_needed(c, total - amount);
+    }
     for (int l = 0; l < 3; l++) {
-        fill_histogram(c, by_mass, level[l].low, level[l].bits, prefix, &h);
-        if (l == 0 && by_mass) {
-            double total = 0;
-            for (int b = BUCKETS - 1; b >= 0; b--) total += h.weight[b];
-            amount *= total * (1 - FLT_EPSILON); /* 0.3 of ten equal tokens is three, though 0.3f > 0.3 */
-        }
+        fill_histogram(c, by_mass, least, level[l].low, level[l].bits, prefix, &h);
         bucket = reach(&h, 1 << level[l].bits, amount, &above);
         prefix = prefix << level[l].bits | (uint32_t)bucket;
+        least = fmaxf(least, value_of(prefix << level[l].low)); /* the lowest key of the bucket */
     }
     /* Of the candidates that equal the last one, only as many as are needed. */
-    double ties = ceil((amount - above) * h.count[bucket] / h.weight[bucket]);
-    int64_t left = ties > 1 ? (ties < h.count[bucket] ? (int64_t)ties : h.count[bucket]) : 1;
-    for (int64_t i = 0; i < c->n; i++) {
-        uint32_t key = sort_key(c->x[i]);
-        if (key < prefix || (key == prefix && left-- <= 0)) c->x[i] = -INFINITY;
-    }
+    const double ties = ceil((amount - above) * h.count[bucket] / h.weight[bucket]);
+    keep_from(c, value_of(prefix), ties > 1 ? (int64_t)fmin(ties, h.count[bucket]) : 1);
+}
+
+/* The same for few tokens: they are listed. */
+static void keep_largest(candidates *c, int count) {
+    mx_alternative top[LISTED];
+    int ties = 1;
+    find_largest(c->x, (int32_t)c->n, top, count);
+    const float last = top[count - 1].logprob;
+    while (ties < count && top[count - 1 - ties].logprob == last) ties++;
+    keep_from(c, last, ties);
 }
 
 /* ---- the draw -------------------------------------------------------------------------------------------- */
@@ -244,7 +316,10 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
 
     if (s->temperature > 0 && s->top_k != 1) {
         candidates c = {k, scratch, vocab, scratch[token], fminf(1 / s->temperature, FLT_MAX)};
-        if (s->top_k > 0 && s->top_k < vocab) keep_best(&c, false, s->top_k);
+        if (s->top_k > 0 && s->top_k <= LISTED && s->top_k < vocab)
+            keep_largest(&c, s->top_k);
+        else if (s->top_k > 0 && s->top_k < vocab)
+            keep_best(&c, false, s->top_k);
         if (s->top_p < 1) keep_best(&c, true, s->top_p);
         weigh(&c, s->min_p, token);
         token = draw(scratch, vocab, mx_sample_uniform(s->seed, s->position));
@@ -254,26 +329,6 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
 }
 
 /* ---- the likeliest --------------------------------------------------------------------------------------- */
-/* The `count` largest of [n] into out, largest first; ties to the lowest id. `logprob` holds the logits for now. */
-static void find_largest(const float *x, int32_t n, mx_alternative *out, int count) {
-    enum { BLOCK = 64 };
-    int held = 0;
-    for (int32_t at = 0; at < n; at += BLOCK) {
-        const int32_t end = n - at < BLOCK ? n : at + BLOCK;
-        if (held == count) {
-            int any = 0;
-            for (int32_t i = at; i < end; i++) any |= x[i] > out[held - 1].logprob;
-            if (!any) continue;
-        }
-        for (int32_t i = at; i < end; i++) {
-            if (held == count && !(x[i] > out[held - 1].logprob)) continue;
-            int to = held < count ? held++ : held - 1;
-            for (; to > 0 && x[i] > out[to - 1].logprob; to--) out[to] = out[to - 1];
-            out[to] = (mx_alternative){i, x[i]};
-        }
-    }
-}
-
 mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
                         mx_alternative *out, int32_t token, float *logprob, mx_error *error) {
     if (count < 0 || count > vocab)
