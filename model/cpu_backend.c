@@ -123,6 +123,35 @@ static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec
     return mx_sample_logits(b->kernels, b->s.probabilities, row, b->weights->config.vocab, spec, out, error);
 }
 
+/* Floats of `probabilities` that one thread has: whole cache lines. */
+static int64_t sampler_floats(const mx_cpu_backend *b) {
+    return ((int64_t)b->weights->config.vocab + 15) / 16 * 16;
+}
+
+struct draws {
+    mx_cpu_backend *b;
+    mx_draw *draw;
+};
+
+static void sample_range(void *arg, int64_t begin, int64_t end, int thread) {
+    const struct draws *d = arg;
+    mx_cpu_backend *b = d->b;
+    for (int64_t i = begin; i < end; i++) {
+        mx_draw *draw = &d->draw[i];
+        const float *row = logits(&b->base, draw->wanted);
+        draw->status = row ? mx_sample_logits(b->kernels, b->s.probabilities + thread * sampler_floats(b), row,
+                                              b->weights->config.vocab, &draw->spec, &draw->sampled, NULL)
+                           : MX_INVALID_STATE;
+    }
+}
+
+static void sample_all(mx_backend *base, mx_draw *draw, int count) {
+    mx_cpu_backend *b = self(base);
+    mx_pool_enter(b->pool);
+    mx_parallel_for(b->pool, count, 1, sample_range, &(struct draws){b, draw});
+    mx_pool_leave(b->pool);
+}
+
 static mx_status top(mx_backend *base, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
                      mx_error *error) {
     mx_cpu_backend *b = self(base);
@@ -151,6 +180,7 @@ static const mx_backend_ops cpu_ops = {
     .page_write = page_write,
     .step = step,
     .sample = sample,
+    .sample_all = sample_all,
     .top = top,
     .logits = logits,
 };
@@ -193,7 +223,7 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(kept, W);
     TAKE(wanted, W * hidden);
     TAKE(logits, W * (size_t)c->vocab);
-    TAKE(probabilities, (size_t)c->vocab);
+    TAKE(probabilities, threads * (size_t)sampler_floats(b));
     TAKE(job, jobs);
     TAKE(first_tile, jobs * (size_t)mx_pool_nodes(b->pool) + 1);
     TAKE(first_of_node, (size_t)mx_pool_nodes(b->pool) + 1);
@@ -211,8 +241,8 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
     size_t row = (1 + MX_MOST_PACKINGS) * widest + 2 * heads + 2 * (size_t)c->kv_heads * (size_t)c->head_dim +
                  (size_t)c->head_dim + (size_t)c->experts + 16 +
                  (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
-    size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + (size_t)c->vocab + 3 * (size_t)c->experts +
-                    (size_t)mx_pool_threads(b->pool) * (size_t)b->s.thread_floats;
+    size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + 3 * (size_t)c->experts +
+                    (size_t)mx_pool_threads(b->pool) * (size_t)(b->s.thread_floats + sampler_floats(b));
     floats += (size_t)(b->s.parts_held * mx_attention_part(c->head_dim, c->heads / c->kv_heads));
     return floats * sizeof(float) +
            ((size_t)c->experts + 4) * (sizeof(mx_job) + (size_t)mx_pool_nodes(b->pool) * sizeof(int64_t)) +

@@ -57,7 +57,7 @@ typedef struct mx_scratch {
     mx_row *kept;                      /* [max_wanted] rows that the last layer goes on with */
     float *wanted;                     /* [max_wanted, hidden] */
     float *logits;                     /* [max_wanted, vocab] */
-    float *probabilities;              /* [vocab], for the sampler */
+    float *probabilities;              /* [threads, vocab rounded up to 16], for the sampler */
     mx_job *job;                       /* [max(experts, 3)] the products of one parallel region */
     int64_t *first_tile;               /* [nodes, products] then the end: of a NUMA node's share of a product */
     int64_t *first_of_node;            /* [nodes + 1] */

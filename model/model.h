@@ -234,6 +234,14 @@ typedef struct mx_sampled {
     float logprob; /* log softmax of the unchanged logits at `token` */
 } mx_sampled;
 
+/* One of several rows whose tokens are drawn together. */
+typedef struct mx_draw {
+    int wanted; /* as in `sample` below */
+    mx_sample_spec spec;
+    mx_sampled sampled;
+    mx_status status;
+} mx_draw;
+
 typedef struct mx_backend mx_backend;
 typedef struct mx_backend_ops {
     const char *name; /* "cpu" */
@@ -247,6 +255,8 @@ typedef struct mx_backend_ops {
     mx_status (*step)(mx_backend *b, const mx_batch *batch, mx_error *error);
     /* `wanted`: 0 for the first wanted row of the last step, and so on. */
     mx_status (*sample)(mx_backend *b, int wanted, const mx_sample_spec *spec, mx_sampled *out, mx_error *error);
+    /* The same for several rows; where one fails `sample` has the words. NULL: not faster than one by one. */
+    void (*sample_all)(mx_backend *b, mx_draw *draw, int count);
     /* The k likeliest tokens of that row's unchanged logits (0 to vocab), likeliest first, ties to the lowest id, and
      * the logprob of `token` (-1: of none) in *logprob: the bits that `sample` gives it. */
     mx_status (*top)(mx_backend *b, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,

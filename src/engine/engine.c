@@ -34,8 +34,10 @@ static bool allocate(mx_engine *e) {
     e->candidate = calloc(running, sizeof *e->candidate);
     e->view = calloc(running, sizeof *e->view);
     e->row = calloc(rows, sizeof *e->row);
-    e->mask = malloc(((size_t)e->parts.config->vocab + 31) / 32 * sizeof *e->mask);
-    return e->running && e->planned && e->candidate && e->view && e->row && e->mask;
+    e->draw = calloc(running, sizeof *e->draw);
+    e->mask_words = (e->parts.config->vocab + 31) / 32;
+    e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
+    return e->running && e->planned && e->candidate && e->view && e->row && e->draw && e->mask;
 }
 
 static void destroy(mx_engine *e) {
@@ -46,6 +48,7 @@ static void destroy(mx_engine *e) {
     free(e->candidate);
     free(e->view);
     free(e->row);
+    free(e->draw);
     free(e->mask);
     free(e);
 }

@@ -26,7 +26,9 @@ struct mx_engine {
     mx_task **planned;       /* [max_running] those with rows in this step */
     mx_row *row;             /* [batch_tokens] */
     mx_sequence_view *view;  /* [max_running] */
-    uint32_t *mask;          /* [vocab / 32, rounded up] */
+    mx_draw *draw;           /* [max_running] of this step: the next token of those that have one */
+    uint32_t *mask;          /* [max_running][mask_words] for them */
+    int mask_words;
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
     mx_task *changed;      /* have news for mx_poll */

@@ -109,57 +109,83 @@ static void publish(mx_engine *e) {
 
 /* ---- drawing ------------------------------------------------------------------------------------------------------
  */
-/* e->mask as the constraint has it. false: it forbids nothing. */
-static bool ask_constraint(mx_engine *e, const mx_task *task) {
+/* The mask as the constraint has it. false: it forbids nothing. */
+static bool ask_constraint(const mx_task *task, uint32_t *mask, int32_t vocab) {
     const mx_constraint *c = &task->request.constraint;
-    const int32_t vocab = e->parts.config->vocab;
     for (int pass = 0; pass < 2; pass++) {
-        memset(e->mask, 0xff, (size_t)vocab / 32 * sizeof *e->mask);
-        if (vocab % 32) e->mask[vocab / 32] = (1u << vocab % 32) - 1;
+        memset(mask, 0xff, (size_t)vocab / 32 * sizeof *mask);
+        if (vocab % 32) mask[vocab / 32] = (1u << vocab % 32) - 1;
         if (!c->accept || !c->mask) return false;
-        if (pass == 0 && c->mask(c->user, e->mask, vocab)) return true;
+        if (pass == 0 && c->mask(c->user, mask, vocab)) return true;
     }
     return false;
 }
 
-/* What may be drawn, in e->mask. false: everything may. */
-static bool fill_mask(mx_engine *e, const mx_task *task, bool may_stop) {
-    const int32_t vocab = e->parts.config->vocab;
-    const bool narrowed = ask_constraint(e, task);
+/* What may be drawn. false: everything may. */
+static bool fill_mask(const mx_task *task, bool may_stop, uint32_t *mask, int32_t vocab) {
+    const bool narrowed = ask_constraint(task, mask, vocab);
     if (may_stop) return narrowed;
     for (int i = 0; i < task->request.stop_count; i++) {
         const int32_t token = task->stop[i];
-        if (token >= 0 && token < vocab) e->mask[token >> 5] &= ~(1u << (token & 31));
+        if (token >= 0 && token < vocab) mask[token >> 5] &= ~(1u << (token & 31));
     }
     for (int32_t i = 0; i < (vocab + 31) / 32; i++)
-        if (e->mask[i]) return true;
-    return ask_constraint(e, task); /* it allows nothing but the end */
+        if (mask[i]) return true;
+    return ask_constraint(task, mask, vocab); /* it allows nothing but the end */
 }
 
-/* Draws the token for `position` within what the constraint allows, and has the constraint accept it. A token that it
- * rejects is masked out and another is drawn, with a random number of its own. */
-static mx_status draw(mx_engine *e, mx_task *task, int wanted, int64_t position, mx_sampled *out, mx_verdict *verdict,
-                      mx_error *error) {
+static uint32_t *mask_of(const mx_engine *e, const mx_draw *draw) {
+    return e->mask + (draw - e->draw) * e->mask_words;
+}
+
+/* The rules for the token behind the known ones, which row `wanted` says. */
+static void prepare_draw(mx_engine *e, const mx_task *task, mx_draw *draw, int wanted) {
+    const mx_request *r = &task->request;
+    *draw = (mx_draw){.wanted = wanted, .spec = mx_task_sample_spec(task, task->known), .status = MX_INVALID_STATE};
+    const bool may_stop = task->known - r->prompt_count >= r->min_tokens || !r->stop_count;
+    if (!r->constraint.accept && may_stop) return;
+    if (fill_mask(task, may_stop, mask_of(e, draw), e->parts.config->vocab)) draw->spec.mask = mask_of(e, draw);
+}
+
+/* Draws the next tokens of all tasks that have one, together where that is faster. What fails here, and what stands
+ * behind guesses, draw_token draws. */
+static void draw_all(mx_engine *e, mx_task **tasks, int count) {
+    mx_backend *backend = e->parts.backend;
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        mx_task *task = tasks[i];
+        const int64_t before = task->known - 1 - task->sequence.count; /* rows before the one that says it */
+        task->draw = before < task->rows ? n++ : -1;
+        if (task->draw < 0) continue;
+        const bool scores = task->scored < task->request.prompt_count;
+        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (scores ? (int)before : 0));
+    }
+    if (n > 1 && backend->ops->sample_all) backend->ops->sample_all(backend, e->draw, n);
+}
+
+/* The token behind the known ones, within what the constraint allows, which accepts it. A token that it rejects is
+ * masked out and another is drawn, with a random number of its own. */
+static mx_status draw_token(mx_engine *e, mx_task *task, int wanted, mx_sampled *out, mx_verdict *verdict,
+                            mx_error *error) {
     const mx_constraint *c = &task->request.constraint;
     mx_backend *backend = e->parts.backend;
-    mx_sample_spec spec = mx_task_sample_spec(task, position);
-    const bool may_stop =
-        position - task->request.prompt_count >= task->request.min_tokens || !task->request.stop_count;
+    mx_draw *draw = &e->draw[task->draw];
+    if (draw->wanted != wanted) prepare_draw(e, task, draw, wanted);
     *verdict = MX_CONTINUE;
-    if (!c->accept && may_stop) return backend->ops->sample(backend, wanted, &spec, out, error);
-
-    if (fill_mask(e, task, may_stop)) spec.mask = e->mask;
     for (int attempt = 0; attempt < REJECTIONS; attempt++) {
-        mx_status status = backend->ops->sample(backend, wanted, &spec, out, error);
+        mx_status status = draw->status;
+        if (status) status = backend->ops->sample(backend, wanted, &draw->spec, &draw->sampled, error);
+        *out = draw->sampled;
         if (status || !c->accept) return status;
         *verdict = c->accept(c->user, out->token);
         if (*verdict != MX_REJECTED) return MX_OK;
-        e->mask[out->token >> 5] &= ~(1u << (out->token & 31));
-        spec.mask = e->mask;
-        spec.seed += 0x9e3779b97f4a7c15u;
+        mask_of(e, draw)[out->token >> 5] &= ~(1u << (out->token & 31));
+        draw->spec.mask = mask_of(e, draw);
+        draw->spec.seed += 0x9e3779b97f4a7c15u;
+        draw->status = MX_INVALID_STATE;
     }
     return mx_fail(error, MX_INVALID_STATE, "the constraint rejected %d tokens in a row at position %lld", REJECTIONS,
-                   (long long)position);
+                   (long long)task->known);
 }
 
 /* The logits themselves are at fault: not even the plainest rule finds a token in them. */
@@ -217,7 +243,7 @@ static mx_status next_token(mx_engine *e, mx_task *task, int wanted, bool *finis
     const int64_t position = task->known;
     mx_sampled sampled;
     mx_verdict verdict;
-    mx_status status = draw(e, task, wanted, position, &sampled, &verdict, error);
+    mx_status status = draw_token(e, task, wanted, &sampled, &verdict, error);
     if (!status && task->top) {
         float logprob;
         status = backend->ops->top(backend, wanted, task->top_count, task->top + position * task->top_count, -1,
@@ -308,6 +334,7 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
     } else if (status) {
         fail(e, tasks[0], &error, false);
     } else {
+        draw_all(e, tasks, count);
         for (int i = 0; i < count; i++) take_rows(e, tasks[i]);
         e->count.sample_seconds += mx_seconds() - done;
     }

@@ -52,6 +52,7 @@ typedef struct mx_task {
     int drafted;      /* tokens guessed behind the known ones */
     int matched;      /* tokens that they were found by */
     int first_wanted; /* of the rows whose logits are wanted */
+    int draw;         /* of the engine's; -1: none in this step */
     mx_handle waits_for;
     int64_t wait_until; /* positions that the task it waits for must have computed, or INT64_MAX: until it draws */
     mx_lookup lookup;

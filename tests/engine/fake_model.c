@@ -139,6 +139,11 @@ static mx_status sample(mx_backend *base, int wanted, const mx_sample_spec *spec
     return sample_row(self(base)->logits[wanted], spec, out, error);
 }
 
+static void sample_all(mx_backend *base, mx_draw *draw, int count) {
+    for (int i = count - 1; i >= 0; i--)
+        draw[i].status = sample(base, draw[i].wanted, &draw[i].spec, &draw[i].sampled, NULL);
+}
+
 /* What sampling says of a token when no other may be chosen. */
 static mx_status logprob_of(const float *logits, int32_t token, float *out, mx_error *error) {
     uint32_t mask[(FAKE_VOCAB + 31) / 32] = {0};
@@ -178,6 +183,7 @@ fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
                                        .page_write = page_write,
                                        .step = step,
                                        .sample = sample,
+                                       .sample_all = sample_all,
                                        .top = top};
     fake_backend *b = calloc(1, sizeof *b);
     assert(b);
