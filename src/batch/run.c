@@ -324,8 +324,8 @@ static mx_status loop(runner *r, mx_error *error) {
         if (!status && r->running) status = step(r, error);
         show(r, started);
         if (status) return status;
-        if (!r->running && r->input_ended) return MX_OK;
         if (!r->running && interrupted(r)) return mx_fail(error, MX_CANCELLED, "interrupted");
+        if (!r->running && r->input_ended) return MX_OK;
     }
 }
 

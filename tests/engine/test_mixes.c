@@ -1,0 +1,143 @@
+/* Whatever runs beside a request, whenever it was set back, wherever its prefix came from: it is told the same tokens
+ * and log-probabilities, bit for bit, as alone from cold.
+ *
+ * test_mixes [SEED [COUNT]]: mixes SEED to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its
+ * seed alone; of what happens only that depends on time which deadlines and the length of steps decide. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/cpu.h"
+#include "kernels/kernels.h"
+#include "mix.h"
+
+enum { FULL_RUN = 20 }; /* so many mixes meet everything at least once */
+
+static uint64_t first_seed = 1;
+static int mixes = FULL_RUN;
+
+static mix_model models[] = {{"tools/stories/checkpoint", NULL, 350},
+                             {"tests/data/base", NULL, 200},
+                             {"tests/data/mqa", NULL, 50},
+                             {"tests/data/top1", NULL, 80}};
+enum { MODELS = sizeof models / sizeof *models };
+
+static int open_models(void **state) {
+    (void)state;
+    const char *root = getenv("MXRUN_SOURCE");
+    for (int i = 0; i < MODELS; i++) {
+        char path[4096];
+        mx_error error;
+        snprintf(path, sizeof path, "%s/%s", root ? root : ".", models[i].name);
+        if (mx_model_open(path, NULL, &models[i].model, &error)) fail_msg("%s", error.text);
+    }
+    return 0;
+}
+
+static int close_models(void **state) {
+    (void)state;
+    for (int i = 0; i < MODELS; i++) mx_model_close(models[i].model);
+    return 0;
+}
+
+/* Tiers that this machine has; the one that MXRUN_CPU names is the best of them. */
+static int list_tiers(const char **out) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
+    int n = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const mx_kernels *k;
+        if (!mx_kernels_get(names[i], &k, NULL)) out[n++] = names[i];
+    }
+    return n;
+}
+
+/* How the requests ended, and what was needed for it. */
+typedef struct totals {
+    int64_t requests, tokens, prompt_tokens, longest, cached, dropped, copied, set_back, drafted, accepted;
+    int64_t ended[MX_FINISH_DEADLINE + 1], failed, told_before_cancel;
+} totals;
+
+static void add(totals *t, const mix *m, const mix_counts *c) {
+    t->requests += m->count;
+    t->tokens += c->stats.generated_tokens;
+    t->prompt_tokens += c->stats.prompt_tokens;
+    t->cached += c->stats.cached_tokens;
+    t->dropped += c->dropped_pages;
+    t->copied += c->copied_pages;
+    t->set_back += c->stats.set_back;
+    t->drafted += c->stats.drafted_tokens;
+    t->accepted += c->stats.accepted_tokens;
+    for (int i = 0; i < m->count; i++) {
+        const mix_answer *a = &m->request[i].together;
+        const int64_t prompt = m->request[i].request.prompt_count;
+        if (prompt > t->longest) t->longest = prompt;
+        if (a->last.type == MX_EVENT_FAILED)
+            t->failed++;
+        else
+            t->ended[a->last.finish]++;
+        if (a->last.finish == MX_FINISH_CANCELLED) t->told_before_cancel += a->tokens;
+    }
+}
+
+static void print_totals(const totals *t) {
+    printf("%lld requests, %lld tokens of prompts (%lld at most), %lld from the cache, %lld generated; %lld pages "
+           "dropped, %lld copied; "
+           "%lld set back; %lld drafted, %lld accepted\n",
+           (long long)t->requests, (long long)t->prompt_tokens, (long long)t->longest, (long long)t->cached,
+           (long long)t->tokens, (long long)t->dropped, (long long)t->copied, (long long)t->set_back,
+           (long long)t->drafted, (long long)t->accepted);
+    printf("ended by stop %lld, constraint %lld, length %lld, context %lld, cancel %lld, deadline %lld, failure %lld\n",
+           (long long)t->ended[MX_FINISH_STOP], (long long)t->ended[MX_FINISH_CONSTRAINT],
+           (long long)t->ended[MX_FINISH_LENGTH], (long long)t->ended[MX_FINISH_CONTEXT],
+           (long long)t->ended[MX_FINISH_CANCELLED], (long long)t->ended[MX_FINISH_DEADLINE], (long long)t->failed);
+}
+
+/* A run that did not meet all of this proves little. */
+static void check_totals(const totals *t) {
+    assert_true(t->cached > t->prompt_tokens / 20 && t->cached < t->prompt_tokens);
+    assert_true(t->dropped > 100);
+    assert_true(t->copied > 100);
+    assert_true(t->set_back > 5);
+    assert_true(t->drafted > t->accepted && t->accepted > 100);
+    assert_true(t->told_before_cancel > 10);
+    for (int i = 0; i <= MX_FINISH_DEADLINE; i++) assert_true(t->ended[i] > 0);
+    assert_true(t->failed > 0);
+}
+
+static void as_if_alone(void **state) {
+    (void)state;
+    const char *tier[8];
+    const mix_choice choice = {models, MODELS, &models[2], tier, list_tiers(tier), 1.5};
+    totals t = {0};
+    for (int i = 0; i < mixes; i++) {
+        const double start = mx_seconds();
+        mix *m = mix_make(first_seed + (uint64_t)i, &choice);
+        mix_counts counts;
+        mix_run_together(m, &counts);
+        const double met = mx_seconds();
+        for (int r = 0; r < m->count; r++) {
+            mix_run_alone(m, r);
+            mix_compare(m, r);
+        }
+        if (mixes == 1) mix_print(m);
+        printf("mix %llu: %d requests, %.2f + %.2f s, %lld set back\n", (unsigned long long)m->seed, m->count,
+               met - start, mx_seconds() - met, (long long)counts.stats.set_back);
+        fflush(stdout);
+        add(&t, m, &counts);
+        mix_free(m);
+    }
+    print_totals(&t);
+    if (mixes >= FULL_RUN) check_totals(&t);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
+    if (argc > 1) mixes = argc > 2 ? atoi(argv[2]) : 1;
+    const struct CMUnitTest tests[] = {cmocka_unit_test(as_if_alone)};
+    return cmocka_run_group_tests(tests, open_models, close_models);
+}
