@@ -35,14 +35,23 @@ static void add_tensor(XXH3_state_t *hash, const mx_tensor *t) {
         XXH3_128bits_update(hash, t->data + (t->bytes - PIECE) / (PIECES - 1) * i, PIECE);
 }
 
-mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error) {
+static mx_status identify(const mx_config *config, const mx_checkpoint *checkpoint, char out[MX_IDENTITY],
+                          mx_error *error) {
     XXH3_state_t *hash = XXH3_createState();
     if (!hash) return mx_fail(error, MX_NO_MEMORY, "no memory for a hash");
     XXH3_128bits_reset(hash);
-    add_config(hash, &w->config);
-    for (int i = 0; i < mx_checkpoint_count(w->checkpoint); i++) add_tensor(hash, mx_checkpoint_at(w->checkpoint, i));
+    if (config) add_config(hash, config);
+    for (int i = 0; i < mx_checkpoint_count(checkpoint); i++) add_tensor(hash, mx_checkpoint_at(checkpoint, i));
     const XXH128_hash_t h = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
     snprintf(out, MX_IDENTITY, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
     return MX_OK;
+}
+
+mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error) {
+    return identify(&w->config, w->checkpoint, out, error);
+}
+
+mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, char out[MX_IDENTITY], mx_error *error) {
+    return identify(NULL, checkpoint, out, error);
 }

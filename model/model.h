@@ -132,6 +132,8 @@ void mx_weights_close(mx_weights *w);
  * tensors, samples from the beginning to the end of large ones. */
 enum { MX_IDENTITY = 33 };
 mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error);
+/* The same without the configuration: of a checkpoint whose weights are not opened yet. */
+mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, char out[MX_IDENTITY], mx_error *error);
 
 /* ---- precision: how activations enter the products, by class ------------------------------------------------------
  */

@@ -1,19 +1,19 @@
 #include "commands/options.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
 #include "engine/model_parts.h"
+#include "model/model.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
@@ -382,45 +382,36 @@ void mx_session_close(mx_session *s) {
     *s = (mx_session){0};
 }
 
-/* ---- fingerprint --------------------------------------------------------------------------------------------------
- */
+/* ---- fingerprint ------------------------------------------------------------------------------------------------- */
 /* With its NUL, so that no two lists of texts are alike. */
 static void hash_text(XXH3_state_t *hash, const char *text) {
     XXH3_64bits_update(hash, text ? text : "\1", text ? strlen(text) + 1 : 2);
 }
 
-static int is_part_of_model(const struct dirent *entry) {
-    const char *end = strrchr(entry->d_name, '.');
-    return (end && strcmp(end, ".safetensors") == 0) || strcmp(entry->d_name, "config.json") == 0 ||
-           strcmp(entry->d_name, "generation_config.json") == 0 || strcmp(entry->d_name, "tokenizer.json") == 0;
-}
-
-static mx_status hash_file(XXH3_state_t *hash, const char *folder, const char *name, mx_error *error) {
-    char path[8192], size[32];
-    struct stat info;
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    if (stat(path, &info) != 0) return mx_fail(error, MX_IO, "%s: %s", path, strerror(errno));
-    snprintf(size, sizeof size, "%lld", (long long)info.st_size);
-    hash_text(hash, name);
-    hash_text(hash, size);
-    if (!strstr(name, "config.json")) return MX_OK;
-    mx_bytes content = {0};
-    mx_status status = mx_read_file(path, (size_t)64 << 20, &content, error);
-    if (!status) XXH3_64bits_update(hash, content.data, content.size);
-    mx_bytes_free(&content);
+static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *error) {
+    mx_checkpoint *checkpoint;
+    char identity[MX_IDENTITY];
+    mx_status status = mx_checkpoint_open(folder, &checkpoint, error);
+    if (status) return status;
+    status = mx_checkpoint_identity(checkpoint, identity, error);
+    mx_checkpoint_close(checkpoint);
+    if (!status) hash_text(hash, identity);
     return status;
 }
 
 static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *error) {
-    struct dirent **entries;
-    const int count = scandir(folder, &entries, is_part_of_model, alphasort);
-    if (count < 0) return mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
-    mx_status status = MX_OK;
-    for (int i = 0; i < count; i++) {
-        if (!status) status = hash_file(hash, folder, entries[i]->d_name, error);
-        free(entries[i]);
+    static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json"};
+    mx_status status = hash_tensors(hash, folder, error);
+    for (size_t i = 0; i < sizeof names / sizeof *names && !status; i++) {
+        char path[8192];
+        mx_bytes content = {0};
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        const bool found = access(path, F_OK) == 0;
+        hash_text(hash, found ? names[i] : NULL);
+        if (found) status = mx_read_file(path, (size_t)1 << 30, &content, error);
+        if (!status) XXH3_64bits_update(hash, content.data, content.size);
+        mx_bytes_free(&content);
     }
-    free(entries);
     return status;
 }
 

@@ -42,8 +42,8 @@ bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *
  * engine and sampling. `engine`: options that no option of the user sets; NULL: all their defaults. */
 bool mx_session_prepare(const mx_command *command, bool raw, mx_session *out, int *exit_code);
 bool mx_session_load(mx_session *s, const mx_engine_options *engine, int *exit_code);
-/* A hash of the model's files (by name and size; of its configuration by content) and of all options that answers
- * depend on. Prepared is enough. */
+/* A hash of the model by its content (mx_checkpoint_identity, its configuration and its tokenizer) and of all options
+ * that answers depend on. Prepared is enough. */
 mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error);
 void mx_session_close(mx_session *s);
 

@@ -731,6 +731,46 @@ static void test_other_output(void **unused) {
     outcome_free(&o);
 }
 
+/* A model of the same names and sizes is another one. */
+static void test_other_model(void **unused) {
+    (void)unused;
+    char stories[600], mine[300], command[2000], path[400];
+    snprintf(stories, sizeof stories, "%s/tools/stories/checkpoint", getenv("MXRUN_SOURCE"));
+    snprintf(mine, sizeof mine, "%s", path_of("my.model"));
+    snprintf(command, sizeof command, "cp -rL '%s' '%s' && chmod -R u+w '%s'", stories, mine, mine);
+    assert_int_equal(system(command), 0);
+    write_prompts("model.jsonl", 3);
+    outcome o = run("batch", "-q", "-m", mine, "-i", path_of("model.jsonl"), "-o", path_of("model.out"));
+    expect_code(&o, 0);
+    outcome_free(&o);
+    write_prompts("model.jsonl", 4);
+    o = run("batch", "-q", "-m", mine, "-i", path_of("model.jsonl"), "-o", path_of("model.out"));
+    expect_code(&o, 0);
+    outcome_free(&o);
+    write_prompts("model.jsonl", 5);
+    static const char *const files[] = {"model.safetensors", "tokenizer.json"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        /* The end of the weights is a tensor's, the tokenizer's last byte but one is white space. */
+        snprintf(path, sizeof path, "%s/%s", mine, files[i]);
+        FILE *f = fopen(path, "r+");
+        assert_non_null(f);
+        fseek(f, i ? -2 : -3, SEEK_END);
+        const int was = fgetc(f);
+        fseek(f, i ? -2 : -3, SEEK_END);
+        if (i) assert_int_equal(was, '\n');
+        fputc(i ? ' ' : was ^ 1, f);
+        fclose(f);
+        o = run("batch", "-q", "-m", mine, "-i", path_of("model.jsonl"), "-o", path_of("model.out"));
+        expect_code(&o, 1);
+        expect_text(&o.err, "with another model");
+        outcome_free(&o);
+        f = fopen(path, "r+");
+        fseek(f, i ? -2 : -3, SEEK_END);
+        fputc(was, f);
+        fclose(f);
+    }
+}
+
 /* An output is one process's; a pipe is read as it comes. */
 static void test_lock(void **unused) {
     (void)unused;
@@ -983,16 +1023,27 @@ static void test_huge_line(void **unused) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_openai_chat),   cmocka_unit_test(test_openai_completions),
-        cmocka_unit_test(test_short),         cmocka_unit_test(test_best_of),
-        cmocka_unit_test(test_logprobs),      cmocka_unit_test(test_wrong_lines),
-        cmocka_unit_test(test_echo),          cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_strange_lines), cmocka_unit_test(test_kills),
-        cmocka_unit_test(test_torn_output),   cmocka_unit_test(test_other_output),
-        cmocka_unit_test(test_lock),          cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_interrupt),     cmocka_unit_test(test_second_interrupt),
-        cmocka_unit_test(test_ordered),       cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_dry_run),       cmocka_unit_test(test_same_alone),
+        cmocka_unit_test(test_openai_chat),
+        cmocka_unit_test(test_openai_completions),
+        cmocka_unit_test(test_short),
+        cmocka_unit_test(test_best_of),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_wrong_lines),
+        cmocka_unit_test(test_echo),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_strange_lines),
+        cmocka_unit_test(test_kills),
+        cmocka_unit_test(test_torn_output),
+        cmocka_unit_test(test_other_output),
+        cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_second_interrupt),
+        cmocka_unit_test(test_ordered),
+        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_same_alone),
         cmocka_unit_test(test_wrong_options),
     };
     const struct CMUnitTest full[] = {cmocka_unit_test(test_huge_line), cmocka_unit_test(test_kills_of_a_thousand)};
