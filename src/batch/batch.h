@@ -16,6 +16,13 @@
  * broken off, the next one does exactly what is missing. */
 typedef struct mx_batch mx_batch;
 
+/* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
+ * elsewhere does the same or is refused. */
+typedef struct mx_batch_setup {
+    int64_t context;               /* of the engine; 0: none */
+    char tier[24], precision[120]; /* mx_engine_info's */
+} mx_batch_setup;
+
 /* What holds for all lines, unless they say otherwise. */
 typedef struct mx_batch_settings {
     const mx_tokenizer *tokenizer;
@@ -28,6 +35,7 @@ typedef struct mx_batch_settings {
     int stop_count;
     const mx_ids *stop_tokens;
     int32_t vocab; /* of the model; 0: not known yet */
+    mx_batch_setup setup;
 } mx_batch_settings;
 
 typedef struct mx_batch_files {
@@ -53,6 +61,10 @@ typedef struct mx_batch_state {
  * it against the input (MX_INVALID_FILE when it belongs to other lines or options). */
 mx_status mx_batch_open(const mx_batch_files *files, mx_batch **out, mx_error *error);
 void mx_batch_close(mx_batch *batch); /* NULL allowed */
+/* What the records in the output were made with; NULL: there are none. */
+const mx_batch_setup *mx_batch_begun(const mx_batch *batch);
+/* MX_INVALID_ARGUMENT when it is not what the records were made with: answers would then differ. */
+mx_status mx_batch_check(const mx_batch *batch, const mx_batch_setup *setup, mx_error *error);
 /* Everything is answered already, as far as can be told without reading a pipe. */
 bool mx_batch_complete(const mx_batch *batch);
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -15,15 +16,28 @@ static const double SYNC_SECONDS = 2;
 enum { PIECE = 1 << 20 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
-/* "batch_req_12_0123456789abcdef" */
-static bool parse_key(const mx_json *value, const char *prefix, mx_done *out) {
+/* "4096-avx2-bf16x2" */
+static bool parse_setup(const char *text, mx_batch_setup *out) {
+    int end = 0;
+    long long context;
+    const bool read = sscanf(text, "%lld-%23[^-]-%119[^-]%n", &context, out->tier, out->precision, &end) == 3;
+    out->context = context;
+    return read && !text[end] && context > 0;
+}
+
+/* "batch_req_12_0123456789abcdef_4096-avx2-bf16x2" */
+static bool parse_key(const mx_json *value, const char *prefix, mx_done *out, mx_batch_setup *setup) {
     if (!value || value->type != MX_JSON_STRING || strncmp(value->text, prefix, strlen(prefix)) != 0) return false;
     char *end;
     errno = 0;
     out->line = strtoll(value->text + strlen(prefix), &end, 10);
-    if (errno || *end != '_' || out->line < 1 || strlen(end + 1) != 16) return false;
+    if (errno || *end != '_' || out->line < 1 || strspn(end + 1, "0123456789abcdef") != 16) return false;
     out->hash = strtoull(end + 1, &end, 16);
-    return !*end;
+    return *end == '_' && parse_setup(end + 1, setup);
+}
+
+bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b) {
+    return a->context == b->context && !strcmp(a->tier, b->tier) && !strcmp(a->precision, b->precision);
 }
 
 static mx_status no_memory(const mx_journal *j, mx_error *error) {
@@ -33,18 +47,26 @@ static mx_status no_memory(const mx_journal *j, mx_error *error) {
 static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, mx_error *error) {
     mx_json_document *document;
     mx_done done;
+    mx_batch_setup setup = {0};
     mx_status status = mx_json_parse(j->path, text, size, &document, error);
     if (status == MX_NO_MEMORY) return status;
     const mx_json *root = status ? NULL : mx_json_root(document);
     const mx_json *request_id = mx_json_get(root, "request_id");
-    const bool found =
-        request_id ? parse_key(request_id, "req_", &done) : parse_key(mx_json_get(root, "id"), "batch_req_", &done);
+    const bool found = request_id ? parse_key(request_id, "req_", &done, &setup)
+                                  : parse_key(mx_json_get(root, "id"), "batch_req_", &done, &setup);
     if (!status) mx_json_free(document);
     if (!found)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s: line %lld is no record of mxrun batch: choose another output, or, if the file was damaged, "
                        "delete the line and it is computed again",
                        j->path, (long long)number);
+    if (!j->setup.context) j->setup = setup;
+    if (!mx_batch_same_setup(&j->setup, &setup))
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: line %lld was computed otherwise (%lld-%s-%s) than those before it (%lld-%s-%s): choose "
+                       "another output",
+                       j->path, (long long)number, (long long)setup.context, setup.tier, setup.precision,
+                       (long long)j->setup.context, j->setup.tier, j->setup.precision);
     if (j->count == j->capacity) {
         const int64_t capacity = j->capacity ? 2 * j->capacity : 1024;
         mx_done *more = realloc(j->done, (size_t)capacity * sizeof *more);

@@ -5,9 +5,11 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "batch/batch.h"
 
-/* The output as a journal of what is done. Every record names its line and that line's hash: `id` "batch_req_12_HASH"
- * in OpenAI's form, `request_id` "req_12_HASH" in the short one (16 hexadecimal digits).
+/* The output as a journal of what is done. Every record names its line and that line's hash: `id`
+ * "batch_req_12_HASH_CONTEXT-TIER-PRECISION" in OpenAI's form, `request_id` "req_12_..." in the short one (the hash in
+ * 16 hexadecimal digits, then mx_batch_setup, the same in all records).
  *
  * The kernel has every record once mx_journal_write has returned, so a killed process loses none. The disk has it at
  * most SYNC_SECONDS later: what a power failure takes is computed again. */
@@ -24,8 +26,9 @@ typedef struct mx_journal {
     int64_t size;  /* bytes, all of them whole lines */
     mx_done *done; /* [count], ascending */
     int64_t count, capacity;
-    bool ascending; /* the records are in the order of their lines */
-    bool dirty;     /* written since the last sync */
+    mx_batch_setup setup; /* of all records; .context 0: there are none */
+    bool ascending;       /* the records are in the order of their lines */
+    bool dirty;           /* written since the last sync */
     double synced;
 } mx_journal;
 
@@ -34,6 +37,8 @@ typedef struct mx_journal {
  * `look`: only reads what is there. */
 mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool look, mx_error *error);
 void mx_journal_close(mx_journal *journal); /* all zeros with fd -1 allowed */
+
+bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b);
 
 /* The record of that line, or NULL. */
 const mx_done *mx_journal_find(const mx_journal *journal, int64_t line);

@@ -315,13 +315,23 @@ static void put_body(writer *w, const mx_batch_answer *answers, const mx_batch_a
     put(w, "}");
 }
 
+/* "req_12_HASH_CONTEXT-TIER-PRECISION", as journal.h has it */
+static void put_key(writer *w) {
+    const mx_batch_setup *s = &w->settings->setup;
+    putf(w, "req_%lld_%016llx_%lld-%s-%s", (long long)w->number, (unsigned long long)w->hash, (long long)s->context,
+         s->tier, s->precision);
+}
+
 static void begin_openai(writer *w) {
-    putf(w, "{\"id\":\"batch_req_%lld_%016llx\",\"custom_id\":%s,", (long long)w->number, (unsigned long long)w->hash,
-         w->request->id.size ? w->request->id.data : "null");
+    put(w, "{\"id\":\"batch_");
+    put_key(w);
+    putf(w, "\",\"custom_id\":%s,", w->request->id.size ? w->request->id.data : "null");
 }
 
 static void begin_short(writer *w) {
-    putf(w, "{\"request_id\":\"req_%lld_%016llx\",\"id\":", (long long)w->number, (unsigned long long)w->hash);
+    put(w, "{\"request_id\":\"");
+    put_key(w);
+    put(w, "\",\"id\":");
     if (w->request->id.size)
         put(w, w->request->id.data);
     else
@@ -374,8 +384,9 @@ static void put_problem(writer *w) {
     putf(w, ",\"code\":\"%s\"}", p->code);
 }
 
-bool mx_batch_write_problem(mx_bytes *out, const mx_batch_request *request, int64_t number, uint64_t hash) {
-    writer w = {out, NULL, request, number, hash, false};
+bool mx_batch_write_problem(mx_bytes *out, const mx_batch_settings *settings, const mx_batch_request *request,
+                            int64_t number, uint64_t hash) {
+    writer w = {out, settings, request, number, hash, false};
     if (request->form == MX_FORM_SHORT) {
         begin_short(&w);
         put(&w, ",\"error\":");

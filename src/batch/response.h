@@ -11,6 +11,7 @@ bool mx_batch_write_answers(mx_bytes *out, const mx_batch_settings *settings, co
                             const mx_batch_answer *answers, int64_t number, uint64_t hash);
 
 /* request->problem instead of answers. */
-bool mx_batch_write_problem(mx_bytes *out, const mx_batch_request *request, int64_t number, uint64_t hash);
+bool mx_batch_write_problem(mx_bytes *out, const mx_batch_settings *settings, const mx_batch_request *request,
+                            int64_t number, uint64_t hash);
 
 #endif

@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cpu.h"
 #include "batch/batch_private.h"
@@ -83,6 +84,31 @@ void mx_batch_close(mx_batch *b) {
     mx_lines_close(&b->lines);
     mx_journal_close(&b->journal);
     free(b);
+}
+
+const mx_batch_setup *mx_batch_begun(const mx_batch *b) {
+    return b->journal.count ? &b->journal.setup : NULL;
+}
+
+mx_status mx_batch_check(const mx_batch *b, const mx_batch_setup *setup, mx_error *error) {
+    const mx_batch_setup *begun = mx_batch_begun(b);
+    if (!begun || mx_batch_same_setup(begun, setup)) return MX_OK;
+    if (begun->context != setup->context)
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s was begun with a context of %lld, this run has %lld, where answers may end elsewhere: go on "
+                       "with -c %lld, or choose another output",
+                       b->journal.path, (long long)begun->context, (long long)setup->context,
+                       (long long)begun->context);
+    if (strcmp(begun->tier, setup->tier) != 0)
+        return mx_fail(
+            error, MX_INVALID_ARGUMENT,
+            "%s was begun with the kernels for %s, this run has those for %s, which round differently: go on "
+            "with MXRUN_CPU=%s where the processor can, or choose another output",
+            b->journal.path, begun->tier, setup->tier, begun->tier);
+    return mx_fail(error, MX_INVALID_ARGUMENT,
+                   "%s was begun with --precision %s, this run has %s: go on with --precision %s, or choose another "
+                   "output",
+                   b->journal.path, begun->precision, setup->precision, begun->precision);
 }
 
 bool mx_batch_complete(const mx_batch *b) {
@@ -181,7 +207,7 @@ static mx_status finish(runner *r, mx_batch_job *job, mx_error *error) {
     mx_bytes_clear(&r->record);
     const bool written =
         job->request.problem.http_status
-            ? mx_batch_write_problem(&r->record, &job->request, job->number, job->hash)
+            ? mx_batch_write_problem(&r->record, r->settings, &job->request, job->number, job->hash)
             : mx_batch_write_answers(&r->record, r->settings, &job->request, job->answers, job->number, job->hash);
     if (!written) return mx_fail(error, MX_NO_MEMORY, "no memory for the record of line %lld", (long long)job->number);
     if (r->batch->files.ordered) return write_in_order(r, job, error);

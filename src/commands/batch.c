@@ -184,13 +184,31 @@ static mx_batch_settings settings_of(const mx_session *s) {
                                   .stop_tokens = &s->stop_tokens,
                                   .vocab = s->info.vocab};
     if (s->random_seed) settings.sampling.seed = 0;
+    settings.setup.context = s->info.context;
+    if (s->info.tier) snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
+    snprintf(settings.setup.precision, sizeof settings.setup.precision, "%s", s->info.precision);
     return settings;
 }
 
-static bool load(mx_session *s, int *exit_code) {
+/* A run that goes on has the context that it was begun with, whatever fits by now. */
+static bool load(mx_session *s, const mx_batch *batch, int *exit_code) {
+    const mx_batch_setup *begun = mx_batch_begun(batch);
     const mx_engine_options engine = {.max_running = (int)in_flight.value,
-                                      .step_seconds = 1e6}; /* nobody waits for single tokens */
-    return mx_session_load(s, &engine, exit_code);
+                                      .step_seconds = 1e6, /* nobody waits for single tokens */
+                                      .context = begun ? begun->context : 0};
+    if (mx_session_load(s, &engine, exit_code)) return true;
+    if (begun && s->model && !s->engine)
+        fprintf(stderr,
+                "mxrun batch: %s was begun with a context of %lld tokens, which this run must have, too: it may need "
+                "more --kv-memory, or another output\n",
+                output, (long long)begun->context);
+    return false;
+}
+
+static void show_start(const mx_session *s) {
+    const double bytes = (double)s->info.kv_bytes;
+    fprintf(stderr, "mxrun: context %lld tokens, KV memory %.1f %s\n", (long long)s->info.context,
+            bytes < 1e9 ? bytes / 1e6 : bytes / 1e9, bytes < 1e9 ? "MB" : "GB");
 }
 
 static int estimate(mx_session *s, mx_batch *batch) {
@@ -203,8 +221,9 @@ static int estimate(mx_session *s, mx_batch *batch) {
     print_count(&total);
     if (total.lines == total.answered + total.wrong) return fflush(stdout) ? MX_EXIT_FAILED : MX_EXIT_OK;
     fflush(stdout);
-    if (!load(s, &exit_code)) return exit_code;
+    if (!load(s, batch, &exit_code)) return exit_code;
     settings = settings_of(s);
+    if (mx_batch_check(batch, &settings.setup, &error)) return failed(s->command, &error);
     const mx_batch_work work = {.engine = s->engine, .max_in_flight = (int)in_flight.value};
     if (mx_batch_measure(batch, &settings, &work, &speed, &error)) return failed(s->command, &error);
     if (speed.prompts)
@@ -224,8 +243,10 @@ static int answer(mx_session *s, mx_batch *batch) {
         if (!quiet) fprintf(stderr, "mxrun: everything is answered already\n");
         return MX_EXIT_OK;
     }
-    if (!load(s, &exit_code)) return exit_code;
+    if (!load(s, batch, &exit_code)) return exit_code;
     const mx_batch_settings settings = settings_of(s);
+    if (mx_batch_check(batch, &settings.setup, &error)) return failed(s->command, &error);
+    if (!quiet) show_start(s);
     const mx_batch_work work = {.engine = s->engine,
                                 .max_in_flight = (int)in_flight.value,
                                 .interrupted = &mx_interrupted,
@@ -307,11 +328,16 @@ const mx_command mx_command_batch = {
         "A record counts once its newline is there, which no kill undoes; what a power\n"
         "failure takes, two seconds at most, is computed again. Lines may be added to the\n"
         "input meanwhile, and a record may be deleted to get it anew. An output of other\n"
-        "lines, another model or other options is refused. Threads, --max-in-flight, the\n"
-        "memory and the machine may differ. One process at a time writes to an output.\n"
+        "lines, another model or other options is refused. Threads, --max-in-flight,\n"
+        "--batch-tokens and the memory may differ: the context is the one it was begun with.\n"
+        "Another machine must have the same kernels (MXRUN_CPU, see info) and precision, for\n"
+        "others round differently; they are in every record's id, and a run with others is\n"
+        "refused. One process at a time writes to an output.\n"
         "\n"
-        "A line's answer depends on nothing but the line, its number and the options: not on\n"
-        "what runs beside it or when. A line without a seed gets one made from --seed (0\n"
+        "A line's answer depends on nothing but the line, its number, the options, and what\n"
+        "the id says: context, kernels and precision. Without -c the context is what fits into\n"
+        "the memory; for the same answers anywhere give -c and --precision. What runs beside a\n"
+        "line and when does not matter. A line without a seed gets one made from --seed (0\n"
         "where it is not given) and its number; the second of n answers one made from the\n"
         "first's. There is no date in the prompts unless --date says one. Only \"created\" and\n"
         "\"cached_tokens\" tell of the run.\n"

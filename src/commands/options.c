@@ -335,7 +335,7 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     engine_options.batch_tokens = (int)numbers[BATCH_TOKENS].value;
     engine_options.speculation = given.speculation;
     engine_options.threads = threads;
-    engine_options.context = (int64_t)numbers[CTX].value;
+    if (numbers[CTX].text) engine_options.context = (int64_t)numbers[CTX].value;
     if (given.kv) engine_options.kv_type = given.kv->type;
     engine_options.precision = given.precision;
     engine_options.openblas = given.dense && !strcmp(given.dense, "openblas");
@@ -421,12 +421,8 @@ mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *e
     XXH3_64bits_reset(hash);
     mx_status status = hash_model(hash, s->path, error);
     for (int i = 0; i < NUMBERS; i++)
-        if (i != THREADS && i != BATCH_TOKENS) hash_text(hash, numbers[i].text);
-    const char *const texts[] = {given.kv_type,
-                                 given.precision,
-                                 given.dense,
-                                 given.seed,
-                                 given.greedy ? "greedy" : NULL,
+        if (i != THREADS && i != BATCH_TOKENS && i != CTX) hash_text(hash, numbers[i].text);
+    const char *const texts[] = {given.kv_type, given.dense, given.seed, given.greedy ? "greedy" : NULL,
                                  given.keep_thinking ? "thinking" : NULL};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash_text(hash, texts[i]);
     for (int i = 0; i < length_of(given.stop); i++) hash_text(hash, given.stop[i]);

@@ -39,11 +39,12 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code);
 /* Checks, then loads. The session must be closed in any case. */
 bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *exit_code);
 /* The same in two parts: first what is quick (path, tokenizer, conversation, limits and stop strings), then model,
- * engine and sampling. `engine`: options that no option of the user sets; NULL: all their defaults. */
+ * engine and sampling. `engine`: what holds where no option of the user says otherwise; NULL: all defaults. */
 bool mx_session_prepare(const mx_command *command, bool raw, mx_session *out, int *exit_code);
 bool mx_session_load(mx_session *s, const mx_engine_options *engine, int *exit_code);
 /* A hash of the model by its content (mx_checkpoint_identity, its configuration and its tokenizer) and of all options
- * that answers depend on. Prepared is enough. */
+ * that answers depend on, but for the context and the precision: what is in force is in the engine's info. Prepared is
+ * enough. */
 mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error);
 void mx_session_close(mx_session *s);
 
