@@ -65,6 +65,8 @@ void mx_batch_close(mx_batch *batch); /* NULL allowed */
 const mx_batch_setup *mx_batch_begun(const mx_batch *batch);
 /* MX_INVALID_ARGUMENT when it is not what the records were made with: answers would then differ. */
 mx_status mx_batch_check(const mx_batch *batch, const mx_batch_setup *setup, mx_error *error);
+/* The output is a file that a later run can go on with. */
+bool mx_batch_resumable(const mx_batch *batch);
 /* Everything is answered already, as far as can be told without reading a pipe. */
 bool mx_batch_complete(const mx_batch *batch);
 

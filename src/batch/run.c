@@ -111,6 +111,10 @@ mx_status mx_batch_check(const mx_batch *b, const mx_batch_setup *setup, mx_erro
                    b->journal.path, begun->precision, setup->precision, begun->precision);
 }
 
+bool mx_batch_resumable(const mx_batch *b) {
+    return b->journal.regular;
+}
+
 bool mx_batch_complete(const mx_batch *b) {
     return b->total >= 0 && b->before == b->total;
 }

@@ -59,7 +59,7 @@ static bool parse_shard(const mx_command *self, mx_batch_files *files) {
 /* ---- progress ---------------------------------------------------------------------------------------------------- */
 typedef struct display {
     mx_progress bar;
-    bool started, told;
+    bool started, told, resumable;
     char label[160];
     double printed; /* mx_seconds() of the last plain line */
 } display;
@@ -85,9 +85,8 @@ static void tell_ending(display *d, const mx_batch_state *s) {
     if (!s->ending || d->told || !s->running) return;
     d->told = true;
     mx_progress_clear(&d->bar);
-    fprintf(stderr,
-            "mxrun batch: finishing the %lld request%s at work; Ctrl-C ends at once, the same command goes on later\n",
-            (long long)s->running, s->running == 1 ? "" : "s");
+    fprintf(stderr, "mxrun batch: finishing the %lld request%s at work; Ctrl-C ends at once%s\n", (long long)s->running,
+            s->running == 1 ? "" : "s", d->resumable ? ", the same command goes on later" : "");
 }
 
 static void show(void *user, const mx_batch_state *s) {
@@ -252,13 +251,14 @@ static int answer(mx_session *s, mx_batch *batch) {
                                 .interrupted = &mx_interrupted,
                                 .progress = quiet ? NULL : show,
                                 .user = &d};
+    d.resumable = mx_batch_resumable(batch);
     mx_interrupt_catch(true);
     const mx_status status = mx_batch_run(batch, &settings, &work, &state, &error);
     mx_interrupt_release();
     show_end(&d, &state);
     if (!status) return MX_EXIT_OK;
     exit_code = failed(s->command, &error);
-    if (strcmp(output, "-") != 0)
+    if (d.resumable)
         fprintf(stderr, "mxrun batch: what is answered is in %s; the same command goes on with the rest\n", output);
     return exit_code;
 }

@@ -844,6 +844,7 @@ static void test_full_disk(void **unused) {
     outcome o = run(BATCH, "-i", path_of("full.jsonl"), "-o", "/dev/full");
     expect_code(&o, 1);
     expect_text(&o.err, "cannot write to /dev/full: No space left on device");
+    expect_no_text(&o.err, "goes on");
     outcome_free(&o);
     /* A file that may not grow beyond 5,000 bytes is like a disk that is full there, in the middle of a line. */
     const char *const arguments[] = {BATCH, "-i", path_of("full.jsonl"), "-o", path_of("full.out"), NULL};
@@ -869,6 +870,7 @@ static void test_interrupt(void **unused) {
                                                    "-", "--max-in-flight", "4", NULL});
     expect_code(&o, 130);
     expect_text(&o.err, "finishing the ");
+    expect_no_text(&o.err, "goes on");
     records r = parse_records(&o.out);
     assert_in_range(r.count, 4, 50); /* those at work were finished, no others begun */
     free_records(&r);
