@@ -157,13 +157,14 @@ static void sync_folder(const char *path) {
     free(folder);
 }
 
-static mx_status take_file(mx_journal *j, int input, mx_error *error) {
+static mx_status take_file(mx_journal *j, int input, bool to_stdout, mx_error *error) {
     struct stat mine, other;
     if (fstat(j->fd, &mine)) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
-    j->regular = S_ISREG(mine.st_mode);
-    if (!j->regular) return MX_OK;
+    if (!S_ISREG(mine.st_mode)) return MX_OK;
     if (fstat(input, &other) == 0 && mine.st_dev == other.st_dev && mine.st_ino == other.st_ino)
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s: input and output are the same file", j->path);
+    if (to_stdout) return MX_OK; /* what a file that the shell has opened holds is the shell's affair */
+    j->regular = true;
     if (j->look || flock(j->fd, LOCK_EX | LOCK_NB) == 0) return MX_OK;
     if (errno == EWOULDBLOCK)
         return mx_fail(error, MX_INVALID_STATE,
@@ -183,8 +184,7 @@ mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look,
     const int flags = look ? O_RDONLY : pipe ? O_WRONLY | O_APPEND : O_RDWR | O_CREAT | O_APPEND;
     j->fd = to_stdout ? dup(STDOUT_FILENO) : open(path, flags | O_CLOEXEC, 0666);
     if (j->fd < 0) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
-    if (to_stdout) return MX_OK; /* where the shell has opened it, its content is the shell's affair */
-    mx_status status = take_file(j, input, error);
+    mx_status status = take_file(j, input, to_stdout, error);
     if (status || !j->regular) return status;
     if (!status) status = read_records(j, error);
     if (!status) status = sort_records(j, error);

@@ -729,6 +729,12 @@ static void test_other_output(void **unused) {
     expect_code(&o, 2);
     expect_text(&o.err, "the same file");
     outcome_free(&o);
+    char *same = strdup(path_of("mine.jsonl"));
+    o = run_with(&(surroundings){.stdout_path = same}, (const char *const[]){BATCH, "-i", same, "-o", "-", NULL});
+    expect_code(&o, 2);
+    expect_text(&o.err, "stdout: input and output are the same file");
+    outcome_free(&o);
+    free(same);
 }
 
 /* A model of the same names and sizes is another one. */
