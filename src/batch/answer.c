@@ -128,8 +128,8 @@ double mx_batch_answer_mean(const mx_batch_answer *a) {
     return count ? a->logprob_sum / (double)count : -INFINITY;
 }
 
-const char *mx_batch_answer_finish(const mx_batch_answer *a) {
+const char *mx_batch_answer_finish(const mx_batch_answer *a, bool openai) {
     const mx_turn_finish finish = mx_turn_get_result(a->turn)->finish;
-    if (finish == MX_TURN_CANCELLED && a->finish == MX_FINISH_DEADLINE) return "deadline";
+    if (finish == MX_TURN_CANCELLED && a->finish == MX_FINISH_DEADLINE) return openai ? "length" : "deadline";
     return finish == MX_TURN_CONTEXT ? "length" : mx_turn_finish_name(finish);
 }

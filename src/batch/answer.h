@@ -49,6 +49,7 @@ mx_status mx_batch_answer_take(mx_batch_answer *answer, const mx_batch_settings 
 
 int64_t mx_batch_answer_count(const mx_batch_answer *answer); /* tokens, the stop token included */
 double mx_batch_answer_mean(const mx_batch_answer *answer);   /* logprob per token */
-const char *mx_batch_answer_finish(const mx_batch_answer *answer);
+/* As the short form has it; OpenAI knows no "deadline" and gets "length". */
+const char *mx_batch_answer_finish(const mx_batch_answer *answer, bool openai);
 
 #endif

@@ -232,7 +232,7 @@ static void put_choice(writer *w, int index, const mx_batch_answer *a, const mx_
     }
     put(w, ",\"logprobs\":");
     put_logprobs(w, a, learned);
-    putf(w, ",\"finish_reason\":\"%s\"}", mx_batch_answer_finish(a));
+    putf(w, ",\"finish_reason\":\"%s\"}", mx_batch_answer_finish(a, true));
 }
 
 /* The short form's {"text", "thinking", "tool_calls", "finish_reason", "seed"[, "logprobs"]}, without braces. */
@@ -246,7 +246,7 @@ static void put_short(writer *w, const mx_batch_answer *a, const mx_batch_answer
         put(w, ",\"tool_calls\":");
         put_tool_calls(w, a);
     }
-    putf(w, ",\"finish_reason\":\"%s\",\"seed\":%llu", mx_batch_answer_finish(a),
+    putf(w, ",\"finish_reason\":\"%s\",\"seed\":%llu", mx_batch_answer_finish(a, false),
          (unsigned long long)mx_batch_seed(w->request, a->prompt, a->index));
     if (w->request->logprobs < 0) return;
     put(w, ",\"logprobs\":");

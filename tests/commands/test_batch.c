@@ -461,6 +461,9 @@ static void test_limits(void **unused) {
                   "\"max_tokens\":60,\"stop\":\"fox\"}\n"
                   "{\"id\":\"late\",\"prompt\":\"Tell me a story.\",\"deadline\":0.5,\"logit_bias\":{\"4089\":-100,"
                   "\"4095\":-100,\"4088\":-100}}\n"
+                  "{\"custom_id\":\"later\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{"
+                  "\"prompt\":\"There was\",\"max_tokens\":100000,\"deadline\":0.5,\"logit_bias\":{\"4089\":-100,"
+                  "\"4095\":-100,\"4088\":-100}}}\n"
                   "{\"id\":\"first\",\"prompt\":\"Tell me a story.\",\"priority\":5,\"max_tokens\":3}\n",
                   BATCH, "-i", "-", "-o", "-");
     expect_code(&o, 0);
@@ -469,6 +472,8 @@ static void test_limits(void **unused) {
     assert_true(number_at(record_of(&r, "least"), "usage.completion_tokens") >= 40);
     assert_non_null(strstr(string_at(record_of(&r, "least"), "text"), "fox"));
     assert_string_equal(string_at(record_of(&r, "late"), "finish_reason"), "deadline");
+    /* OpenAI has no such reason. */
+    assert_string_equal(string_at(record_of(&r, "later"), "response.body.choices.0.finish_reason"), "length");
     assert_true(number_at(record_of(&r, "late"), "usage.completion_tokens") >= 0); /* none where all is slow */
     assert_int_equal(number_at(record_of(&r, "first"), "usage.completion_tokens"), 3);
     free_records(&r);
