@@ -53,6 +53,7 @@ typedef struct mx_batch_state {
     int64_t done, wrong;                                           /* by this one; wrong: of them, with an error */
     int64_t running;                                               /* lines at work */
     int64_t prompt_tokens, cached_tokens, generated_tokens, steps; /* of this run, steps as the engine counts */
+    int64_t drafted_tokens, accepted_tokens;                       /* guessed ahead, and right */
     double seconds;                                                /* of this run */
     bool ending;                                                   /* interrupted: no new lines */
 } mx_batch_state;

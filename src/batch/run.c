@@ -318,6 +318,8 @@ static mx_status take(runner *r, const mx_event *e, mx_error *error) {
     if (e->type == MX_EVENT_FINISHED) {
         r->state->prompt_tokens += e->usage.prompt_tokens;
         r->state->cached_tokens += e->usage.cached_tokens;
+        r->state->drafted_tokens += e->usage.drafted_tokens;
+        r->state->accepted_tokens += e->usage.accepted_tokens;
     }
     if (!a->ended && !a->cancelled && mx_turn_over(a->turn)) {
         a->cancelled = true;

@@ -111,14 +111,18 @@ static void show(void *user, const mx_batch_state *s) {
 static void show_end(display *d, const mx_batch_state *s) {
     mx_progress_clear(&d->bar);
     if (quiet) return;
-    fprintf(stderr, "mxrun: %lld requests in %.1f s", (long long)s->done, s->seconds);
+    fprintf(stderr, "mxrun: %lld request%s in %.1f s", (long long)s->done, s->done == 1 ? "" : "s", s->seconds);
     if (s->before) fprintf(stderr, ", %lld were done before", (long long)s->before);
     if (s->wrong) fprintf(stderr, ", %lld wrong", (long long)s->wrong);
     fprintf(stderr, " | %lld prompt tokens", (long long)s->prompt_tokens);
     if (s->cached_tokens)
         fprintf(stderr, " (%.1f %% reused)", 100.0 * (double)s->cached_tokens / (double)s->prompt_tokens);
-    fprintf(stderr, " + %lld new | %.1f tokens/s | memory %.0f MB\n", (long long)s->generated_tokens,
-            per_second(s->generated_tokens, s->seconds), (double)mx_memory_peak() / 1e6);
+    fprintf(stderr, " + %lld new | %.1f tokens/s", (long long)s->generated_tokens,
+            per_second(s->generated_tokens, s->seconds));
+    if (s->drafted_tokens)
+        fprintf(stderr, " | %lld of %lld guessed tokens right", (long long)s->accepted_tokens,
+                (long long)s->drafted_tokens);
+    fprintf(stderr, " | memory %.0f MB\n", (double)mx_memory_peak() / 1e6);
 }
 
 /* ---- dry run ----------------------------------------------------------------------------------------------------- */

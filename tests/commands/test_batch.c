@@ -1033,6 +1033,26 @@ static void test_same_alone(void **unused) {
     outcome_free(&first);
 }
 
+/* The last line on stderr: guessed tokens where there were any. */
+static void test_summary(void **unused) {
+    (void)unused;
+    const char *line =
+        "{\"prompt\":\"one two three one two three one two three one two\",\"raw\":true,\"max_tokens\":40,"
+        "\"temperature\":0}\n";
+    static const char *const ways[] = {"on", "off"};
+    for (int i = 0; i < 2; i++) {
+        outcome o = run_input(line, "batch", "-m", "stories", "-i", "-", "-o", "-", "--speculate", ways[i]);
+        expect_code(&o, 0);
+        expect_text(&o.err, "mxrun: 1 request in ");
+        expect_text(&o.err, " + 40 new | ");
+        if (i == 0)
+            expect_text(&o.err, " guessed tokens right");
+        else
+            expect_no_text(&o.err, "guessed");
+        outcome_free(&o);
+    }
+}
+
 static void test_wrong_options(void **unused) {
     (void)unused;
     static const struct {
@@ -1091,7 +1111,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_interrupt),     cmocka_unit_test(test_second_interrupt),
         cmocka_unit_test(test_ordered),       cmocka_unit_test(test_shards),
         cmocka_unit_test(test_dry_run),       cmocka_unit_test(test_same_alone),
-        cmocka_unit_test(test_wrong_options),
+        cmocka_unit_test(test_summary),       cmocka_unit_test(test_wrong_options),
     };
     const struct CMUnitTest full[] = {cmocka_unit_test(test_huge_line), cmocka_unit_test(test_kills_of_a_thousand)};
     if (argc > 1 && !strcmp(argv[1], "full"))
