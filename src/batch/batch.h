@@ -73,7 +73,7 @@ bool mx_batch_complete(const mx_batch *batch);
 
 typedef struct mx_batch_work {
     mx_engine *engine; /* nothing else runs on it */
-    int max_in_flight; /* lines at work at once */
+    int max_in_flight; /* answers at work at once; fewer where memory runs out */
     /* Non-zero: no new lines, what is at work is finished, and mx_batch_run returns MX_CANCELLED. */
     const volatile sig_atomic_t *interrupted;
     void (*progress)(void *user, const mx_batch_state *state); /* often; may be NULL */

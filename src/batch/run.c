@@ -145,9 +145,10 @@ typedef struct mx_batch_job mx_batch_job;
 struct mx_batch_job {
     int64_t number;
     uint64_t hash;
+    double started; /* mx_seconds(): its deadline is counted from then */
     mx_batch_request request;
     mx_batch_answer *answers; /* [count] */
-    int count, ended;         /* ended: or never submitted */
+    int count, begun, ended;  /* begun: submitted, or never to be; ended: of those */
     mx_bytes record;          /* it is finished and waits for those before it */
     bool finished;
     mx_batch_job *next; /* in the order of the input */
@@ -161,6 +162,8 @@ typedef struct runner {
     mx_batch_state *state;
     mx_batch_job *first, *last;
     int64_t listed, running; /* jobs in the list; those of them that are not finished */
+    int64_t at_work;         /* answers that the engine has */
+    mx_batch_job *waiting;   /* not all of its answers are submitted; no line is begun meanwhile */
     bool input_ended;
     mx_bytes record; /* scratch */
 } runner;
@@ -228,37 +231,52 @@ static void fail_job(runner *r, mx_batch_job *job, int http_status, const char *
     job->request.problem.http_status = http_status;
     for (int i = 0; i < job->count; i++)
         if (job->answers[i].handle && !job->answers[i].ended) mx_cancel(r->work->engine, job->answers[i].handle);
+    job->ended += job->count - job->begun;
+    job->begun = job->count;
 }
 
-/* The engine says no: that is the request's fault, unless memory is out. */
-static mx_status submit(runner *r, mx_batch_job *job, mx_error *error) {
-    for (int i = 0; i < job->count; i++) {
-        mx_batch_answer *a = &job->answers[i];
-        const mx_request request = mx_batch_answer_request(a, r->settings, &job->request);
-        mx_error why;
-        mx_status status = mx_submit(r->work->engine, &request, &a->handle, &why);
-        if (!status) continue;
-        a->handle = 0;
-        if (status == MX_NO_MEMORY) return mx_fail(error, status, "%s", why.text);
-        fail_job(r, job, 400, status == MX_CONTEXT_FULL ? "context_length_exceeded" : "invalid_value", &why);
-        job->ended += job->count - i;
-        break;
-    }
-    return MX_OK;
-}
-
-static mx_status start_answers(runner *r, mx_batch_job *job, mx_error *error) {
+static mx_status submit_one(runner *r, mx_batch_job *job, mx_error *error) {
     const mx_batch_request *request = &job->request;
-    job->count = request->prompt_count * request->best_of;
-    job->answers = calloc((size_t)job->count, sizeof *job->answers);
-    if (!job->answers) return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
-    for (int i = 0; i < job->count; i++) {
-        mx_batch_answer *a = &job->answers[i];
-        *a = (mx_batch_answer){.job = job, .prompt = i / request->best_of, .index = i % request->best_of};
-        mx_status status = mx_batch_answer_init(a, r->settings, request, error);
-        if (status) return status;
+    mx_batch_answer *a = &job->answers[job->begun];
+    *a = (mx_batch_answer){.job = job, .prompt = job->begun / request->best_of, .index = job->begun % request->best_of};
+    mx_status status = mx_batch_answer_init(a, r->settings, request, error);
+    if (status) return status;
+    mx_request asked = mx_batch_answer_request(a, r->settings, request);
+    if (asked.deadline > 0) {
+        const double left = asked.deadline - (mx_seconds() - job->started);
+        asked.deadline = left > 1e-6 ? left : 1e-6;
     }
-    return submit(r, job, error);
+    status = mx_submit(r->work->engine, &asked, &a->handle, error);
+    if (!status) return MX_OK;
+    mx_batch_answer_free(a);
+    *a = (mx_batch_answer){0};
+    return status;
+}
+
+/* Submits answers until all are at work, or as many as may be, or as memory holds: then the rest waits for others to
+ * end. Where the engine says no for another reason, it is the request's fault. */
+static mx_status submit(runner *r, mx_batch_job *job, mx_error *error) {
+    r->waiting = NULL;
+    while (job->begun < job->count && r->at_work < r->work->max_in_flight) {
+        mx_error why;
+        const mx_status status = submit_one(r, job, &why);
+        if (status == MX_NO_MEMORY && r->at_work > 0) break;
+        if (status == MX_NO_MEMORY) return mx_fail(error, status, "line %lld: %s", (long long)job->number, why.text);
+        if (status) {
+            fail_job(r, job, 400, status == MX_CONTEXT_FULL ? "context_length_exceeded" : "invalid_value", &why);
+        } else {
+            job->begun++;
+            r->at_work++;
+        }
+    }
+    if (job->begun < job->count) r->waiting = job;
+    return job->ended == job->count ? finish(r, job, error) : MX_OK;
+}
+
+static mx_status make_answers(mx_batch_job *job, mx_error *error) {
+    job->count = job->request.prompt_count * job->request.best_of;
+    job->answers = calloc((size_t)job->count, sizeof *job->answers);
+    return job->answers ? MX_OK : mx_fail(error, MX_NO_MEMORY, "no memory for a request");
 }
 
 static mx_status start(runner *r, const mx_line *line, mx_error *error) {
@@ -266,6 +284,7 @@ static mx_status start(runner *r, const mx_line *line, mx_error *error) {
     if (!job) return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
     job->number = line->number;
     job->hash = line->hash;
+    job->started = mx_seconds();
     if (r->last)
         r->last->next = job;
     else
@@ -274,16 +293,16 @@ static mx_status start(runner *r, const mx_line *line, mx_error *error) {
     r->listed++;
     r->running++;
     mx_status status = mx_batch_read_line(&r->reader, line, &job->request, error);
-    if (!status && !job->request.problem.http_status) status = start_answers(r, job, error);
-    if (status) return status;
-    return job->ended == job->count ? finish(r, job, error) : MX_OK;
+    if (!status && !job->request.problem.http_status) status = make_answers(job, error);
+    return status ? status : submit(r, job, error);
 }
 
 /* ---- the loop ---------------------------------------------------------------------------------------------------- */
 /* In the order of the input a slow line holds up those behind it; so many may wait. */
 static bool has_room(const runner *r) {
     enum { WAITING = 1024 };
-    return r->running < r->work->max_in_flight && r->listed < (int64_t)r->work->max_in_flight * 16 + WAITING;
+    return !r->waiting && r->at_work < r->work->max_in_flight &&
+           r->listed < (int64_t)r->work->max_in_flight * 16 + WAITING;
 }
 
 static bool interrupted(const runner *r) {
@@ -291,6 +310,10 @@ static bool interrupted(const runner *r) {
 }
 
 static mx_status fill(runner *r, mx_error *error) {
+    if (r->waiting) {
+        mx_status status = submit(r, r->waiting, error);
+        if (status) return status;
+    }
     while (!r->input_ended && has_room(r) && !interrupted(r)) {
         mx_line line;
         mx_next next;
@@ -310,6 +333,7 @@ static mx_status take(runner *r, const mx_event *e, mx_error *error) {
     if (e->type == MX_EVENT_FAILED) {
         a->ended = true;
         fail_job(r, job, 500, "server_error", &e->error);
+        if (r->waiting == job) r->waiting = NULL;
     } else {
         status = mx_batch_answer_take(a, r->settings, &job->request, e, error);
     }
@@ -326,6 +350,7 @@ static mx_status take(runner *r, const mx_event *e, mx_error *error) {
         mx_cancel(r->work->engine, a->handle);
     }
     job->ended += a->ended;
+    r->at_work -= a->ended;
     return job->ended == job->count ? finish(r, job, error) : MX_OK;
 }
 

@@ -22,7 +22,7 @@ static const struct poptOption batch_options[] = {
      "JSON lines with the answers; what is there already is not done again; - is stdout", "FILE"},
     {"ordered", '\0', POPT_ARG_NONE, &ordered, 0, "Answers in the order of the requests (default: as they get done)",
      NULL},
-    {"max-in-flight", '\0', POPT_ARG_STRING, &in_flight.text, 0, "Requests at work at once (default 64)", "N"},
+    {"max-in-flight", '\0', POPT_ARG_STRING, &in_flight.text, 0, "Answers at work at once (default 64)", "N"},
     {"shard", '\0', POPT_ARG_STRING, &shard, 0, "Only line I of every N, from 1; each shard with an output of its own",
      "I/N"},
     {"raw", '\0', POPT_ARG_NONE, &raw, 0,
