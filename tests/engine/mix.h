@@ -13,7 +13,7 @@ enum { MIX_MOST = 40, MIX_PROMPT = 3000, MIX_TOKENS = 200, MIX_STOPS = 8, MIX_BI
  * alternatives: those of the prompt, where asked for, and those of the answer. */
 typedef struct mix_answer {
     struct mix_request *of;
-    mx_handle handle;
+    mx_handle handle, told; /* of mx_submit and of the events */
     mx_alternative *said;
     int64_t room, prompt_rows, tokens; /* rows of `said` there are, are in it, of the prompt and of the answer */
     int ends;

@@ -1,10 +1,14 @@
 /* Mixes in engines: all at once, and each request alone. */
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -94,7 +98,8 @@ static void take(const mx_event *event) {
     mix_answer *a = event->user;
     const mx_request *q = &a->of->request;
     assert_int_equal(a->ends, 0);
-    assert_int_equal(event->request, a->handle);
+    if (!a->told) a->told = event->request;
+    assert_int_equal(event->request, a->told);
     if (event->type == MX_EVENT_FINISHED || event->type == MX_EVENT_FAILED) {
         a->ends++;
         a->last = *event;
@@ -180,6 +185,7 @@ static void check_end(const mix *m, mx_engine *engine, const mx_engine_stats *s)
         const mix_request *r = &m->request[i];
         const struct mx_usage *u = &r->together.last.usage;
         assert_int_equal(r->together.ends, 1);
+        assert_int_equal(r->together.told, r->together.handle);
         assert_int_equal(r->rule_together.destroyed, r->rule.seed != 0);
         cached += u->cached_tokens;
         generated += u->generated_tokens;
@@ -218,6 +224,95 @@ void mix_run_together(mix *m, mix_counts *counts) {
     *counts = (mix_counts){mx_engine_get_stats(engine), dropped_pages, copied_pages};
     check_end(m, engine, &counts->stats);
     mx_engine_destroy(engine);
+}
+
+/* ---- many threads -------------------------------------------------------------------------------------------------
+ */
+/* An assertion that fails in one of them ends the program. */
+enum { SUBMITTERS = 3, POLLERS = 2 };
+
+typedef struct crowd {
+    mix *m;
+    mx_engine *engine;
+    pthread_mutex_t told; /* guards what requests were told: `top` of an event is gone with the next mx_poll */
+    atomic_bool done;
+    atomic_int submitters;
+} crowd;
+
+static bool may_submit(crowd *c, mix_request *r, int64_t now) {
+    pthread_mutex_lock(&c->told);
+    const bool may = is_due(c->m, r, now) && complete(c->m, r);
+    pthread_mutex_unlock(&c->told);
+    return may;
+}
+
+static void cancel_if_due(crowd *c, mix_request *r, int64_t now) {
+    if (!r->submitted || r->cancelled) return;
+    pthread_mutex_lock(&c->told);
+    const bool token_came = r->cancel_token >= 0 && r->together.tokens >= r->cancel_token;
+    pthread_mutex_unlock(&c->told);
+    if (!token_came && (r->cancel_step < 0 || now < r->submitted_step + r->cancel_step)) return;
+    r->cancelled = true;
+    mx_cancel(c->engine, r->together.handle);
+}
+
+/* Has every third request, and cancels it. */
+static void *submits(void *user) {
+    crowd *c = user;
+    const int first = atomic_fetch_add(&c->submitters, 1);
+    for (int64_t now = 0; !atomic_load(&c->done); now++) {
+        for (int i = first; i < c->m->count; i += SUBMITTERS) {
+            mix_request *r = &c->m->request[i];
+            if (may_submit(c, r, now)) {
+                mx_request q = r->request;
+                use_rule(&q, &r->rule, &r->rule_together);
+                submit(c->engine, &q, &r->together);
+                r->submitted = true;
+                r->submitted_step = now;
+            }
+            cancel_if_due(c, r, now);
+        }
+        usleep(200);
+    }
+    return NULL;
+}
+
+static void *polls(void *user) {
+    crowd *c = user;
+    struct pollfd fd = {.fd = mx_engine_fd(c->engine), .events = POLLIN};
+    while (!atomic_load(&c->done)) {
+        poll(&fd, 1, 1);
+        pthread_mutex_lock(&c->told);
+        while (poll_once(c->engine, c->m->at_once) > 0) continue;
+        int ended = 0;
+        for (int i = 0; i < c->m->count; i++) ended += c->m->request[i].together.ends;
+        pthread_mutex_unlock(&c->told);
+        if (ended == c->m->count) atomic_store(&c->done, true);
+        assert_true(mx_engine_get_info(c->engine).kv_bytes_used <= mx_engine_get_info(c->engine).kv_bytes);
+        assert_true(mx_engine_get_stats(c->engine).finished <= c->m->count);
+    }
+    return NULL;
+}
+
+static void *steps(void *user) {
+    crowd *c = user;
+    while (!atomic_load(&c->done))
+        if (mx_engine_wait(c->engine, 0.001)) step(c->engine);
+    return NULL;
+}
+
+void mix_run_threads(mix *m, mix_counts *counts) {
+    pthread_t thread[1 + SUBMITTERS + POLLERS];
+    crowd c = {.m = m, .engine = create(m, &m->together), .told = PTHREAD_MUTEX_INITIALIZER};
+    dropped_pages = copied_pages = 0;
+    const int threads = sizeof thread / sizeof *thread;
+    for (int i = 0; i < threads; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, i == 0 ? steps : i <= SUBMITTERS ? submits : polls, &c), 0);
+    for (int i = 0; i < threads; i++) assert_int_equal(pthread_join(thread[i], NULL), 0);
+    assert_true(mx_engine_idle(c.engine));
+    *counts = (mix_counts){mx_engine_get_stats(c.engine), dropped_pages, copied_pages};
+    check_end(m, c.engine, &counts->stats);
+    mx_engine_destroy(c.engine);
 }
 
 /* ---- alone --------------------------------------------------------------------------------------------------------

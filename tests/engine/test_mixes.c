@@ -1,8 +1,9 @@
 /* Whatever runs beside a request, whenever it was set back, wherever its prefix came from: it is told the same tokens
  * and log-probabilities, bit for bit, as alone from cold.
  *
- * test_mixes [SEED [COUNT]]: mixes SEED to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its
- * seed alone; of what happens only that depends on time which deadlines and the length of steps decide. */
+ * test_mixes [threads] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once. Mixes SEED
+ * to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its seed alone; of what happens only that
+ * depends on time which deadlines and the length of steps decide. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,6 +21,7 @@ enum { FULL_RUN = 20 }; /* so many mixes meet everything at least once */
 
 static uint64_t first_seed = 1;
 static int mixes = FULL_RUN;
+static bool threads;
 
 static mix_model models[] = {{"tools/stories/checkpoint", NULL, 350},
                              {"tests/data/base", NULL, 200},
@@ -112,13 +114,16 @@ static void check_totals(const totals *t) {
 static void as_if_alone(void **state) {
     (void)state;
     const char *tier[8];
-    const mix_choice choice = {models, MODELS, &models[2], tier, list_tiers(tier), 1.5};
+    const mix_choice choice = {models, MODELS, &models[2], tier, list_tiers(tier), threads ? 0.3 : 1.5};
     totals t = {0};
     for (int i = 0; i < mixes; i++) {
         const double start = mx_seconds();
         mix *m = mix_make(first_seed + (uint64_t)i, &choice);
         mix_counts counts;
-        mix_run_together(m, &counts);
+        if (threads)
+            mix_run_threads(m, &counts);
+        else
+            mix_run_together(m, &counts);
         const double met = mx_seconds();
         for (int r = 0; r < m->count; r++) {
             mix_run_alone(m, r);
@@ -136,6 +141,10 @@ static void as_if_alone(void **state) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "threads")) {
+        threads = true;
+        argc--, argv++;
+    }
     if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
     if (argc > 1) mixes = argc > 2 ? atoi(argv[2]) : 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(as_if_alone)};
