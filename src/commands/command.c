@@ -91,9 +91,67 @@ static int wrong_option(const mx_command *self, int argc, const char **argv, con
 }
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
+/* popt forgets its copy of a string when the option comes again. It parses copies of the tables in which each option
+ * that takes a string has a value of its own, so that poptGetNextOpt returns there and the earlier copy can be freed.
+ */
+enum { HELP = 0x4d58, FIRST_STRING };
+
+typedef struct string_option {
+    char **variable, *text; /* popt's copy, which `variable` points to; NULL: it has not come */
+} string_option;
+
+static unsigned type_of(const struct poptOption *option) {
+    return option->argInfo & POPT_ARG_MASK;
+}
+
+static size_t entries_of(const struct poptOption *table) {
+    size_t n = 0;
+    while (table[n].longName || table[n].shortName || table[n].arg) n++;
+    return n + 1;
+}
+
+/* With those of the tables that it includes. */
+static size_t all_entries_of(const struct poptOption *table) {
+    const size_t own = entries_of(table);
+    size_t n = own;
+    for (size_t i = 0; i < own; i++)
+        if (type_of(&table[i]) == POPT_ARG_INCLUDE_TABLE && table[i].arg) n += all_entries_of(table[i].arg);
+    return n;
+}
+
+/* Returns the end of the copy, where the next can begin. string[i] belongs to first[i]. */
+static struct poptOption *copy_table(const struct poptOption *table, struct poptOption *to,
+                                     const struct poptOption *first, string_option *string) {
+    struct poptOption *copy = to;
+    const size_t own = entries_of(table);
+    memcpy(copy, table, own * sizeof *copy);
+    to += own;
+    for (size_t i = 0; i < own; i++) {
+        if (type_of(&copy[i]) == POPT_ARG_INCLUDE_TABLE && copy[i].arg) {
+            const struct poptOption *included = copy[i].arg;
+            copy[i].arg = to;
+            to = copy_table(included, to, first, string);
+        } else if (type_of(&copy[i]) == POPT_ARG_STRING) {
+            string[&copy[i] - first].variable = copy[i].arg;
+            copy[i].val = FIRST_STRING + (int)(&copy[i] - first);
+        }
+    }
+    return to;
+}
+
+/* What poptGetNextOpt ends with: -1, an error, or HELP. */
+static int take_options(poptContext context, string_option *string) {
+    int value;
+    while ((value = poptGetNextOpt(context)) >= FIRST_STRING) {
+        string_option *s = &string[value - FIRST_STRING];
+        free(s->text);
+        s->text = *s->variable;
+    }
+    return value;
+}
+
 bool mx_command_parse(const mx_command *self, const struct poptOption *options, int argc, const char **argv,
                       const char *const **positional, int *exit_code) {
-    enum { HELP = 0x4d58 }; /* a value no command's own table uses */
     const struct poptOption help_table[] = {
         {"help", 'h', POPT_ARG_NONE, NULL, HELP, "Show this help and exit", NULL},
         POPT_TABLEEND,
@@ -108,26 +166,26 @@ bool mx_command_parse(const mx_command *self, const struct poptOption *options, 
     /* The strings of positional arguments belong to the context, which therefore stays. */
     static poptContext context;
     if (context) poptFreeContext(context);
-    context = poptGetContext("mxrun", argc, argv, table, 0);
+    const size_t entries = all_entries_of(table);
+    struct poptOption *copy = calloc(entries, sizeof *copy);
+    string_option *string = calloc(entries, sizeof *string);
+    if (copy && string) copy_table(table, copy, copy, string);
+    context = copy && string ? poptGetContext("mxrun", argc, argv, copy, 0) : NULL;
+    const int value = context ? take_options(context, string) : POPT_ERROR_MALLOC;
     if (!context) {
         fprintf(stderr, "mxrun %s: out of memory\n", self->name);
         *exit_code = MX_EXIT_FAILED;
-        return false;
-    }
-    int value;
-    while ((value = poptGetNextOpt(context)) >= 0) {
-        if (value == HELP) {
-            *exit_code = print_help(self, context);
-            return false;
-        }
-    }
-    if (value < -1) {
+    } else if (value == HELP) {
+        *exit_code = print_help(self, context);
+    } else if (value < -1) {
         *exit_code =
             wrong_option(self, argc, argv, poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(value));
-        return false;
+    } else {
+        *positional = (const char *const *)poptGetArgs(context);
     }
-    *positional = (const char *const *)poptGetArgs(context);
-    return true;
+    free(copy);
+    free(string);
+    return context && value == -1;
 }
 
 int mx_command_fail(const mx_command *self, const mx_error *error) {

@@ -139,6 +139,29 @@ static void test_seed(void **unused) {
     outcome_free(&c);
 }
 
+/* The last one counts; the earlier ones are freed, or the sanitizer would tell. */
+static void test_repeated_options(void **unused) {
+    (void)unused;
+    outcome o = run("run", "-m", "/nowhere", "-p", STORY, "--greedy", "--max-tokens", "3", "-n", "200", "-n", "2",
+                    "--model", "stories", "-p", "", "--prompt", STORY, "--json", "--json");
+    expect_code(&o, 0);
+    mx_json_document *document = parse_output(&o);
+    assert_int_equal(number_at(mx_json_get(mx_json_root(document), "usage"), "completion_tokens"), 2);
+    mx_json_free(document);
+    outcome_free(&o);
+    o = run("run", "-m", "/nowhere", "-n", "1", "-n", "2", "-n", "three");
+    expect_code(&o, 2);
+    expect_text(&o.err, "-n three");
+    outcome_free(&o);
+    o = run("run", "-n", "1", "-n", "2", "--nonsense");
+    expect_code(&o, 2);
+    outcome_free(&o);
+    o = run("run", "-n", "1", "-n", "2", "--help");
+    expect_code(&o, 0);
+    expect_text(&o.out, "--max-tokens");
+    outcome_free(&o);
+}
+
 /* A second process finds what the first computed, another precision does not, and a damaged file harms nobody. */
 static void test_prefix_cache(void **unused) {
     (void)unused;
@@ -568,6 +591,7 @@ int main(void) {
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_prompt_sources),
         cmocka_unit_test(test_seed),
+        cmocka_unit_test(test_repeated_options),
         cmocka_unit_test(test_prefix_cache),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_tools),
