@@ -353,8 +353,9 @@ static bool find_body(mx_batch_request *r, const mx_json *root, const mx_json **
 static mx_status read_what_to_say(mx_batch_reader *reader, mx_batch_request *r, const mx_json *fields,
                                   mx_error *error) {
     const mx_json *messages = field(fields, "messages"), *prompt = field(fields, "prompt");
+    r->prompts_field = r->chat ? "messages" : "prompt";
     if (r->chat ? !messages : !prompt) {
-        mx_batch_wrong(&r->problem, r->chat ? "messages" : "prompt", "missing_required_parameter",
+        mx_batch_wrong(&r->problem, r->prompts_field, "missing_required_parameter",
                        r->form == MX_FORM_SHORT ? "neither \"prompt\" nor \"messages\" is there"
                        : r->chat                ? "messages: missing"
                                                 : "prompt: missing");

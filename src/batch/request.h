@@ -24,8 +24,9 @@ bool mx_batch_wrong(mx_batch_problem *problem, const char *param, const char *co
 
 typedef struct mx_batch_request {
     mx_batch_form form;
-    mx_bytes id; /* custom_id or id, as JSON; empty: none */
-    bool chat;   /* else its prompts are continued as they stand */
+    mx_bytes id;               /* custom_id or id, as JSON; empty: none */
+    bool chat;                 /* else its prompts are continued as they stand */
+    const char *prompts_field; /* where they are from: "messages" or "prompt" */
     mx_ids *prompts;
     int prompt_count;
     mx_sampling sampling; /* .bias is owned here, .seed is of the first answer */

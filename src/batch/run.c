@@ -226,7 +226,7 @@ static mx_status finish(runner *r, mx_batch_job *job, mx_error *error) {
 /* The others of its line are not wanted any more. */
 static void fail_job(runner *r, mx_batch_job *job, int http_status, const char *code, const mx_error *why) {
     if (job->request.problem.http_status) return;
-    const char *param = http_status == 500 ? NULL : job->request.chat ? "messages" : "prompt";
+    const char *param = http_status == 500 ? NULL : job->request.prompts_field;
     mx_batch_wrong(&job->request.problem, param, code, "%s", why->text);
     job->request.problem.http_status = http_status;
     for (int i = 0; i < job->count; i++)

@@ -606,6 +606,7 @@ static void test_strange_lines(void **unused) {
     assert_string_equal(string_at(record_of(&r, "last"), "finish_reason"), "length");
     assert_string_equal(string_at(record_of(&r, "long"), "error.code"), "context_length_exceeded");
     assert_non_null(strstr(string_at(record_of(&r, "long"), "error.message"), "4096"));
+    assert_string_equal(string_at(record_of(&r, "long"), "error.param"), "prompt");
     mx_bytes_free(&input);
     free_records(&r);
     outcome_free(&o);
