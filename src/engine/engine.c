@@ -78,6 +78,7 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
     }
     for (int l = 0; l < parts->config->layers; l++) e->sliding_layers += parts->config->sliding[l];
     e->full_layers = parts->config->layers - e->sliding_layers;
+    mx_queue_init(e);
     mx_scheduler_init(&e->scheduler, parts->batch_tokens, parts->step_seconds);
     e->parts.boundary = NULL; /* the KV pages have a copy */
     e->parts.info.context = parts->plan.context;
@@ -137,8 +138,7 @@ mx_status mx_submit(mx_engine *e, const mx_request *request, mx_handle *out, mx_
     mx_task **bucket = bucket_of(e, task->handle);
     task->next_of_bucket = *bucket;
     *bucket = task;
-    if (task->deadline > 0 && (e->next_deadline <= 0 || task->deadline < e->next_deadline))
-        e->next_deadline = task->deadline;
+    mx_queue_add_deadline(e, task);
     e->open++;
     e->stats.submitted++;
     mx_queue_add(e, task);

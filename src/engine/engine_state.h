@@ -31,17 +31,18 @@ struct mx_engine {
     int mask_words;
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
+    double last_seconds;   /* of the step before */
     mx_task *changed;      /* have news for mx_poll */
     mx_engine_stats count; /* as far as this thread counts */
 
     pthread_mutex_t lock;
     pthread_cond_t work;                           /* something was submitted */
     mx_task *bucket[MX_TASK_BUCKETS];              /* all tasks, by their handles */
-    mx_task *first_waiting, *last_waiting;         /* the most senior first */
+    mx_heap queue;                                 /* tasks that wait for nobody but to run, the most senior first */
+    mx_heap timed;                                 /* those with a deadline that have not ended, the next one first */
     mx_task *first_with_events, *last_with_events; /* in the order in which they got them */
     mx_task *to_end;                               /* cancelled since the last step */
     mx_task *polled;                               /* whole: freed by the next mx_poll */
-    double next_deadline;                          /* no task's is earlier; 0: none has one */
     mx_handle newest;
     int64_t open, waiting; /* tasks that have not ended; of them, wait to run */
     int64_t events;        /* that wait for mx_poll */
@@ -53,9 +54,14 @@ struct mx_engine {
 
 /* ---- queue.c --------------------------------------------------------------------------------------------------------
  */
+void mx_queue_init(mx_engine *e);
+
 /* With the lock held. */
 void mx_queue_add(mx_engine *e, mx_task *task);
-void mx_queue_remove(mx_engine *e, mx_task *task);
+void mx_queue_remove(mx_engine *e, mx_task *task);       /* in the thread that steps */
+void mx_queue_add_deadline(mx_engine *e, mx_task *task); /* where it has one */
+void mx_queue_forget_deadline(mx_engine *e, mx_task *task);
+mx_task *mx_queue_take_overdue(mx_engine *e, double now); /* its deadline is forgotten; NULL: there is none */
 
 /* Of the thread that steps. */
 void mx_queue_admit(mx_engine *e);                   /* lets those run that can */

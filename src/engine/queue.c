@@ -5,43 +5,103 @@
 #include "base/cpu.h"
 #include "engine/engine_state.h"
 
-enum { EXAMINED = 256 }; /* waiting tasks looked at in one step, at most */
+/* Looking at those that wait takes this part of a step at most, but so many are always looked at. */
+static const double LOOK_PART = 1.0 / 256;
+enum { LOOK_LEAST = 64 };
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------
  */
+static mx_task *at(const mx_heap_link *place) {
+    return place ? (mx_task *)((char *)place - offsetof(mx_task, place)) : NULL;
+}
+
+static mx_task *timed(const mx_heap_link *link) {
+    return link ? (mx_task *)((char *)link - offsetof(mx_task, by_deadline)) : NULL;
+}
+
+static bool is_senior(const mx_heap_link *a, const mx_heap_link *b) {
+    return mx_task_is_senior(at(a), at(b));
+}
+
+static bool waits_less(const mx_heap_link *a, const mx_heap_link *b) {
+    return at(a)->wait_until < at(b)->wait_until;
+}
+
+static bool ends_sooner(const mx_heap_link *a, const mx_heap_link *b) {
+    return timed(a)->deadline < timed(b)->deadline;
+}
+
+void mx_queue_init(mx_engine *e) {
+    e->queue.goes_before = is_senior;
+    e->timed.goes_before = ends_sooner;
+}
+
 void mx_queue_add(mx_engine *e, mx_task *task) {
-    mx_task *after = e->last_waiting;
-    while (after && mx_task_is_senior(task, after)) after = after->before_waiting;
-    task->before_waiting = after;
-    task->next_waiting = after ? after->next_waiting : e->first_waiting;
-    *(after ? &after->next_waiting : &e->first_waiting) = task;
-    *(task->next_waiting ? &task->next_waiting->before_waiting : &e->last_waiting) = task;
+    mx_heap_add(&e->queue, &task->place);
     task->waiting = true;
     e->waiting++;
 }
 
 void mx_queue_remove(mx_engine *e, mx_task *task) {
-    *(task->before_waiting ? &task->before_waiting->next_waiting : &e->first_waiting) = task->next_waiting;
-    *(task->next_waiting ? &task->next_waiting->before_waiting : &e->last_waiting) = task->before_waiting;
-    task->next_waiting = task->before_waiting = NULL;
+    mx_heap_remove(task->waits_for ? &task->waits_for->waiters : &e->queue, &task->place);
+    task->waits_for = NULL;
     task->waiting = false;
     e->waiting--;
 }
 
-/* Only the thread that steps takes tasks out of the list, so that `task` is still in it. */
-static mx_task *next_waiting(mx_engine *e, const mx_task *task) {
+/* Only the thread that steps takes tasks out of the queue, so that the first of it stays there. */
+static mx_task *next_waiting(mx_engine *e) {
     pthread_mutex_lock(&e->lock);
-    mx_task *next = task ? task->next_waiting : e->first_waiting;
+    mx_task *next = at(e->queue.first);
     pthread_mutex_unlock(&e->lock);
     return next;
 }
 
+/* ---- deadlines ----------------------------------------------------------------------------------------------------
+ */
+void mx_queue_add_deadline(mx_engine *e, mx_task *task) {
+    task->timed = task->deadline > 0;
+    if (task->timed) mx_heap_add(&e->timed, &task->by_deadline);
+}
+
+void mx_queue_forget_deadline(mx_engine *e, mx_task *task) {
+    if (task->timed) mx_heap_remove(&e->timed, &task->by_deadline);
+    task->timed = false;
+}
+
+mx_task *mx_queue_take_overdue(mx_engine *e, double now) {
+    mx_task *task = timed(e->timed.first);
+    if (!task || task->deadline > now) return NULL;
+    mx_queue_forget_deadline(e, task);
+    return task;
+}
+
 /* ---- shared prefixes ----------------------------------------------------------------------------------------------
  */
-static mx_task *find_running(const mx_engine *e, mx_handle handle) {
-    for (int i = 0; i < e->running_count; i++)
-        if (e->running[i]->handle == handle) return e->running[i];
-    return NULL;
+/* From the queue to those that wait for `other`, and back. */
+static void wait_for(mx_engine *e, mx_task *task, mx_task *other) {
+    pthread_mutex_lock(&e->lock);
+    mx_heap_remove(&e->queue, &task->place);
+    pthread_mutex_unlock(&e->lock);
+    task->waits_for = other;
+    other->waiters.goes_before = waits_less;
+    mx_heap_add(&other->waiters, &task->place);
+}
+
+static void wait_no_more(mx_engine *e, mx_task *task) {
+    mx_heap_remove(&task->waits_for->waiters, &task->place);
+    task->waits_for = NULL;
+    pthread_mutex_lock(&e->lock);
+    mx_heap_add(&e->queue, &task->place);
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* Those that waited for a running task to come so far. */
+static void release_waiters(mx_engine *e, mx_task *task) {
+    for (mx_task *first; (first = at(task->waiters.first));) {
+        if (task->computing && task->sequence.count < first->wait_until) break;
+        wait_no_more(e, first);
+    }
 }
 
 /* Known tokens that may come out of the cache: not the last, whose logits are wanted, and none that is still to be
@@ -59,13 +119,9 @@ static int64_t common_prefix(const mx_task *a, const mx_task *b, int64_t limit) 
     return n;
 }
 
-/* A running task is about to compute more of this one's prefix than the cache has, by a tile or to the last token: what
- * several begin with is computed once. */
-static bool waits_for_prefix(mx_engine *e, mx_task *task) {
-    const mx_task *other = task->waits_for ? find_running(e, task->waits_for) : NULL;
-    if (other && other->computing && other->sequence.count < task->wait_until) return true;
-    task->waits_for = 0;
-
+/* The running task that is about to compute more of this one's prefix than the cache has, by a tile or to the last
+ * token: what several begin with is computed once. NULL: there is none. */
+static mx_task *who_computes(const mx_engine *e, mx_task *task) {
     const int64_t limit = resumable(task);
     int64_t cached = -1, most = 0;
     mx_task *best = NULL;
@@ -82,9 +138,7 @@ static bool waits_for_prefix(mx_engine *e, mx_task *task) {
         best = r;
         task->wait_until = whole ? INT64_MAX : usable;
     }
-    if (!best) return false;
-    task->waits_for = best->handle;
-    return true;
+    return best;
 }
 
 /* ---- memory -------------------------------------------------------------------------------------------------------
@@ -149,12 +203,16 @@ static bool begin(mx_engine *e, mx_task *task) {
 }
 
 void mx_queue_admit(mx_engine *e) {
-    mx_task *task = e->running_count < e->parts.max_running ? next_waiting(e, NULL) : NULL;
-    for (int i = 0; task && i < EXAMINED && e->running_count < e->parts.max_running; i++) {
-        mx_task *next = next_waiting(e, task);
-        if (!waits_for_prefix(e, task) && !(fetch(e, task) && begin(e, task)))
+    const double until = mx_seconds() + LOOK_PART * e->last_seconds;
+    for (int i = 0; i < e->running_count; i++) release_waiters(e, e->running[i]);
+    for (int i = 0; e->running_count < e->parts.max_running && (i < LOOK_LEAST || mx_seconds() < until); i++) {
+        mx_task *task = next_waiting(e);
+        if (!task) break;
+        mx_task *other = who_computes(e, task);
+        if (other)
+            wait_for(e, task, other);
+        else if (!fetch(e, task) || !begin(e, task))
             break; /* nor does a smaller one pass it by */
-        task = next;
     }
 }
 
@@ -164,6 +222,8 @@ void mx_queue_stop_running(mx_engine *e, mx_task *task) {
     if (i == e->running_count) return;
     e->running_count--;
     for (; i < e->running_count; i++) e->running[i] = e->running[i + 1];
+    task->computing = false;
+    release_waiters(e, task);
 }
 
 void mx_queue_set_back(mx_engine *e, mx_task *task) {

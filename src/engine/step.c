@@ -44,26 +44,14 @@ static mx_task *take_to_end(mx_engine *e, double now) {
     e->to_end = NULL;
     for (mx_task *task = list; task; task = task->next_to_end)
         if (task->waiting) mx_queue_remove(e, task);
-    if (e->next_deadline <= 0 || now < e->next_deadline) return list;
-
-    double next_deadline = 0;
-    mx_task *next;
-    for (int i = -1; i < e->running_count; i++) {
-        for (mx_task *task = i < 0 ? e->first_waiting : e->running[i]; task; task = next) {
-            next = i < 0 ? task->next_waiting : NULL;
-            if (task->deadline <= 0 || task->cancelled) continue;
-            if (task->deadline > now) {
-                if (next_deadline <= 0 || task->deadline < next_deadline) next_deadline = task->deadline;
-                continue;
-            }
-            task->cancelled = true; /* once is enough */
-            task->finish = MX_FINISH_DEADLINE;
-            if (task->waiting) mx_queue_remove(e, task);
-            task->next_to_end = list;
-            list = task;
-        }
+    for (mx_task *task; (task = mx_queue_take_overdue(e, now));) {
+        if (task->cancelled) continue;
+        task->cancelled = true; /* once is enough */
+        task->finish = MX_FINISH_DEADLINE;
+        if (task->waiting) mx_queue_remove(e, task);
+        task->next_to_end = list;
+        list = task;
     }
-    e->next_deadline = next_deadline;
     return list;
 }
 
@@ -83,6 +71,7 @@ static void publish_task(mx_engine *e, mx_task *task) {
     }
     if (!task->ending) return;
     task->ended = true;
+    mx_queue_forget_deadline(e, task);
     e->open--;
     for (mx_task **link = &e->to_end; task->cancelled && *link; link = &(*link)->next_to_end) {
         if (*link != task) continue; /* cancelled just now */
@@ -454,7 +443,7 @@ mx_status mx_step(mx_engine *e, mx_error *error) {
     reserve_pages(e);
     compute_planned(e);
 
-    const double seconds = mx_seconds() - start;
+    const double seconds = e->last_seconds = mx_seconds() - start;
     e->count.step_seconds += seconds;
     e->count.schedule_seconds += seconds - (e->count.forward_seconds + e->count.sample_seconds - computed);
     publish(e);

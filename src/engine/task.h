@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "engine/heap.h"
 #include "engine/kv.h"
 #include "engine/mxrun.h"
 #include "engine/speculate.h"
@@ -42,19 +43,20 @@ typedef struct mx_task {
 
     /* of the step's thread */
     mx_sequence sequence;
-    int64_t known;    /* prompt and generated tokens */
-    int64_t scored;   /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
-    bool started;     /* has had a first step */
-    bool fetched;     /* what the store has of its prompt was read, as far as there was room */
-    bool computing;   /* has drawn nothing since it runs: others may wait for its prefix */
-    int64_t missed;   /* steps that had no row for it though it decoded */
-    int rows;         /* of this step */
-    int drafted;      /* tokens guessed behind the known ones */
-    int matched;      /* tokens that they were found by */
-    int first_wanted; /* of the rows whose logits are wanted */
-    int draw;         /* of the engine's; -1: none in this step */
-    mx_handle waits_for;
-    int64_t wait_until; /* positions that the task it waits for must have computed, or INT64_MAX: until it draws */
+    int64_t known;             /* prompt and generated tokens */
+    int64_t scored;            /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
+    bool started;              /* has had a first step */
+    bool fetched;              /* what the store has of its prompt was read, as far as there was room */
+    bool computing;            /* has drawn nothing since it runs: others may wait for its prefix */
+    int64_t missed;            /* steps that had no row for it though it decoded */
+    int rows;                  /* of this step */
+    int drafted;               /* tokens guessed behind the known ones */
+    int matched;               /* tokens that they were found by */
+    int first_wanted;          /* of the rows whose logits are wanted */
+    int draw;                  /* of the engine's; -1: none in this step */
+    struct mx_task *waits_for; /* runs, and computes what this one begins with; NULL: nobody is waited for */
+    int64_t wait_until;        /* positions that it must have computed, or INT64_MAX: until it draws */
+    mx_heap waiters;           /* those that wait for this one, by `wait_until` */
     mx_lookup lookup;
     mx_draft_luck luck;
     double start_time, first_time;
@@ -66,9 +68,10 @@ typedef struct mx_task {
     struct mx_task *next_changed;
 
     /* under the engine's lock */
-    int64_t visible, polled; /* positions that mx_poll may take and has taken */
-    bool waiting, cancelled, ended, has_events;
-    struct mx_task *next_waiting, *before_waiting;
+    int64_t visible, polled;                           /* positions that mx_poll may take and has taken */
+    bool waiting, timed, cancelled, ended, has_events; /* timed: is in the engine's `timed` */
+    mx_heap_link place;                                /* while it waits: in the engine's `queue` or in `waiters` */
+    mx_heap_link by_deadline;
     struct mx_task *next_with_events;
     struct mx_task *next_to_end;
     struct mx_task *next_of_bucket; /* and, once all was polled, of those to be freed */
