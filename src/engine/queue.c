@@ -131,7 +131,7 @@ static mx_task *who_computes(const mx_engine *e, mx_task *task) {
         const int64_t common = common_prefix(task, r, limit);
         const bool whole = common == limit && r->known <= task->known; /* the end of r's prompt is of use, too */
         const int64_t usable = whole ? common : common / MX_TILE * MX_TILE;
-        if (usable <= most) continue;
+        if (usable <= most || (!whole && r->sequence.count >= usable)) continue; /* r has passed it */
         if (cached < 0) cached = mx_kv_cached_tokens(e->kv, task->tokens, limit);
         if (usable < cached + MX_TILE && !(whole && usable > cached)) continue;
         most = usable;

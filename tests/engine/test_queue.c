@@ -58,6 +58,11 @@ static void steps(mx_engine *e, int count) {
     }
 }
 
+static void check_all(int count) {
+    for (int i = 0; i < count; i++) check_answer(&a[i], &config, &r[i], (int)r[i].max_tokens, MX_FINISH_LENGTH);
+    assert_int_equal(backend->empty_reads, 0);
+}
+
 /* ---- order --------------------------------------------------------------------------------------------------------
  */
 static int64_t comparisons;
@@ -199,6 +204,24 @@ static void who_waits_for_a_prefix_goes_on(void **state) {
     }
 }
 
+/* A prompt begins as one that runs does, but what the sliding layers had there is gone: nothing is to be waited for. */
+static void nobody_waits_for_what_is_over(void **state) {
+    (void)state;
+    mx_engine *e = start_small(3100, 0.1, 64);
+    fill(prompt[0], 3000, 1);
+    fill(prompt[1], 80, 2);
+    memcpy(prompt[1], prompt[0], sizeof **prompt * 64);
+    ask(e, 0, 3000, 3, 0);
+    steps(e, 35);
+    ask(e, 1, 80, 3, 0);
+    steps(e, 4);
+    assert_true(a[1].tokens > 0);
+    assert_int_equal(a[0].tokens, 0);
+    run_until_idle(e);
+    check_all(2);
+    mx_engine_destroy(e);
+}
+
 static int ascending(const void *x, const void *y) {
     const double p = *(const double *)x, q = *(const double *)y;
     return (p > q) - (p < q);
@@ -239,6 +262,7 @@ int main(void) {
         cmocka_unit_test(thousands_of_deadlines),
         cmocka_unit_test(waiting_for_a_prefix_holds_nobody_up),
         cmocka_unit_test(who_waits_for_a_prefix_goes_on),
+        cmocka_unit_test(nobody_waits_for_what_is_over),
         cmocka_unit_test(a_long_line_is_cheap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
