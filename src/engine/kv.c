@@ -122,6 +122,24 @@ int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t coun
     return usable(kv, &m, tokens, count);
 }
 
+/* Nobody else writes the tile behind the whole ones: it can be gone on with, the pages of any other are copied. */
+static bool is_for_taking(const match *m) {
+    return m->part->users == 0 && m->part->count == m->common;
+}
+
+mx_kv_prefix mx_kv_find_prefix(const mx_kv *kv, const int32_t *tokens, int64_t count) {
+    match m = follow(&kv->tree, tokens, count);
+    mx_kv_prefix p = {.tokens = usable(kv, &m, tokens, count)};
+    p.tiles = tiles_of(p.tokens);
+    p.first_tile = kv->sliding_layers ? mx_window_begin(kv->config, p.tokens) : 0;
+    const bool copies = m.part && !is_for_taking(&m);
+    if (copies) p.taken = kv->config->layers;
+    for (const mx_kv_node *n = m.part && !copies ? m.part : m.node; n; n = n->parent)
+        for (int l = 0; l < kv->config->layers; l++)
+            if (!kv->config->sliding[l] || n->tile >= p.first_tile) p.taken += kv->pool.reference[n->page[l]] == 1;
+    return p;
+}
+
 /* ---- one sequence: its table --------------------------------------------------------------------------------------
  */
 mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error) {
@@ -236,12 +254,11 @@ static void take_prefix(mx_sequence *s, mx_kv_node *node, int64_t position) {
     }
 }
 
-/* The tile behind them, of which the sequence will write the rest: a node that nobody else writes becomes this
- * sequence's own, of any other the pages are copied. false: there is no room for a copy. */
+/* The tile behind them, of which the sequence will write the rest. false: there is no room for a copy. */
 static bool take_part(mx_sequence *s, const match *m) {
     mx_kv *kv = s->kv;
     mx_kv_node *node = m->part;
-    if (node->users == 0 && node->count == m->common) {
+    if (is_for_taking(m)) {
         move_to(&s->open, node);
         take_layers(s, node, false);
         take_window(s, node);

@@ -70,6 +70,13 @@ void mx_kv_forget(mx_kv *kv);                /* empties the tree, but for what r
  * tile. Changes nothing. */
 int64_t mx_kv_cached_tokens(const mx_kv *kv, const int32_t *tokens, int64_t count);
 
+/* The same, and what a sequence that resumed it would hold: tiles as in mx_sequence, and `taken` of the pages that are
+ * free or cached. */
+typedef struct mx_kv_prefix {
+    int64_t tokens, tiles, first_tile, taken;
+} mx_kv_prefix;
+mx_kv_prefix mx_kv_find_prefix(const mx_kv *kv, const int32_t *tokens, int64_t count);
+
 /* Where the store has more of the first `limit` tokens than the tree, that is read into pages, for about so many
  * seconds at most (one tile is always read). false: there is more to read. */
 bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds);

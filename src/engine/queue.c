@@ -147,18 +147,25 @@ static int64_t tiles_of(int64_t positions) {
     return (positions + MX_TILE - 1) / MX_TILE;
 }
 
-/* Pages that a task takes beyond those it has, until all that it knows is computed, and for a tile more. */
-static int64_t pages_to_come(const mx_engine *e, const mx_task *task) {
-    const mx_sequence *s = &task->sequence;
-    const int64_t tiles = tiles_of(task->known) + 1 - s->tiles, held = s->tiles - s->first_tile;
+/* Pages that a sequence with those `there`, of sliding layers from `first` on, takes until all of `known` is computed,
+ * and for a tile more. */
+static int64_t pages_beyond(const mx_engine *e, int64_t known, int64_t there, int64_t first) {
+    const int64_t tiles = tiles_of(known) + 1 - there, held = there - first;
     const int64_t window = tiles_of((int64_t)e->parts.config->window + e->parts.batch_tokens) + 1;
     int64_t sliding = window > held ? window - held : 1;
     if (sliding > tiles) sliding = tiles;
     return e->full_layers * tiles + e->sliding_layers * sliding;
 }
 
+static int64_t pages_to_come(const mx_engine *e, const mx_task *task) {
+    return pages_beyond(e, task->known, task->sequence.tiles, task->sequence.first_tile);
+}
+
+/* Is there room for a task beside those that run? One alone always fits: the plan saw to it. */
 static bool has_room(const mx_engine *e, const mx_task *task) {
-    int64_t pages = pages_to_come(e, task);
+    if (e->running_count == 0) return true;
+    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
+    int64_t pages = prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
     for (int i = 0; i < e->running_count; i++) pages += pages_to_come(e, e->running[i]);
     return pages <= mx_kv_pages_free(e->kv) + mx_kv_pages_cached(e->kv);
 }
@@ -176,14 +183,9 @@ static bool fetch(mx_engine *e, mx_task *task) {
 
 /* ---- running ------------------------------------------------------------------------------------------------------
  */
-/* Takes what the cache has of the task's prefix and makes it run. false: memory is short. One alone always fits: the
- * plan saw to it. */
-static bool begin(mx_engine *e, mx_task *task) {
+/* Takes what the cache has of the task's prefix and makes it run. */
+static void begin(mx_engine *e, mx_task *task) {
     const int64_t cached = mx_sequence_resume(&task->sequence, task->tokens, resumable(task));
-    if (e->running_count > 0 && !has_room(e, task)) {
-        mx_sequence_end(&task->sequence, task->tokens, true);
-        return false;
-    }
     if (!task->started) {
         task->started = true;
         task->start_time = mx_seconds();
@@ -199,7 +201,6 @@ static bool begin(mx_engine *e, mx_task *task) {
     pthread_mutex_lock(&e->lock);
     mx_queue_remove(e, task);
     pthread_mutex_unlock(&e->lock);
-    return true;
 }
 
 void mx_queue_admit(mx_engine *e) {
@@ -209,10 +210,12 @@ void mx_queue_admit(mx_engine *e) {
         mx_task *task = next_waiting(e);
         if (!task) break;
         mx_task *other = who_computes(e, task);
-        if (other)
+        if (other) {
             wait_for(e, task, other);
-        else if (!fetch(e, task) || !begin(e, task))
-            break; /* nor does a smaller one pass it by */
+            continue;
+        }
+        if (!fetch(e, task) || !has_room(e, task)) break; /* nor does a smaller one pass it by */
+        begin(e, task);
     }
 }
 

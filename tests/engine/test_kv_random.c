@@ -48,8 +48,15 @@ static void begin(world *w, life *x) {
     const int64_t best = kv_best_prefix(&w->f, x->tokens, limit);
     const int64_t promised = mx_kv_cached_tokens(w->f.kv, x->tokens, limit);
     const int64_t room = mx_kv_pages_free(w->f.kv) + mx_kv_pages_cached(w->f.kv);
+    const mx_kv_prefix prefix = mx_kv_find_prefix(w->f.kv, x->tokens, limit);
     const int64_t got = mx_sequence_resume(&x->s, x->tokens, limit);
     assert_int_equal(promised, best);
+    assert_int_equal(prefix.tokens, promised);
+    if (got == promised) {
+        assert_int_equal(prefix.tiles, x->s.tiles);
+        assert_int_equal(prefix.first_tile, x->s.first_tile);
+        assert_int_equal(prefix.taken, room - mx_kv_pages_free(w->f.kv) - mx_kv_pages_cached(w->f.kv));
+    }
     assert_true(got <= promised);
     /* less than promised only where a copy of the last tile does not fit beside what it is copied from */
     if (got < promised) assert_true(room < w->f.config.layers * (promised / MX_TILE + 2));

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "check_engine.h"
+#include "engine/page_pool.h"
 #include "engine/task.h"
 #include "model/sampler.h"
 
@@ -256,6 +257,41 @@ static void a_long_line_is_cheap(void **state) {
     mx_engine_destroy(e);
 }
 
+/* ---- memory -------------------------------------------------------------------------------------------------------
+ */
+static int copies;
+int32_t __real_mx_page_take_copy(mx_page_pool *pool, int32_t from);
+int32_t __wrap_mx_page_take_copy(mx_page_pool *pool, int32_t from);
+int32_t __wrap_mx_page_take_copy(mx_page_pool *pool, int32_t from) {
+    copies++;
+    return __real_mx_page_take_copy(pool, from);
+}
+
+/* One whose beginning is in the cache does not fit beside another: it touches nothing while it waits. */
+static void who_finds_no_room_does_nothing(void **state) {
+    (void)state;
+    mx_engine *e = start_small(2000, 0, 64);
+    ask_anything(e, 0, 200, 2, 0);
+    run_until_idle(e);
+    ask_anything(e, 1, 1500, 100, 0);
+    steps(e, 30);
+    assert_true(a[1].tokens > 0);
+    fill(prompt[2], 800, 3);
+    memcpy(prompt[2], prompt[0], sizeof **prompt * 199); /* ends in the middle of a tile */
+    copies = 0;
+    ask(e, 2, 800, 2, 0);
+    const uint64_t cached = mx_engine_get_stats(e).kv_bytes_cached;
+    assert_true(cached > 0);
+    steps(e, 20);
+    assert_int_equal(mx_engine_get_stats(e).waiting, 1);
+    assert_int_equal(copies, 0);
+    run_until_idle(e);
+    check_all(3);
+    assert_int_equal(a[2].last.usage.cached_tokens, 199);
+    assert_int_equal(copies, 2); /* a page of each layer */
+    mx_engine_destroy(e);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_line_is_kept),
@@ -264,6 +300,7 @@ int main(void) {
         cmocka_unit_test(who_waits_for_a_prefix_goes_on),
         cmocka_unit_test(nobody_waits_for_what_is_over),
         cmocka_unit_test(a_long_line_is_cheap),
+        cmocka_unit_test(who_finds_no_room_does_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
