@@ -102,11 +102,12 @@ typedef struct mx_request {
     int stop_count;
     int64_t min_tokens;       /* stop tokens are not drawn before so many */
     mx_constraint constraint; /* .accept NULL: none */
-    int priority;             /* the higher go first; 0 for ordinary ones */
-    double deadline;          /* seconds from now at which it ends with what it has; 0: none */
-    int top_logprobs;         /* likeliest tokens reported beside each token, 0 to MX_TOP_LOGPROBS */
-    bool prompt_logprobs;     /* an MX_EVENT_PROMPT for every token of the prompt; it is then computed anew */
-    void *user;               /* handed back with every event */
+    int priority; /* the higher go first, 0 for ordinary ones: where as many run as may, or memory is short, those of a
+                     lower priority are set back for them, the youngest first, and go on when there is room again */
+    double deadline;      /* seconds from now at which it ends with what it has; 0: none */
+    int top_logprobs;     /* likeliest tokens reported beside each token, 0 to MX_TOP_LOGPROBS */
+    bool prompt_logprobs; /* an MX_EVENT_PROMPT for every token of the prompt; it is then computed anew */
+    void *user;           /* handed back with every event */
 } mx_request;
 
 typedef enum mx_event_type {
@@ -141,9 +142,9 @@ typedef struct mx_event {
         double generate_seconds;                                /* from the first token to the last */
         double queue_seconds;                                   /* from submitting to the first step */
         int64_t drafted_tokens, accepted_tokens;                /* guessed ahead, and right */
-        int set_back;                                           /* times that memory ran out and it had to wait */
-    } usage;                                                    /* FINISHED */
-    mx_error error;                                             /* FAILED */
+        int set_back; /* times that it had to wait again, for memory or for one of a higher priority */
+    } usage;          /* FINISHED */
+    mx_error error;   /* FAILED */
 } mx_event;
 
 /* A prompt that can never fit is refused here, with the numbers (MX_CONTEXT_FULL); so are tokens, of the prompt or of
@@ -181,7 +182,7 @@ typedef struct mx_engine_stats {
     int64_t generated_tokens;
     int64_t computed_rows;                   /* tokens that went through the model, recomputed and drafted ones too */
     int64_t drafted_tokens, accepted_tokens; /* by speculation */
-    int64_t set_back;                        /* requests set back for want of memory */
+    int64_t set_back;                        /* times that a request was set back */
     uint64_t kv_bytes_cached;                /* held by nothing but the cache, now */
     double step_seconds;                     /* of them: */
     double forward_seconds;                  /* in the forward pass */

@@ -170,6 +170,43 @@ static bool has_room(const mx_engine *e, const mx_task *task) {
     return pages <= mx_kv_pages_free(e->kv) + mx_kv_pages_cached(e->kv);
 }
 
+/* What a task has taken itself; what it shares counts where it was computed. */
+static int64_t own_pages(const mx_engine *e, const mx_task *task) {
+    const mx_sequence *s = &task->sequence;
+    const int64_t tiles = s->tiles - s->resumed, sliding = s->tiles - s->first_tile;
+    return e->full_layers * tiles + e->sliding_layers * (sliding < tiles ? sliding : tiles);
+}
+
+/* Would there be room if all of a lower priority were set back? */
+static bool could_have_room(const mx_engine *e, const mx_task *task) {
+    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
+    int64_t pages = pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
+    for (int i = 0; i < e->running_count; i++) {
+        const mx_task *r = e->running[i];
+        if (r->request.priority >= task->request.priority) pages += own_pages(e, r) + pages_to_come(e, r);
+    }
+    return pages <= e->parts.plan.pages;
+}
+
+/* The most junior of those that run, where its priority is lower than the task's. */
+static mx_task *who_makes_way(const mx_engine *e, const mx_task *task) {
+    mx_task *junior = e->running_count > 0 ? e->running[e->running_count - 1] : NULL;
+    return junior && junior->request.priority < task->request.priority ? junior : NULL;
+}
+
+static bool may_run(const mx_engine *e, const mx_task *task) {
+    return e->running_count < e->parts.max_running && has_room(e, task);
+}
+
+/* Sets back those of a lower priority until the task can run, no more of them than it takes. They go on when there is
+ * room behind it. false: it must wait. */
+static bool make_way(mx_engine *e, const mx_task *task) {
+    if (may_run(e, task)) return true;
+    if (!who_makes_way(e, task) || !could_have_room(e, task)) return false;
+    for (mx_task *junior; !may_run(e, task) && (junior = who_makes_way(e, task));) mx_queue_set_back(e, junior);
+    return may_run(e, task);
+}
+
 /* ---- what earlier runs computed -----------------------------------------------------------------------------------
  */
 static const double FETCH_SECONDS = 0.05; /* of a step in which others run */
@@ -206,15 +243,15 @@ static void begin(mx_engine *e, mx_task *task) {
 void mx_queue_admit(mx_engine *e) {
     const double until = mx_seconds() + LOOK_PART * e->last_seconds;
     for (int i = 0; i < e->running_count; i++) release_waiters(e, e->running[i]);
-    for (int i = 0; e->running_count < e->parts.max_running && (i < LOOK_LEAST || mx_seconds() < until); i++) {
+    for (int i = 0; i < LOOK_LEAST || mx_seconds() < until; i++) {
         mx_task *task = next_waiting(e);
-        if (!task) break;
+        if (!task || (e->running_count == e->parts.max_running && !who_makes_way(e, task))) break;
         mx_task *other = who_computes(e, task);
         if (other) {
             wait_for(e, task, other);
             continue;
         }
-        if (!fetch(e, task) || !has_room(e, task)) break; /* nor does a smaller one pass it by */
+        if (!fetch(e, task) || !make_way(e, task)) break; /* nor does a smaller one pass it by */
         begin(e, task);
     }
 }

@@ -1,4 +1,5 @@
-/* Who runs and who waits, on a model of hashes (fake_model.h): order, shared beginnings. */
+/* Who runs and who waits, on a model of hashes (fake_model.h): order, shared beginnings, priorities, memory that is
+ * short. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -257,6 +258,83 @@ static void a_long_line_is_cheap(void **state) {
     mx_engine_destroy(e);
 }
 
+/* ---- priorities ---------------------------------------------------------------------------------------------------
+ */
+/* As many run as may, and have long answers: one of a higher priority takes the place of the most junior one. */
+static void a_higher_priority_takes_a_place(void **state) {
+    (void)state;
+    mx_engine *e = start("sf", 600, 400, 64);
+    for (int i = 0; i < 16; i++) ask_anything(e, i, 30, 300, i == 0 ? -1 : 0);
+    steps(e, 20);
+    ask_anything(e, 16, 30, 20, -1); /* an equal waits */
+    steps(e, 20);
+    assert_int_equal(a[16].tokens, 0);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 0);
+    ask_anything(e, 17, 30, 20, 5);
+    ask_anything(e, 18, 30, 20, 3);
+    steps(e, 5);
+    assert_true(a[17].tokens > 0 && a[18].tokens > 0);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 2);
+    run_until_idle(e);
+    check_all(19);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 2); /* once for each that came */
+    assert_int_equal(a[0].last.usage.set_back, 1);
+    assert_int_equal(a[15].last.usage.set_back, 1); /* of equals, the one that came last */
+    mx_engine_destroy(e);
+}
+
+static void a_higher_priority_takes_memory(void **state) {
+    (void)state;
+    mx_engine *e = start_small(2000, 1, 64);
+    for (int i = 0; i < 4; i++) ask_anything(e, i, 400, 70, 0);
+    steps(e, 40);
+    for (int i = 0; i < 4; i++) assert_true(a[i].tokens > 0);
+    ask_anything(e, 4, 1500, 30, 1);
+    steps(e, 30);
+    assert_true(a[4].tokens > 0);
+    assert_true(a[0].tokens > a[3].tokens); /* no more than necessary */
+    run_until_idle(e);
+    check_all(5);
+    assert_int_equal(a[0].last.usage.set_back, 0);
+    assert_int_equal(a[3].last.usage.set_back, 1);
+    assert_int_equal(a[4].last.usage.set_back, 0);
+    mx_engine_destroy(e);
+}
+
+/* It does not fit beside one of its own priority: those below it go on. */
+static void nobody_is_set_back_in_vain(void **state) {
+    (void)state;
+    mx_engine *e = start_small(2000, 0, 64);
+    ask_anything(e, 0, 1300, 100, 1);
+    ask_anything(e, 1, 100, 90, 0);
+    steps(e, 30);
+    ask_anything(e, 2, 1500, 5, 1);
+    steps(e, 30);
+    assert_true(a[0].tokens > 0 && !a[0].ends && a[1].tokens > 0 && !a[1].ends);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 0);
+    assert_int_equal(a[2].tokens, 0);
+    run_until_idle(e);
+    check_all(3);
+    mx_engine_destroy(e);
+}
+
+/* A stream of priorities: everyone gets what it gets alone. */
+static void priorities_come_and_go(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        mx_engine *e = start_small(700, (double)(seed % 3), 64);
+        for (int i = 0; i < MANY; i++) {
+            fill(prompt[i], 500, seed * 100 + (uint64_t)i);
+            if (i % 3 == 2) memcpy(prompt[i], prompt[i - 1], sizeof **prompt * 300);
+            ask(e, i, 50 + 10 * i, 40 + i, (int)(mx_sample_uniform(seed, i) * 4));
+            steps(e, i % 4);
+        }
+        run_until_idle(e);
+        check_all(MANY);
+        mx_engine_destroy(e);
+    }
+}
+
 /* ---- memory -------------------------------------------------------------------------------------------------------
  */
 static int copies;
@@ -300,6 +378,10 @@ int main(void) {
         cmocka_unit_test(who_waits_for_a_prefix_goes_on),
         cmocka_unit_test(nobody_waits_for_what_is_over),
         cmocka_unit_test(a_long_line_is_cheap),
+        cmocka_unit_test(a_higher_priority_takes_a_place),
+        cmocka_unit_test(a_higher_priority_takes_memory),
+        cmocka_unit_test(nobody_is_set_back_in_vain),
+        cmocka_unit_test(priorities_come_and_go),
         cmocka_unit_test(who_finds_no_room_does_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
