@@ -1,5 +1,4 @@
 /* Who runs and who waits. */
-#include <math.h>
 #include <string.h>
 
 #include "base/cpu.h"
@@ -209,12 +208,12 @@ static bool make_way(mx_engine *e, const mx_task *task) {
 
 /* ---- what earlier runs computed -----------------------------------------------------------------------------------
  */
-static const double FETCH_SECONDS = 0.05; /* of a step in which others run */
+static const double FETCH_SECONDS = 0.05; /* of a step, also where nobody runs: others may come, or be cancelled */
 
-/* false: there is more to read. Where nobody else runs it may take as long as it does. */
-static bool fetch(mx_engine *e, mx_task *task) {
-    if (!task->fetched)
-        task->fetched = mx_kv_fetch(e->kv, task->tokens, resumable(task), e->running_count ? FETCH_SECONDS : HUGE_VAL);
+/* false: there is more to read, but not in this step. */
+static bool fetch(mx_engine *e, mx_task *task, double until) {
+    const double left = until - mx_seconds();
+    if (!task->fetched && left > 0) task->fetched = mx_kv_fetch(e->kv, task->tokens, resumable(task), left);
     return task->fetched;
 }
 
@@ -241,7 +240,7 @@ static void begin(mx_engine *e, mx_task *task) {
 }
 
 void mx_queue_admit(mx_engine *e) {
-    const double until = mx_seconds() + LOOK_PART * e->last_seconds;
+    const double start = mx_seconds(), until = start + LOOK_PART * e->last_seconds;
     for (int i = 0; i < e->running_count; i++) release_waiters(e, e->running[i]);
     for (int i = 0; i < LOOK_LEAST || mx_seconds() < until; i++) {
         mx_task *task = next_waiting(e);
@@ -251,7 +250,7 @@ void mx_queue_admit(mx_engine *e) {
             wait_for(e, task, other);
             continue;
         }
-        if (!fetch(e, task) || !make_way(e, task)) break; /* nor does a smaller one pass it by */
+        if (!fetch(e, task, start + FETCH_SECONDS) || !make_way(e, task)) break; /* nor does a smaller one pass it by */
         begin(e, task);
     }
 }

@@ -1,16 +1,18 @@
 /* Who runs and who waits, on a model of hashes (fake_model.h): order, shared beginnings, priorities, memory that is
- * short. */
+ * short, prefixes that are read from the disk. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "check_engine.h"
 #include "engine/page_pool.h"
+#include "engine/prefix_store.h"
 #include "engine/task.h"
 #include "model/sampler.h"
 
@@ -41,15 +43,15 @@ static mx_engine *start_small(int64_t context, double more, int batch) {
     return start("sf", context, (int64_t)((1 + more) * (double)mx_kv_pages_needed(&config, context, batch)), batch);
 }
 
-static void ask(mx_engine *e, int i, int64_t tokens, int64_t most, int priority) {
+static mx_handle ask(mx_engine *e, int i, int64_t tokens, int64_t most, int priority) {
     r[i] = request_for(prompt[i], tokens, most, &a[i]);
     r[i].priority = priority;
-    submit(e, &r[i]);
+    return submit(e, &r[i]);
 }
 
-static void ask_anything(mx_engine *e, int i, int64_t tokens, int64_t most, int priority) {
+static mx_handle ask_anything(mx_engine *e, int i, int64_t tokens, int64_t most, int priority) {
     fill(prompt[i], tokens, (uint64_t)i + 1);
-    ask(e, i, tokens, most, priority);
+    return ask(e, i, tokens, most, priority);
 }
 
 static void steps(mx_engine *e, int count) {
@@ -370,6 +372,65 @@ static void who_finds_no_room_does_nothing(void **state) {
     mx_engine_destroy(e);
 }
 
+/* ---- what earlier runs computed -----------------------------------------------------------------------------------
+ */
+static int reads;
+static useconds_t read_us;
+const void *__real_mx_prefix_store_read(mx_prefix_store *store, mx_store_part part, mx_store_key key,
+                                        const int32_t *token);
+const void *__wrap_mx_prefix_store_read(mx_prefix_store *store, mx_store_part part, mx_store_key key,
+                                        const int32_t *token);
+const void *__wrap_mx_prefix_store_read(mx_prefix_store *store, mx_store_part part, mx_store_key key,
+                                        const int32_t *token) {
+    reads++;
+    usleep(read_us);
+    return __real_mx_prefix_store_read(store, part, key, token);
+}
+
+static mx_engine *start_on(const char *folder) {
+    config = fake_config("sf", 128, FAKE_MOST);
+    mx_engine_parts parts = {.config = &config, .batch_tokens = 64};
+    const mx_prefix_store_options options = {.folder = folder,
+                                             .most = 1 << 26,
+                                             .config = &config,
+                                             .page_bytes = MX_TILE * sizeof(uint64_t),
+                                             .identity = "fake"};
+    assert_int_equal(mx_prefix_store_open(&options, &parts.store, NULL), MX_OK);
+    return fake_engine_with(&parts, LONGEST, 0, &backend);
+}
+
+/* Reading from a slow disk takes no step longer than about 50 ms, whoever else is there. */
+static void reading_is_done_in_pieces(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mxrun-queue-XXXXXX", command[100];
+    assert_non_null(mkdtemp(folder));
+    mx_engine *e = start_on(folder);
+    for (int i = 0; i < 4; i++) ask_anything(e, i, 700, 1, 0);
+    run_until_idle(e);
+    mx_engine_destroy(e);
+
+    e = start_on(folder);
+    read_us = 20000;
+    const mx_handle first = ask_anything(e, 0, 700, 1, 0);
+    for (int i = 1; i < 4; i++) ask_anything(e, i, 700, 1, 0);
+    for (int n = 0; !mx_engine_idle(e); n++) {
+        reads = 0;
+        steps(e, 1);
+        assert_in_range(reads, 0, 3); /* after 40 ms a third is begun */
+        assert_true(n > 0 || reads > 0);
+        if (n == 1) mx_cancel(e, first);
+        if (n == 2) assert_int_equal(a[0].last.finish, MX_FINISH_CANCELLED);
+    }
+    for (int i = 1; i < 4; i++) {
+        check_answer(&a[i], &config, &r[i], 1, MX_FINISH_LENGTH);
+        assert_int_equal(a[i].last.usage.cached_tokens, 640);
+    }
+    mx_engine_destroy(e);
+    read_us = 0;
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_line_is_kept),
@@ -383,6 +444,7 @@ int main(void) {
         cmocka_unit_test(nobody_is_set_back_in_vain),
         cmocka_unit_test(priorities_come_and_go),
         cmocka_unit_test(who_finds_no_room_does_nothing),
+        cmocka_unit_test(reading_is_done_in_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
