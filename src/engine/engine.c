@@ -27,6 +27,20 @@ static void destroy_lock(mx_engine *e) {
     pthread_mutex_destroy(&e->lock);
 }
 
+/* Whoever waits needs none: what they take follows from how many run, not from how many were submitted. */
+static bool allocate_lookups(mx_engine *e) {
+    if (e->parts.speculation == MX_SPECULATE_OFF) return true;
+    const size_t running = (size_t)e->parts.max_running;
+    e->lookup = calloc(running, sizeof *e->lookup);
+    e->free_lookup = calloc(running, sizeof *e->free_lookup);
+    if (!e->lookup || !e->free_lookup) return false;
+    for (int i = 0; i < e->parts.max_running; i++) {
+        if (!mx_lookup_init(&e->lookup[i], e->parts.plan.context)) return false;
+        e->free_lookup[e->free_lookups++] = &e->lookup[i];
+    }
+    return true;
+}
+
 static bool allocate(mx_engine *e) {
     const size_t running = (size_t)e->parts.max_running, rows = (size_t)e->parts.batch_tokens;
     e->running = calloc(running, sizeof(mx_task *));
@@ -37,7 +51,7 @@ static bool allocate(mx_engine *e) {
     e->draw = calloc(running, sizeof *e->draw);
     e->mask_words = (e->parts.config->vocab + 31) / 32;
     e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
-    return e->running && e->planned && e->candidate && e->view && e->row && e->draw && e->mask;
+    return e->running && e->planned && e->candidate && e->view && e->row && e->draw && e->mask && allocate_lookups(e);
 }
 
 static void destroy(mx_engine *e) {
@@ -50,6 +64,9 @@ static void destroy(mx_engine *e) {
     free(e->row);
     free(e->draw);
     free(e->mask);
+    for (int i = 0; e->lookup && i < e->parts.max_running; i++) mx_lookup_free(&e->lookup[i]);
+    free(e->lookup);
+    free(e->free_lookup);
     free(e);
 }
 
@@ -126,10 +143,7 @@ mx_status mx_submit(mx_engine *e, const mx_request *request, mx_handle *out, mx_
     if ((request->top_logprobs > 0 || request->prompt_logprobs) && !e->parts.backend->ops->top)
         return mx_fail(error, MX_UNSUPPORTED, "the %s backend has no log-probabilities of other tokens",
                        e->parts.backend->ops->name);
-    const mx_task_options options = {.kv = e->kv,
-                                     .context = e->parts.plan.context,
-                                     .vocab = e->parts.config->vocab,
-                                     .speculates = e->parts.speculation != MX_SPECULATE_OFF};
+    const mx_task_options options = {.kv = e->kv, .context = e->parts.plan.context, .vocab = e->parts.config->vocab};
     mx_task *task;
     mx_status status = mx_task_create(request, &options, &task, error);
     if (status) return status;

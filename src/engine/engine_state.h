@@ -29,6 +29,9 @@ struct mx_engine {
     mx_draw *draw;           /* [max_running] of this step: the next token of those that have one */
     uint32_t *mask;          /* [max_running][mask_words] for them */
     int mask_words;
+    mx_lookup *lookup;       /* [max_running]; NULL: nothing is guessed ahead */
+    mx_lookup **free_lookup; /* stack of those that no running task has */
+    int free_lookups;
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
     double last_seconds;   /* of the step before */

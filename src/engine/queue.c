@@ -231,6 +231,10 @@ static void begin(mx_engine *e, mx_task *task) {
         e->count.cached_tokens += cached;
     }
     task->computing = true;
+    if (e->free_lookups > 0) {
+        task->lookup = e->free_lookup[--e->free_lookups];
+        mx_lookup_reset(task->lookup);
+    }
     int i = e->running_count++;
     for (; i > 0 && mx_task_is_senior(task, e->running[i - 1]); i--) e->running[i] = e->running[i - 1];
     e->running[i] = task;
@@ -261,6 +265,8 @@ void mx_queue_stop_running(mx_engine *e, mx_task *task) {
     if (i == e->running_count) return;
     e->running_count--;
     for (; i < e->running_count; i++) e->running[i] = e->running[i + 1];
+    if (task->lookup) e->free_lookup[e->free_lookups++] = task->lookup;
+    task->lookup = NULL;
     task->computing = false;
     release_waiters(e, task);
 }

@@ -22,6 +22,11 @@ bool mx_lookup_init(mx_lookup *l, int64_t most) {
     return false;
 }
 
+void mx_lookup_reset(mx_lookup *l) {
+    memset(l->last, 0, sizeof *l->last * (size_t)l->heads);
+    l->added = 0;
+}
+
 void mx_lookup_free(mx_lookup *l) {
     free(l->last);
     free(l->before);

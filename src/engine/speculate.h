@@ -16,10 +16,11 @@ typedef struct mx_lookup {
     int64_t added; /* tokens that are in it */
 } mx_lookup;
 
-/* For one sequence of at most `most` tokens: 4 bytes a token and 128 KiB, touched as the sequence grows. false: no
- * memory. */
+/* For one sequence at a time, of at most `most` tokens: 4 bytes a token and 128 KiB, touched as the sequence grows.
+ * false: no memory. */
 bool mx_lookup_init(mx_lookup *l, int64_t most);
-void mx_lookup_free(mx_lookup *l); /* all zeros allowed */
+void mx_lookup_reset(mx_lookup *l); /* for another sequence; allocates nothing */
+void mx_lookup_free(mx_lookup *l);  /* all zeros allowed */
 /* Up to `most` tokens that may follow tokens [count], all of them from there; *matched gets how many tokens at its end
  * were found before, 2 or more, the longest such match among the last places that were looked at, or 0. The sequence
  * may have grown since the last call, by any number of tokens, or have lost its end. Allocates nothing; what is new

@@ -346,7 +346,7 @@ static void guess_ahead(mx_engine *e, int decoders) {
         const int64_t left = task->request.prompt_count + task->limit - task->known - 1; /* the last is never a guess */
         const int most = e->parts.draft_tokens < left ? e->parts.draft_tokens : (int)left;
         task->drafted =
-            mx_lookup_draft(&task->lookup, task->tokens, task->known, task->tokens + task->known, most, &task->matched);
+            mx_lookup_draft(task->lookup, task->tokens, task->known, task->tokens + task->known, most, &task->matched);
         if (!always && task->drafted > 0)
             task->drafted = mx_draft_length(&e->draft_cost, &task->luck, task->matched, rows, task->drafted);
         rows += task->drafted;

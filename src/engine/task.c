@@ -60,7 +60,7 @@ static void tally_add(mx_tally *tally, int32_t token) {
     tally->item[tally->index[token] - 1].count++;
 }
 
-static bool allocate(mx_task *task, int32_t vocab, bool speculates) {
+static bool allocate(mx_task *task, int32_t vocab) {
     const mx_request *r = &task->request;
     const mx_sampling *s = &r->sampling;
     const size_t most = (size_t)(r->prompt_count + task->limit); /* not touched before it is used */
@@ -72,7 +72,6 @@ static bool allocate(mx_task *task, int32_t vocab, bool speculates) {
     if (!task->tokens || !task->logprob || !task->stop || !task->bias || (task->top_count && !task->top)) return false;
     memcpy(task->tokens, r->prompt, sizeof *task->tokens * (size_t)r->prompt_count);
     if (s->repetition_penalty != 1 && !tally_create(&task->seen, (int64_t)most, vocab)) return false;
-    if (speculates && !mx_lookup_init(&task->lookup, (int64_t)most)) return false;
     bool counts = s->presence_penalty != 0 || s->frequency_penalty != 0;
     return !counts || tally_create(&task->generated, task->limit, vocab);
 }
@@ -86,7 +85,7 @@ mx_status mx_task_create(const mx_request *request, const mx_task_options *o, mx
     task->limit = o->context - request->prompt_count;
     if (request->max_tokens > 0 && request->max_tokens < task->limit) task->limit = request->max_tokens;
     task->top_count = request->top_logprobs < o->vocab ? request->top_logprobs : o->vocab;
-    if (!allocate(task, o->vocab, o->speculates))
+    if (!allocate(task, o->vocab))
         status =
             mx_fail(error, MX_NO_MEMORY, "no memory for a request of %lld tokens", (long long)request->prompt_count);
     if (!status) status = mx_sequence_init(&task->sequence, o->kv, request->prompt_count + task->limit, error);
@@ -110,7 +109,6 @@ mx_status mx_task_create(const mx_request *request, const mx_task_options *o, mx
 void mx_task_free(mx_task *task) {
     if (!task) return;
     mx_sequence_free(&task->sequence);
-    mx_lookup_free(&task->lookup);
     free(task->tokens);
     free(task->logprob);
     free(task->top);

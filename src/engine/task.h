@@ -57,7 +57,7 @@ typedef struct mx_task {
     struct mx_task *waits_for; /* runs, and computes what this one begins with; NULL: nobody is waited for */
     int64_t wait_until;        /* positions that it must have computed, or INT64_MAX: until it draws */
     mx_heap waiters;           /* those that wait for this one, by `wait_until` */
-    mx_lookup lookup;
+    mx_lookup *lookup;         /* while it runs, one of the engine's; NULL: nothing is guessed */
     mx_draft_luck luck;
     double start_time, first_time;
     bool ending, failed; /* was ended in this step, with ... */
@@ -81,7 +81,6 @@ typedef struct mx_task_options {
     mx_kv *kv;
     int64_t context;
     int32_t vocab;
-    bool speculates;
 } mx_task_options;
 
 /* Checks and copies a request. MX_INVALID_ARGUMENT: something in it is wrong; MX_CONTEXT_FULL: the prompt leaves no

@@ -372,6 +372,41 @@ static void who_finds_no_room_does_nothing(void **state) {
     mx_engine_destroy(e);
 }
 
+static int64_t resident_bytes(void) {
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f || fscanf(f, "%*d %ld", &pages) != 1) fail_msg("/proc/self/statm cannot be read");
+    fclose(f);
+    return pages * sysconf(_SC_PAGESIZE);
+}
+
+/* A request that waits takes memory for its prompt, not for all that it may become. */
+static void who_waits_takes_little_memory(void **state) {
+    (void)state;
+    if (SANITIZED) skip(); /* their allocators touch what is not used */
+    enum { WAITING = 1000, CONTEXT = 131072 };
+    config = fake_config("sf", 128, CONTEXT);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_AUTO, .draft_tokens = 4};
+    mx_engine *e = fake_engine_with(&parts, CONTEXT, mx_kv_pages_needed(&config, CONTEXT, 64), &backend);
+    const mx_request one = {.prompt = prompt[0], .prompt_count = 100, .sampling = MX_SAMPLING_DEFAULT};
+    const int64_t before = resident_bytes();
+    for (int round = 0; round < 2; round++) { /* the second time in memory that the others left */
+        for (int i = 0; i < WAITING; i++) {
+            const mx_handle handle = submit(e, &one);
+            if (round == 0) mx_cancel(e, handle);
+        }
+        if (round == 0) step(e);
+        mx_event event[8];
+        while (mx_poll(e, event, 8)) {
+        }
+    }
+    const int64_t each = (resident_bytes() - before) / WAITING;
+    printf("%d bytes for each that waits\n", (int)each);
+    assert_in_range(each, 0, 32 << 10);
+    mx_engine_destroy(e);
+}
+
 /* ---- what earlier runs computed -----------------------------------------------------------------------------------
  */
 static int reads;
@@ -444,6 +479,7 @@ int main(void) {
         cmocka_unit_test(nobody_is_set_back_in_vain),
         cmocka_unit_test(priorities_come_and_go),
         cmocka_unit_test(who_finds_no_room_does_nothing),
+        cmocka_unit_test(who_waits_takes_little_memory),
         cmocka_unit_test(reading_is_done_in_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

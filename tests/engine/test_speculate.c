@@ -92,20 +92,21 @@ static void what_followed(void **state) {
     expect(SEQUENCE(1, 2, 3, 1, 2), "none wanted", 0, 0, NULL);
 }
 
-/* Sequences of few different tokens, which grow by any number of tokens, lose their end and get another, and now and
- * then are not looked at. A draft must follow a place that is there now; the first match of a sequence that only grew
- * is the longest. */
+/* Sequences of few different tokens, one after the other in one lookup, which grow by any number of tokens, lose their
+ * end and get another, and now and then are not looked at. A draft must follow a place that is there now; the first
+ * match of a sequence that only grew is the longest. */
 static void random_sequences(void **state) {
     (void)state;
     static int32_t tokens[MOST];
     int found = 0, longest_found = 0;
+    mx_lookup l;
+    assert_true(mx_lookup_init(&l, 600));
     for (int round = 0; round < 300; round++) {
         const int vocab = (int[]){2, 3, 10, 60}[below(4)];
         const bool grows = round % 2;
-        mx_lookup l;
         int64_t count = 0;
-        assert_true(mx_lookup_init(&l, 600));
         const int64_t before = allocations;
+        mx_lookup_reset(&l);
         for (int call = 0; call < 60; call++) {
             if (!grows && below(4) == 0) count = below((int)count + 1);
             for (int more = below(2) ? 1 : below(25); more > 0 && count < 600; more--) {
@@ -136,8 +137,8 @@ static void random_sequences(void **state) {
             if (grows && vocab == 60) assert_int_equal(matched, longest_match(tokens, count));
         }
         assert_true(allocations == before);
-        mx_lookup_free(&l);
     }
+    mx_lookup_free(&l);
     assert_true(found > 8000);
     if (longest_found < found * 9 / 10) fail_msg("only %d of %d were the longest", longest_found, found);
 }
