@@ -7,7 +7,15 @@
 /* A mix: random requests of all kinds that meet in one engine, drawn from a seed. What each is told there is compared,
  * bit for bit, with what it is told by an engine of its own: without a cache, one thread, steps of another size. */
 
-enum { MIX_MOST = 40, MIX_PROMPT = 3000, MIX_TOKENS = 200, MIX_STOPS = 8, MIX_BIASES = 8 };
+enum {
+    MIX_MOST = 40,
+    MIX_PROMPT = 3000,
+    MIX_TOKENS = 200,
+    MIX_STOPS = 8,
+    MIX_BIASES = 8,
+    MIX_THREADS = 4,
+    MIX_ROWS = 512
+};
 
 /* All that one engine said of a request. `said` is rows of a token with its logprob and then its top_logprobs
  * alternatives: those of the prompt, where asked for, and those of the answer. */

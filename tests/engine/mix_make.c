@@ -71,7 +71,7 @@ static void make_prompt(dice *d, mix *m, int i, const manner *how, int32_t vocab
     const mix_request *o = &m->request[other];
     const int64_t most = o->request.prompt_count, answer = o->request.max_tokens;
     const double kind = i ? uniform(d) : 1;
-    int64_t n = log_between(d, 1, how->longest), common = 0;
+    int64_t n = chance(d, 0.15) ? 1 + below(d, how->longest) : log_between(d, 1, how->longest), common = 0;
     r->follows = -1;
     if (kind < 0.2 && !how->tight && most + answer < MIX_PROMPT) {
         r->follows = other;
@@ -167,22 +167,23 @@ static void make_engines(dice *d, mix *m) {
     static const char *const precisions[] = {NULL,   NULL,   "fp32", "bf16x2",           "mixed",
                                              "bf16", "int8", "bf16", "bf16,router=fp32", "int8,lm_head=bf16x2"};
     const mx_config *config = mx_model_config(m->model->model);
-    m->together = (mx_engine_options){.threads = 1 + (int)below(d, 4),
+    m->together = (mx_engine_options){.threads = 1 + (int)below(d, MIX_THREADS),
                                       .kv_type = (mx_kv_type)below(d, 3),
-                                      .batch_tokens = (int)log_between(d, 1, 512),
+                                      .batch_tokens = (int)log_between(d, 1, MIX_ROWS),
                                       .precision = precisions[below(d, 10)],
                                       .max_running = 1 + (int)below(d, 16),
                                       .speculation = (mx_speculation)below(d, 3),
                                       .draft_tokens = 1 + (int)below(d, 8),
                                       .boundary = m->boundary,
                                       .boundary_count = (int)below(d, 3)};
+    if (chance(d, 0.2)) m->together.batch_tokens = 1 + (int)below(d, MIX_ROWS);
     m->together.step_seconds = chance(d, 0.5) ? 0 : chance(d, 0.5) ? 1e-4 : 1000;
     for (int i = 0; i < 2; i++) m->boundary[i] = (int32_t)below(d, config->vocab);
     m->at_once = (int)log_between(d, 1, 64);
     m->poll_every = chance(d, 0.7) ? 1 : 1 + (int)below(d, 20);
     m->alone = (mx_engine_options){.threads = 1,
                                    .kv_type = m->together.kv_type,
-                                   .batch_tokens = (int)log_between(d, 16, 512),
+                                   .batch_tokens = (int)log_between(d, 16, MIX_ROWS),
                                    .precision = m->together.precision,
                                    .max_running = 1,
                                    .speculation = MX_SPECULATE_OFF};
@@ -220,7 +221,7 @@ static void make_memory(dice *d, mix *m, bool tight) {
 /* ---- the mix ------------------------------------------------------------------------------------------------------
  */
 static void choose(dice *d, mix *m, const mix_choice *choice, double *token_seconds) {
-    m->model = &choice->model[below(d, choice->models)];
+    m->model = &choice->model[m->seed % (uint64_t)choice->models];
     const char *tier = choice->tier[below(d, choice->tiers)];
     if (chance(d, 0.3)) m->tier = tier;
     const bool scalar = m->tier && !strcmp(m->tier, "scalar");
@@ -244,7 +245,8 @@ mix *mix_make(uint64_t seed, const mix_choice *choice) {
     make_engines(&d, m);
     manner how = {.tight = chance(&d, 0.4)};
     how.spread = log_between(&d, 1, how.tight ? 20 : 300);
-    const int64_t longest = log_between(&d, how.tight ? 5 : 50, how.tight ? 150 : MIX_PROMPT);
+    const bool any_length = !how.tight && chance(&d, 0.3);
+    const int64_t longest = any_length ? MIX_PROMPT : log_between(&d, how.tight ? 5 : 50, how.tight ? 150 : MIX_PROMPT);
     const int64_t most = 2 + below(&d, MIX_MOST - 1);
     /* a token of a prompt takes a fifth of one that is generated, where many are computed at once */
     const double prompt_part = m->together.batch_tokens < 16 ? 0.6 : 0.2;
