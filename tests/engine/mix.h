@@ -10,7 +10,7 @@
 enum {
     MIX_MOST = 40,
     MIX_PROMPT = 3000,
-    MIX_TOKENS = 200,
+    MIX_TOKENS = 400,
     MIX_STOPS = 8,
     MIX_BIASES = 8,
     MIX_THREADS = 4,

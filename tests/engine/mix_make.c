@@ -134,9 +134,9 @@ static void make_request(dice *d, mix *m, int i, const manner *how) {
     const int32_t vocab = mx_model_config(m->model->model)->vocab;
     make_prompt(d, m, i, how, vocab);
     if (how->tight)
-        q->max_tokens = MIX_TOKENS * 3 / 4 + below(d, MIX_TOKENS / 4) + 1;
+        q->max_tokens = MIX_TOKENS / 2 + below(d, MIX_TOKENS / 2) + 1;
     else
-        q->max_tokens = chance(d, 0.5) ? log_between(d, 1, MIX_TOKENS) : 1 + below(d, MIX_TOKENS);
+        q->max_tokens = chance(d, 0.5) ? log_between(d, 1, MIX_TOKENS / 2) : 1 + below(d, MIX_TOKENS / 2);
     q->sampling = make_sampling(d, r, vocab);
     if (chance(d, how->tight ? 0.1 : 0.4)) {
         q->stop = r->stop;
@@ -206,7 +206,7 @@ static void make_memory(dice *d, mix *m, bool tight) {
     const double kind = uniform(d);
     m->pages = least;
     if (tight)
-        m->pages += below(d, 3 * least);
+        m->pages += below(d, 2 * least);
     else if (kind < 0.35)
         m->pages += below(d, 4 * config->layers);
     else if (kind < 0.7)
