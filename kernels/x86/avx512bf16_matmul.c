@@ -1,26 +1,29 @@
 /* Matrix products with vdpbf16ps: BF16 and MXFP4 weights, activations as one BF16 or as hi + lo.
  *
- * The sum over K has one order, whatever the number of rows: one accumulator of 16 lanes takes 32 columns at a time,
- * with hi before lo; the lanes fold in a fixed tree. Weights are never copied: a block of MXFP4 becomes a vector of
- * BF16 with one shift and one permute of a table that holds the block's scale already, and both find room beside the
- * multiplications. A tile of up to 6 activation rows times 4 weight rows runs over the whole of K; the activations of
- * a block of tiles stay in the second cache level, the weight rows in the first. */
+ * The sum over K has one order, whatever the number of rows. K is cut into even chunks of some blocks of 32 columns.
+ * Within a chunk one accumulator of 16 lanes takes a block at a time, hi before lo, and the lanes fold in a fixed tree;
+ * the chunks' sums add up from the first to the last. A chunk is so short that the activations of a tile, up to 6 rows,
+ * stay in the first cache level while 4 rows of weights after the other pass by: twice as many lines from the second
+ * level would be more than it has to give. Weights are never copied: a block of MXFP4 becomes a vector of BF16 with one
+ * shift and one permute of a table that holds the block's scale already. */
 #include "kernels/x86/avx512_epilogue.h"
 #include "kernels/x86/avx512bf16.h"
 
 enum {
-    BLOCK_N = 96,     /* weight rows per epilogue */
-    TILE = 6,         /* activation rows of a tile, at most */
-    GROUP = 4,        /* weight rows of a tile, */
-    GROUP_ALONE = 8,  /* and of a tile for one activation row */
-    BLOCK_TILES = 16, /* tiles of BF16 whose activations the second cache level holds; half as many of hi + lo */
+    BLOCK_N = 96,  /* weight rows per epilogue, half of them where BF16 in the second cache level takes the room */
+    TILE = 6,      /* activation rows of a tile, at most */
+    GROUP = 4,     /* weight rows of a tile, */
+    GROUP_FEW = 8, /* and of a tile of one or two activation rows */
+    CHUNK = 48,    /* blocks of a chunk, at most; twice as many of MXFP4 times single BF16 */
 };
 
-/* Scratch of one thread, in floats. */
+/* Scratch of one thread, in floats. The last columns are for weight rows that are no whole group. */
 typedef struct scratch {
-    float sums[BLOCK_TILES * TILE][BLOCK_N];
+    float sums[TILE][BLOCK_N + GROUP_FEW];
     float bias[BLOCK_N];
 } scratch;
+
+enum { STRIDE = BLOCK_N + GROUP_FEW };
 
 _Static_assert(sizeof(scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is there");
 
@@ -94,30 +97,50 @@ MX_INLINE int64_t block_bytes(mx_format format) {
     return format == MX_BF16 ? 64 : 16;
 }
 
-/* Memory that is fetched into the second cache level while a tile works: `step` bytes further for each block. */
+MX_INLINE int64_t x_bytes(bool split) {
+    return split ? 128 : 64;
+}
+
+/* Memory that is fetched into the second cache level while a tile works: for each block `lines` of 64 bytes, and then
+ * `step` bytes further. All at once it would be in the way of what the tile itself reads. */
 typedef struct fetch {
-    const char *data, *scales;
-    int64_t data_step, scales_step;
+    const char *at;
+    int lines;
+    int64_t step;
 } fetch;
 
-/* sums[t * BLOCK_N + c] of R activation rows x[t] and the first C rows of w. */
+/* Adds to the C sums at `to` the first ones of eight accumulators or more, folded: R rows of C. */
+MX_INLINE void add_folded(float *to, const __m512 *acc, int R, int C) {
+    if (C == GROUP_FEW) {
+        for (int t = 0; t < R; t++) {
+            float *at = to + t * STRIDE;
+            _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), mx_fold8(acc + t * C)));
+        }
+        return;
+    }
+    __m512 first = mx_fold16(acc), second = R > 4 ? _mm512_castps256_ps512(mx_fold8(acc + 16)) : first;
+    const __m128 row[TILE] = {_mm512_castps512_ps128(first),    _mm512_extractf32x4_ps(first, 1),
+                              _mm512_extractf32x4_ps(first, 2), _mm512_extractf32x4_ps(first, 3),
+                              _mm512_castps512_ps128(second),   _mm512_extractf32x4_ps(second, 1)};
+    for (int t = 0; t < R; t++) {
+        float *at = to + t * STRIDE;
+        _mm_storeu_ps(at, _mm_add_ps(_mm_loadu_ps(at), row[t]));
+    }
+}
+
+/* sums[t * STRIDE + c] += R activation rows x[t] times the first C rows of w, over so many blocks. */
 MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *rows, int R, int C, bool split,
-                    float *sums, fetch f) {
-    const int64_t stride = w->row_stride, scale_stride = w->scale_stride, blocks = w->cols / 32;
-    const int lines = C * (int)block_bytes(format) / 64;
+                    int64_t blocks, float *sums, fetch f) {
+    const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
     const uint8_t *data = w->data, *scales = w->scales;
     const uint8_t *x[TILE];
     __m512 acc[24];
     for (int t = 0; t < R; t++) x[t] = rows[t];
     for (int i = 0; i < 24; i++) acc[i] = _mm512_setzero_ps();
-    for (int64_t b = 0, at = 0; b < blocks; b++, at += split ? 128 : 64) {
-        __m512i weight[GROUP_ALONE];
-        for (int i = 0; i < lines; i++) _mm_prefetch(f.data + 64 * i, _MM_HINT_T1);
-        f.data += f.data_step;
-        if (format == MX_MXFP4) {
-            _mm_prefetch(f.scales, _MM_HINT_T1);
-            f.scales += f.scales_step;
-        }
+    for (int64_t b = 0, at = 0; b < blocks; b++, at += x_bytes(split)) {
+        __m512i weight[GROUP_FEW];
+        for (int i = 0; i < f.lines; i++) _mm_prefetch(f.at + 64 * i, _MM_HINT_T1);
+        if (f.lines) f.at += f.step;
         const uint8_t *data4 = data + 4 * stride, *scales4 = format == MX_MXFP4 ? scales + 4 * scale_stride : NULL;
         for (int c = 0; c < C; c++) {
             weight[c] = decode(format, (c < 4 ? data : data4) + (c & 3) * stride,
@@ -134,132 +157,125 @@ MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *
         data += block_bytes(format);
         if (format == MX_MXFP4) scales++;
     }
-    __m512 first = R * C > 8 ? mx_fold16(acc) : _mm512_castps256_ps512(mx_fold8(acc));
-    if (C == GROUP_ALONE) {
-        _mm256_storeu_ps(sums, _mm512_castps512_ps256(first));
-        return;
-    }
-    _mm_storeu_ps(sums, _mm512_castps512_ps128(first));
-    if (R > 1) _mm_storeu_ps(sums + BLOCK_N, _mm512_extractf32x4_ps(first, 1));
-    if (R > 2) _mm_storeu_ps(sums + 2 * BLOCK_N, _mm512_extractf32x4_ps(first, 2));
-    if (R > 3) _mm_storeu_ps(sums + 3 * BLOCK_N, _mm512_extractf32x4_ps(first, 3));
-    if (R > 4) {
-        __m256 second = mx_fold8(acc + 16);
-        _mm_storeu_ps(sums + 4 * BLOCK_N, _mm256_castps256_ps128(second));
-        if (R > 5) _mm_storeu_ps(sums + 5 * BLOCK_N, _mm256_extractf128_ps(second, 1));
-    }
+    add_folded(sums, acc, R, C);
 }
 
-/* As tile, for one activation row of single BF16 and eight weight rows of MXFP4: here decoding takes longer than
- * memory. A block is multiplied between the shift and the permute of the next one: in that order the pipes are shared
- * best. The empty asm keeps it, and keeps addresses sums of two registers where there are none left for eight. */
-MX_INLINE void tile_alone(const mx_matrix *w, const uint8_t *x, float *sums, fetch f) {
-    __m512 acc[GROUP_ALONE], x_before = _mm512_setzero_ps();
-    __m512i before = _mm512_setzero_si512(); /* the block that is still to be multiplied */
-    for (int c = 0; c < GROUP_ALONE; c++) acc[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < w->cols / 32; b++) {
-        const uint8_t *data = w->data + 16 * b, *scale = w->scales + b;
-        const __m512 x_now = mx_load_once(x + 64 * b);
-        for (int c = 0; c < GROUP_ALONE; c++) {
-            const int last = (c + GROUP_ALONE - 1) % GROUP_ALONE;
-            __m512i codes = codes_of(data);
-            acc[last] = _mm512_dpbf16_ps(acc[last], (__m512bh)before, (__m512bh)(c ? x_now : x_before));
-            __asm__ volatile("" : "+v"(acc[last]), "+v"(codes));
-            before = look_up(codes, *scale);
-            data += w->row_stride;
-            scale += w->scale_stride;
-            __asm__ volatile("" : "+r"(data), "+r"(scale));
-        }
-        x_before = x_now;
-        _mm_prefetch(f.data, _MM_HINT_T1);
-        _mm_prefetch(f.data + 64, _MM_HINT_T1);
-        _mm_prefetch(f.scales, _MM_HINT_T1);
-        f.data += f.data_step;
-        f.scales += f.scales_step;
-    }
-    acc[GROUP_ALONE - 1] = _mm512_dpbf16_ps(acc[GROUP_ALONE - 1], (__m512bh)before, (__m512bh)x_before);
-    _mm256_storeu_ps(sums, mx_fold8(acc));
-}
-
-MX_INLINE void tile_of(const mx_matrix *w, mx_format format, const uint8_t *const *x, int64_t rows, int C, bool split,
-                       float *sums, fetch f) {
+MX_INLINE void tile_of(const mx_matrix *w, mx_format format, const uint8_t *const *x, int64_t rows, bool split,
+                       int64_t blocks, float *sums, fetch f) {
     switch (rows) {
     case 1:
-        if (format == MX_MXFP4 && !split && C == GROUP_ALONE)
-            tile_alone(w, *x, sums, f);
-        else
-            tile(w, format, x, 1, C, split, sums, f);
+        tile(w, format, x, 1, GROUP_FEW, split, blocks, sums, f);
         break;
     case 2:
-        tile(w, format, x, 2, GROUP, split, sums, f);
+        tile(w, format, x, 2, GROUP_FEW, split, blocks, sums, f);
         break;
     case 3:
-        tile(w, format, x, 3, GROUP, split, sums, f);
+        tile(w, format, x, 3, GROUP, split, blocks, sums, f);
         break;
     case 4:
-        tile(w, format, x, 4, GROUP, split, sums, f);
+        tile(w, format, x, 4, GROUP, split, blocks, sums, f);
         break;
     case 5:
-        tile(w, format, x, 5, GROUP, split, sums, f);
+        tile(w, format, x, 5, GROUP, split, blocks, sums, f);
         break;
     default:
-        tile(w, format, x, 6, GROUP, split, sums, f);
+        tile(w, format, x, 6, GROUP, split, blocks, sums, f);
     }
 }
 
 /* ---- the walk --------------------------------------------------------------------------------------------------- */
 
-MX_INLINE int64_t first_row(const mx_matmul *m, int64_t tiles, int64_t tile) {
-    return m->rows * tile / tiles;
+/* Activation rows begin ... begin + rows - 1 in their tile. */
+typedef struct x_rows {
+    int64_t begin, rows;
+} x_rows;
+
+MX_INLINE x_rows rows_of(const mx_matmul *m, int64_t tiles, int64_t k) {
+    const int64_t begin = m->rows * k / tiles;
+    return (x_rows){begin, m->rows * (k + 1) / tiles - begin};
 }
 
-/* sums[t][i] of the rows of the tiles k0 <= k < k1 out of `tiles` and weight rows n0 ... n0 + count - 1. Each group of
- * weight rows meets all tiles, while a group behind it is fetched: the next one, or the one after it where groups are
- * so short (MXFP4) that memory would not answer in time. */
-MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, int C, int64_t n0, int64_t count,
-                        int64_t tiles, int64_t k0, int64_t k1, float (*sums)[BLOCK_N]) {
+MX_INLINE int64_t chunks_of(const mx_matmul *m, mx_format format, bool split) {
+    const int64_t most = format == MX_MXFP4 && !split ? 2 * CHUNK : CHUNK;
+    return (m->w.cols / 32 + most - 1) / most;
+}
+
+/* sums += a tile of activations times the weight rows from n on, over one chunk. repeat: row n again and again. */
+MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, x_rows r, int64_t n, bool repeat,
+                        int64_t chunk, float *sums, fetch f) {
+    const int64_t blocks = m->w.cols / 32, chunks = chunks_of(m, format, split), b0 = blocks * chunk / chunks;
+    const uint8_t *x[TILE] = {NULL};
     mx_matrix w = m->w;
-    const int64_t blocks = w.cols / 32, step = C * block_bytes(format) / (k1 - k0), scales_step = C / (k1 - k0);
-    int64_t i = 0;
-    if (count < C) w.row_stride = w.scale_stride = 0; /* each row C times; the next row's results overwrite it */
-    while (i < count) {
-        const int64_t n = n0 + i, ahead = n0 + i + (format == MX_MXFP4 ? 2 * C : C);
-        w.data = m->w.data + n * m->w.row_stride;
-        if (format == MX_MXFP4) w.scales = m->w.scales + n * m->w.scale_stride;
-        for (int64_t k = k0; k < k1; k++) {
-            const uint8_t *x[TILE];
-            int64_t begin = first_row(m, tiles, k), rows = first_row(m, tiles, k + 1) - begin;
-            for (int64_t t = 0; t < rows; t++) {
-                x[t] = m->x + (m->x_row ? m->x_row[begin + t] : begin + t) * m->x_stride;
-            }
-            fetch f = {(const char *)m->w.data + ahead * m->w.row_stride + (k - k0) * blocks * step, NULL, step,
-                       scales_step};
-            if (format == MX_MXFP4) {
-                f.scales = (const char *)m->w.scales + ahead * m->w.scale_stride + (k - k0) * blocks * scales_step;
-            }
-            tile_of(&w, format, x, rows, C, split, &sums[begin - first_row(m, tiles, k0)][i], f);
+    for (int64_t t = r.begin; t < r.begin + r.rows; t++)
+        x[t - r.begin] = m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride + b0 * x_bytes(split);
+    w.data += n * w.row_stride + b0 * block_bytes(format);
+    if (format == MX_MXFP4) w.scales += n * w.scale_stride + b0;
+    if (repeat) w.row_stride = w.scale_stride = 0;
+    tile_of(&w, format, x, r.rows, split, blocks * (chunk + 1) / chunks - b0, sums, f);
+}
+
+/* The weight rows behind the last whole group: the last C once more, or each by itself where there are fewer. */
+MX_INLINE void multiply_rest(const mx_matmul *m, mx_format format, bool split, x_rows r, int C, int64_t n0,
+                             int64_t count, float (*sums)[STRIDE]) {
+    const bool repeat = count < C;
+    for (int64_t i = count / C * C; i < count; i += repeat ? 1 : C) {
+        for (int64_t t = 0; t < r.rows; t++) memset(&sums[t][BLOCK_N], 0, GROUP_FEW * sizeof **sums);
+        for (int64_t chunk = 0; chunk < chunks_of(m, format, split); chunk++)
+            multiply(m, format, split, r, n0 + (repeat ? i : count - C), repeat, chunk, &sums[0][BLOCK_N], (fetch){0});
+        for (int64_t t = 0; t < r.rows; t++) {
+            const float *at = &sums[t][BLOCK_N];
+            if (repeat)
+                sums[t][i] = *at;
+            else
+                memcpy(&sums[t][i], at + C - (count - i), (size_t)(count - i) * sizeof *at);
         }
-        i = count < C ? i + 1 : i + C <= count - C ? i + C : i + C < count ? count - C : count;
+    }
+}
+
+/* Part i of n of the bytes from `at` on is fetched at once; addresses behind the matrix do no harm. */
+MX_INLINE void fetch_part(const uint8_t *at, int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t line = bytes * i / n / 64; line <= bytes * (i + 1) / n / 64; line++)
+        _mm_prefetch((const char *)at + 64 * line, _MM_HINT_T1);
+}
+
+/* Outputs n0 ... n0 + count - 1: a chunk of a tile meets all their weight rows in groups of C, while as many rows behind
+ * them are fetched, `lines` for each block of a group. One or two rows, which fit the first cache level whole, meet all
+ * of a group before the next one, and a group behind it is fetched: memory likes that best. */
+MX_INLINE void multiply_block(const mx_matmul *m, mx_format format, bool split, int C, int lines, int64_t tiles,
+                              int64_t n0, int64_t count, scratch *s) {
+    const int64_t groups = count / C, ahead = C == GROUP_FEW ? (format == MX_MXFP4 ? 2 * C : C) : count;
+    const int64_t chunks = chunks_of(m, format, split), parts = tiles * chunks, blocks = m->w.cols / 32 / chunks,
+                  bytes = C * m->w.row_stride, step = (bytes / parts + blocks - 1) / blocks;
+    for (int64_t k = 0; k < tiles; k++) {
+        const x_rows r = rows_of(m, tiles, k);
+        memset(s->sums, 0, (size_t)r.rows * sizeof s->sums[0]);
+        for (int64_t j = 0; j < groups * chunks; j++) {
+            const int64_t i = (C == GROUP_FEW ? j / chunks : j % groups) * C;
+            const int64_t chunk = C == GROUP_FEW ? j % chunks : j / groups, next = n0 + ahead + i,
+                          part = k * chunks + chunk;
+            const fetch f = {(const char *)m->w.data + next * m->w.row_stride + bytes * part / parts, lines, step};
+            if (format == MX_MXFP4)
+                fetch_part(m->w.scales + next * m->w.scale_stride, C * m->w.scale_stride, part, parts);
+            multiply(m, format, split, r, n0 + i, false, chunk, &s->sums[0][i], f);
+        }
+        multiply_rest(m, format, split, r, C, n0, count, s->sums);
+        for (int64_t t = 0; t < r.rows; t++) mx_finish_row(m, r.begin + t, n0, count, s->sums[t], s->bias);
     }
 }
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format, bool split) {
     scratch *s = (scratch *)m->scratch;
-    const int64_t most = split ? BLOCK_TILES / 2 : BLOCK_TILES, tiles = (m->rows + TILE - 1) / TILE,
-                  parts = (tiles + most - 1) / most;
-    for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
-        int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
+    const int64_t tiles = (m->rows + TILE - 1) / TILE, block_n = format == MX_BF16 ? BLOCK_N / 2 : BLOCK_N;
+    for (int64_t n0 = m->n0; n0 < m->n1; n0 += block_n) {
+        const int64_t count = m->n1 - n0 < block_n ? m->n1 - n0 : block_n;
+        const int lines = (int)block_bytes(format) / 16; /* of a group of 4 that one tile meets */
         mx_widen_bias(s->bias, m, n0, count);
-        for (int64_t part = 0; part < parts; part++) {
-            int64_t k0 = tiles * part / parts, k1 = tiles * (part + 1) / parts, t0 = first_row(m, tiles, k0);
-            if (m->rows == 1) {
-                multiply(m, format, split, GROUP_ALONE, n0, count, 1, 0, 1, s->sums);
-            } else {
-                multiply(m, format, split, GROUP, n0, count, tiles, k0, k1, s->sums);
-            }
-            for (int64_t t = t0; t < first_row(m, tiles, k1); t++)
-                mx_finish_row(m, t, n0, count, s->sums[t - t0], s->bias);
-        }
+        if (m->rows <= 2)
+            multiply_block(m, format, split, GROUP_FEW, 2 * lines, 1, n0, count, s);
+        else if (tiles == 1)
+            multiply_block(m, format, split, GROUP, lines, 1, n0, count, s);
+        else
+            multiply_block(m, format, split, GROUP, (lines + 1) / 2, tiles, n0, count, s);
     }
 }
 

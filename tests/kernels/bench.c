@@ -186,7 +186,7 @@ static void products(bench *b, const mx_kernels *const *tiers, int count) {
         {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},         {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
         {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
     };
-    static const int64_t rows[] = {1, 4, 16, 64, 256};
+    static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
     heading("products");
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (int tier = 0; tier < count; tier++) {
