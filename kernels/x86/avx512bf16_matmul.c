@@ -238,9 +238,9 @@ MX_INLINE void fetch_part(const uint8_t *at, int64_t bytes, int64_t i, int64_t n
         _mm_prefetch((const char *)at + 64 * line, _MM_HINT_T1);
 }
 
-/* Outputs n0 ... n0 + count - 1: a chunk of a tile meets all their weight rows in groups of C, while as many rows behind
- * them are fetched, `lines` for each block of a group. One or two rows, which fit the first cache level whole, meet all
- * of a group before the next one, and a group behind it is fetched: memory likes that best. */
+/* Outputs n0 ... n0 + count - 1: a chunk of a tile meets all their weight rows in groups of C, while as many rows
+ * behind them are fetched, `lines` for each block of a group. One or two rows, which fit the first cache level whole,
+ * meet all of a group before the next one, and a group behind it is fetched: memory likes that best. */
 MX_INLINE void multiply_block(const mx_matmul *m, mx_format format, bool split, int C, int lines, int64_t tiles,
                               int64_t n0, int64_t count, scratch *s) {
     const int64_t groups = count / C, ahead = C == GROUP_FEW ? (format == MX_MXFP4 ? 2 * C : C) : count;
