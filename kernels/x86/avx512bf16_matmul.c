@@ -200,18 +200,30 @@ MX_INLINE int64_t chunks_of(const mx_matmul *m, mx_format format, bool split) {
     return (m->w.cols / 32 + most - 1) / most;
 }
 
-/* sums += a tile of activations times the weight rows from n on, over one chunk. repeat: row n again and again. */
-MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, x_rows r, int64_t n, bool repeat,
-                        int64_t chunk, float *sums, fetch f) {
-    const int64_t blocks = m->w.cols / 32, chunks = chunks_of(m, format, split), b0 = blocks * chunk / chunks;
-    const uint8_t *x[TILE] = {NULL};
+/* The rows of a tile from the first block of a chunk on, and how many blocks that has. */
+typedef struct piece {
+    const uint8_t *x[TILE];
+    int64_t rows, first, blocks;
+} piece;
+
+MX_INLINE piece piece_of(const mx_matmul *m, mx_format format, bool split, x_rows r, int64_t chunk) {
+    const int64_t blocks = m->w.cols / 32, chunks = chunks_of(m, format, split), first = blocks * chunk / chunks;
+    piece p = {.rows = r.rows, .first = first, .blocks = blocks * (chunk + 1) / chunks - first};
+    for (int64_t t = 0; t < r.rows; t++) {
+        const int64_t row = m->x_row ? m->x_row[r.begin + t] : r.begin + t;
+        p.x[t] = m->x + row * m->x_stride + first * x_bytes(split);
+    }
+    return p;
+}
+
+/* sums += the piece times the weight rows from n on. repeat: row n again and again. */
+MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, const piece *p, int64_t n, bool repeat,
+                        float *sums, fetch f) {
     mx_matrix w = m->w;
-    for (int64_t t = r.begin; t < r.begin + r.rows; t++)
-        x[t - r.begin] = m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride + b0 * x_bytes(split);
-    w.data += n * w.row_stride + b0 * block_bytes(format);
-    if (format == MX_MXFP4) w.scales += n * w.scale_stride + b0;
+    w.data += n * w.row_stride + p->first * block_bytes(format);
+    if (format == MX_MXFP4) w.scales += n * w.scale_stride + p->first;
     if (repeat) w.row_stride = w.scale_stride = 0;
-    tile_of(&w, format, x, r.rows, split, blocks * (chunk + 1) / chunks - b0, sums, f);
+    tile_of(&w, format, p->x, p->rows, split, p->blocks, sums, f);
 }
 
 /* The weight rows behind the last whole group: the last C once more, or each by itself where there are fewer. */
@@ -220,8 +232,10 @@ MX_INLINE void multiply_rest(const mx_matmul *m, mx_format format, bool split, x
     const bool repeat = count < C;
     for (int64_t i = count / C * C; i < count; i += repeat ? 1 : C) {
         for (int64_t t = 0; t < r.rows; t++) memset(&sums[t][BLOCK_N], 0, GROUP_FEW * sizeof **sums);
-        for (int64_t chunk = 0; chunk < chunks_of(m, format, split); chunk++)
-            multiply(m, format, split, r, n0 + (repeat ? i : count - C), repeat, chunk, &sums[0][BLOCK_N], (fetch){0});
+        for (int64_t chunk = 0; chunk < chunks_of(m, format, split); chunk++) {
+            const piece p = piece_of(m, format, split, r, chunk);
+            multiply(m, format, split, &p, n0 + (repeat ? i : count - C), repeat, &sums[0][BLOCK_N], (fetch){0});
+        }
         for (int64_t t = 0; t < r.rows; t++) {
             const float *at = &sums[t][BLOCK_N];
             if (repeat)
@@ -232,50 +246,74 @@ MX_INLINE void multiply_rest(const mx_matmul *m, mx_format format, bool split, x
     }
 }
 
-/* Part i of n of the bytes from `at` on is fetched at once; addresses behind the matrix do no harm. */
-MX_INLINE void fetch_part(const uint8_t *at, int64_t bytes, int64_t i, int64_t n) {
-    for (int64_t line = bytes * i / n / 64; line <= bytes * (i + 1) / n / 64; line++)
-        _mm_prefetch((const char *)at + 64 * line, _MM_HINT_T1);
+/* Fetches `bytes` from `at` on; addresses behind the matrix do no harm. */
+MX_INLINE void fetch_all(const uint8_t *at, int64_t bytes) {
+    for (int64_t i = 0; i < bytes + 63; i += 64) _mm_prefetch((const char *)at + i, _MM_HINT_T1);
 }
 
-/* Outputs n0 ... n0 + count - 1: a chunk of a tile meets all their weight rows in groups of C, while as many rows
- * behind them are fetched, `lines` for each block of a group. One or two rows, which fit the first cache level whole,
- * meet all of a group before the next one, and a group behind it is fetched: memory likes that best. */
-MX_INLINE void multiply_block(const mx_matmul *m, mx_format format, bool split, int C, int lines, int64_t tiles,
-                              int64_t n0, int64_t count, scratch *s) {
-    const int64_t groups = count / C, ahead = C == GROUP_FEW ? (format == MX_MXFP4 ? 2 * C : C) : count;
-    const int64_t chunks = chunks_of(m, format, split), parts = tiles * chunks, blocks = m->w.cols / 32 / chunks,
-                  bytes = C * m->w.row_stride, step = (bytes / parts + blocks - 1) / blocks;
-    for (int64_t k = 0; k < tiles; k++) {
-        const x_rows r = rows_of(m, tiles, k);
-        memset(s->sums, 0, (size_t)r.rows * sizeof s->sums[0]);
-        for (int64_t j = 0; j < groups * chunks; j++) {
-            const int64_t i = (C == GROUP_FEW ? j / chunks : j % groups) * C;
-            const int64_t chunk = C == GROUP_FEW ? j % chunks : j / groups, next = n0 + ahead + i,
-                          part = k * chunks + chunk;
-            const fetch f = {(const char *)m->w.data + next * m->w.row_stride + bytes * part / parts, lines, step};
-            if (format == MX_MXFP4)
-                fetch_part(m->w.scales + next * m->w.scale_stride, C * m->w.scale_stride, part, parts);
-            multiply(m, format, split, r, n0 + i, false, chunk, &s->sums[0][i], f);
+/* Outputs n0 ... n0 + count - 1 of one or two rows: whole, they fit the first cache level beside eight weight rows. A
+ * group of these meets them before the next one; memory likes that best. A group behind it is fetched: the next one, or
+ * the one after it where groups are so short (MXFP4) that memory would not answer in time. */
+MX_INLINE void multiply_few(const mx_matmul *m, mx_format format, bool split, int64_t n0, int64_t count, scratch *s) {
+    enum { C = GROUP_FEW };
+    const int64_t chunks = chunks_of(m, format, split), step = C * block_bytes(format);
+    const x_rows r = {0, m->rows};
+    for (int64_t i = 0; i + C <= count; i += C) {
+        const int64_t next = n0 + i + (format == MX_MXFP4 ? 2 * C : C);
+        fetch f = {(const char *)m->w.data + next * m->w.row_stride, (int)step / 64, step};
+        if (format == MX_MXFP4) fetch_all(m->w.scales + next * m->w.scale_stride, C * m->w.scale_stride);
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const piece p = piece_of(m, format, split, r, chunk);
+            multiply(m, format, split, &p, n0 + i, false, &s->sums[0][i], f);
+            f.at += p.blocks * step;
         }
-        multiply_rest(m, format, split, r, C, n0, count, s->sums);
-        for (int64_t t = 0; t < r.rows; t++) mx_finish_row(m, r.begin + t, n0, count, s->sums[t], s->bias);
     }
+    multiply_rest(m, format, split, r, C, n0, count, s->sums);
+}
+
+/* Outputs n0 ... n0 + count - 1 of one tile of several: a chunk of it meets all weight rows, while a share of the rows
+ * behind them is fetched, `lines` for each block of a group. */
+MX_INLINE void multiply_many(const mx_matmul *m, mx_format format, bool split, int lines, int64_t tiles, int64_t k,
+                             int64_t n0, int64_t count, scratch *s) {
+    enum { C = GROUP };
+    const int64_t chunks = chunks_of(m, format, split), parts = tiles * chunks;
+    const int64_t bytes = C * m->w.row_stride, scale_bytes = C * m->w.scale_stride;
+    const x_rows r = rows_of(m, tiles, k);
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        const piece p = piece_of(m, format, split, r, chunk);
+        const int64_t part = k * chunks + chunk, at = bytes * part / parts, scales_at = scale_bytes * part / parts,
+                      step = (bytes / parts + p.blocks - 1) / p.blocks, scales = scale_bytes / parts;
+        for (int64_t i = 0; i + C <= count; i += C) {
+            const int64_t next = n0 + count + i;
+            const fetch f = {(const char *)m->w.data + next * m->w.row_stride + at, lines, step};
+            if (format == MX_MXFP4) fetch_all(m->w.scales + next * m->w.scale_stride + scales_at, scales);
+            multiply(m, format, split, &p, n0 + i, false, &s->sums[0][i], f);
+        }
+    }
+    multiply_rest(m, format, split, r, C, n0, count, s->sums);
 }
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format, bool split) {
     scratch *s = (scratch *)m->scratch;
-    const int64_t tiles = (m->rows + TILE - 1) / TILE, block_n = format == MX_BF16 ? BLOCK_N / 2 : BLOCK_N;
+    const int64_t tiles = m->rows <= 2 ? 1 : (m->rows + TILE - 1) / TILE;
+    const int64_t block_n = format == MX_BF16 ? BLOCK_N / 2 : BLOCK_N;
+    const int lines = (int)block_bytes(format) * GROUP / 64;
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += block_n) {
         const int64_t count = m->n1 - n0 < block_n ? m->n1 - n0 : block_n;
-        const int lines = (int)block_bytes(format) / 16; /* of a group of 4 that one tile meets */
         mx_widen_bias(s->bias, m, n0, count);
-        if (m->rows <= 2)
-            multiply_block(m, format, split, GROUP_FEW, 2 * lines, 1, n0, count, s);
-        else if (tiles == 1)
-            multiply_block(m, format, split, GROUP, lines, 1, n0, count, s);
-        else
-            multiply_block(m, format, split, GROUP, (lines + 1) / 2, tiles, n0, count, s);
+        for (int64_t k = 0; k < tiles; k++) {
+            const x_rows r = rows_of(m, tiles, k);
+            memset(s->sums, 0, (size_t)r.rows * sizeof s->sums[0]);
+            if (m->rows <= 2)
+                multiply_few(m, format, split, n0, count, s);
+            else if (tiles == 1)
+                multiply_many(m, format, split, lines, tiles, k, n0, count, s);
+            else if (tiles < 4)
+                multiply_many(m, format, split, (lines + 1) / 2, tiles, k, n0, count, s);
+            else
+                multiply_many(m, format, split, 1, tiles, k, n0, count, s);
+            for (int64_t t = 0; t < r.rows; t++) mx_finish_row(m, r.begin + t, n0, count, s->sums[t], s->bias);
+        }
     }
 }
 
