@@ -14,6 +14,7 @@ enum {
     TILE = 6,      /* activation rows of a tile, at most */
     GROUP = 4,     /* weight rows of a tile, */
     GROUP_FEW = 8, /* and of a tile of one or two activation rows */
+    FETCHING = 8,  /* tiles during which the next weight rows are fetched */
     CHUNK = 48,    /* blocks of a chunk, at most; twice as many of MXFP4 times single BF16 */
 };
 
@@ -271,22 +272,24 @@ MX_INLINE void multiply_few(const mx_matmul *m, mx_format format, bool split, in
     multiply_rest(m, format, split, r, C, n0, count, s->sums);
 }
 
-/* Outputs n0 ... n0 + count - 1 of one tile of several: a chunk of it meets all weight rows, while a share of the rows
- * behind them is fetched, `lines` for each block of a group. */
+/* Outputs n0 ... n0 + count - 1 of one tile of several: a chunk of it meets all weight rows. While the last tiles work,
+ * the weight rows behind are fetched, `lines` for each block of a group: earlier ones would lose them again to all the
+ * activations that pass through the second cache level. */
 MX_INLINE void multiply_many(const mx_matmul *m, mx_format format, bool split, int lines, int64_t tiles, int64_t k,
                              int64_t n0, int64_t count, scratch *s) {
     enum { C = GROUP };
-    const int64_t chunks = chunks_of(m, format, split), parts = tiles * chunks;
-    const int64_t bytes = C * m->w.row_stride, scale_bytes = C * m->w.scale_stride;
+    const int64_t chunks = chunks_of(m, format, split), fetching = tiles < FETCHING ? tiles : FETCHING;
+    const int64_t parts = fetching * chunks, bytes = C * m->w.row_stride, scale_bytes = C * m->w.scale_stride;
     const x_rows r = rows_of(m, tiles, k);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         const piece p = piece_of(m, format, split, r, chunk);
-        const int64_t part = k * chunks + chunk, at = bytes * part / parts, scales_at = scale_bytes * part / parts,
-                      step = (bytes / parts + p.blocks - 1) / p.blocks, scales = scale_bytes / parts;
+        const int64_t part = (k - (tiles - fetching)) * chunks + chunk, at = bytes * part / parts,
+                      scales_at = scale_bytes * part / parts, step = (bytes / parts + p.blocks - 1) / p.blocks,
+                      scales = scale_bytes / parts;
         for (int64_t i = 0; i + C <= count; i += C) {
             const int64_t next = n0 + count + i;
             const fetch f = {(const char *)m->w.data + next * m->w.row_stride + at, lines, step};
-            if (format == MX_MXFP4) fetch_all(m->w.scales + next * m->w.scale_stride + scales_at, scales);
+            if (format == MX_MXFP4 && lines) fetch_all(m->w.scales + next * m->w.scale_stride + scales_at, scales);
             multiply(m, format, split, &p, n0 + i, false, &s->sums[0][i], f);
         }
     }
@@ -310,6 +313,8 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format, bool split) {
                 multiply_many(m, format, split, lines, tiles, k, n0, count, s);
             else if (tiles < 4)
                 multiply_many(m, format, split, (lines + 1) / 2, tiles, k, n0, count, s);
+            else if (k < tiles - FETCHING)
+                multiply_many(m, format, split, 0, tiles, k, n0, count, s);
             else
                 multiply_many(m, format, split, 1, tiles, k, n0, count, s);
             for (int64_t t = 0; t < r.rows; t++) mx_finish_row(m, r.begin + t, n0, count, s->sums[t], s->bias);
