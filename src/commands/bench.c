@@ -6,6 +6,7 @@
 
 #include "base/cpu.h"
 #include "base/log.h"
+#include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
 #include "commands/terminal.h"
@@ -390,6 +391,9 @@ static mx_status prepare(bench *b, mx_error *error) {
     b->report.openblas = given.dense && !strcmp(given.dense, "openblas");
     b->report.in_caches = cache > 0 ? (double)cache : 0;
     b->report.energy = mx_energy_open(&b->energy, "");
+    mx_nvml nvml;
+    if (mx_nvml_open(&nvml, NULL)) b->report.gpus = nvml.devices;
+    mx_nvml_close(&nvml);
     return MX_OK;
 }
 
