@@ -142,6 +142,26 @@ static void tables_are_aligned(void **state) {
     outcome_free(&o);
 }
 
+/* Of five tokens, the last of them shorter, in each repetition; a prompt is one. */
+static void decoding_is_cut_into_windows(void **state) {
+    (void)state;
+    static const int counts[][3] = {{5, 1, 1}, {6, 1, 2}, {11, 2, 6}};
+    for (int i = 0; i < 3; i++) {
+        char tokens[12], repetitions[12];
+        snprintf(tokens, sizeof tokens, "%d", counts[i][0]);
+        snprintf(repetitions, sizeof repetitions, "%d", counts[i][1]);
+        outcome o =
+            run("bench", "--synthetic", small, "-p", "20", "--depth", "0", "-n", tokens, "-r", repetitions, "--json");
+        expect_code(&o, 0);
+        mx_json_document *d = parse_output(&o);
+        const mx_json *prompt = mx_json_get(mx_json_root(d), "results")->child;
+        assert_int_equal(number(prompt, "windows"), counts[i][1]);
+        assert_int_equal(number(prompt->next, "windows"), counts[i][2]);
+        mx_json_free(d);
+        outcome_free(&o);
+    }
+}
+
 static void streams_are_held_against_one(void **state) {
     (void)state;
     outcome o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--streams", "1,4", "--markdown");
@@ -378,6 +398,7 @@ int main(void) {
         cmocka_unit_test(json_has_every_field),
         cmocka_unit_test(bytes_and_flops_are_counted),
         cmocka_unit_test(tables_are_aligned),
+        cmocka_unit_test(decoding_is_cut_into_windows),
         cmocka_unit_test(streams_are_held_against_one),
         cmocka_unit_test(defaults_leave_out_what_does_not_fit),
         cmocka_unit_test(saved_weights_can_be_opened_and_measured),
