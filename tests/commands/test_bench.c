@@ -3,9 +3,12 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+
+#include "base/cpu.h"
 
 /* A gpt-oss in small: 2 layers, hidden 64, 8 experts of width 32, 512 tokens; with QUANT other fields can be added. */
 static const char small_config[] =
@@ -272,6 +275,39 @@ static void models_are_loaded_as_asked(void **state) {
     unsetenv("MXRUN_LOG");
 }
 
+/* On a made-up machine of two nodes, where the system has nothing to place: what is said is what was tried, and the
+ * weights are the same. */
+static void synthetic_weights_are_placed_as_asked(void **state) {
+    (void)state;
+    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
+    if (cores < 2) skip();
+    char topology[100];
+    snprintf(topology, sizeof topology, "numa:2 core:%d pu:1", cpu[cores - 1]); /* the last core is on the second */
+    static const struct {
+        const char *numa, *said;
+    } cases[] = {{"auto", "2 memory nodes: each has its part"},
+                 {"spread", "2 memory nodes: each has its part"},
+                 {"interleave", "cannot be taken from all in turn"},
+                 {"off", NULL}};
+    double bytes = 0;
+    setenv("HWLOC_SYNTHETIC", topology, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        outcome o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--json", "--numa", cases[i].numa);
+        expect_code(&o, 0);
+        if (cases[i].said)
+            expect_text(&o.err, cases[i].said);
+        else
+            expect_no_text(&o.err, "memory nodes: the synthetic");
+        mx_json_document *d = parse_output(&o);
+        const double now = number(mx_json_get(mx_json_root(d), "results")->child, "bytes_per_token");
+        assert_true(i == 0 || now == bytes); /* the same experts are chosen */
+        bytes = now;
+        mx_json_free(d);
+        outcome_free(&o);
+    }
+    unsetenv("HWLOC_SYNTHETIC");
+}
+
 static void compares_with_an_earlier_run(void **state) {
     (void)state;
     char path[200];
@@ -366,7 +402,7 @@ static void wrong_options_are_named(void **state) {
         {{"bench", "-m", "stories", "--load", "mmap"}, "--load mmap: expected map, read or lazy", 2},
         {{"bench", "-m", "stories", "--numa", "here"}, "--numa here: expected auto, off,", 2},
         {{"bench", "--synthetic", "gpt-oss-20b", "--load", "map"}, "--load is for models in files", 2},
-        {{"bench", "--synthetic", "gpt-oss-20b", "--numa", "off"}, "--numa is for models in files", 2},
+        {{"bench", "--synthetic", "gpt-oss-20b", "--numa", "here"}, "--numa here: expected auto, off,", 2},
         {{"bench", "-m", "stories", "extra"}, "unexpected argument", 2},
         {{"bench", "-m", "/nowhere"}, "/nowhere", 1},
         {{"bench", "--synthetic", "gpt-oss-120b", "--depth", "131000", "--streams", "256", "-n", "1"},
@@ -404,6 +440,7 @@ int main(void) {
         cmocka_unit_test(saved_weights_can_be_opened_and_measured),
         cmocka_unit_test(a_full_disk_is_seen_before_writing),
         cmocka_unit_test(models_are_loaded_as_asked),
+        cmocka_unit_test(synthetic_weights_are_placed_as_asked),
         cmocka_unit_test(compares_with_an_earlier_run),
         cmocka_unit_test(wrong_options_are_named),
     };
