@@ -27,6 +27,8 @@ void mx_neon_attention_join(const mx_attention *a);
 int64_t mx_neon_attention_scratch(int head_dim, int group);
 void mx_neon_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_neon_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
+void mx_neon_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+void mx_neon_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight);
 int64_t mx_neon_argmax(const float *x, int64_t n);
 double mx_neon_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
@@ -36,8 +38,8 @@ void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
 #define MX_NEON_BUT_PRODUCTS                                                                                           \
     .attention = mx_neon_attention, .attention_scratch = mx_neon_attention_scratch,                                    \
     .attention_segment = mx_neon_attention_segment, .attention_join = mx_neon_attention_join,                          \
-    .kv_write = mx_neon_kv_write, .rmsnorm = mx_neon_rmsnorm, .rope = mx_scalar_rope,                                  \
-    .router_topk = mx_scalar_router_topk, .argmax = mx_neon_argmax, .exp_sum = mx_neon_exp_sum, .add = mx_scalar_add,  \
+    .kv_write = mx_neon_kv_write, .rmsnorm = mx_neon_rmsnorm, .rope = mx_neon_rope,                                    \
+    .router_topk = mx_neon_router_topk, .argmax = mx_neon_argmax, .exp_sum = mx_neon_exp_sum, .add = mx_scalar_add,    \
     .widen = mx_neon_widen
 
 /* Four values of a file's format at any address, exactly. */
