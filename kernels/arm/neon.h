@@ -1,7 +1,8 @@
 #ifndef MX_KERNELS_ARM_NEON_H
 #define MX_KERNELS_ARM_NEON_H
 
-/* What the files of the NEON tiers share. "neon" is base ARMv8; "neonbf16" adds products by BFMMLA (FEAT_BF16).
+/* What the files of the NEON tiers share. "neon" is base ARMv8; "neondot" adds int8 products
+ * by SDOT (FEAT_DotProd), "neonbf16" products by BFMMLA and SMMLA (FEAT_BF16, FEAT_I8MM).
  *
  * No speed of these tiers has been measured: they were written and tested under an emulator. The shapes of the loops
  * follow what the cores they are meant for are documented to want (two or four vector units, FMA in four cycles, two or
@@ -17,7 +18,7 @@
 extern const mx_product mx_neon_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 
 extern const mx_product mx_neonbf16_dense[2]; /* MX_X_BF16X2, MX_X_BF16 with BF16 weights */
-extern const mx_product mx_neonbf16_int8;
+extern const mx_product mx_neondot_int8, mx_neonbf16_int8;
 extern const mx_product mx_neonbf16_mxfp4[2];                                /* the same with MXFP4 weights */
 enum { MX_NEON_MATMUL_SCRATCH = 29104, MX_NEONBF16_MATMUL_SCRATCH = 32944 }; /* floats */
 
