@@ -310,18 +310,23 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
     double expected = 0, done = 0;
     for (int k = 0; k < count; k++) {
         runner *r = &runs[k];
+        mx_status status = MX_OK;
         r->done = &done;
+        mx_pool_enter(r->pool); /* the machine is measured with the threads where a step has them */
         mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
-        for (int i = 0; i < o->tests && !stopped(r); i++) {
-            mx_status status = warm_up(r, i);
-            if (status) return status;
+        for (int i = 0; i < o->tests && !stopped(r) && !status; i++) {
+            status = warm_up(r, i);
             expected += r->record[i].seconds;
         }
+        mx_pool_leave(r->pool);
+        if (status) return status;
     }
     if (o->progress) mx_progress_start(o->progress, "measuring", expected * o->repetitions, false);
     for (int i = 0; i < o->repetitions; i++)
         for (int k = 0; k < count; k++) {
+            mx_pool_enter(runs[k].pool);
             mx_status status = repetition(&runs[k]);
+            mx_pool_leave(runs[k].pool);
             if (status) return status;
         }
     return stopped(runs) ? mx_fail(error, MX_CANCELLED, "interrupted") : MX_OK;

@@ -3,12 +3,11 @@
 
 #include <fcntl.h>
 #include <math.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include "base/cpu.h"
+#include "tests/two_nodes.h"
 
 /* A gpt-oss in small: 2 layers, hidden 64, 8 experts of width 32, 512 tokens; with QUANT other fields can be added. */
 static const char small_config[] =
@@ -279,10 +278,6 @@ static void models_are_loaded_as_asked(void **state) {
  * weights are the same. */
 static void synthetic_weights_are_placed_as_asked(void **state) {
     (void)state;
-    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
-    if (cores < 2) skip();
-    char topology[100];
-    snprintf(topology, sizeof topology, "numa:2 core:%d pu:1", cpu[cores - 1]); /* the last core is on the second */
     static const struct {
         const char *numa, *said;
     } cases[] = {{"auto", "2 memory nodes: each has its part"},
@@ -290,7 +285,8 @@ static void synthetic_weights_are_placed_as_asked(void **state) {
                  {"interleave", "cannot be taken from all in turn"},
                  {"off", NULL}};
     double bytes = 0;
-    setenv("HWLOC_SYNTHETIC", topology, 1);
+    two_nodes nodes;
+    if (!two_nodes_begin(&nodes)) skip();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         outcome o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--json", "--numa", cases[i].numa);
         expect_code(&o, 0);
@@ -305,7 +301,7 @@ static void synthetic_weights_are_placed_as_asked(void **state) {
         mx_json_free(d);
         outcome_free(&o);
     }
-    unsetenv("HWLOC_SYNTHETIC");
+    two_nodes_end(&nodes);
 }
 
 static void compares_with_an_earlier_run(void **state) {
