@@ -325,7 +325,8 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     int64_t openblas = 0;
     const mx_config *c = &b->weights->config;
     const mx_backend_options *o = &b->options;
-    mx_status status = mx_kernels_get(o->tier, &b->kernels, error);
+    b->kernels = o->kernels;
+    mx_status status = o->kernels ? MX_OK : mx_kernels_get(o->tier, &b->kernels, error);
     if (status) return status;
     b->precision = o->precision ? *o->precision : mx_precisions_default(b->kernels);
     if (o->openblas && (status = use_openblas(b, &openblas, error))) return status;
