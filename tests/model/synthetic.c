@@ -17,6 +17,14 @@
 #include "model/synthetic.h"
 #include "tests/two_nodes.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#elif defined(__has_feature)
+enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
+#else
+enum { SANITIZED = 0 };
+#endif
+
 enum { ROWS = 64, LAYERS = 24, EXPERTS = 32 };
 
 /* As deep as gpt-oss-20b, and with as many experts. */
@@ -217,9 +225,7 @@ static void wrong_inputs_are_refused(void **state) {
 
 static void too_much_memory_is_refused_with_numbers(void **state) {
     (void)state;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    skip(); /* their shadow does not fit below a limit */
-#endif
+    if (SANITIZED) skip(); /* their shadow does not fit below a limit */
     struct rlimit before, less;
     mx_config c;
     mx_error error;
