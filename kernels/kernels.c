@@ -16,7 +16,8 @@ static const struct tier {
     {&mx_kernels_avx512, MX_CPU_AVX2 | MX_CPU_AVX512},
     {&mx_kernels_avx2, MX_CPU_AVX2},
 #elif defined(__aarch64__)
-    {&mx_kernels_neonbf16, MX_CPU_NEON | MX_CPU_NEON_BF16},
+    {&mx_kernels_neonbf16, MX_CPU_NEON | MX_CPU_NEON_DOT | MX_CPU_NEON_BF16},
+    {&mx_kernels_neondot, MX_CPU_NEON | MX_CPU_NEON_DOT},
     {&mx_kernels_neon, MX_CPU_NEON},
 #endif
     {&mx_kernels_scalar, 0},

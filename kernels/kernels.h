@@ -128,7 +128,7 @@ static inline int64_t mx_attention_part(int head_dim, int group) {
  * written hold finite values (pages are zeroed when they are taken). */
 
 typedef struct mx_kernels {
-    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16" */
+    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neondot", "neonbf16" */
 
     /* NULL: not supported (MX_F16 for now; int8 for dense weights, which it cannot hold exactly). */
     const mx_product *product[MX_FORMATS][MX_PRECISIONS];

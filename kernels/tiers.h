@@ -13,6 +13,7 @@ extern const mx_kernels mx_kernels_amx;
 /* The AMX tier on a model of its tiles in C: for tests, in a library of its own (kernels_amx_model). */
 extern const mx_kernels mx_kernels_amx_model;
 extern const mx_kernels mx_kernels_neon;
+extern const mx_kernels mx_kernels_neondot;
 extern const mx_kernels mx_kernels_neonbf16;
 
 #endif

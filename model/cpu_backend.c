@@ -147,9 +147,9 @@ static void sample_range(void *arg, int64_t begin, int64_t end, int thread) {
 
 static void sample_all(mx_backend *base, mx_draw *draw, int count) {
     mx_cpu_backend *b = self(base);
-    mx_pool_enter(b->pool);
+    if (count > 1) mx_pool_enter(b->pool); /* one is drawn by the caller alone */
     mx_parallel_for(b->pool, count, 1, sample_range, &(struct draws){b, draw});
-    mx_pool_leave(b->pool);
+    if (count > 1) mx_pool_leave(b->pool);
 }
 
 static mx_status top(mx_backend *base, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
@@ -325,7 +325,8 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     int64_t openblas = 0;
     const mx_config *c = &b->weights->config;
     const mx_backend_options *o = &b->options;
-    mx_status status = mx_kernels_get(o->tier, &b->kernels, error);
+    b->kernels = o->kernels;
+    mx_status status = o->kernels ? MX_OK : mx_kernels_get(o->tier, &b->kernels, error);
     if (status) return status;
     b->precision = o->precision ? *o->precision : mx_precisions_default(b->kernels);
     if (o->openblas && (status = use_openblas(b, &openblas, error))) return status;

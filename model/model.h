@@ -198,6 +198,7 @@ typedef struct mx_backend_options {
     int max_rows;                   /* rows in one step */
     int max_wanted;                 /* rows in one step whose logits are kept */
     const char *tier;               /* kernels; NULL: the best within MXRUN_CPU */
+    const mx_kernels *kernels;      /* instead of `tier`: a table that only tests have; NULL: none */
     const mx_precisions *precision; /* NULL: mx_precisions_default */
     bool openblas;                  /* dense products by OpenBLAS in fp32: not batch-invariant */
 } mx_backend_options;

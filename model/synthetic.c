@@ -292,6 +292,38 @@ static mx_status check_memory(uint64_t bytes, mx_error *error) {
         (double)bytes / 1e9, (double)available / 1e9);
 }
 
+/* ---- NUMA nodes -------------------------------------------------------------------------------------------------- */
+
+enum { PAGE = 4096, PAGES_AT_ONCE = 512 };
+
+static void touch_pages(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) ((volatile uint8_t *)arg)[i * PAGE] = 0;
+}
+
+/* Each node's threads bring their part of the matrix, or of each expert's, into memory: numbers are made in the order
+ * of their addresses, which is not that of the nodes that multiply with them (run_products in gpt_oss.c). */
+static void place(mx_pool *pool, const mx_tensor *t) {
+    const uint64_t matrices = t->dims >= 3 && t->shape[0] ? (uint64_t)t->shape[0] : 1, bytes = t->bytes / matrices;
+    for (uint64_t i = 0; i < matrices; i++)
+        mx_parallel_for(pool, (int64_t)((bytes + PAGE - 1) / PAGE), PAGES_AT_ONCE, touch_pages,
+                        (uint8_t *)(uintptr_t)t->data + i * bytes);
+}
+
+/* Before anything is in `memory`. */
+static void choose_nodes(mx_numa numa, const mx_pool *pool, const mx_arena *memory) {
+    const int nodes = mx_numa_nodes();
+    if (nodes > 1 && mx_pool_nodes(pool) > 1)
+        mx_log(MX_LOG_INFO, "%d memory nodes: each has its part of the synthetic weights", nodes);
+    else if (nodes > 1 && numa == MX_NUMA_INTERLEAVE && mx_numa_interleave_area(memory->base, memory->size))
+        mx_log(MX_LOG_INFO, "%d memory nodes: pages of the synthetic weights come from all in turn", nodes);
+    else if (nodes > 1 && numa == MX_NUMA_INTERLEAVE)
+        mx_log(MX_LOG_WARNING,
+               "%d memory nodes: the synthetic weights cannot be taken from all in turn, the system refuses", nodes);
+}
+
+/* ---- making them ------------------------------------------------------------------------------------------------- */
+
 /* Makes the tensors in `memory` one by one. */
 static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64_t seed, mx_pool *pool,
                               mx_progress *progress, const volatile sig_atomic_t *stop, mx_arena *memory, mx_tensor *to,
@@ -310,6 +342,7 @@ static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64
                             .bytes = from[i].bytes};
         to[i].dtype = strcmp(to[i].dtype_name, "U8") ? MX_DTYPE_BF16 : MX_DTYPE_U8;
         memcpy(to[i].shape, from[i].shape, sizeof from[i].shape);
+        if (mx_pool_nodes(pool) > 1) place(pool, &to[i]);
         for (uint64_t at = 0; at < from[i].bytes; at += FILL_AT_ONCE) {
             const uint64_t left = from[i].bytes - at, size = left < FILL_AT_ONCE ? left : FILL_AT_ONCE;
             mx_synthetic_fill(pool, &from[i], seed, at, size, data + at);
@@ -321,7 +354,7 @@ static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64
     return MX_OK;
 }
 
-mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_progress *progress,
+mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_numa numa, mx_progress *progress,
                                const volatile sig_atomic_t *stop, mx_weights **out, mx_error *error) {
     *out = NULL;
     mx_synthetic_tensor *from = NULL;
@@ -334,14 +367,12 @@ mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool,
     for (int i = 0; i < count; i++) bytes += rounded(from[i].bytes) + rounded(MX_SYNTHETIC_NAME);
     if (!status) status = check_memory(bytes, error);
     if (!status) status = mx_arena_create(bytes, &memory, error);
-    /* Numbers are made in the order of their addresses, which is not that of the nodes that read them. */
-    if (!status && mx_numa_nodes() > 1) {
-        mx_numa_interleave_area(memory.base, memory.size);
-        mx_log(MX_LOG_INFO, "%d memory nodes: pages of synthetic weights come from all in turn", mx_numa_nodes());
-    }
+    if (!status) choose_nodes(numa, pool, &memory);
     if (!status && !(tensor = calloc((size_t)count, sizeof *tensor)))
         status = mx_fail(error, MX_NO_MEMORY, "no memory for %d tensors", count);
+    mx_pool_enter(pool);
     if (!status) status = make_tensors(from, count, seed, pool, progress, stop, &memory, tensor, error);
+    mx_pool_leave(pool);
     free(from);
     if (!status) status = mx_checkpoint_in_memory("synthetic", tensor, count, memory, &checkpoint, error);
     if (status) {

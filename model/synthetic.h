@@ -22,8 +22,9 @@ uint64_t mx_synthetic_bytes(const mx_config *c);
 
 /* Makes the weights in memory, in huge pages where the system gives them; free with mx_weights_close. `progress` (may
  * be NULL) was started with the model's bytes. MX_NO_MEMORY before anything is made when the memory that is free does
- * not hold them; MX_CANCELLED soon after *stop (may be NULL) is no longer 0. */
-mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_progress *progress,
+ * not hold them; MX_CANCELLED soon after *stop (may be NULL) is no longer 0. A pool of several nodes brings each node's
+ * part of every matrix into its memory; MX_NUMA_INTERLEAVE takes pages from all of them in turn. */
+mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_numa numa, mx_progress *progress,
                                const volatile sig_atomic_t *stop, mx_weights **out, mx_error *error);
 
 /* Writes the same weights to `folder`, which must not exist or be empty, in the Hugging Face layout: .safetensors of at

@@ -1,7 +1,8 @@
 #ifndef MX_KERNELS_ARM_NEON_H
 #define MX_KERNELS_ARM_NEON_H
 
-/* What the files of the NEON tiers share. "neon" is base ARMv8; "neonbf16" adds products by BFMMLA (FEAT_BF16).
+/* What the files of the NEON tiers share. "neon" is base ARMv8; "neondot" adds int8 products
+ * by SDOT (FEAT_DotProd), "neonbf16" products by BFMMLA and SMMLA (FEAT_BF16, FEAT_I8MM).
  *
  * No speed of these tiers has been measured: they were written and tested under an emulator. The shapes of the loops
  * follow what the cores they are meant for are documented to want (two or four vector units, FMA in four cycles, two or
@@ -17,7 +18,7 @@
 extern const mx_product mx_neon_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 
 extern const mx_product mx_neonbf16_dense[2]; /* MX_X_BF16X2, MX_X_BF16 with BF16 weights */
-extern const mx_product mx_neonbf16_int8;
+extern const mx_product mx_neondot_int8, mx_neonbf16_int8;
 extern const mx_product mx_neonbf16_mxfp4[2];                                /* the same with MXFP4 weights */
 enum { MX_NEON_MATMUL_SCRATCH = 29104, MX_NEONBF16_MATMUL_SCRATCH = 32944 }; /* floats */
 
@@ -27,6 +28,8 @@ void mx_neon_attention_join(const mx_attention *a);
 int64_t mx_neon_attention_scratch(int head_dim, int group);
 void mx_neon_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_neon_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
+void mx_neon_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+void mx_neon_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight);
 int64_t mx_neon_argmax(const float *x, int64_t n);
 double mx_neon_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
@@ -36,8 +39,8 @@ void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n);
 #define MX_NEON_BUT_PRODUCTS                                                                                           \
     .attention = mx_neon_attention, .attention_scratch = mx_neon_attention_scratch,                                    \
     .attention_segment = mx_neon_attention_segment, .attention_join = mx_neon_attention_join,                          \
-    .kv_write = mx_neon_kv_write, .rmsnorm = mx_neon_rmsnorm, .rope = mx_scalar_rope,                                  \
-    .router_topk = mx_scalar_router_topk, .argmax = mx_neon_argmax, .exp_sum = mx_neon_exp_sum, .add = mx_scalar_add,  \
+    .kv_write = mx_neon_kv_write, .rmsnorm = mx_neon_rmsnorm, .rope = mx_neon_rope,                                    \
+    .router_topk = mx_neon_router_topk, .argmax = mx_neon_argmax, .exp_sum = mx_neon_exp_sum, .add = mx_scalar_add,    \
     .widen = mx_neon_widen
 
 /* Four values of a file's format at any address, exactly. */

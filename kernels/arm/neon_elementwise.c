@@ -1,9 +1,10 @@
-/* Adding and turning pairs are the scalar functions: compilers make the same NEON of them. */
+/* Adding is the scalar function: compilers make the same NEON of it. */
 #include <math.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "kernels/arm/neon.h"
+#include "kernels/scalar/scalar.h"
 
 void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
     if (format == MX_F32) {
@@ -36,6 +37,24 @@ void mx_neon_rmsnorm(float *out, const float *x, const float *gain, int64_t n, f
     for (; i < n; i++) sum += (double)x[i] * x[i];
     float factor = (float)(1.0 / sqrt(sum / (double)n + eps));
     for (i = 0; i < n; i++) out[i] = x[i] * factor * gain[i];
+}
+
+void mx_neon_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim) {
+    const int half = head_dim / 2;
+    for (int64_t h = 0; h < heads; h++, x += head_dim) {
+        int d = 0;
+        for (; d + 4 <= half; d += 4) {
+            float32x4_t a = vld1q_f32(x + d), b = vld1q_f32(x + half + d), c = vld1q_f32(cos + d),
+                        s = vld1q_f32(sin + d);
+            vst1q_f32(x + d, vfmsq_f32(vmulq_f32(a, c), b, s));
+            vst1q_f32(x + half + d, vfmaq_f32(vmulq_f32(b, c), a, s));
+        }
+        for (; d < half; d++) {
+            const float a = x[d], b = x[half + d];
+            x[d] = a * cos[d] - b * sin[d];
+            x[half + d] = b * cos[d] + a * sin[d];
+        }
+    }
 }
 
 double mx_neon_exp_sum(float *p, const float *x, int64_t n, float shift, float scale) {
@@ -73,6 +92,49 @@ int64_t mx_neon_argmax(const float *x, int64_t n) {
         if (x[i] == largest) return i;
     }
     return 0;
+}
+
+/* k times the largest of those that are left, then its first place. What has been chosen becomes -infinity and loses
+ * its index, which tells it from logits that are; NaN ranks with these. */
+void mx_neon_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight) {
+    enum { MOST = 256, STEP = 16 };
+    float v[MOST];
+    uint32_t index[MOST];
+    const float32x4_t lowest = vdupq_n_f32(-INFINITY);
+    const int padded = (n + STEP - 1) / STEP * STEP;
+    if (n > MOST) {
+        mx_scalar_router_topk(logits, n, k, expert, weight);
+        return;
+    }
+    int at = 0;
+    for (; at + 4 <= n; at += 4) {
+        float32x4_t x = vld1q_f32(logits + at);
+        vst1q_f32(v + at, vbslq_f32(vceqq_f32(x, x), x, lowest));
+    }
+    for (; at < n; at++) v[at] = isnan(logits[at]) ? -INFINITY : logits[at];
+    for (; at < padded; at++) v[at] = -INFINITY;
+    for (int i = 0; i < padded; i++) index[i] = i < n ? (uint32_t)i : UINT32_MAX;
+    for (int j = 0; j < k; j++) {
+        float32x4_t best[4] = {lowest, lowest, lowest, lowest};
+        uint32x4_t first[4];
+        for (int i = 0; i < padded; i += STEP) {
+            for (int part = 0; part < 4; part++) best[part] = vmaxq_f32(best[part], vld1q_f32(v + i + 4 * part));
+        }
+        const float32x4_t largest =
+            vdupq_n_f32(vmaxvq_f32(vmaxq_f32(vmaxq_f32(best[0], best[1]), vmaxq_f32(best[2], best[3]))));
+        for (int part = 0; part < 4; part++) first[part] = vdupq_n_u32(UINT32_MAX);
+        for (int i = 0; i < padded; i += STEP) {
+            for (int part = 0; part < 4; part++) {
+                uint32x4_t equal = vceqq_f32(vld1q_f32(v + i + 4 * part), largest);
+                first[part] = vminq_u32(first[part], vornq_u32(vld1q_u32(index + i + 4 * part), equal));
+            }
+        }
+        const uint32_t chosen = vminvq_u32(vminq_u32(vminq_u32(first[0], first[1]), vminq_u32(first[2], first[3])));
+        expert[j] = (int32_t)chosen;
+        v[chosen] = -INFINITY;
+        index[chosen] = UINT32_MAX;
+    }
+    mx_router_weights(logits, k, expert, weight);
 }
 
 /* F16 saturating, BF16 to nearest even; NaN stays NaN. */

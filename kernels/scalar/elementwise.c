@@ -42,6 +42,16 @@ int64_t mx_scalar_argmax(const float *x, int64_t n) {
     return best;
 }
 
+void mx_router_weights(const float *logits, int k, const int32_t *expert, float *weight) {
+    const float largest = logits[expert[0]];
+    float sum = 0.0f;
+    for (int j = 0; j < k; j++) {
+        weight[j] = expf(logits[expert[j]] - largest); /* a NaN that was chosen shows in the weights */
+        sum += weight[j];
+    }
+    for (int j = 0; j < k; j++) weight[j] /= sum;
+}
+
 /* Insertion into the list of the k best so far. NaN ranks with -inf, so the k experts are distinct whatever comes. */
 void mx_scalar_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight) {
     int count = 0;
@@ -58,10 +68,5 @@ void mx_scalar_router_topk(const float *logits, int n, int k, int32_t *expert, f
         weight[at] = value;
         expert[at] = i;
     }
-    float largest = weight[0], sum = 0.0f;
-    for (int j = 0; j < count; j++) {
-        weight[j] = expf(logits[expert[j]] - largest); /* a NaN that was chosen shows in the weights */
-        sum += weight[j];
-    }
-    for (int j = 0; j < count; j++) weight[j] /= sum;
+    mx_router_weights(logits, count, expert, weight);
 }

@@ -13,6 +13,8 @@ void mx_scalar_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot
 void mx_scalar_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
 void mx_scalar_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
 void mx_scalar_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight);
+/* The softmax of the k chosen logits, best first: every tier's, so that the weights have the same bits. */
+void mx_router_weights(const float *logits, int k, const int32_t *expert, float *weight);
 int64_t mx_scalar_argmax(const float *x, int64_t n);
 double mx_scalar_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_scalar_add(float *y, const float *x, int64_t n);

@@ -19,6 +19,8 @@ void mx_avx2_attention_join(const mx_attention *a);
 int64_t mx_avx2_attention_scratch(int head_dim, int group);
 void mx_avx2_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_avx2_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
+void mx_avx2_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+void mx_avx2_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight);
 int64_t mx_avx2_argmax(const float *x, int64_t n);
 double mx_avx2_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_avx2_widen(float *out, const uint8_t *in, mx_format format, int64_t n);

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx2.h"
 
 void mx_avx2_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
@@ -35,6 +36,24 @@ void mx_avx2_rmsnorm(float *out, const float *x, const float *gain, int64_t n, f
     sum += (part[0] + part[1]) + (part[2] + part[3]);
     float factor = (float)(1.0 / sqrt(sum / (double)n + eps));
     for (i = 0; i < n; i++) out[i] = x[i] * factor * gain[i];
+}
+
+void mx_avx2_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim) {
+    const int half = head_dim / 2;
+    for (int64_t h = 0; h < heads; h++, x += head_dim) {
+        int d = 0;
+        for (; d + 8 <= half; d += 8) {
+            __m256 a = _mm256_loadu_ps(x + d), b = _mm256_loadu_ps(x + half + d);
+            __m256 c = _mm256_loadu_ps(cos + d), s = _mm256_loadu_ps(sin + d);
+            _mm256_storeu_ps(x + d, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+            _mm256_storeu_ps(x + half + d, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+        }
+        for (; d < half; d++) {
+            const float a = x[d], b = x[half + d];
+            x[d] = a * cos[d] - b * sin[d];
+            x[half + d] = b * cos[d] + a * sin[d];
+        }
+    }
 }
 
 double mx_avx2_exp_sum(float *p, const float *x, int64_t n, float shift, float scale) {
@@ -73,6 +92,52 @@ int64_t mx_avx2_argmax(const float *x, int64_t n) {
         if (x[i] == largest) return i;
     }
     return 0;
+}
+
+/* k times the largest of those that are left, then its first place. What has been chosen becomes -infinity and loses
+ * its bit in `left`, which tells it from logits that are; NaN ranks with these. */
+void mx_avx2_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight) {
+    enum { MOST = 256, WORD = 64 };
+    float v[MOST] __attribute__((aligned(32)));
+    uint64_t left[MOST / WORD];
+    const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    const int words = (n + WORD - 1) / WORD;
+    if (n > MOST) {
+        mx_scalar_router_topk(logits, n, k, expert, weight);
+        return;
+    }
+    int at = 0;
+    for (; at + 8 <= n; at += 8) _mm256_store_ps(v + at, _mm256_max_ps(_mm256_loadu_ps(logits + at), lowest));
+    for (; at < n; at++) v[at] = logits[at] > -INFINITY ? logits[at] : -INFINITY;
+    for (; at < words * WORD; at++) v[at] = -INFINITY;
+    for (int w = 0; w < words; w++) left[w] = n - w * WORD >= WORD ? ~0ull : (1ull << (n - w * WORD)) - 1;
+    for (int j = 0; j < k; j++) {
+        __m256 a = lowest, b = lowest, c = lowest, d = lowest;
+        for (int i = 0; i < words * WORD; i += 32) {
+            a = _mm256_max_ps(a, _mm256_load_ps(v + i));
+            b = _mm256_max_ps(b, _mm256_load_ps(v + i + 8));
+            c = _mm256_max_ps(c, _mm256_load_ps(v + i + 16));
+            d = _mm256_max_ps(d, _mm256_load_ps(v + i + 24));
+        }
+        a = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+        a = _mm256_max_ps(a, _mm256_permute2f128_ps(a, a, 1));
+        a = _mm256_max_ps(a, _mm256_permute_ps(a, 0x4e));
+        a = _mm256_max_ps(a, _mm256_permute_ps(a, 0xb1));
+        for (int w = 0; w < words; w++) {
+            uint64_t found = 0;
+            for (int i = 0; i < WORD; i += 8) {
+                __m256 equal = _mm256_cmp_ps(a, _mm256_load_ps(v + w * WORD + i), _CMP_EQ_OQ);
+                found |= (uint64_t)(unsigned)_mm256_movemask_ps(equal) << i;
+            }
+            found &= left[w];
+            if (!found) continue;
+            left[w] &= ~(found & -found);
+            expert[j] = w * WORD + __builtin_ctzll(found);
+            break;
+        }
+        v[expert[j]] = -INFINITY;
+    }
+    mx_router_weights(logits, k, expert, weight);
 }
 
 /* F16 saturating (min and max return their second operand where it is NaN), BF16 to nearest even. */

@@ -19,6 +19,7 @@ int64_t mx_avx512_attention_scratch(int head_dim, int group);
 void mx_avx512_kv_write(uint8_t *head_tile, mx_format kv, int head_dim, int slot, const float *k, const float *v);
 void mx_avx512_rmsnorm(float *out, const float *x, const float *gain, int64_t n, float eps);
 void mx_avx512_rope(float *x, const float *cos, const float *sin, int64_t heads, int head_dim);
+void mx_avx512_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight);
 int64_t mx_avx512_argmax(const float *x, int64_t n);
 double mx_avx512_exp_sum(float *p, const float *x, int64_t n, float shift, float scale);
 void mx_avx512_add(float *y, const float *x, int64_t n);
@@ -30,7 +31,7 @@ void mx_avx512_widen(float *out, const uint8_t *in, mx_format format, int64_t n)
     .attention = mx_avx512_attention, .attention_scratch = mx_avx512_attention_scratch,                                \
     .attention_segment = mx_avx512_attention_segment, .attention_join = mx_avx512_attention_join,                      \
     .kv_write = mx_avx512_kv_write, .rmsnorm = mx_avx512_rmsnorm, .rope = mx_avx512_rope,                              \
-    .router_topk = mx_scalar_router_topk, .argmax = mx_avx512_argmax, .exp_sum = mx_avx512_exp_sum,                    \
+    .router_topk = mx_avx512_router_topk, .argmax = mx_avx512_argmax, .exp_sum = mx_avx512_exp_sum,                    \
     .add = mx_avx512_add, .widen = mx_avx512_widen
 
 /* The first n lanes, all of them when n >= 16. */

@@ -1,6 +1,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx512.h"
 
 void mx_avx512_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
@@ -77,6 +78,50 @@ int64_t mx_avx512_argmax(const float *x, int64_t n) {
         if (found) return i + __builtin_ctz(found);
     }
     return 0;
+}
+
+/* k times the largest of those that are left, then its first place. What has been chosen becomes -infinity and loses
+ * its bit in `left`, which tells it from logits that are; NaN ranks with these. */
+void mx_avx512_router_topk(const float *logits, int n, int k, int32_t *expert, float *weight) {
+    enum { WORDS = 4, WORD = 64 }; /* vectors of 16, four to a word of bits */
+    __m512 v[WORDS * 4];
+    uint64_t left[WORDS];
+    const __m512 lowest = _mm512_set1_ps(-INFINITY);
+    const int words = (n + WORD - 1) / WORD;
+    if (words > WORDS) {
+        mx_scalar_router_topk(logits, n, k, expert, weight);
+        return;
+    }
+    for (int i = 0; i < 4 * words; i++) { /* max_ps(v, lowest) is lowest where v is NaN */
+        const __mmask16 there = 16 * i < n ? mx_first_lanes(n - 16 * i) : 0;
+        v[i] = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, there, logits + (there ? 16 * i : 0)), lowest);
+    }
+    for (int w = 0; w < words; w++) left[w] = n - w * WORD >= WORD ? ~0ull : (1ull << (n - w * WORD)) - 1;
+    for (int j = 0; j < k; j++) {
+        __m512 best = lowest;
+        for (int w = 0; w < words; w++) {
+            best = _mm512_max_ps(
+                best, _mm512_max_ps(_mm512_max_ps(v[4 * w], v[4 * w + 1]), _mm512_max_ps(v[4 * w + 2], v[4 * w + 3])));
+        }
+        best = _mm512_max_ps(best, _mm512_shuffle_f32x4(best, best, 0x4e));
+        best = _mm512_max_ps(best, _mm512_shuffle_f32x4(best, best, 0xb1));
+        best = _mm512_max_ps(best, _mm512_permute_ps(best, 0x4e));
+        best = _mm512_max_ps(best, _mm512_permute_ps(best, 0xb1));
+        for (int w = 0; w < words; w++) {
+            uint64_t found = 0;
+            for (int i = 0; i < 4; i++)
+                found |= (uint64_t)_mm512_cmp_ps_mask(v[4 * w + i], best, _CMP_EQ_OQ) << (16 * i);
+            found &= left[w];
+            if (!found) continue;
+            const uint64_t first = found & -found;
+            left[w] &= ~first;
+            expert[j] = w * WORD + __builtin_ctzll(found);
+            for (int i = 0; i < 4; i++)
+                v[4 * w + i] = _mm512_mask_mov_ps(v[4 * w + i], (__mmask16)(first >> (16 * i)), lowest);
+            break;
+        }
+    }
+    mx_router_weights(logits, k, expert, weight);
 }
 
 /* F16 saturating (min and max return their second operand where it is NaN), BF16 to nearest even. */

@@ -52,7 +52,8 @@ unsigned mx_cpu_detect(void) {
 #elif defined(__aarch64__)
     const unsigned long wanted = HWCAP2_BF16 | HWCAP2_I8MM;
     found |= MX_CPU_NEON;
-    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP2) & wanted) == wanted) found |= MX_CPU_NEON_BF16;
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found |= MX_CPU_NEON_DOT;
+    if ((found & MX_CPU_NEON_DOT) && (getauxval(AT_HWCAP2) & wanted) == wanted) found |= MX_CPU_NEON_BF16;
 #endif
     return found;
 }
@@ -68,7 +69,8 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         {"avx512bf16", MX_CPU_AVX512_BF16, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16},
         {"amx", MX_CPU_AMX, MX_CPU_AVX2 | MX_CPU_AVX512 | MX_CPU_AVX512_BF16 | MX_CPU_AMX},
         {"neon", MX_CPU_NEON, MX_CPU_NEON},
-        {"neonbf16", MX_CPU_NEON_BF16, MX_CPU_NEON | MX_CPU_NEON_BF16},
+        {"neondot", MX_CPU_NEON_DOT, MX_CPU_NEON | MX_CPU_NEON_DOT},
+        {"neonbf16", MX_CPU_NEON_BF16, MX_CPU_NEON | MX_CPU_NEON_DOT | MX_CPU_NEON_BF16},
     };
     unsigned found = mx_cpu_detect();
     const char *wanted = getenv("MXRUN_CPU");
@@ -83,7 +85,8 @@ mx_status mx_cpu_allowed(unsigned *out, mx_error *error) {
         return MX_OK;
     }
     return mx_fail(error, MX_INVALID_ARGUMENT,
-                   "MXRUN_CPU=%s: scalar, avx2, avx512, avx512bf16, amx, neon or neonbf16 was expected", wanted);
+                   "MXRUN_CPU=%s: scalar, avx2, avx512, avx512bf16, amx, neon, neondot or neonbf16 was expected",
+                   wanted);
 }
 
 int mx_cpu_list(int *cpu, int most) {

@@ -10,14 +10,15 @@ enum {
     MX_CPU_AVX512_BF16 = 4, /* AVX-512 and BF16, VNNI and VBMI together */
     MX_CPU_AMX = 8,         /* these and AMX's tiles of BF16 and INT8, which the system lets this process use */
     MX_CPU_NEON = 16,       /* every aarch64 */
-    MX_CPU_NEON_BF16 = 32,  /* NEON and BF16, I8MM and dot products together */
+    MX_CPU_NEON_DOT = 32,   /* NEON and dot products of bytes */
+    MX_CPU_NEON_BF16 = 64,  /* these and BF16 and I8MM together */
 };
 
 /* What the processor and the operating system offer. */
 unsigned mx_cpu_detect(void);
 
-/* What may be used: mx_cpu_detect() limited by MXRUN_CPU=scalar|avx2|avx512|avx512bf16|amx|neon|neonbf16. A tier
- * that is asked for and not there is MX_UNSUPPORTED, an unknown word MX_INVALID_ARGUMENT. */
+/* What may be used: mx_cpu_detect() limited by MXRUN_CPU=scalar|avx2|avx512|avx512bf16|amx|neon|neondot|neonbf16. A
+ * tier that is asked for and not there is MX_UNSUPPORTED, an unknown word MX_INVALID_ARGUMENT. */
 mx_status mx_cpu_allowed(unsigned *out, mx_error *error);
 
 /* One logical CPU of each physical core that the affinity mask allows, ascending; returns how many (at most `most`). */

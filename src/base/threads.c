@@ -36,7 +36,9 @@ struct mx_pool {
     int threads, nodes;
     bool crowded;                        /* more threads than cores */
     int first_thread[MX_POOL_NODES + 1]; /* of each node */
-    cpu_set_t caller, before;            /* thread 0's place in a pool of several nodes; where the caller was */
+    bool pinned, held;                   /* threads have places; the caller is in its own */
+    int entered;                         /* mx_pool_enter, less mx_pool_leave */
+    cpu_set_t caller, before;            /* thread 0's place; where the caller was */
     struct worker *worker;               /* [threads - 1] */
     /* The job; written by the caller before `generation` moves on. */
     mx_range_fn *fn;
@@ -177,9 +179,11 @@ void mx_parallel_for_nodes(mx_pool *p, const int64_t *first, int64_t grain, mx_r
 }
 
 /* Threads get a core each when the pool is as large as the set of cores; on several nodes all cores of their node
- * otherwise. The caller stays where it is, but for mx_pool_enter. */
+ * otherwise. On one node a smaller pool is left to the scheduler: two processes with half of the threads each would
+ * take the same cores while the others are idle. */
 static void pin(mx_pool *p, const mx_place *place, int cores) {
     if (cores != p->threads && p->nodes == 1) return;
+    p->pinned = true;
     for (int node = 0; node < p->nodes; node++)
         for (int i = p->first_thread[node]; i < p->first_thread[node + 1]; i++) {
             const int home = place[(int64_t)i * cores / p->threads].node;
@@ -208,12 +212,16 @@ static void assign_nodes(mx_pool *p, mx_numa numa, const mx_place *place, int co
 }
 
 void mx_pool_enter(mx_pool *p) {
-    if (p->nodes == 1 || pthread_getaffinity_np(pthread_self(), sizeof p->before, &p->before)) return;
-    pthread_setaffinity_np(pthread_self(), sizeof p->caller, &p->caller);
+    cpu_set_t place;
+    if (p->entered++ || !p->pinned || pthread_getaffinity_np(pthread_self(), sizeof p->before, &p->before)) return;
+    CPU_AND(&place, &p->caller, &p->before);
+    p->held = CPU_COUNT(&place) && !pthread_setaffinity_np(pthread_self(), sizeof place, &place);
 }
 
 void mx_pool_leave(mx_pool *p) {
-    if (p->nodes > 1) pthread_setaffinity_np(pthread_self(), sizeof p->before, &p->before);
+    if (--p->entered || !p->held) return;
+    pthread_setaffinity_np(pthread_self(), sizeof p->before, &p->before);
+    p->held = false;
 }
 
 int mx_pool_nodes(const mx_pool *p) {

@@ -23,8 +23,9 @@ int mx_pool_nodes(const mx_pool *pool); /* NUMA nodes among which work is cut; 1
 /* The first of n things that is node's share, in proportion to its threads; node = mx_pool_nodes: n. */
 int64_t mx_pool_share(const mx_pool *pool, int node, int64_t n);
 
-/* Where there are several nodes the calling thread, which is thread 0 of every job, stays on its core between these two
- * calls; otherwise nothing happens. */
+/* The calling thread, which is thread 0 of every job, stays on a core of its own between these two calls, as the
+ * workers do always: where the pool is as large as the set of cores, or bound to several nodes. Afterwards it may go
+ * where it could before. It stays where it is when it may not use that core. Pairs may be nested. */
 void mx_pool_enter(mx_pool *pool);
 void mx_pool_leave(mx_pool *pool);
 

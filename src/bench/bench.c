@@ -6,21 +6,15 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "bench/windows.h"
 
-enum { WINDOW = 5, WARM_UP = 2, PEAK_RUNS = 3, KV_PAGES = 8 };
+enum { WARM_UP = 2, PEAK_RUNS = 3, KV_PAGES = 8 };
 static const double SAMPLE = 0.05;  /* seconds of a bandwidth sample */
-static const double STEADY = 0.10;  /* relative difference of the two samples around a window that is kept */
 static const double CHOOSING = 0.5; /* seconds of choosing how to read */
-
-/* What one window saw. */
-typedef struct window {
-    double speed, floor, matrix; /* tokens a second; matrix: flops a second */
-    bool steady, by_memory;
-} window;
 
 /* The windows of a test, and sums over them. */
 typedef struct record {
-    window *window;
+    mx_window *window;
     int count, most;
     double tokens, bytes, flops, joules, experts;
     double seconds; /* of one repetition, as far as is known beforehand */
@@ -204,15 +198,9 @@ static void sample_peaks(runner *r, int most) {
 /* Puts a window on record. `cost` is that of all its tokens. */
 static void keep(runner *r, record *to, const mx_cost *cost, double tokens, double seconds, double before,
                  double after) {
-    const double by_bytes = cost->bytes / ((before + after) / 2),
-                 by_flops = mx_cost_seconds(cost, r->tier, &r->precision, &r->now);
-    const double flops = mx_cost_matrix_flops(cost);
+    const double by_flops = mx_cost_seconds(cost, r->tier, &r->precision, &r->now), flops = mx_cost_matrix_flops(cost);
     if (to->count == to->most) return;
-    to->window[to->count++] = (window){.speed = tokens / seconds,
-                                       .floor = tokens / fmax(by_bytes, by_flops),
-                                       .matrix = flops / seconds,
-                                       .steady = fabs(after - before) <= STEADY * fmax(after, before),
-                                       .by_memory = by_bytes >= by_flops};
+    to->window[to->count++] = mx_window_make(tokens, seconds, cost->bytes, flops, by_flops, before, after);
     to->tokens += tokens;
     to->bytes += cost->bytes;
     to->flops += flops;
@@ -230,7 +218,7 @@ static mx_status decode(runner *r, int test, double before) {
         double seconds = 0;
         const int first = i;
         const double joules = r->o->energy ? mx_energy_joules(r->o->energy) : 0;
-        for (; i < t->tokens && i < first + WINDOW; i++) {
+        for (; i < t->tokens && i < first + MX_WINDOW_TOKENS; i++) {
             const mx_batch batch = decode_batch(r, test, i);
             double one;
             mx_status status = step(r, &batch, &one);
@@ -314,7 +302,7 @@ static mx_status warm_up(runner *r, int test) {
         mx_status status = step(r, &batch, &seconds);
         if (status) return status;
     }
-    to->seconds = seconds * t->tokens + SAMPLE * ((t->tokens + WINDOW - 1) / WINDOW);
+    to->seconds = seconds * t->tokens + SAMPLE * ((t->tokens + MX_WINDOW_TOKENS - 1) / MX_WINDOW_TOKENS);
     return MX_OK;
 }
 
@@ -322,28 +310,26 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
     double expected = 0, done = 0;
     for (int k = 0; k < count; k++) {
         runner *r = &runs[k];
+        mx_status status = MX_OK;
         r->done = &done;
+        mx_pool_enter(r->pool); /* the machine is measured with the threads where a step has them */
         mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
-        for (int i = 0; i < o->tests && !stopped(r); i++) {
-            mx_status status = warm_up(r, i);
-            if (status) return status;
+        for (int i = 0; i < o->tests && !stopped(r) && !status; i++) {
+            status = warm_up(r, i);
             expected += r->record[i].seconds;
         }
+        mx_pool_leave(r->pool);
+        if (status) return status;
     }
     if (o->progress) mx_progress_start(o->progress, "measuring", expected * o->repetitions, false);
     for (int i = 0; i < o->repetitions; i++)
         for (int k = 0; k < count; k++) {
+            mx_pool_enter(runs[k].pool);
             mx_status status = repetition(&runs[k]);
+            mx_pool_leave(runs[k].pool);
             if (status) return status;
         }
     return stopped(runs) ? mx_fail(error, MX_CANCELLED, "interrupted") : MX_OK;
-}
-
-/* Sorts values[0..n). */
-static mx_bench_range range_of(double *values, int n) {
-    if (!n) return (mx_bench_range){0};
-    const double median = mx_median(values, n);
-    return (mx_bench_range){median, values[0], values[n - 1]};
 }
 
 /* The highest plain peak of the instructions that this engine uses for matrices. */
@@ -359,31 +345,9 @@ static mx_peak_loop plain_loop(const runner *r, const mx_peaks *peaks) {
 
 static void sum_up(const runner *r, int test, const mx_peaks *peaks, double *room, mx_bench_result *out) {
     const record *from = &r->record[test];
-    *out = (mx_bench_result){.test = r->o->test[test], .windows = from->count, .plain = plain_loop(r, peaks)};
+    *out = (mx_bench_result){.test = r->o->test[test], .plain = plain_loop(r, peaks)};
+    mx_windows_sum_up(from->window, from->count, out->plain < MX_PEAK_LOOPS ? peaks->of[out->plain] : 0, room, out);
     if (!from->count) return;
-    for (int i = 0; i < from->count; i++) out->dropped += !from->window[i].steady;
-    /* A prompt is held against the multipliers, and is long: nothing of it is dropped. */
-    out->unsteady = out->dropped == from->count;
-    if (out->test.prompt || out->unsteady) out->dropped = 0;
-    const bool all = !out->dropped;
-    int n = 0, by_memory = 0;
-#define COLLECT(value)                                                                                                 \
-    n = 0;                                                                                                             \
-    for (int i = 0; i < from->count; i++) {                                                                            \
-        const window *w = &from->window[i];                                                                            \
-        if (all || w->steady) room[n++] = (value);                                                                     \
-    }
-    COLLECT(w->speed)
-    out->speed = range_of(room, n);
-    COLLECT(w->floor)
-    out->floor = mx_median(room, n);
-    COLLECT(100 * w->speed / w->floor)
-    out->percent = mx_median(room, n);
-    COLLECT(w->matrix)
-    if (out->plain < MX_PEAK_LOOPS) out->matrix_percent = 100 * mx_median(room, n) / peaks->of[out->plain];
-#undef COLLECT
-    for (int i = 0; i < from->count; i++) by_memory += from->window[i].by_memory;
-    out->by_memory = 2 * by_memory >= from->count;
     out->bytes = from->bytes / from->tokens;
     out->flops = from->flops / from->tokens;
     if (!out->test.prompt)
@@ -392,7 +356,8 @@ static void sum_up(const runner *r, int test, const mx_peaks *peaks, double *roo
 }
 
 static int windows_of(const mx_bench_options *o, int test) {
-    return o->repetitions * (o->test[test].prompt ? 1 : (o->test[test].tokens + WINDOW - 1) / WINDOW);
+    return o->repetitions *
+           (o->test[test].prompt ? 1 : (o->test[test].tokens + MX_WINDOW_TOKENS - 1) / MX_WINDOW_TOKENS);
 }
 
 static mx_status prepare(runner *r, const mx_precisions *precision) {
@@ -408,7 +373,7 @@ static mx_status prepare(runner *r, const mx_precisions *precision) {
     for (int i = 0; i < o->tests && ok; i++) {
         r->record[i].most = windows_of(o, i);
         r->most_samples += windows_of(o, i);
-        ok = (r->record[i].window = calloc((size_t)r->record[i].most, sizeof(window))) != NULL;
+        ok = (r->record[i].window = calloc((size_t)r->record[i].most, sizeof(mx_window))) != NULL;
     }
     for (int i = 0; i < MX_PEAK_LOOPS; i++)
         ok = ok && (r->peak[i] = calloc((size_t)o->repetitions * tests, sizeof(double)));
@@ -454,7 +419,7 @@ static mx_status report(const runner *r, const mx_bench_run *out) {
     if (!room) return mx_fail(r->error, MX_NO_MEMORY, "no memory for the results");
     for (int i = 0; i < MX_PEAK_LOOPS; i++) out->machine->peaks.of[i] = mx_median(r->peak[i], r->peaks);
     for (int i = 0; i < r->o->tests; i++) sum_up(r, i, &out->machine->peaks, room, &out->result[i]);
-    out->machine->bandwidth = range_of(r->sample, r->samples);
+    out->machine->bandwidth = mx_window_range(r->sample, r->samples);
     free(room);
     return MX_OK;
 }

@@ -45,11 +45,18 @@ bool mx_energy_open(mx_energy *e, const char *root) {
     return e->counters > 0;
 }
 
+/* Microjoules between two readings. A counter that starts over does so behind `range`; where that is not known, or is
+ * no range of this counter, what it shows by now is all that is sure. */
+static double passed(double last, double now, double range) {
+    if (now >= last) return now - last;
+    return range > last ? now + range - last : now;
+}
+
 double mx_energy_joules(mx_energy *e) {
     for (int i = 0; i < e->counters; i++) {
         double now;
         if (!read_number(e->path[i], "energy_uj", &now)) continue;
-        e->joules += (now >= e->last[i] ? now - e->last[i] : now + e->range[i] - e->last[i]) / 1e6;
+        e->joules += passed(e->last[i], now, e->range[i]) / 1e6;
         e->last[i] = now;
     }
     return e->joules;

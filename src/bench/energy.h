@@ -9,7 +9,7 @@ enum { MX_ENERGY_MOST = 64 };
 typedef struct mx_energy {
     int counters;
     char path[MX_ENERGY_MOST][160];
-    double range[MX_ENERGY_MOST]; /* microjoules after which the counter starts over */
+    double range[MX_ENERGY_MOST]; /* microjoules after which the counter starts over; 0: not known */
     double last[MX_ENERGY_MOST];  /* what it showed last */
     double joules;                /* since mx_energy_open */
 } mx_energy;

@@ -186,6 +186,17 @@ static double bfmmla(void) {
     return 16.0 * 2 * SUMS * ROUNDS;
 }
 
+static double sdot(void) {
+    const int8x16_t x = vdupq_n_s8(3);
+#define ADD(i)                                                                                                         \
+    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %2.16b, %2.16b\n\tsdot %1.4s, %2.16b, %2.16b"                      \
+            : "+w"(a##i), "+w"(b##i)                                                                                   \
+            : "w"(x));
+    LOOP(START, ADD, KEEP)
+#undef ADD
+    return 16.0 * 2 * SUMS * ROUNDS;
+}
+
 static double smmla(void) {
     const int8x16_t x = vdupq_n_s8(3);
 #define ADD(i)                                                                                                         \
@@ -220,6 +231,7 @@ static const struct {
 #elif defined(__aarch64__)
     [MX_PEAK_FMA128] = {"FMA 128", "fma128", fma128},
 #if !defined(__clang__)
+    [MX_PEAK_SDOT] = {"SDOT", "sdot", sdot},
     [MX_PEAK_BFMMLA] = {"BFMMLA", "bfmmla", bfmmla},
     [MX_PEAK_SMMLA] = {"SMMLA", "smmla", smmla},
 #endif
@@ -244,6 +256,7 @@ _Bool mx_peak_here(mx_peak_loop loop) {
     if (loop == MX_PEAK_VNNI) return has_vnni();
     return (cpu & MX_CPU_AMX) != 0;
 #else
+    if (loop == MX_PEAK_SDOT) return (mx_cpu_detect() & MX_CPU_NEON_DOT) != 0;
     return loop == MX_PEAK_FMA128 || (mx_cpu_detect() & MX_CPU_NEON_BF16);
 #endif
 }

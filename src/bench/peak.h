@@ -8,6 +8,7 @@ typedef enum mx_peak_loop {
     MX_PEAK_FMA128,     /* aarch64: fp32, NEON */
     MX_PEAK_FMA256,     /* fp32, AVX2 */
     MX_PEAK_FMA512,     /* fp32, AVX-512 */
+    MX_PEAK_SDOT,       /* aarch64: fours of int8 into int32 */
     MX_PEAK_BFMMLA,     /* aarch64: two by two rows of BF16 into fp32 */
     MX_PEAK_SMMLA,      /* aarch64: two by two rows of int8 into int32 */
     MX_PEAK_MADDUBS256, /* pairs of int8 into int16 and a sum of these, AVX2 */

@@ -6,6 +6,7 @@
 
 #include "base/cpu.h"
 #include "base/log.h"
+#include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
 #include "commands/terminal.h"
@@ -58,7 +59,7 @@ static const struct poptOption options[] = {
      "when used)",
      "WAY"},
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
-     "Weights of -m on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
+     "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
      "Rows of a prompt's step (default 512, as everywhere in mxrun)", "N"},
     {"repetitions", 'r', POPT_ARG_STRING, &numbers[REPETITIONS].text, 0,
@@ -142,11 +143,10 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "%s is for --synthetic models", given.save ? "--save" : "--layers");
         return false;
     }
-    if (given.synthetic && (given.load || given.numa)) {
-        mx_command_usage(self, "%s is for models in files (-m)", given.load ? "--load" : "--numa");
+    if (given.synthetic && given.load) {
+        mx_command_usage(self, "--load is for models in files (-m)");
         return false;
     }
-    if (given.synthetic) p->numa = MX_NUMA_INTERLEAVE; /* they are made in the order of their addresses */
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
@@ -252,7 +252,7 @@ static mx_status open_weights(const plan *p, const mx_config *c, const char *fol
     mx_progress progress;
     mx_progress_start(&progress, "making weights", (double)mx_synthetic_bytes(c), true);
     mx_status status =
-        mx_synthetic_weights(c, (uint64_t)numbers[SEED].value, pool, &progress, &mx_interrupted, out, error);
+        mx_synthetic_weights(c, (uint64_t)numbers[SEED].value, pool, p->numa, &progress, &mx_interrupted, out, error);
     mx_progress_clear(&progress);
     return status;
 }
@@ -390,6 +390,9 @@ static mx_status prepare(bench *b, mx_error *error) {
     b->report.openblas = given.dense && !strcmp(given.dense, "openblas");
     b->report.in_caches = cache > 0 ? (double)cache : 0;
     b->report.energy = mx_energy_open(&b->energy, "");
+    mx_nvml nvml;
+    if (mx_nvml_open(&nvml, NULL)) b->report.gpus = nvml.devices;
+    mx_nvml_close(&nvml);
     return MX_OK;
 }
 

@@ -256,6 +256,19 @@ static bool print_machine(mx_bytes *out, const mx_bench_report *r, const mx_benc
     return ok && mx_bytes_addf(out, "%s\n\n", first ? "" : " GFLOP/s");
 }
 
+/* Whose energy J/token holds, or why there is none. */
+static bool print_energy(mx_bytes *out, const mx_bench_report *r) {
+    bool ok = r->energy ? mx_bytes_add_string(out, "J/token: of the processor packages and their memory (RAPL)")
+                        : mx_bytes_add_string(out, "energy: no counter of a processor package (RAPL, "
+                                                   "/sys/class/powercap/intel-rapl:*) is here that may be read");
+    if (r->gpus)
+        ok = ok && mx_bytes_addf(out, "; %d GPU%s (NVML) not counted, for nothing of this ran there", r->gpus,
+                                 r->gpus > 1 ? "s" : "");
+    else if (!r->energy)
+        ok = ok && mx_bytes_add_string(out, ", nor one of a GPU (NVML, libnvidia-ml.so.1)");
+    return ok && mx_bytes_add_string(out, "\n");
+}
+
 static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
     int windows = 0, dropped = 0, unsteady = 0, cached = 0;
     for (int i = 0; i < r->runs; i++)
@@ -285,12 +298,7 @@ static bool print_notes(mx_bytes *out, const mx_bench_report *r) {
              mx_bytes_add_string(out, "?: the bandwidth changed by more than 10 % in every window, so all count\n");
     if (cached)
         ok = ok && mx_bytes_add_string(out, "a token's bytes fit into the caches, which read faster than memory\n");
-    if (!r->energy)
-        ok =
-            ok && mx_bytes_add_string(
-                      out, "energy: no counter of a processor package (RAPL, /sys/class/powercap/intel-rapl:*) is here "
-                           "that may be read\n");
-    return ok;
+    return ok && print_energy(out, r);
 }
 
 /* What the ratios compare, and what they do not. */
@@ -414,6 +422,8 @@ bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
     ok = ok && mx_bytes_add_json(out, cpu, strlen(cpu));
     ok = ok && mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu},", mx_cpu_count(), mx_memory_available());
     ok = ok && json_machine(out, &r->run[0].machine);
+    ok = ok && mx_bytes_addf(out, ",\"energy_counters\":{\"rapl\":%s,\"nvml_devices\":%d}",
+                             r->energy ? "true" : "false", r->gpus);
     if (r->before) ok = ok && mx_bytes_addf(out, ",\"before_same_model\":%s", same_model(r) ? "true" : "false");
     ok = ok && mx_bytes_add_string(out, ",\"runs\":[");
     for (int i = 0; i < r->runs && ok; i++) {

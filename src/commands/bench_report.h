@@ -27,7 +27,8 @@ typedef struct mx_bench_report {
     bool openblas;
     mx_bench_run_report *run;
     int runs, tests;
-    bool energy;           /* joules were measured */
+    bool energy;           /* joules were measured: of processor packages and their memory */
+    int gpus;              /* with an energy counter; no run on the CPU counts them */
     double in_caches;      /* bytes that the caches hold */
     const mx_json *before; /* what --compare names; NULL: nothing */
     const char *before_name;

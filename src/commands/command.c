@@ -50,7 +50,7 @@ int mx_print_commands(const mx_command *const *commands) {
            "\n"
            "Environment:\n"
            "  MXRUN_CPU   Use these instructions at most: scalar; avx2, avx512, avx512bf16, amx; neon,\n"
-           "              neonbf16\n"
+           "              neondot, neonbf16\n"
            "  MXRUN_LOG   Say this and what is worse: debug, info (default), warning, error\n"
            "  MXRUN_DATA  Folder that holds \"stories\", where it is not beside the program\n"
            "  NO_COLOR    Thinking is not dimmed\n"

@@ -25,6 +25,7 @@ static const struct {
     {"avx512", MX_CPU_AVX512},
     {"avx512bf16", MX_CPU_AVX512_BF16},
     {"neon", MX_CPU_NEON},
+    {"neondot", MX_CPU_NEON_DOT},
     {"neonbf16", MX_CPU_NEON_BF16},
 };
 
@@ -33,7 +34,8 @@ static void detected_sets_include_what_they_build_on(void **state) {
     unsigned found = mx_cpu_detect();
     if (found & MX_CPU_AVX512) assert_true(found & MX_CPU_AVX2);
     if (found & MX_CPU_AVX512_BF16) assert_true(found & MX_CPU_AVX512);
-    if (found & MX_CPU_NEON_BF16) assert_true(found & MX_CPU_NEON);
+    if (found & MX_CPU_NEON_DOT) assert_true(found & MX_CPU_NEON);
+    if (found & MX_CPU_NEON_BF16) assert_true(found & MX_CPU_NEON_DOT);
 }
 
 static void the_variable_limits_the_tier(void **state) {

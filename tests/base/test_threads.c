@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -15,6 +16,7 @@
 
 #include "base/cpu.h"
 #include "base/threads.h"
+#include "tests/two_nodes.h"
 
 enum { MOST = 5000, THREADS = 7 };
 
@@ -222,31 +224,98 @@ static void workers_get_a_core_each(void **state) {
     free(p);
 }
 
+static cpu_set_t allowed_now(void) {
+    cpu_set_t set;
+    assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+    return set;
+}
+
+static bool only(const cpu_set_t *set, int cpu) {
+    return CPU_COUNT(set) == 1 && CPU_ISSET(cpu, set);
+}
+
+/* No worker's core: the first. */
+static void the_caller_gets_a_core_between_enter_and_leave(void **state) {
+    (void)state;
+    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
+    if (cores < 2) skip();
+    const cpu_set_t all = allowed_now();
+    for (int threads = cores - 1; threads <= cores + 1; threads++) {
+        mx_pool *pool;
+        cpu_set_t now;
+        assert_int_equal(mx_pool_create(threads, &pool, NULL), MX_OK);
+        mx_pool_enter(pool);
+        now = allowed_now();
+        if (threads == cores)
+            assert_true(only(&now, cpu[0]));
+        else
+            assert_true(CPU_EQUAL(&now, &all)); /* too few or too many to give each a core */
+        mx_pool_enter(pool);
+        mx_pool_leave(pool);
+        now = allowed_now();
+        assert_true(threads != cores || only(&now, cpu[0])); /* still within */
+        mx_pool_leave(pool);
+        now = allowed_now();
+        assert_true(CPU_EQUAL(&now, &all));
+        mx_pool_enter(pool); /* again */
+        now = allowed_now();
+        assert_true(threads != cores || only(&now, cpu[0]));
+        mx_pool_leave(pool);
+        now = allowed_now();
+        assert_true(CPU_EQUAL(&now, &all));
+        mx_pool_destroy(pool);
+    }
+}
+
+/* A caller that was sent elsewhere after the pool was made does not go back. */
+static void a_caller_bound_elsewhere_stays_there(void **state) {
+    (void)state;
+    int cpu[CPU_SETSIZE], cores = mx_cpu_list(cpu, CPU_SETSIZE);
+    if (cores < 2) skip();
+    const cpu_set_t all = allowed_now();
+    mx_pool *pool;
+    cpu_set_t last, now;
+    CPU_ZERO(&last);
+    CPU_SET(cpu[cores - 1], &last);
+    assert_int_equal(mx_pool_create(cores, &pool, NULL), MX_OK);
+    assert_int_equal(sched_setaffinity(0, sizeof last, &last), 0);
+    mx_pool_enter(pool);
+    now = allowed_now();
+    assert_true(CPU_EQUAL(&now, &last));
+    mx_pool_leave(pool);
+    now = allowed_now();
+    assert_true(CPU_EQUAL(&now, &last));
+    assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+    mx_pool_destroy(pool);
+}
+
 /* ---- NUMA, on a made-up machine of two nodes ------------------------------------------------------------------ */
 
-static int two_nodes(void **state) {
+static two_nodes made_up;
+
+static int begin(void **state) {
     (void)state;
-    return setenv("HWLOC_SYNTHETIC", "numa:2 core:1 pu:1", 1); /* CPU 0 on node 0, CPU 1 on node 1 */
+    if (!two_nodes_begin(&made_up)) made_up.cpu[1] = 0;
+    return 0;
 }
 
-static int one_machine(void **state) {
+static int end(void **state) {
     (void)state;
-    return unsetenv("HWLOC_SYNTHETIC");
-}
-
-/* Are CPUs 0 and 1, and only these, cores that may be used? */
-static bool two_cores(void) {
-    int cpu[CPU_SETSIZE];
-    return mx_cpu_list(cpu, CPU_SETSIZE) == 2 && cpu[0] == 0 && cpu[1] == 1;
+    if (made_up.cpu[1]) two_nodes_end(&made_up);
+    return 0;
 }
 
 static void places_are_sorted_by_node(void **state) {
     (void)state;
-    if (!two_cores()) skip();
+    if (!made_up.cpu[1]) skip(); /* a single core */
     mx_place place[CPU_SETSIZE];
     assert_int_equal(mx_numa_places(place, CPU_SETSIZE), 2);
-    assert_true(place[0].cpu == 0 && place[0].node == 0 && place[1].cpu == 1 && place[1].node == 1);
-    setenv("HWLOC_SYNTHETIC", "numa:2 core:2 pu:1", 1); /* both CPUs on the first node */
+    assert_true(place[0].cpu == made_up.cpu[0] && place[0].node == 0);
+    assert_true(place[1].cpu == made_up.cpu[1] && place[1].node == 1);
+    assert_int_equal(mx_numa_nodes(), 2);
+    char topology[100];
+    snprintf(topology, sizeof topology, "numa:2 core:%d pu:1", made_up.cpu[1] + 1); /* both CPUs on the first node */
+    setenv("HWLOC_SYNTHETIC", topology, 1);
     assert_int_equal(mx_numa_places(place, CPU_SETSIZE), 2);
     assert_true(place[0].node == 0 && place[1].node == 0);
     assert_int_equal(mx_numa_nodes(), 1);
@@ -254,7 +323,7 @@ static void places_are_sorted_by_node(void **state) {
 
 static void threads_are_cut_by_node(void **state) {
     (void)state;
-    if (!two_cores()) skip();
+    if (!made_up.cpu[1]) skip(); /* a single core */
     static const struct {
         int threads, nodes;
         int64_t half; /* of 100 things, those of node 0 */
@@ -275,7 +344,7 @@ static void threads_are_cut_by_node(void **state) {
 
 static void threads_stay_on_their_node(void **state) {
     (void)state;
-    if (!two_cores()) skip();
+    if (!made_up.cpu[1]) skip(); /* a single core */
     cpu_set_t all, now;
     assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
     struct places *p = malloc(sizeof *p);
@@ -294,7 +363,7 @@ static void threads_stay_on_their_node(void **state) {
         for (int i = 0; i < threads; i++) {
             if (!p->cpus[i]) continue;
             assert_int_equal(p->cpus[i], 1);
-            assert_int_equal(p->cpu[i], i < threads / 2 ? 0 : 1);
+            assert_int_equal(p->cpu[i], made_up.cpu[i >= threads / 2]);
         }
         assert_int_equal(sched_getaffinity(0, sizeof now, &now), 0);
         assert_true(CPU_EQUAL(&all, &now)); /* the caller is as free as before */
@@ -320,7 +389,7 @@ static void visit_region(void *arg, int64_t begin, int64_t end, int thread) {
 /* Each node begins with its own part; what a slow thread leaves is done by the other. */
 static void regions_begin_at_home_and_are_helped(void **state) {
     (void)state;
-    if (!two_cores()) skip();
+    if (!made_up.cpu[1]) skip(); /* a single core */
     mx_pool *pool;
     assert_int_equal(mx_pool_create_on(2, MX_NUMA_SPREAD, &pool, NULL), MX_OK);
     static const int64_t cuts[] = {0, 1, 30, 50, 99, 100};
@@ -364,10 +433,12 @@ int main(void) {
         cmocka_unit_test(pools_end_whatever_their_threads_do),
         cmocka_unit_test(numbers_of_threads_are_checked),
         cmocka_unit_test(workers_get_a_core_each),
-        cmocka_unit_test_setup_teardown(places_are_sorted_by_node, two_nodes, one_machine),
-        cmocka_unit_test_setup_teardown(threads_are_cut_by_node, two_nodes, one_machine),
-        cmocka_unit_test_setup_teardown(threads_stay_on_their_node, two_nodes, one_machine),
-        cmocka_unit_test_setup_teardown(regions_begin_at_home_and_are_helped, two_nodes, one_machine),
+        cmocka_unit_test(the_caller_gets_a_core_between_enter_and_leave),
+        cmocka_unit_test(a_caller_bound_elsewhere_stays_there),
+        cmocka_unit_test_setup_teardown(places_are_sorted_by_node, begin, end),
+        cmocka_unit_test_setup_teardown(threads_are_cut_by_node, begin, end),
+        cmocka_unit_test_setup_teardown(threads_stay_on_their_node, begin, end),
+        cmocka_unit_test_setup_teardown(regions_begin_at_home_and_are_helped, begin, end),
         cmocka_unit_test(a_pool_without_work_sleeps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

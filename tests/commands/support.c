@@ -5,6 +5,7 @@
 #include <ftw.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -125,7 +126,9 @@ outcome run_with(const surroundings *s, const char *const *arguments) {
     }
     if (in[1] >= 0) close(in[1]);
     int status;
-    while (waitpid(child, &status, 0) < 0) assert_int_equal(errno, EINTR);
+    struct rusage usage;
+    while (wait4(child, &status, 0, &usage) < 0) assert_int_equal(errno, EINTR);
+    o.resident = (double)usage.ru_maxrss * 1024;
     o.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     return o;
 }

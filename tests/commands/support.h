@@ -25,6 +25,7 @@ extern char test_folder[]; /* for files of tests; removed with all that is in it
 typedef struct outcome {
     int code;          /* exit code; 128 + N after signal N */
     mx_bytes out, err; /* NUL-terminated, never NULL */
+    double resident;   /* bytes at most */
 } outcome;
 void outcome_free(outcome *o);
 

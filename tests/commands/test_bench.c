@@ -7,6 +7,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "tests/two_nodes.h"
+
 /* A gpt-oss in small: 2 layers, hidden 64, 8 experts of width 32, 512 tokens; with QUANT other fields can be added. */
 static const char small_config[] =
     "{\"model_type\":\"gpt_oss\",\"num_hidden_layers\":2,\"hidden_size\":64,\"intermediate_size\":32,"
@@ -65,6 +67,7 @@ static void json_has_every_field(void **state) {
     assert_int_equal(mx_json_get(root, "peak_gflop_s")->type, MX_JSON_OBJECT);
     assert_int_equal(mx_json_get(mx_json_get(root, "machine"), "cpu")->type, MX_JSON_STRING);
     assert_true(mx_json_is_string(mx_json_get(root, "model"), "stories"));
+    assert_true(number(mx_json_get(root, "energy_counters"), "nvml_devices") >= 0);
     assert_int_equal(results->count, 2 * 5);
     for (int threads = 1; threads <= 2; threads++) {
         const mx_json *first = row;
@@ -127,6 +130,7 @@ static void tables_are_aligned(void **state) {
     expect_text(&o.out, "\nprompt 20      0        1");
     expect_text(&o.out, "\ndecode         0        1");
     expect_text(&o.out, "GB/s");
+    expect_text(&o.out, "RAPL"); /* which energy was counted, or that there is no counter */
     outcome_free(&o);
     o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--markdown", "--layers", "1", "--precision", "fp32",
             "--precision", "bf16");
@@ -138,6 +142,26 @@ static void tables_are_aligned(void **state) {
     expect_text(&o.out, "| --- | ---: |");
     expect_text(&o.out, "| decode | 0 | 1 | ");
     outcome_free(&o);
+}
+
+/* Of five tokens, the last of them shorter, in each repetition; a prompt is one. */
+static void decoding_is_cut_into_windows(void **state) {
+    (void)state;
+    static const int counts[][3] = {{5, 1, 1}, {6, 1, 2}, {11, 2, 6}};
+    for (int i = 0; i < 3; i++) {
+        char tokens[12], repetitions[12];
+        snprintf(tokens, sizeof tokens, "%d", counts[i][0]);
+        snprintf(repetitions, sizeof repetitions, "%d", counts[i][1]);
+        outcome o =
+            run("bench", "--synthetic", small, "-p", "20", "--depth", "0", "-n", tokens, "-r", repetitions, "--json");
+        expect_code(&o, 0);
+        mx_json_document *d = parse_output(&o);
+        const mx_json *prompt = mx_json_get(mx_json_root(d), "results")->child;
+        assert_int_equal(number(prompt, "windows"), counts[i][1]);
+        assert_int_equal(number(prompt->next, "windows"), counts[i][2]);
+        mx_json_free(d);
+        outcome_free(&o);
+    }
 }
 
 static void streams_are_held_against_one(void **state) {
@@ -250,6 +274,36 @@ static void models_are_loaded_as_asked(void **state) {
     unsetenv("MXRUN_LOG");
 }
 
+/* On a made-up machine of two nodes, where the system has nothing to place: what is said is what was tried, and the
+ * weights are the same. */
+static void synthetic_weights_are_placed_as_asked(void **state) {
+    (void)state;
+    static const struct {
+        const char *numa, *said;
+    } cases[] = {{"auto", "2 memory nodes: each has its part"},
+                 {"spread", "2 memory nodes: each has its part"},
+                 {"interleave", "cannot be taken from all in turn"},
+                 {"off", NULL}};
+    double bytes = 0;
+    two_nodes nodes;
+    if (!two_nodes_begin(&nodes)) skip();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        outcome o = run("bench", "--synthetic", small, QUICK, "--depth", "0", "--json", "--numa", cases[i].numa);
+        expect_code(&o, 0);
+        if (cases[i].said)
+            expect_text(&o.err, cases[i].said);
+        else
+            expect_no_text(&o.err, "memory nodes: the synthetic");
+        mx_json_document *d = parse_output(&o);
+        const double now = number(mx_json_get(mx_json_root(d), "results")->child, "bytes_per_token");
+        assert_true(i == 0 || now == bytes); /* the same experts are chosen */
+        bytes = now;
+        mx_json_free(d);
+        outcome_free(&o);
+    }
+    two_nodes_end(&nodes);
+}
+
 static void compares_with_an_earlier_run(void **state) {
     (void)state;
     char path[200];
@@ -344,7 +398,7 @@ static void wrong_options_are_named(void **state) {
         {{"bench", "-m", "stories", "--load", "mmap"}, "--load mmap: expected map, read or lazy", 2},
         {{"bench", "-m", "stories", "--numa", "here"}, "--numa here: expected auto, off,", 2},
         {{"bench", "--synthetic", "gpt-oss-20b", "--load", "map"}, "--load is for models in files", 2},
-        {{"bench", "--synthetic", "gpt-oss-20b", "--numa", "off"}, "--numa is for models in files", 2},
+        {{"bench", "--synthetic", "gpt-oss-20b", "--numa", "here"}, "--numa here: expected auto, off,", 2},
         {{"bench", "-m", "stories", "extra"}, "unexpected argument", 2},
         {{"bench", "-m", "/nowhere"}, "/nowhere", 1},
         {{"bench", "--synthetic", "gpt-oss-120b", "--depth", "131000", "--streams", "256", "-n", "1"},
@@ -376,11 +430,13 @@ int main(void) {
         cmocka_unit_test(json_has_every_field),
         cmocka_unit_test(bytes_and_flops_are_counted),
         cmocka_unit_test(tables_are_aligned),
+        cmocka_unit_test(decoding_is_cut_into_windows),
         cmocka_unit_test(streams_are_held_against_one),
         cmocka_unit_test(defaults_leave_out_what_does_not_fit),
         cmocka_unit_test(saved_weights_can_be_opened_and_measured),
         cmocka_unit_test(a_full_disk_is_seen_before_writing),
         cmocka_unit_test(models_are_loaded_as_asked),
+        cmocka_unit_test(synthetic_weights_are_placed_as_asked),
         cmocka_unit_test(compares_with_an_earlier_run),
         cmocka_unit_test(wrong_options_are_named),
     };

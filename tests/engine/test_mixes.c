@@ -57,7 +57,7 @@ static int close_models(void **state) {
 
 /* Tiers that this machine has; the one that MXRUN_CPU names is the best of them. */
 static int list_tiers(const char **out) {
-    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
+    static const char *const names[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neondot", "neonbf16"};
     int n = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const mx_kernels *k;

@@ -297,7 +297,7 @@ static void run_rope(void *arg) {
 
 static void run_router(void *arg) {
     small_run *p = arg;
-    p->k->router_topk(p->b->x, (int)p->n, 4, p->expert, p->weight);
+    p->k->router_topk(p->b->x + p->index++ % 1024 * p->n, (int)p->n, 4, p->expert, p->weight);
 }
 
 static void run_argmax(void *arg) {
@@ -385,7 +385,7 @@ static void fill(bench *b, int64_t floats) {
         memcpy(b->weights + i, &bits, 4);
     }
     for (int64_t i = 0; i < WEIGHT_BYTES / 16; i++) b->scales[i] = (uint8_t)(118 + i % 6);
-    for (int64_t i = 0; i < floats; i++) b->x[i] = (float)(i % 251) * 0.01f - 1.25f;
+    for (int64_t i = 0; i < floats; i++) b->x[i] = rng_uniform(&r, -1.25f, 1.25f);
 }
 
 static int64_t most_scratch(const mx_kernels *const *tiers, int count) {

@@ -22,8 +22,8 @@ static mx_status tier(const char *name, const mx_kernels **out) {
 }
 
 int tiers_here(const mx_kernels *out[MAX_TIERS]) {
-    static const char *const names[MAX_TIERS] = {"scalar", "avx2",      "avx512", "avx512bf16",
-                                                 "amx",    "amx model", "neon",   "neonbf16"};
+    static const char *const names[MAX_TIERS] = {"scalar",    "avx2", "avx512",  "avx512bf16", "amx",
+                                                 "amx model", "neon", "neondot", "neonbf16"};
     static bool told;
     int count = 0;
     for (int i = 0; i < MAX_TIERS; i++) {

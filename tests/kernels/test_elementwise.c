@@ -198,6 +198,48 @@ static void test_rope(void **state) {
     }
 }
 
+/* Experts and weights of the specification, bit for bit. */
+static void compare_with_scalar(const mx_kernels *k, const float *logits, int n, int count) {
+    const mx_kernels *scalar;
+    int32_t *expert = guarded(count * 4, 4, "expert"), expected[8];
+    float *weight = guarded(count * 4, 4, "weight"), softmax[8];
+    assert_int_equal(mx_kernels_get("scalar", &scalar, NULL), MX_OK);
+    scalar->router_topk(logits, n, count, expected, softmax);
+    k->router_topk(logits, n, count, expert, weight);
+    for (int j = 0; j < count; j++) {
+        if (expert[j] != expected[j])
+            fail_msg("%s: expert %d is %d, scalar code chooses %d", case_name(), j, expert[j], expected[j]);
+        if (memcmp(&weight[j], &softmax[j], sizeof *weight) && !(isnan(weight[j]) && isnan(softmax[j])))
+            fail_msg("%s: weight %d is %a, scalar code has %a", case_name(), j, (double)weight[j], (double)softmax[j]);
+    }
+}
+
+/* Every n and k; few different values, so that there are ties, zeros of both signs among them; values in order. */
+static void test_router_topk_same_bits(void **state) {
+    (void)state;
+    rng r = rng_seeded(31);
+    FOR_EACH_TIER(k) {
+        for (int n = 1; n < 300; n += n < 140 ? 1 : 13) {
+            for (int count = 1; count <= 8 && count <= n; count++) {
+                for (int kind = 0; kind < 5; kind++) {
+                    static const float few[] = {-0.0f, 0.0f, -0.0f, 1.0f, -1.0f};
+                    case_begin("%s router: best %d of %d, kind %d", k->name, count, n, kind);
+                    float *logits = guarded_row(n, "logits");
+                    for (int j = 0; j < n; j++) {
+                        if (kind == 0) logits[j] = rng_normal(&r) * 9.0f;
+                        if (kind == 1) logits[j] = few[rng_below(&r, 5)];
+                        if (kind == 2) logits[j] = (float)j;
+                        if (kind == 3) logits[j] = (float)-j * 1e37f;
+                        if (kind == 4) logits[j] = -3.0f;
+                    }
+                    compare_with_scalar(k, logits, n, count);
+                    case_end();
+                }
+            }
+        }
+    }
+}
+
 static void test_router_topk(void **state) {
     (void)state;
     rng r = rng_seeded(26);
@@ -249,6 +291,7 @@ static void test_router_topk_not_finite(void **state) {
                 for (int j = 0; j < n; j++) logits[j] = NAN;
             }
             k->router_topk(logits, n, 4, expert, weight);
+            compare_with_scalar(k, logits, n, 4);
             for (int j = 0; j < 4; j++) {
                 assert_in_range(expert[j], 0, n - 1);
                 assert_false(taken[expert[j]]);
@@ -371,6 +414,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_rmsnorm),
     cmocka_unit_test(test_rope),
     cmocka_unit_test(test_router_topk),
+    cmocka_unit_test(test_router_topk_same_bits),
     cmocka_unit_test(test_router_topk_not_finite),
     cmocka_unit_test(test_argmax),
     cmocka_unit_test(test_exp_sum),

@@ -146,18 +146,29 @@ static void run_case(rng *r, int64_t n, int64_t cols, int64_t rows, weight_kind 
     case_end();
 }
 
+#define PICK(table) (table)[rng_below(&r, sizeof(table) / sizeof *(table))]
+
 static void test_same_bits(void **state) {
     (void)state;
-    static const int64_t cols[] = {32, 64, 96, 480, 512, 544, 1056, 2880};
-    static const int64_t outputs[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50, 98};
-    static const int64_t rows[] = {1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 17, 23, 70};
+    static const int64_t cols[] = {32, 64, 96, 480, 512, 544, 1056, 2880, 2912, 4096};
+    static const int64_t outputs[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50, 98, 193};
+    static const int64_t rows[] = {1,  2,  3,  4,  5,  7,  8,  9,  10, 13, 15,  16,  17,
+                                   23, 31, 32, 33, 48, 63, 64, 65, 70, 97, 127, 129, 130};
+    const int64_t most = settings.longer ? 20000000 : 3000000;
     rng r = rng_seeded(80);
     for (int i = 0; i < (settings.longer ? 1000 : 120); i++) {
-        int64_t n = outputs[rng_below(&r, 13)], k = cols[rng_below(&r, 8)], t = rows[rng_below(&r, 13)];
+        int64_t n = PICK(outputs), k = PICK(cols), t = PICK(rows);
         mx_epilogue epilogue = (mx_epilogue)(i % 4);
-        if (n * k * t > 1000000) t = 1 + t % 9;
+        while (n * k * t > most) { /* smaller, now in rows, now in outputs */
+            if (rng_below(&r, 2))
+                t = 1 + t / 2;
+            else
+                n = 1 + n / 2;
+        }
         run_case(&r, n + (epilogue == MX_SWIGLU ? n & 1 : 0), k, t, i % 3 ? ORDINARY : EXTREME, epilogue);
     }
+    run_case(&r, 6, 4096, 130, ORDINARY, MX_STORE);
+    run_case(&r, 130, 4096, 3, EXTREME, MX_ADD);
     run_case(&r, 34, 64, 600, ORDINARY, MX_SWIGLU);
     run_case(&r, 40, 576, 520, LARGEST, MX_ADD);
 }

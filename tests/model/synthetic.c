@@ -15,6 +15,15 @@
 
 #include "checkpoint_maker.h"
 #include "model/synthetic.h"
+#include "tests/two_nodes.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#elif defined(__has_feature)
+enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
+#else
+enum { SANITIZED = 0 };
+#endif
 
 enum { ROWS = 64, LAYERS = 24, EXPERTS = 32 };
 
@@ -33,14 +42,18 @@ static mx_config small(void) {
     return c;
 }
 
-static mx_weights *make(const mx_config *c, uint64_t seed, int threads) {
+static mx_weights *make_on(const mx_config *c, uint64_t seed, int threads, mx_numa numa) {
     mx_pool *pool;
     mx_error error;
     mx_weights *w;
-    if (mx_pool_create(threads, &pool, &error)) fail_msg("%s", error.text);
-    if (mx_synthetic_weights(c, seed, pool, NULL, NULL, &w, &error)) fail_msg("%s", error.text);
+    if (mx_pool_create_on(threads, numa, &pool, &error)) fail_msg("%s", error.text);
+    if (mx_synthetic_weights(c, seed, pool, numa, NULL, NULL, &w, &error)) fail_msg("%s", error.text);
     mx_pool_destroy(pool);
     return w;
+}
+
+static mx_weights *make(const mx_config *c, uint64_t seed, int threads) {
+    return make_on(c, seed, threads, MX_NUMA_OFF);
 }
 
 static bool same(const mx_checkpoint *a, const mx_checkpoint *b) {
@@ -69,6 +82,26 @@ static void seed_alone_decides(void **state) {
     mx_weights_close(one);
     mx_weights_close(three);
     mx_weights_close(other);
+}
+
+/* On a made-up machine of two nodes each node's part is touched before it is made. */
+static void nodes_get_the_same_bytes(void **state) {
+    (void)state;
+    two_nodes nodes;
+    mx_config c = small();
+    c.layers = 2;
+    mx_weights *one = make(&c, 7, 1);
+    if (!two_nodes_begin(&nodes)) {
+        mx_weights_close(one);
+        skip();
+    }
+    mx_weights *spread = make_on(&c, 7, 2, MX_NUMA_SPREAD), *turn = make_on(&c, 7, 2, MX_NUMA_INTERLEAVE);
+    two_nodes_end(&nodes);
+    assert_true(same(one->checkpoint, spread->checkpoint));
+    assert_true(same(one->checkpoint, turn->checkpoint));
+    mx_weights_close(one);
+    mx_weights_close(spread);
+    mx_weights_close(turn);
 }
 
 static void shapes_are_the_published_ones(void **state) {
@@ -192,9 +225,7 @@ static void wrong_inputs_are_refused(void **state) {
 
 static void too_much_memory_is_refused_with_numbers(void **state) {
     (void)state;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    skip(); /* their shadow does not fit below a limit */
-#endif
+    if (SANITIZED) skip(); /* their shadow does not fit below a limit */
     struct rlimit before, less;
     mx_config c;
     mx_error error;
@@ -206,7 +237,7 @@ static void too_much_memory_is_refused_with_numbers(void **state) {
     less = before;
     less.rlim_cur = (rlim_t)2 << 30;
     assert_int_equal(setrlimit(RLIMIT_AS, &less), 0);
-    assert_int_equal(mx_synthetic_weights(&c, 1, pool, NULL, NULL, &w, &error), MX_NO_MEMORY);
+    assert_int_equal(mx_synthetic_weights(&c, 1, pool, MX_NUMA_OFF, NULL, NULL, &w, &error), MX_NO_MEMORY);
     assert_null(w);
     assert_non_null(strstr(error.text, "65.2 GB"));
     setrlimit(RLIMIT_AS, &before);
@@ -215,9 +246,13 @@ static void too_much_memory_is_refused_with_numbers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(seed_alone_decides),       cmocka_unit_test(shapes_are_the_published_ones),
-        cmocka_unit_test(activations_are_sane),     cmocka_unit_test(a_saved_model_is_the_one_in_memory),
-        cmocka_unit_test(wrong_inputs_are_refused), cmocka_unit_test(too_much_memory_is_refused_with_numbers),
+        cmocka_unit_test(seed_alone_decides),
+        cmocka_unit_test(nodes_get_the_same_bytes),
+        cmocka_unit_test(shapes_are_the_published_ones),
+        cmocka_unit_test(activations_are_sane),
+        cmocka_unit_test(a_saved_model_is_the_one_in_memory),
+        cmocka_unit_test(wrong_inputs_are_refused),
+        cmocka_unit_test(too_much_memory_is_refused_with_numbers),
     };
     return cmocka_run_group_tests_name("synthetic models", tests, NULL, NULL);
 }
