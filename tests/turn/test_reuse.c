@@ -38,7 +38,7 @@ static void begin(chat *c, bool keep_thinking, int64_t context, int64_t kv_token
         fail_msg("%s", error.text);
     const mx_harmony_ids special = mx_tokenizer_harmony_ids(c->tokenizer);
     const int32_t boundary[] = {special.end, special.call, special.return_};
-    const mx_engine_options options = {.threads = 2,
+    const mx_engine_options options = {.threads = 1,
                                        .context = context,
                                        .kv_memory = kv_tokens ? mx_kv_memory(c->model, MX_KV_F16, kv_tokens) : 0,
                                        .speculation = MX_SPECULATE_OFF, /* so that computed rows can be counted */
