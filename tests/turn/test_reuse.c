@@ -155,10 +155,10 @@ static int64_t ask(chat *c, int turn) {
     return prompt_tokens(c) - before;
 }
 
-/* Thinking, from a few tokens up to several windows of 128. */
+/* Thinking, from a few tokens up to more than a window of 128. */
 static void think(mx_bytes *text, int turn) {
     assert_true(mx_bytes_add_string(text, "<|channel|>analysis<|message|>"));
-    for (int i = 0; i < 1 + turn * 7 % 17; i++)
+    for (int i = 0; i < 1 + turn * 7 % 13; i++)
         assert_true(mx_bytes_addf(text, "I need the weather in %s, number %d. ", cities[turn % 5], i));
     assert_true(mx_bytes_add_string(text, "<|end|><|start|>assistant"));
 }
