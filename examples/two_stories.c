@@ -2,14 +2,10 @@
 #include <mxrun/mxrun.h>
 #include <mxrun/tokenizer.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-static void check(mx_status status, const mx_error *error) {
-    if (status == MX_OK) return;
-    fprintf(stderr, "%s\n", error->text);
-    exit(1);
-}
+#define CHECK(call)                                                                                                    \
+    if (call) return fprintf(stderr, "%s\n", error.text), 1
 
 int main(int argc, char **argv) {
     const char *folder = argc > 1 ? argv[1] : "gpt-oss-20b";
@@ -19,24 +15,22 @@ int main(int argc, char **argv) {
     mx_tokenizer *tokenizer;
     mx_engine *engine;
     mx_error error;
-    check(mx_model_open(folder, NULL, &model, &error), &error);
-    check(mx_tokenizer_open(folder, &tokenizer, &error), &error);
-    check(mx_engine_create(model, NULL, &engine, &error), &error);
+    CHECK(mx_model_open(folder, NULL, &model, &error));
+    CHECK(mx_tokenizer_open(folder, &tokenizer, &error));
+    CHECK(mx_engine_create(model, NULL, &engine, &error));
     for (int i = 0; i < 2; i++) {
         mx_ids ids = {0};
-        check(mx_encode(tokenizer, prompt[i], strlen(prompt[i]), &ids, &error), &error);
-        mx_request request = {.prompt = ids.data, .prompt_count = ids.count, .max_tokens = 60};
-        request.sampling = mx_model_sampling(model);
-        check(mx_submit(engine, &request, &story[i], &error), &error);
+        CHECK(mx_encode(tokenizer, prompt[i], strlen(prompt[i]), &ids, &error));
+        mx_request request = {ids.data, ids.count, .max_tokens = 60, .sampling = mx_model_sampling(model)};
+        CHECK(mx_submit(engine, &request, &story[i], &error));
         mx_ids_free(&ids);
     }
     while (!mx_engine_idle(engine)) {
-        check(mx_step(engine, &error), &error);
+        CHECK(mx_step(engine, &error));
         for (mx_event event; mx_poll(engine, &event, 1) > 0;) {
             size_t size = 0;
-            if (event.type == MX_EVENT_FAILED) check(event.error.status, &event.error);
-            if (event.type != MX_EVENT_TOKEN) continue;
-            const char *text = mx_token_bytes(tokenizer, event.token, &size);
+            CHECK(event.type == MX_EVENT_FAILED && (error = event.error).status);
+            const char *text = event.type == MX_EVENT_TOKEN ? mx_token_bytes(tokenizer, event.token, &size) : "";
             printf("%*s%.*s\n", event.request == story[0] ? 0 : 40, "", (int)size, text);
         }
     }

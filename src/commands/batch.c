@@ -208,12 +208,6 @@ static bool load(mx_session *s, const mx_batch *batch, int *exit_code) {
     return false;
 }
 
-static void show_start(const mx_session *s) {
-    const double bytes = (double)s->info.kv_bytes;
-    fprintf(stderr, "mxrun: context %lld tokens, KV memory %.1f %s\n", (long long)s->info.context,
-            bytes < 1e9 ? bytes / 1e6 : bytes / 1e9, bytes < 1e9 ? "MB" : "GB");
-}
-
 static int estimate(mx_session *s, mx_batch *batch) {
     mx_error error = {0};
     mx_batch_total total;
@@ -249,7 +243,7 @@ static int answer(mx_session *s, mx_batch *batch) {
     if (!load(s, batch, &exit_code)) return exit_code;
     const mx_batch_settings settings = settings_of(s);
     if (mx_batch_check(batch, &settings.setup, &error)) return failed(s->command, &error);
-    if (!quiet) show_start(s);
+    if (!quiet) mx_session_show_memory(s);
     const mx_batch_work work = {.engine = s->engine,
                                 .max_in_flight = (int)in_flight.value,
                                 .interrupted = &mx_interrupted,

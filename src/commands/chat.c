@@ -339,8 +339,10 @@ int mx_chat(const mx_command *command, mx_show thinking, bool quiet) {
             c.failed = true;
         } else {
             if (!quiet) {
-                say("mxrun " MX_VERSION ": %s, context %lld tokens, seed %llu; /help lists the commands", session.name,
-                    (long long)session.info.context, (unsigned long long)c.seed);
+                char memory[40];
+                mx_session_kv_memory(&session, memory);
+                say("mxrun " MX_VERSION ": %s, context %lld tokens, KV memory %s, seed %llu; /help lists the commands",
+                    session.name, (long long)session.info.context, memory, (unsigned long long)c.seed);
             }
             talk(&c);
         }

@@ -298,6 +298,7 @@ static mx_status prepare(mx_session *s, bool raw, mx_error *error) {
     if (!status) status = mx_tokenizer_open(s->path, &s->tokenizer, error);
     if (!status && !raw) status = start_conversation(s, error);
     s->today = !given.date;
+    s->default_memory = !given.kv_memory;
     s->max_tokens = (int64_t)numbers[COUNT].value;
     s->stop = given.stop;
     s->stop_count = length_of(given.stop);
@@ -454,6 +455,17 @@ mx_status mx_session_turn(mx_session *s, const mx_ids *prompt, mx_turn *turn, co
         .stop_count = (int)s->stop_tokens.count,
     };
     return mx_turn_run(turn, s->engine, &request, interrupted, error);
+}
+
+void mx_session_kv_memory(const mx_session *s, char out[static 40]) {
+    const double bytes = (double)s->info.kv_bytes;
+    snprintf(out, 40, "%.1f %s", bytes < 1e9 ? bytes / 1e6 : bytes / 1e9, bytes < 1e9 ? "MB" : "GB");
+}
+
+void mx_session_show_memory(const mx_session *s) {
+    char memory[40];
+    mx_session_kv_memory(s, memory);
+    fprintf(stderr, "mxrun: context %lld tokens, KV memory %s\n", (long long)s->info.context, memory);
 }
 
 bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx_bytes *out) {

@@ -24,8 +24,9 @@ typedef struct mx_session {
     mx_ids stop_tokens;
     mx_sampling sampling; /* .seed is set, .bias owned here */
     mx_logit_bias *bias;
-    bool random_seed; /* nobody gave one */
-    bool today;       /* nobody gave a date */
+    bool random_seed;    /* nobody gave one */
+    bool today;          /* nobody gave a date */
+    bool default_memory; /* nobody gave --kv-memory */
     int64_t max_tokens;
     char **stop; /* stop strings */
     int stop_count;
@@ -52,6 +53,11 @@ void mx_session_close(mx_session *s);
  * prompt leaves no room in the context. */
 mx_status mx_session_turn(mx_session *s, const mx_ids *prompt, mx_turn *turn, const volatile sig_atomic_t *interrupted,
                           mx_error *error);
+
+/* "134.9 MB": KV memory at most, of a loaded session. */
+void mx_session_kv_memory(const mx_session *s, char out[static 40]);
+/* One line of it and of the context to stderr. */
+void mx_session_show_memory(const mx_session *s);
 
 /* "75 prompt + 143 new tokens | first token 0.05 s | ..." for stderr. */
 bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx_bytes *out);

@@ -21,7 +21,7 @@ static const struct poptOption output_options[] = {
     {"json", '\0', POPT_ARG_NONE, &json, 0, "One JSON object on stdout instead of streamed text", NULL},
     {"show-thinking", '\0', POPT_ARG_STRING, &show_thinking, 0,
      "Thinking goes to stderr: on, off, auto (default: when stderr is a terminal)", "WHEN"},
-    {"quiet", 'q', POPT_ARG_NONE, &quiet, 0, "No statistics on stderr", NULL},
+    {"quiet", 'q', POPT_ARG_NONE, &quiet, 0, "No statistics and no sizes of memory on stderr", NULL},
     POPT_TABLEEND,
 };
 
@@ -166,6 +166,7 @@ static int run_prompt(mx_show thinking, bool from_stdin) {
         return mx_command_fail(&mx_command_run, &error);
     }
     if (mx_session_open(&mx_command_run, raw, &session, &exit_code)) {
+        if (!quiet && !json && session.default_memory) mx_session_show_memory(&session);
         mx_status status = encode_prompt(&session, &text, &prompt, &error);
         if (!status) status = answer(&session, &prompt, thinking, &interrupted, &error);
         exit_code = status ? mx_command_fail(&mx_command_run, &error) : interrupted ? MX_EXIT_INTERRUPTED : MX_EXIT_OK;
@@ -200,7 +201,8 @@ const mx_command mx_command_run = {
     .arguments = "-m MODEL [OPTION]... [-p TEXT | -f FILE]",
     .summary = "Answer one prompt (also without the word \"run\")",
     .description = "Answers one prompt and ends. The answer is streamed to stdout; what the model\n"
-                   "thinks before it goes to stderr; one line of statistics follows on stderr.\n"
+                   "thinks before it goes to stderr; one line of statistics follows on stderr. Where\n"
+                   "--kv-memory is not given, a line says first how much was taken.\n"
                    "Without -p and -f the prompt comes from stdin, or, when that is a terminal, a\n"
                    "chat begins (see mxrun chat --help). The newline that ends a file or stdin is\n"
                    "no part of the prompt, except with --raw.\n"

@@ -18,9 +18,26 @@ static void test_lines(void **unused) {
     expect_code(&o, 0);
     assert_string_equal(o.out.data, "golden whistle\nbrave fox\n");
     expect_text(&o.err, "context ");
-    expect_text(&o.err, " tokens, seed ");
+    expect_text(&o.err, " tokens, KV memory ");
+    expect_text(&o.err, "B, seed ");
     expect_no_text(&o.err, "A short answer"); /* thinking is for terminals */
     expect_no_text(&o.err, "\033");
+    outcome_free(&o);
+}
+
+/* KV memory is said, that which was taken and that which was given. */
+static void test_memory(void **unused) {
+    (void)unused;
+    outcome o = run_input("/quit\n", GREEDY);
+    char *memory = strstr(o.err.data, "KV memory ");
+    assert_non_null(memory);
+    assert_true(strtod(memory + strlen("KV memory "), NULL) > 0);
+    outcome_free(&o);
+    o = run_input("/quit\n", GREEDY, "--kv-memory", "3M");
+    expect_text(&o.err, " tokens, KV memory 3.1 MB, seed ");
+    outcome_free(&o);
+    o = run_input("/quit\n", GREEDY, "-q");
+    assert_string_equal(o.err.data, "");
     outcome_free(&o);
 }
 
@@ -348,6 +365,7 @@ static void test_terminal_interrupts(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_prefix_is_reused),
         cmocka_unit_test(test_commands),
         cmocka_unit_test(test_wrong_commands),

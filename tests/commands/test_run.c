@@ -75,6 +75,28 @@ static void test_streams_and_statistics(void **unused) {
     outcome_free(&o);
 }
 
+/* The KV memory that nobody gave is said, in one line before the answer's; stdout knows nothing of it. */
+static void test_memory(void **unused) {
+    (void)unused;
+    long long context = 0;
+    double memory = 0;
+    char unit[3] = "";
+    outcome o = run(GREEDY, "-n", "2", "-p", STORY);
+    expect_code(&o, 0);
+    assert_int_equal(sscanf(o.err.data, "mxrun: context %lld tokens, KV memory %lf %2s", &context, &memory, unit), 3);
+    assert_true(context >= 4096 && memory > 0);
+    assert_true(!strcmp(unit, "MB") || !strcmp(unit, "GB"));
+    outcome_free(&o);
+    static const char *const quiet[][2] = {{"--kv-memory", "3M"}, {"--json"}, {"-q"}};
+    for (int i = 0; i < 3; i++) {
+        o = run(GREEDY, "-n", "2", "-p", STORY, quiet[i][0], quiet[i][1]);
+        expect_code(&o, 0);
+        expect_no_text(&o.err, "KV memory");
+        expect_no_text(&o.out, "KV memory");
+        outcome_free(&o);
+    }
+}
+
 static void test_json(void **unused) {
     (void)unused;
     outcome o = run(GREEDY, "--json", "--seed", "18446744073709551615", "-q", "-p", STORY);
@@ -588,6 +610,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_answers),
         cmocka_unit_test(test_streams_and_statistics),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_prompt_sources),
         cmocka_unit_test(test_seed),

@@ -1,5 +1,6 @@
 /* Engines on real weights: the same tokens and log-probabilities, bit for bit, from a cold start and after a cache hit,
- * for every chunk size and number of threads, in every tier; stories says what transformers says. */
+ * for every chunk size and number of threads, in every tier; stories says what transformers says; chats share what they
+ * begin with. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -158,6 +159,63 @@ static void base_every_cut(void **state) {
 static void stories_warm_equals_cold(void **state) {
     (void)state;
     warm_equals_cold("tools/stories/checkpoint", MX_KV_BF16, &(cut){100, 2}, 1);
+}
+
+/* ---- one system prompt --------------------------------------------------------------------------------------------
+ */
+enum { CHATS = 64, SYSTEM = 1500, QUESTION_MOST = 60 };
+
+/* Chats that come all at once, from cold: the first computes the system prompt, the others wait for it and then compute
+ * their own question alone. */
+static void chats_share_a_system_prompt(void **state) {
+    (void)state;
+    mx_model *model = open_model("tools/stories/checkpoint");
+    const int vocab = mx_model_config(model)->vocab;
+    const mx_engine_options options = {.threads = 2, .context = 2048, .speculation = MX_SPECULATE_OFF};
+    mx_engine *e;
+    mx_error error;
+    if (mx_engine_create(model, &options, &e, &error)) fail_msg("%s", error.text);
+    int32_t prompt[SYSTEM + QUESTION_MOST];
+    int index[CHATS];
+    for (int t = 0; t < SYSTEM; t++) prompt[t] = (int32_t)(mx_sample_uniform(70, t) * vocab);
+    for (int i = 0; i < CHATS; i++) {
+        const int question = 20 + i * 7 % 41;
+        for (int t = 0; t < question; t++) prompt[SYSTEM + t] = (int32_t)(mx_sample_uniform(71, i * 100 + t) * vocab);
+        prompt[SYSTEM] = 100 + i; /* they differ from here on */
+        index[i] = i;
+        mx_request r = {.prompt = prompt,
+                        .prompt_count = SYSTEM + question,
+                        .max_tokens = 3,
+                        .sampling = MX_SAMPLING_DEFAULT,
+                        .user = &index[i]};
+        mx_handle handle;
+        if (mx_submit(e, &r, &handle, &error)) fail_msg("%s", error.text);
+    }
+    int64_t asked = 0, cached = 0, generated = 0;
+    int finished = 0;
+    while (!mx_engine_idle(e)) {
+        if (mx_step(e, &error)) fail_msg("%s", error.text);
+        for (mx_event event; mx_poll(e, &event, 1) > 0;) {
+            if (event.type == MX_EVENT_FAILED) fail_msg("%s", event.error.text);
+            if (event.type != MX_EVENT_FINISHED) continue;
+            const int i = *(const int *)event.user;
+            finished++;
+            generated += event.usage.generated_tokens;
+            assert_int_equal(event.usage.cached_tokens, i == 0 ? 0 : SYSTEM);
+            if (i == 0) continue;
+            asked += event.usage.prompt_tokens;
+            cached += event.usage.cached_tokens;
+        }
+    }
+    assert_int_equal(finished, CHATS);
+    const mx_engine_stats stats = mx_engine_get_stats(e);
+    printf("%d of %d prompt tokens behind the first chat's computed\n", (int)(asked - cached), (int)asked);
+    assert_true((double)cached >= 0.95 * (double)asked);
+    /* what went through the model says the same */
+    assert_int_equal(stats.computed_rows, stats.prompt_tokens - stats.cached_tokens + generated - CHATS);
+    assert_int_equal(stats.computed_rows, SYSTEM + 20 + asked - cached + generated - CHATS);
+    mx_engine_destroy(e);
+    mx_model_close(model);
 }
 
 /* ---- stories ------------------------------------------------------------------------------------------------------
@@ -334,8 +392,9 @@ int main(int argc, char **argv) {
     const struct CMUnitTest every[] = {cmocka_unit_test(base_every_cut), cmocka_unit_test(stories_greedy),
                                        cmocka_unit_test(stories_warm_equals_cold)};
     const struct CMUnitTest some[] = {cmocka_unit_test(stories_greedy), cmocka_unit_test(base_some_cuts),
-                                      cmocka_unit_test(options), cmocka_unit_test(chosen_context)};
+                                      cmocka_unit_test(chats_share_a_system_prompt), cmocka_unit_test(options),
+                                      cmocka_unit_test(chosen_context)};
     if (argc > 1 && !strcmp(argv[1], "full"))
         return in_tier("scalar", every, 3) + in_tier("avx2", every, 3) + in_tier(NULL, every, 3);
-    return in_tier("scalar", some, 1) + in_tier(NULL, some, 4);
+    return in_tier("scalar", some, 1) + in_tier(NULL, some, 5);
 }

@@ -3,8 +3,11 @@
  *
  *     engine_bench [REQUESTS [SECONDS]]
  *
- * REQUESTS (256) at once, median and 99th percentile of mx_step and the mx_poll behind it, beside a model's step of
- * SECONDS (1; on 2 cores of Zen 4 a step of gpt-oss-20b takes 1.5 s with 64 rows and 6.2 s with 256).
+ * REQUESTS (256) at once: median and 99th percentile of mx_step and the mx_poll behind it, and, as the engine counts
+ * it, what is neither forward pass nor drawing; beside a model's step of SECONDS (1: on 2 cores of Zen 4 a step of
+ * gpt-oss-20b takes 1.5 s with 64 rows and 6.2 s with 256). How long it takes here: 256 / tokens/s of
+ *
+ *     mxrun bench --synthetic gpt-oss-20b -p 0 --depth 0 --streams 256
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,14 +90,15 @@ static mx_engine *make_engine(int requests, mx_speculation speculation) {
 /* ---- measuring ----------------------------------------------------------------------------------------------------
  */
 typedef struct times {
-    double of[MOST_STEPS];
+    double of[MOST_STEPS], scheduling[MOST_STEPS]; /* seconds */
     int count;
 } times;
 
 static void report(const char *what, times *t, double model_seconds) {
     const double median = mx_median(t->of, t->count), late = t->of[t->count * 99 / 100];
-    printf("%-46s %6d steps  %8.1f us  99th %8.1f us  %6.3f %% of %g s\n", what, t->count, median * 1e6, late * 1e6,
-           100 * median / model_seconds, model_seconds);
+    const double scheduling = mx_median(t->scheduling, t->count);
+    printf("%-46s %6d steps  %8.1f us  99th %8.1f us  scheduling %8.1f us: %.3f %% of a step of %g s\n", what, t->count,
+           median * 1e6, late * 1e6, scheduling * 1e6, 100 * scheduling / model_seconds, model_seconds);
 }
 
 /* Chats behind one system prompt, `count` of them from number `first` on. */
@@ -116,11 +120,13 @@ static mx_status submit(mx_engine *e, int first, int count, int64_t answer, mx_e
 /* One step and what it tells; `t` NULL: not measured. */
 static mx_status one_step(mx_engine *e, times *t, mx_error *error) {
     mx_event event[64];
-    const double start = mx_seconds();
+    const double before = mx_engine_get_stats(e).schedule_seconds, start = mx_seconds();
     mx_status status = mx_step(e, error);
     while (mx_poll(e, event, 64) == 64) {
     }
-    if (t && t->count < MOST_STEPS) t->of[t->count++] = mx_seconds() - start;
+    if (!t || t->count == MOST_STEPS) return status;
+    t->of[t->count] = mx_seconds() - start;
+    t->scheduling[t->count++] = mx_engine_get_stats(e).schedule_seconds - before;
     return status;
 }
 
