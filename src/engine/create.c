@@ -8,6 +8,7 @@
 #include "engine/engine_internal.h"
 #include "engine/model_parts.h"
 #include "engine/prefix_store.h"
+#include "model/numerics.h"
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 
@@ -22,6 +23,7 @@ enum {
 };
 
 static const uint64_t PREFIX_CACHE_BYTES = 10000000000;
+static const double LONG = 3; /* seconds after which somebody wants to know what took them */
 
 struct mx_model {
     mx_weights *weights;
@@ -146,9 +148,14 @@ static mx_status open_store(const mx_model *model, const mx_engine_options *o, m
                             mx_error *error) {
     if (!o->prefix_cache) return MX_OK;
     char weights[MX_IDENTITY], identity[400];
-    mx_status status = mx_weights_identity(model->weights, weights, error);
+    const double start = mx_seconds();
+    const mx_identity_options all = {.pool = parts->pool};
+    mx_status status = mx_weights_identity(model->weights, &all, weights, error);
     if (status) return status;
-    snprintf(identity, sizeof identity, "mxrun %s, model %s, KV type %d, kernels %s, precision %s%s", MX_VERSION,
+    const double seconds = mx_seconds() - start;
+    mx_log(seconds > LONG ? MX_LOG_INFO : MX_LOG_DEBUG, "prefix cache: all %.1f GB of weights were hashed in %.1f s",
+           (double)model->weight_bytes * 1e-9, seconds);
+    snprintf(identity, sizeof identity, "code %s, model %s, KV type %d, kernels %s, precision %s%s", MX_NUMERICS,
              weights, (int)o->kv_type, parts->info.tier, parts->info.precision, o->openblas ? ", openblas" : "");
     const mx_prefix_store_options options = {.folder = o->prefix_cache,
                                              .most = o->prefix_cache_bytes ? o->prefix_cache_bytes : PREFIX_CACHE_BYTES,
