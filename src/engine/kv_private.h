@@ -24,7 +24,7 @@ struct mx_kv {
 };
 
 mx_status mx_kv_store_init(mx_kv *kv, int64_t context, mx_error *error);
-void mx_kv_store_free(mx_kv *kv); /* waits for the disk, 10 seconds at most */
+void mx_kv_store_free(mx_kv *kv); /* waits for the disk, until mx_prefix_store_ends */
 
 void mx_kv_store_tile(mx_kv *kv, mx_kv_node *node); /* has just become whole */
 /* All up to this node is right, for a token was drawn behind it: it is stored. */

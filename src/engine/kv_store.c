@@ -111,7 +111,7 @@ void mx_kv_store_feed(mx_kv *kv) {
 
 void mx_kv_store_free(mx_kv *kv) {
     if (kv->store && kv->page) {
-        const double until = mx_seconds() + 10;
+        const double until = mx_prefix_store_ends(kv->store);
         while (!feed_some(kv, UINT64_MAX) && mx_prefix_store_wait(kv->store, until - mx_seconds())) continue;
     }
     mx_prefix_store_close(kv->store);
