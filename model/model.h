@@ -282,6 +282,11 @@ struct mx_backend {
 mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 mx_backend **out, mx_error *error);
 
+/* Bytes that it takes at most beside its pages, once steps are as large as they may be; without what OpenBLAS wants.
+ * `options->pages` does not matter. */
+mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                uint64_t *out, mx_error *error);
+
 mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 
 /* Bytes of one KV page for this model: kv_heads * 2 * head_dim * MX_TILE elements. */

@@ -1,5 +1,6 @@
 #include "engine/scheduler.h"
 
+#include <math.h>
 #include <stddef.h>
 
 enum {
@@ -69,7 +70,7 @@ static void mixed_measured(mx_scheduler *s, int rows, double seconds) {
         s->too_many += 1 + s->too_many / 16;
         s->since_too_many = 0;
     }
-    if (rows < s->chunk) return;
+    if (rows < s->allowed) return; /* there were no more: what more would take is not known */
     int64_t chunk = 2 * s->chunk;
     if (fits < (double)chunk) chunk = (int64_t)fits;
     if (chunk > (s->chunk + s->too_many) / 2) chunk = (s->chunk + s->too_many) / 2; /* times may jump on the way */
@@ -179,13 +180,11 @@ static int reserved(mx_scheduler *s, int decoders) {
     return rows;
 }
 
-/* Of `rows` beside decoders, those that there is time for. */
-static int64_t in_time(const mx_scheduler *s, int64_t rows, double spent) {
-    if (rows > s->chunk) rows = s->chunk;
+/* Rows beside decoders that there is time for; prompts are never held up. */
+static int64_t in_time(const mx_scheduler *s, double spent) {
     const double left = room(s) > 0 ? 1 - spent / room(s) : 1;
-    const double fits = left > 0 ? left * (double)s->chunk : 0;
-    if ((double)rows <= fits) return rows;
-    return fits >= 1 || rows < 1 ? (int64_t)fits : 1;
+    const int64_t rows = left > 0 ? (int64_t)ceil(left * (double)s->chunk) : 1;
+    return rows < 1 ? 1 : rows < s->chunk ? rows : s->chunk;
 }
 
 int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, double spent) {
@@ -203,7 +202,8 @@ int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, doubl
     }
     const int64_t rows = give_decoders(candidate, count, decoders, s->batch_tokens - reserved(s, decoders));
     int64_t left = s->batch_tokens - rows;
-    if (rows > 0) left = in_time(s, left, spent);
+    s->allowed = in_time(s, spent);
+    if (rows > 0 && left > s->allowed) left = s->allowed;
     const int64_t given = give_prompts(candidate, count, left, &kept);
     return (int)(rows + given + give_drafts(candidate, count, left - given, kept));
 }

@@ -41,6 +41,7 @@ typedef struct mx_scheduler {
     int decode_rows;       /* that it had */
     int since_decode;      /* steps since it was measured */
     int64_t chunk;         /* prompt rows beside decoders */
+    int64_t allowed;       /* of them in this step, the time that was spent before taken off */
     int64_t too_many;      /* of them were too slow, when last tried */
     int since_too_many;    /* steps */
     double credit;         /* rows that prompts are owed, where decoders alone could fill the steps */

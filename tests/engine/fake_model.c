@@ -122,6 +122,7 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
         logits_of(state, out);
         if (bad || batch->row[i].token == b->nan_token) out[7] = 0.0f / 0.0f;
     }
+    if (b->wanted > b->most_wanted) b->most_wanted = b->wanted;
     b->rows += batch->rows;
     if (batch->rows > b->largest) b->largest = batch->rows;
     return fails ? mx_fail(error, MX_IO, "the fake device is on fire") : MX_OK;
