@@ -12,6 +12,7 @@ struct mx_kv {
     mx_prefix_tree tree;
     int32_t *boundary;
     int boundary_count;
+    uint64_t count; /* how many were begun by mx_kv_count_anew */
 
     /* kv_store.c */
     mx_prefix_store *store; /* owned; NULL: none */
