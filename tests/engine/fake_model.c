@@ -108,6 +108,7 @@ static void check_rows(fake_backend *b, const mx_batch *batch) {
 static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
     fake_backend *b = self(base);
     if (b->sleep_us) usleep((useconds_t)b->sleep_us);
+    b->last_rows = batch->rows;
     if (b->during) b->during(b->user);
     check_rows(b, batch);
     b->wanted = 0;
