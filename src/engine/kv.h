@@ -85,7 +85,7 @@ int64_t mx_kv_count_sequence(const mx_sequence *s);
 mx_kv_prefix mx_kv_count_prefix(mx_kv *kv, const int32_t *tokens, int64_t count);
 
 /* Where the store has more of the first `limit` tokens than the tree, that is read into pages, for about so many
- * seconds at most (one tile is always read, but with 0 seconds none). false: there is more to read. */
+ * seconds at most (one tile is always read, but none with less than 0). false: there is more to read. */
 bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds);
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------

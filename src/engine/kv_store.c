@@ -261,7 +261,7 @@ bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds
     const double until = mx_seconds() + seconds;
     way w = find_way(kv, tokens, limit / MX_TILE);
     if (w.end * MX_TILE <= mx_kv_cached_tokens(kv, tokens, limit) || !fits(kv, &w)) return true;
-    if (seconds <= 0) return false;
+    if (seconds < 0) return false;
     hold_way(kv, &w, true);
     const bool done = load(kv, &w, tokens, until);
     hold_way(kv, &w, false);

@@ -252,7 +252,7 @@ static void resume(mx_engine *e, mx_task *task) {
 /* Reads as long as there is time, *left, which is less then. Where nothing is to be read that takes none. */
 static void read_prefix(mx_engine *e, mx_task *task, double *left) {
     const double start = mx_seconds();
-    const bool done = mx_kv_fetch(e->kv, task->tokens, resumable(task), *left);
+    const bool done = mx_kv_fetch(e->kv, task->tokens, resumable(task), *left > 0 ? *left : -1);
     *left = done ? *left - (mx_seconds() - start) : 0;
     if (done) resume(e, task);
 }

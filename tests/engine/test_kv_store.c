@@ -104,11 +104,14 @@ static void test_takes_its_time(void **state) {
     answer(&f, tokens, 640, 641);
     kv_renew(&f, open_store(&f, 0));
     int calls = 1;
+    assert_false(mx_kv_fetch(f.kv, tokens, 640, -1)); /* only looks */
+    assert_int_equal(mx_prefix_store_get_stats(f.kv->store).read, 0);
     for (; !mx_kv_fetch(f.kv, tokens, 640, 0); calls++) kv_check_structure(&f, NULL, 0);
     assert_in_range(calls, 12, 14); /* 10 tiles and 2 windows */
     assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 640), 640);
     kv_renew(&f, NULL);
     assert_true(mx_kv_fetch(f.kv, tokens, 640, 0));
+    assert_true(mx_kv_fetch(f.kv, tokens, 640, -1));
     kv_tear_down(&f);
 }
 
