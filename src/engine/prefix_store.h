@@ -10,8 +10,8 @@
 
 /* Computed tiles in a folder, for the next run and for other processes.
  *
- * A tile's key is a hash over what its bits depend on: the format of the files, all that `identity` names (model,
- * kernels, precision, type of the pages) and every token up to the tile's end. Its pages of full layers are one file,
+ * A tile's key is a hash over what its bits depend on: the format of the files, all that `identity` names (the code,
+ * all of the model, kernels, precision, type of the pages) and every token up to the tile's end. Its pages of full layers are one file,
  * those of sliding layers another, which only tiles have where prefixes will be gone on from. A file is written under
  * another name and then renamed, so that no reader sees half of one, and checked by a hash of its content, so that a
  * computer that went down leaves nothing that is believed. Any number of processes may use one folder at the same time;
