@@ -11,11 +11,11 @@
 /* Computed tiles in a folder, for the next run and for other processes.
  *
  * A tile's key is a hash over what its bits depend on: the format of the files, all that `identity` names (the code,
- * all of the model, kernels, precision, type of the pages) and every token up to the tile's end. Its pages of full layers are one file,
- * those of sliding layers another, which only tiles have where prefixes will be gone on from. A file is written under
- * another name and then renamed, so that no reader sees half of one, and checked by a hash of its content, so that a
- * computer that went down leaves nothing that is believed. Any number of processes may use one folder at the same time;
- * each keeps it below its own bound, by removing what was read or written longest ago.
+ * all of the model, kernels, precision, type of the pages) and every token up to the tile's end. Its pages of full
+ * layers are one file, those of sliding layers another, which only tiles have where prefixes will be gone on from. A
+ * file is written under another name and then renamed, so that no reader sees half of one, and checked by a hash of its
+ * content, so that a computer that went down leaves nothing that is believed. Any number of processes may use one
+ * folder at the same time; each keeps it below its own bound, by removing what was read or written longest ago.
  *
  * A thread of its own writes: put and commit never wait for the disk. All other calls belong to one thread. */
 typedef struct mx_prefix_store mx_prefix_store;
