@@ -321,6 +321,19 @@ static mx_status use_openblas(mx_cpu_backend *b, int64_t *scratch, mx_error *err
     return MX_OK;
 }
 
+/* What the scratch arrays' sizes follow from. `openblas`: floats that a thread of it wants. */
+static void measure(mx_cpu_backend *b, int64_t openblas) {
+    const mx_config *c = &b->weights->config;
+    int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
+    attention += MX_RUN_ROWS * (int64_t)(c->heads / c->kv_heads) * c->head_dim; /* and the queries of a task */
+    int64_t segments = (c->max_positions + MX_SEGMENT - 1) / MX_SEGMENT;
+    b->s.parts_held = (b->options.max_rows < PART_ROWS ? b->options.max_rows : PART_ROWS) * segments * c->kv_heads;
+    b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
+    if (b->s.thread_floats < openblas + 15) b->s.thread_floats = openblas + 15;
+    if (b->s.thread_floats < c->hidden + 15) b->s.thread_floats = c->hidden + 15; /* a row between norm and pack */
+    b->s.thread_floats -= b->s.thread_floats % 16;                                /* 64 bytes */
+}
+
 static mx_status create(mx_cpu_backend *b, mx_error *error) {
     int64_t openblas = 0;
     const mx_config *c = &b->weights->config;
@@ -338,14 +351,7 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
         return mx_fail(error, MX_INVALID_ARGUMENT, "backend: keys and values are kept as F16, BF16 or F32");
     b->page_bytes = mx_page_bytes(c, o->kv_format);
     b->head_bytes = b->page_bytes / c->kv_heads;
-    int64_t attention = b->kernels->attention_scratch(c->head_dim, c->heads / c->kv_heads);
-    attention += MX_RUN_ROWS * (int64_t)(c->heads / c->kv_heads) * c->head_dim; /* and the queries of a task */
-    int64_t segments = (c->max_positions + MX_SEGMENT - 1) / MX_SEGMENT;
-    b->s.parts_held = (o->max_rows < PART_ROWS ? o->max_rows : PART_ROWS) * segments * c->kv_heads;
-    b->s.thread_floats = (attention > b->kernels->matmul_scratch ? attention : b->kernels->matmul_scratch) + 15;
-    if (b->s.thread_floats < openblas + 15) b->s.thread_floats = openblas + 15;
-    if (b->s.thread_floats < c->hidden + 15) b->s.thread_floats = c->hidden + 15; /* a row between norm and pack */
-    b->s.thread_floats -= b->s.thread_floats % 16;                                /* 64 bytes */
+    measure(b, openblas);
     b->inv_freq = malloc((size_t)c->head_dim / 2 * sizeof *b->inv_freq);
     if (!b->inv_freq) return mx_fail(error, MX_NO_MEMORY, "no memory for the RoPE table");
     mx_config_rope(c, b->inv_freq, &b->concentration);
@@ -375,6 +381,16 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
     else
         *out = &b->base;
     return status;
+}
+
+mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                uint64_t *out, mx_error *error) {
+    mx_cpu_backend b = {.weights = weights, .pool = pool, .options = *options};
+    mx_status status = mx_kernels_get(options->tier, &b.kernels, error);
+    if (status) return status;
+    measure(&b, 0);
+    *out = scratch_bytes(&b);
+    return MX_OK;
 }
 
 mx_precisions mx_cpu_backend_precision(const mx_backend *b) {

@@ -1,15 +1,13 @@
 /* A short name for a model by its content, for what outlives the process that computed it. */
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
 #include "model/model.h"
 
-enum {
-    WHOLE = 65536,
-    PIECES = 8,
-    PIECE = 4096
-}; /* bytes of a tensor up to which all of it counts; samples of others */
+enum { PIECE = 4 << 20 }; /* bytes that are hashed as one; part of what the identity is */
 
 static void add_config(XXH3_state_t *hash, const mx_config *c) {
     char text[1000];
@@ -23,35 +21,101 @@ static void add_config(XXH3_state_t *hash, const mx_config *c) {
     XXH3_128bits_update(hash, c->sliding, sizeof *c->sliding * (size_t)c->layers);
 }
 
-static void add_tensor(XXH3_state_t *hash, const mx_tensor *t) {
-    XXH3_128bits_update(hash, t->name, strlen(t->name) + 1);
-    XXH3_128bits_update(hash, t->dtype_name, strlen(t->dtype_name) + 1);
-    XXH3_128bits_update(hash, t->shape, sizeof *t->shape * (size_t)t->dims);
-    if (t->bytes <= WHOLE) {
-        XXH3_128bits_update(hash, t->data, t->bytes);
-        return;
-    }
-    for (uint64_t i = 0; i < PIECES; i++)
-        XXH3_128bits_update(hash, t->data + (t->bytes - PIECE) / (PIECES - 1) * i, PIECE);
+/* ---- content -----------------------------------------------------------------------------------------------------
+ */
+typedef struct pieces {
+    const mx_checkpoint *checkpoint;
+    int64_t *first;      /* [tensors + 1]: of each tensor */
+    XXH128_hash_t *hash; /* [first[tensors]] */
+    uint64_t total;
+    atomic_ullong done; /* bytes */
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+} pieces;
+
+static int64_t pieces_of(const mx_tensor *t) {
+    return (int64_t)((t->bytes + PIECE - 1) / PIECE);
 }
 
-static mx_status identify(const mx_config *config, const mx_checkpoint *checkpoint, char out[MX_IDENTITY],
-                          mx_error *error) {
+static void free_pieces(pieces *p) {
+    free(p->first);
+    free(p->hash);
+}
+
+static bool make_pieces(pieces *p) {
+    const int count = mx_checkpoint_count(p->checkpoint);
+    p->first = malloc(sizeof *p->first * ((size_t)count + 1));
+    if (!p->first) return false;
+    p->first[0] = 0;
+    for (int i = 0; i < count; i++) {
+        const mx_tensor *t = mx_checkpoint_at(p->checkpoint, i);
+        p->first[i + 1] = p->first[i] + pieces_of(t);
+        p->total += t->bytes;
+    }
+    p->hash = malloc(sizeof *p->hash * (size_t)p->first[count] + 1);
+    return p->hash != NULL;
+}
+
+/* The tensor that piece `i` is of: the last one that begins at or before it and has any. */
+static int tensor_of(const pieces *p, int64_t i) {
+    int low = 0, high = mx_checkpoint_count(p->checkpoint);
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        *(p->first[middle] <= i ? &low : &high) = middle;
+    }
+    return low;
+}
+
+static void hash_pieces(void *arg, int64_t begin, int64_t end, int thread) {
+    pieces *p = arg;
+    for (int64_t i = begin; i < end; i++) {
+        const int tensor = tensor_of(p, i);
+        const mx_tensor *t = mx_checkpoint_at(p->checkpoint, tensor);
+        const uint64_t at = (uint64_t)(i - p->first[tensor]) * PIECE, left = t->bytes - at;
+        const size_t size = left < PIECE ? (size_t)left : PIECE;
+        p->hash[i] = XXH3_128bits(t->data + at, size);
+        const uint64_t done = atomic_fetch_add(&p->done, size) + size;
+        if (thread == 0 && p->progress) p->progress(p->user, done, p->total);
+    }
+}
+
+/* ---- all of it ---------------------------------------------------------------------------------------------------
+ */
+static void add_tensor(XXH3_state_t *hash, const mx_tensor *t, const XXH128_hash_t *piece) {
+    XXH3_128bits_update(hash, t->name, strlen(t->name) + 1);
+    XXH3_128bits_update(hash, t->dtype_name, strlen(t->dtype_name) + 1);
+    XXH3_128bits_update(hash, &t->dims, sizeof t->dims);
+    XXH3_128bits_update(hash, t->shape, sizeof *t->shape * (size_t)t->dims);
+    XXH3_128bits_update(hash, piece, sizeof *piece * (size_t)pieces_of(t));
+}
+
+static mx_status identify(const mx_config *config, const mx_checkpoint *checkpoint, const mx_identity_options *o,
+                          char out[MX_IDENTITY], mx_error *error) {
+    pieces p = {.checkpoint = checkpoint, .progress = o->progress, .user = o->user};
     XXH3_state_t *hash = XXH3_createState();
-    if (!hash) return mx_fail(error, MX_NO_MEMORY, "no memory for a hash");
+    if (!hash || !make_pieces(&p)) {
+        XXH3_freeState(hash);
+        free_pieces(&p);
+        return mx_fail(error, MX_NO_MEMORY, "no memory for the hash of a model");
+    }
+    const int count = mx_checkpoint_count(checkpoint);
+    mx_parallel_for(o->pool, p.first[count], 1, hash_pieces, &p);
     XXH3_128bits_reset(hash);
     if (config) add_config(hash, config);
-    for (int i = 0; i < mx_checkpoint_count(checkpoint); i++) add_tensor(hash, mx_checkpoint_at(checkpoint, i));
+    for (int i = 0; i < count; i++) add_tensor(hash, mx_checkpoint_at(checkpoint, i), p.hash + p.first[i]);
     const XXH128_hash_t h = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
+    free_pieces(&p);
     snprintf(out, MX_IDENTITY, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
     return MX_OK;
 }
 
-mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error) {
-    return identify(&w->config, w->checkpoint, out, error);
+mx_status mx_weights_identity(const mx_weights *w, const mx_identity_options *options, char out[MX_IDENTITY],
+                              mx_error *error) {
+    return identify(&w->config, w->checkpoint, options, out, error);
 }
 
-mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, char out[MX_IDENTITY], mx_error *error) {
-    return identify(NULL, checkpoint, out, error);
+mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, const mx_identity_options *options,
+                                 char out[MX_IDENTITY], mx_error *error) {
+    return identify(NULL, checkpoint, options, out, error);
 }

@@ -128,12 +128,20 @@ mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoi
                           mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
 
-/* A hash, in letters, of the configuration, of every tensor's name, type and shape, and of the content: all of small
- * tensors, samples from the beginning to the end of large ones. */
+/* A hash, in letters, of the configuration, of every tensor's name, type and shape, and of all bytes of its content.
+ * That reads them all: about 10 GB a second and core, where they are in memory. The same for any number of threads. */
 enum { MX_IDENTITY = 33 };
-mx_status mx_weights_identity(const mx_weights *w, char out[MX_IDENTITY], mx_error *error);
+typedef struct mx_identity_options {
+    mx_pool *pool;
+    /* Called now and then by the calling thread, with bytes; NULL: nobody wants to know. */
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+} mx_identity_options;
+mx_status mx_weights_identity(const mx_weights *w, const mx_identity_options *options, char out[MX_IDENTITY],
+                              mx_error *error);
 /* The same without the configuration: of a checkpoint whose weights are not opened yet. */
-mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, char out[MX_IDENTITY], mx_error *error);
+mx_status mx_checkpoint_identity(const mx_checkpoint *checkpoint, const mx_identity_options *options,
+                                 char out[MX_IDENTITY], mx_error *error);
 
 /* ---- precision: how activations enter the products, by class ------------------------------------------------------
  */
@@ -274,6 +282,11 @@ struct mx_backend {
 /* The CPU. `weights` and `pool` are borrowed and must outlive it. */
 mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 mx_backend **out, mx_error *error);
+
+/* Bytes that it takes at most beside its pages, once steps are as large as they may be; without what OpenBLAS wants.
+ * `options->pages` does not matter. */
+mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                uint64_t *out, mx_error *error);
 
 mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 

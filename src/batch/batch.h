@@ -13,7 +13,9 @@
  * The output is the journal: a record is one line that ends in a newline, appended by one process at a time, and holds
  * the number of its input line and a hash of it (with what else its answer depends on). A run begins by reading the
  * output: a last line without its newline is cut off, lines whose record is there are left out. So wherever a run is
- * broken off, the next one does exactly what is missing. */
+ * broken off, the next one does exactly what is missing. A record that says that the engine failed (status code 500,
+ * type "server_error") is taken out of the file and its line done again, unless records are in the order of the input:
+ * there is no room for it then. */
 typedef struct mx_batch mx_batch;
 
 /* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
@@ -51,6 +53,7 @@ typedef struct mx_batch_state {
     int64_t total;                                                 /* lines to answer, -1 while that is not known */
     int64_t before;                                                /* of them, answered by an earlier run */
     int64_t done, wrong;                                           /* by this one; wrong: of them, with an error */
+    int64_t failed;                                                /* of those, by the engine: not the line's fault */
     int64_t running;                                               /* lines at work */
     int64_t prompt_tokens, cached_tokens, generated_tokens, steps; /* of this run, steps as the engine counts */
     int64_t drafted_tokens, accepted_tokens;                       /* guessed ahead, and right */

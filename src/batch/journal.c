@@ -44,7 +44,16 @@ static mx_status no_memory(const mx_journal *j, mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "%s: no memory to read it", j->path);
 }
 
-static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, mx_error *error) {
+/* The record says that the engine failed: {"error": {"type": "server_error", ...}} in either form. */
+static bool says_failed(const mx_json *root) {
+    const mx_json *body = mx_json_get(mx_json_get(root, "response"), "body");
+    const mx_json *type = mx_json_get(mx_json_get(body ? body : root, "error"), "type");
+    return type && type->type == MX_JSON_STRING && !strcmp(type->text, "server_error");
+}
+
+/* *failed: it is not taken, because its line is to be done again. NULL: then it is. */
+static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, bool *failed,
+                             mx_error *error) {
     mx_json_document *document;
     mx_done done;
     mx_batch_setup setup = {0};
@@ -54,6 +63,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
     const mx_json *request_id = mx_json_get(root, "request_id");
     const bool found = request_id ? parse_key(request_id, "req_", &done, &setup)
                                   : parse_key(mx_json_get(root, "id"), "batch_req_", &done, &setup);
+    if (failed) *failed = found && says_failed(root);
     if (!status) mx_json_free(document);
     if (!found)
         return mx_fail(error, MX_INVALID_FILE,
@@ -67,6 +77,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
                        "another output",
                        j->path, (long long)number, (long long)setup.context, setup.tier, setup.precision,
                        (long long)j->setup.context, j->setup.tier, j->setup.precision);
+    if (failed && *failed) return MX_OK;
     if (j->count == j->capacity) {
         const int64_t capacity = j->capacity ? 2 * j->capacity : 1024;
         mx_done *more = realloc(j->done, (size_t)capacity * sizeof *more);
@@ -82,7 +93,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
 /* What is behind the last newline is cut off when it can only be ours. */
 static mx_status cut_tail(const mx_journal *j, const mx_bytes *tail, mx_error *error) {
     static const char *const beginnings[] = {"{\"id\":\"batch_req_", "{\"request_id\":\"req_"};
-    bool ours = tail->size == 0 || j->count > 0;
+    bool ours = tail->size == 0 || j->setup.context > 0;
     for (int i = 0; i < 2 && !ours; i++) {
         const size_t size = strlen(beginnings[i]);
         ours = !memcmp(tail->data, beginnings[i], tail->size < size ? tail->size : size);
@@ -95,8 +106,29 @@ static mx_status cut_tail(const mx_journal *j, const mx_bytes *tail, mx_error *e
     return MX_OK;
 }
 
-/* All lines that end in a newline; j->size is where the last of them ends. */
-static mx_status read_records(mx_journal *j, mx_error *error) {
+/* Bytes of the file that are to go: whole lines. */
+typedef struct gaps {
+    struct gap {
+        int64_t begin, end;
+    } * item; /* [count] */
+    int64_t count, capacity;
+} gaps;
+
+static bool add_gap(gaps *g, int64_t begin, int64_t end) {
+    if (g->count == g->capacity) {
+        const int64_t capacity = g->capacity ? 2 * g->capacity : 16;
+        struct gap *more = realloc(g->item, (size_t)capacity * sizeof *more);
+        if (!more) return false;
+        g->item = more;
+        g->capacity = capacity;
+    }
+    g->item[g->count++] = (struct gap){begin, end};
+    return true;
+}
+
+/* All lines that end in a newline; j->size is where the last of them ends. `failed` gets those that say so, unless it
+ * is NULL: then they are like all others. */
+static mx_status read_records(mx_journal *j, gaps *failed, mx_error *error) {
     mx_bytes held = {0}; /* the beginning of a line */
     char *piece = malloc(PIECE);
     mx_status status = piece ? MX_OK : no_memory(j, error);
@@ -112,9 +144,12 @@ static mx_status read_records(mx_journal *j, mx_error *error) {
             if (!mx_bytes_add(&held, p, size)) status = no_memory(j, error);
             p += size + 1;
             if (!newline || status) continue;
-            status = take_record(j, number++, held.data, held.size, error);
+            bool gap;
+            status = take_record(j, number++, held.data, held.size, failed ? &gap : NULL, error);
             mx_bytes_clear(&held);
+            const int64_t begin = j->size;
             j->size = at + (p - piece);
+            if (!status && failed && gap && !add_gap(failed, begin, j->size)) status = no_memory(j, error);
         }
         at += n;
     }
@@ -165,18 +200,92 @@ static mx_status take_file(mx_journal *j, int input, bool to_stdout, mx_error *e
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s: input and output are the same file", j->path);
     if (to_stdout) return MX_OK; /* what a file that the shell has opened holds is the shell's affair */
     j->regular = true;
-    if (j->look || flock(j->fd, LOCK_EX | LOCK_NB) == 0) return MX_OK;
-    if (errno == EWOULDBLOCK)
+    const bool locked = j->look || flock(j->fd, LOCK_EX | LOCK_NB) == 0;
+    const int problem = errno;
+    /* Another run may have put a new file there meanwhile, of which it has the lock. */
+    const bool same = stat(j->path, &other) == 0 && mine.st_dev == other.st_dev && mine.st_ino == other.st_ino;
+    if (locked && (j->look || same)) return MX_OK;
+    if (locked || problem == EWOULDBLOCK)
         return mx_fail(error, MX_INVALID_STATE,
                        "%s: another mxrun is writing to it: let it end, or give each shard an output of its own",
                        j->path);
-    return mx_fail(error, MX_IO, "%s: cannot be locked: %s", j->path, strerror(errno));
+    return mx_fail(error, MX_IO, "%s: cannot be locked: %s", j->path, strerror(problem));
 }
 
-mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look, mx_error *error) {
+/* ---- lines that the engine failed -------------------------------------------------------------------------------- */
+static bool write_all(int fd, const char *data, size_t size) {
+    while (size > 0) {
+        const ssize_t n = write(fd, data, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return false;
+        data += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+static bool copy_bytes(int from, int64_t begin, int64_t end, int to) {
+    char piece[1 << 16];
+    while (begin < end) {
+        const int64_t left = end - begin, most = left < (int64_t)sizeof piece ? left : (int64_t)sizeof piece;
+        const ssize_t n = pread(from, piece, (size_t)most, begin);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO; /* somebody cut it */
+        if (n <= 0 || !write_all(to, piece, (size_t)n)) return false;
+        begin += n;
+    }
+    return true;
+}
+
+/* What is not in a gap, on the disk. */
+static bool copy_rest(const mx_journal *j, const gaps *g, int to) {
+    struct stat info;
+    int64_t at = 0;
+    for (int64_t i = 0; i < g->count; i++) {
+        if (!copy_bytes(j->fd, at, g->item[i].begin, to)) return false;
+        at = g->item[i].end;
+    }
+    return copy_bytes(j->fd, at, j->size, to) && fstat(j->fd, &info) == 0 && fchmod(to, info.st_mode & 07777) == 0 &&
+           fsync(to) == 0;
+}
+
+/* Whenever it is killed, the name is of the old file or of the new one. A link stays a link. */
+static mx_status take_out(mx_journal *j, const gaps *g, mx_error *error) {
+    char *path = realpath(j->path, NULL), *beside = NULL;
+    if (!path || asprintf(&beside, "%s.XXXXXX", path) < 0) beside = NULL;
+    const int fd = beside ? mkostemp(beside, O_CLOEXEC | O_APPEND) : -1;
+    const bool done = fd >= 0 && copy_rest(j, g, fd) && flock(fd, LOCK_EX | LOCK_NB) == 0 && rename(beside, path) == 0;
+    const int problem = errno;
+    if (done) {
+        for (int64_t i = 0; i < g->count; i++) j->size -= g->item[i].end - g->item[i].begin;
+        close(j->fd);
+        j->fd = fd;
+    } else if (fd >= 0) {
+        unlink(beside);
+        close(fd);
+    }
+    free(path);
+    free(beside);
+    if (done) return MX_OK;
+    return mx_fail(error, MX_IO,
+                   "%s: the records of %lld lines that the engine failed cannot be taken out: %s; make its folder "
+                   "writable, or choose another output",
+                   j->path, (long long)g->count, strerror(problem));
+}
+
+static mx_status read_file(mx_journal *j, bool keep_failed, mx_error *error) {
+    gaps failed = {0};
+    mx_status status = read_records(j, keep_failed ? NULL : &failed, error);
+    if (!status) status = sort_records(j, error);
+    j->failed = failed.count;
+    if (!status && failed.count && !j->look) status = take_out(j, &failed, error);
+    free(failed.item);
+    return status;
+}
+
+mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look, bool keep_failed, mx_error *error) {
     const bool to_stdout = !strcmp(path, "-");
-    *j = (mx_journal){
-        .path = to_stdout ? "stdout" : path, .fd = -1, .look = look, .ascending = true, .synced = mx_seconds()};
+    *j = (mx_journal){.path = to_stdout ? "stdout" : path, .fd = -1, .look = look, .ascending = true};
     struct stat info;
     const bool found = stat(path, &info) == 0;
     const bool pipe = found && !S_ISREG(info.st_mode); /* or a device: nothing can be read back */
@@ -186,8 +295,7 @@ mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look,
     if (j->fd < 0) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
     mx_status status = take_file(j, input, to_stdout, error);
     if (status || !j->regular) return status;
-    if (!status) status = read_records(j, error);
-    if (!status) status = sort_records(j, error);
+    status = read_file(j, keep_failed, error);
     if (!status && !look) sync_folder(path);
     return status;
 }
@@ -212,15 +320,14 @@ mx_status mx_journal_write(mx_journal *j, const mx_bytes *record, mx_error *erro
         return mx_fail(error, MX_IO, "cannot write to %s: %s", j->path, strerror(problem));
     }
     j->size += (int64_t)record->size;
-    j->dirty = true;
-    return mx_journal_sync(j, false, error);
+    if (j->dirty <= 0) j->dirty = mx_seconds();
+    return MX_OK;
 }
 
-mx_status mx_journal_sync(mx_journal *j, bool now, mx_error *error) {
-    if (!j->dirty || !j->regular) return MX_OK;
-    if (!now && mx_seconds() - j->synced < SYNC_SECONDS) return MX_OK;
-    j->dirty = false;
+mx_status mx_journal_sync(mx_journal *j, double next, mx_error *error) {
+    if (j->dirty <= 0 || !j->regular) return MX_OK;
+    if (mx_seconds() + next - j->dirty < SYNC_SECONDS) return MX_OK;
+    j->dirty = 0;
     if (fdatasync(j->fd)) return mx_fail(error, MX_IO, "cannot write to %s: %s", j->path, strerror(errno));
-    j->synced = mx_seconds();
     return MX_OK;
 }

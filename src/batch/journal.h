@@ -12,7 +12,11 @@
  * 16 hexadecimal digits, then mx_batch_setup, the same in all records).
  *
  * The kernel has every record once mx_journal_write has returned, so a killed process loses none. The disk has it at
- * most SYNC_SECONDS later: what a power failure takes is computed again. */
+ * most SYNC_SECONDS later, as long as mx_journal_sync is called often enough: what a power failure takes is computed
+ * again.
+ *
+ * Where the engine failed, which is not the line's fault, its record says so only until the next run: that takes the
+ * record out, by writing the file anew beside it and renaming it, and the line is one without a record again. */
 typedef struct mx_done {
     int64_t line;
     uint64_t hash;
@@ -26,16 +30,17 @@ typedef struct mx_journal {
     int64_t size;  /* bytes, all of them whole lines */
     mx_done *done; /* [count], ascending */
     int64_t count, capacity;
+    int64_t failed;       /* records of lines that the engine failed, not among `done`; taken out unless `look` */
     mx_batch_setup setup; /* of all records; .context 0: there are none */
     bool ascending;       /* the records are in the order of their lines */
-    bool dirty;           /* written since the last sync */
-    double synced;
+    double dirty;         /* mx_seconds() of the oldest record that was written since the last sync; 0: there is none */
 } mx_journal;
 
 /* Opens or makes the file, locks it (MX_INVALID_STATE: another process has it), reads it, cuts a torn last line off.
  * A line that is no record is MX_INVALID_FILE. `input`: a descriptor that must not be the same file.
- * `look`: only reads what is there. */
-mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool look, mx_error *error);
+ * `look`: only reads what is there. `keep_failed`: records of lines that the engine failed are like all others. */
+mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool look, bool keep_failed,
+                          mx_error *error);
 void mx_journal_close(mx_journal *journal); /* all zeros with fd -1 allowed */
 
 bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b);
@@ -46,7 +51,7 @@ const mx_done *mx_journal_find(const mx_journal *journal, int64_t line);
 /* Appends a whole line. After a failure the file ends where it ended before, or in a torn line that the next open cuts.
  */
 mx_status mx_journal_write(mx_journal *journal, const mx_bytes *record, mx_error *error);
-/* `now` or when it is time. */
-mx_status mx_journal_sync(mx_journal *journal, bool now, mx_error *error);
+/* Where a record would otherwise be too old at the next call, in so many seconds. INFINITY: now. */
+mx_status mx_journal_sync(mx_journal *journal, double next, mx_error *error);
 
 #endif

@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { PIECE = 1 << 20 };
+enum { PIECE = 1 << 20, WAIT = 200 /* milliseconds */ };
 
 mx_status mx_lines_open(mx_lines *lines, const char *path, uint64_t seed, mx_error *error) {
     const bool from_stdin = !strcmp(path, "-");
@@ -55,7 +55,7 @@ static void make_room(mx_lines *l) {
 static mx_status read_more(mx_lines *l, bool wait, mx_next *out, mx_error *error) {
     struct pollfd ready = {.fd = l->fd, .events = POLLIN};
     *out = MX_NEXT_LATER;
-    if (!l->regular && poll(&ready, 1, wait ? -1 : 0) <= 0) return MX_OK;
+    if (!l->regular && poll(&ready, 1, wait ? WAIT : 0) <= 0) return MX_OK;
     make_room(l);
     mx_bytes *b = &l->buffer;
     if (b->capacity - b->size <= PIECE) {

@@ -36,7 +36,8 @@ void mx_lines_close(mx_lines *lines); /* all zeros with fd -1 allowed */
 /* From the first line again; regular files only. */
 mx_status mx_lines_rewind(mx_lines *lines, mx_error *error);
 
-/* The next line that is not blank. MX_NEXT_LATER: a pipe holds no whole line now; with `wait` only after a signal. */
+/* The next line that is not blank. MX_NEXT_LATER: a pipe holds no whole line now; with `wait` only after a fifth of a
+ * second or a signal: one that came just before cannot be missed, whichever thread had it. */
 mx_status mx_lines_next(mx_lines *lines, bool wait, mx_line *line, mx_next *out, mx_error *error);
 
 #endif

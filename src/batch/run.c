@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,7 +67,7 @@ mx_status mx_batch_open(const mx_batch_files *files, mx_batch **out, mx_error *e
     b->lines.fd = b->journal.fd = -1;
     b->total = -1;
     mx_status status = mx_lines_open(&b->lines, files->input, files->fingerprint, error);
-    if (!status) status = mx_journal_open(&b->journal, files->output, b->lines.fd, files->look, error);
+    if (!status) status = mx_journal_open(&b->journal, files->output, b->lines.fd, files->look, files->ordered, error);
     if (!status && b->lines.regular) {
         b->total = 0;
         status = compare(b, error);
@@ -193,6 +194,7 @@ static mx_status write_record(runner *r, const mx_batch_job *job, const mx_bytes
     if (status) return status;
     r->state->done++;
     r->state->wrong += job->request.problem.http_status != 0;
+    r->state->failed += job->request.problem.http_status >= 500;
     return MX_OK;
 }
 
@@ -376,9 +378,11 @@ static void show(runner *r, double started) {
 
 static mx_status loop(runner *r, mx_error *error) {
     const double started = mx_seconds();
-    for (;;) {
+    for (double before = started, now;; before = now) {
         mx_status status = fill(r, error);
         if (!status && r->running) status = step(r, error);
+        now = mx_seconds();
+        if (!status) status = mx_journal_sync(&r->batch->journal, now - before, error); /* the next may take as long */
         show(r, started);
         if (status) return status;
         if (!r->running && interrupted(r)) return mx_fail(error, MX_CANCELLED, "interrupted");
@@ -394,7 +398,7 @@ mx_status mx_batch_run(mx_batch *b, const mx_batch_settings *settings, const mx_
     if (!status) status = loop(&r, error);
     /* What is written is kept, however it ended; the first error is the one that is told. */
     mx_error later;
-    mx_status synced = mx_journal_sync(&b->journal, true, &later);
+    mx_status synced = mx_journal_sync(&b->journal, INFINITY, &later);
     if (synced && !status) status = mx_fail(error, synced, "%s", later.text);
     for (mx_batch_job *job = r.first, *next; job; job = next) {
         next = job->next;

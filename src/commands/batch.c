@@ -114,6 +114,9 @@ static void show_end(display *d, const mx_batch_state *s) {
     fprintf(stderr, "mxrun: %lld request%s in %.1f s", (long long)s->done, s->done == 1 ? "" : "s", s->seconds);
     if (s->before) fprintf(stderr, ", %lld were done before", (long long)s->before);
     if (s->wrong) fprintf(stderr, ", %lld wrong", (long long)s->wrong);
+    if (s->failed && d->resumable)
+        fprintf(stderr, " (%lld of them failed in the engine: %s)", (long long)s->failed,
+                ordered ? "deleted, with what follows, they are done again" : "the same command tries them again");
     fprintf(stderr, " | %lld prompt tokens", (long long)s->prompt_tokens);
     if (s->cached_tokens)
         fprintf(stderr, " (%.1f %% reused)", 100.0 * (double)s->cached_tokens / (double)s->prompt_tokens);
@@ -325,9 +328,12 @@ const mx_command mx_command_batch = {
         "Killed at any moment and started again with the same command, it goes on: the\n"
         "output is read, a torn last line is cut off, lines that have a record are left out.\n"
         "A record counts once its newline is there, which no kill undoes; what a power\n"
-        "failure takes, two seconds at most, is computed again. Lines may be added to the\n"
-        "input meanwhile, and a record may be deleted to get it anew. An output of other\n"
-        "lines, another model or other options is refused. Threads, --max-in-flight,\n"
+        "failure takes, the last two seconds or, where one lasts longer, the last step of the\n"
+        "engine, is computed again. Lines may be added to the input meanwhile, and a record may\n"
+        "be deleted to get it anew. A record whose error has the type \"server_error\" (in\n"
+        "OpenAI's form the status code is 500) says that the engine failed, not the line: the\n"
+        "next run takes it out and tries again, but with --ordered, where it stays. An output\n"
+        "of other lines, another model or other options is refused. Threads, --max-in-flight,\n"
         "--batch-tokens and the memory may differ: the context is the one it was begun with.\n"
         "Another machine must have the same kernels (MXRUN_CPU, see info) and precision, for\n"
         "others round differently; they are in every record's id, and a run with others is\n"

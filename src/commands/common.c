@@ -49,7 +49,7 @@ bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out) {
 
 void mx_loading_shown(void *loading, uint64_t done, uint64_t total) {
     mx_loading *l = loading;
-    if (!l->started) mx_progress_start(&l->bar, "loading", (double)total, true);
+    if (!l->started) mx_progress_start(&l->bar, l->label ? l->label : "loading", (double)total, true);
     l->started = true;
     mx_progress_update(&l->bar, (double)done);
 }

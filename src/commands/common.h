@@ -27,9 +27,10 @@ bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out)
 /* What --numa names. false: the user has been told. */
 bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out);
 
-/* A progress bar for mx_load_options: .progress = mx_loading_shown, .user = a zeroed mx_loading, ended with
- * mx_loading_end. */
+/* A progress bar for mx_load_options: .progress = mx_loading_shown, .user = a mx_loading, zeroed but for the
+ * label, ended with mx_loading_end. Of other things that are told in bytes, too. */
 typedef struct mx_loading {
+    const char *label; /* NULL: "loading" */
     mx_progress bar;
     bool started;
 } mx_loading;

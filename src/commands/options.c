@@ -392,9 +392,17 @@ static void hash_text(XXH3_state_t *hash, const char *text) {
 static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *error) {
     mx_checkpoint *checkpoint;
     char identity[MX_IDENTITY];
+    mx_pool *pool;
+    mx_loading hashing = {.label = "looking at the model"};
     mx_status status = mx_checkpoint_open(folder, &checkpoint, error);
     if (status) return status;
-    status = mx_checkpoint_identity(checkpoint, identity, error);
+    status = mx_pool_create((int)numbers[THREADS].value, &pool, error);
+    if (!status) {
+        const mx_identity_options options = {.pool = pool, .progress = mx_loading_shown, .user = &hashing};
+        status = mx_checkpoint_identity(checkpoint, &options, identity, error);
+        mx_loading_end(&hashing);
+        mx_pool_destroy(pool);
+    }
     mx_checkpoint_close(checkpoint);
     if (!status) hash_text(hash, identity);
     return status;

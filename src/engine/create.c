@@ -8,6 +8,7 @@
 #include "engine/engine_internal.h"
 #include "engine/model_parts.h"
 #include "engine/prefix_store.h"
+#include "model/numerics.h"
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 
@@ -22,6 +23,7 @@ enum {
 };
 
 static const uint64_t PREFIX_CACHE_BYTES = 10000000000;
+static const double LONG = 3; /* seconds after which somebody wants to know what took them */
 
 struct mx_model {
     mx_weights *weights;
@@ -75,28 +77,33 @@ mx_sampling mx_model_sampling(const mx_model *model) {
     return sampling;
 }
 
-/* Most of what is free once the weights are in memory, but not more than all requests together can use; where they do
- * not even fit, an eighth. Mapped weights count as free memory, whether or not they have been read yet, for the kernel
- * can drop them: keys and values must not make it do so. */
-static uint64_t default_memory(const mx_model *model, uint64_t useful) {
-    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
+static uint64_t less(uint64_t a, uint64_t b) {
+    return a > b ? a - b : 0;
+}
+
+/* Most of what is free once the weights and what steps compute in (`scratch`) are in memory, but not more than all
+ * requests together can use; where they do not even fit, an eighth. Mapped weights count as free memory, whether or not
+ * they have been read yet, for the kernel can drop them: keys and values must not make it do so. */
+static uint64_t default_memory(const mx_model *model, uint64_t scratch, uint64_t useful) {
+    const uint64_t available = mx_memory_available(), beside = less(mx_memory_beside(model->mapped_bytes), scratch);
     const uint64_t least = (uint64_t)256 << 20, reserve = available / 10 > least ? available / 10 : least;
-    const uint64_t memory = beside > reserve + available / 8 ? beside - reserve : available / 8;
+    const uint64_t eighth = (scratch < available ? available - scratch : available) / 8;
+    const uint64_t memory = beside > reserve + eighth ? beside - reserve : eighth;
     return memory < useful ? memory : useful;
 }
 
 /* A context that the user chose is not held to that guess: it may take what is free, with a warning where the weights
  * will then be read from the disk again and again. */
 static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t context, const mx_engine_parts *parts,
-                            uint64_t *out, mx_error *error) {
+                            uint64_t scratch, uint64_t *out, mx_error *error) {
     const mx_config *config = mx_model_config(model);
     const bool chosen = context > 0 && context <= config->max_positions; /* more is refused by the plan */
     const int64_t most = chosen ? context : config->max_positions;
     const uint64_t needed = (uint64_t)mx_kv_pages_needed(config, most, parts->batch_tokens) * page_bytes;
-    *out = default_memory(model, needed * (uint64_t)parts->max_running);
+    *out = default_memory(model, scratch, needed * (uint64_t)parts->max_running);
     if (!chosen) return MX_OK;
     if (needed <= *out) return MX_OK;
-    const uint64_t available = mx_memory_available(), beside = mx_memory_beside(model->mapped_bytes);
+    const uint64_t available = mx_memory_available(), beside = less(mx_memory_beside(model->mapped_bytes), scratch);
     const double mib = 0x1p-20;
     if (needed > available)
         return mx_fail(
@@ -146,9 +153,14 @@ static mx_status open_store(const mx_model *model, const mx_engine_options *o, m
                             mx_error *error) {
     if (!o->prefix_cache) return MX_OK;
     char weights[MX_IDENTITY], identity[400];
-    mx_status status = mx_weights_identity(model->weights, weights, error);
+    const double start = mx_seconds();
+    const mx_identity_options all = {.pool = parts->pool};
+    mx_status status = mx_weights_identity(model->weights, &all, weights, error);
     if (status) return status;
-    snprintf(identity, sizeof identity, "mxrun %s, model %s, KV type %d, kernels %s, precision %s%s", MX_VERSION,
+    const double seconds = mx_seconds() - start;
+    mx_log(seconds > LONG ? MX_LOG_INFO : MX_LOG_DEBUG, "prefix cache: all %.1f GB of weights were hashed in %.1f s",
+           (double)model->weight_bytes * 1e-9, seconds);
+    snprintf(identity, sizeof identity, "code %s, model %s, KV type %d, kernels %s, precision %s%s", MX_NUMERICS,
              weights, (int)o->kv_type, parts->info.tier, parts->info.precision, o->openblas ? ", openblas" : "");
     const mx_prefix_store_options options = {.folder = o->prefix_cache,
                                              .most = o->prefix_cache_bytes ? o->prefix_cache_bytes : PREFIX_CACHE_BYTES,
@@ -156,6 +168,26 @@ static mx_status open_store(const mx_model *model, const mx_engine_options *o, m
                                              .page_bytes = mx_page_bytes(parts->config, formats[o->kv_type]),
                                              .identity = identity};
     return mx_prefix_store_open(&options, &parts->store, error);
+}
+
+/* How much memory keys and values have, and for what. */
+static mx_status plan(const mx_model *model, const mx_engine_options *o, mx_backend_options *backend,
+                      mx_engine_parts *parts, mx_error *error) {
+    const int64_t page_bytes = mx_page_bytes(parts->config, backend->kv_format);
+    uint64_t memory = o->kv_memory, scratch;
+    mx_status status = mx_cpu_backend_memory(model->weights, parts->pool, backend, &scratch, error);
+    if (!status && !memory)
+        status = memory_for(model, (uint64_t)page_bytes, o->context, parts, scratch, &memory, error);
+    if (!status)
+        status =
+            mx_kv_plan_make(parts->config, page_bytes, memory, o->context, parts->batch_tokens, &parts->plan, error);
+    if (status) return status;
+    backend->pages = parts->plan.pages;
+    mx_log(MX_LOG_DEBUG,
+           "KV memory: %.1f MiB in %lld pages, a context of %lld tokens, %d requests at once; steps: %.1f MiB at most",
+           (double)parts->plan.pages * (double)page_bytes * 0x1p-20, (long long)parts->plan.pages,
+           (long long)parts->plan.context, parts->max_running, (double)scratch * 0x1p-20);
+    return MX_OK;
 }
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
@@ -180,27 +212,23 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
                              .draft_tokens = o.draft_tokens ? o.draft_tokens : DRAFT_TOKENS,
                              .boundary = o.boundary,
                              .boundary_count = o.boundary_count};
+    /* Every wanted row is a row: no step has more of them than tokens. */
     parts.max_wanted = parts.max_running + SCORED;
-    const int64_t page_bytes = mx_page_bytes(config, formats[o.kv_type]);
-    uint64_t memory = o.kv_memory;
-    if (!memory) status = memory_for(model, (uint64_t)page_bytes, o.context, &parts, &memory, error);
-    if (!status)
-        status = mx_kv_plan_make(config, page_bytes, memory, o.context, parts.batch_tokens, &parts.plan, error);
-    if (status) return status;
-    mx_log(MX_LOG_DEBUG, "KV memory: %.1f MiB in %lld pages, a context of %lld tokens, %d requests at once",
-           (double)parts.plan.pages * (double)page_bytes * 0x1p-20, (long long)parts.plan.pages,
-           (long long)parts.plan.context, parts.max_running);
+    if (parts.max_wanted > parts.batch_tokens) parts.max_wanted = parts.batch_tokens;
+    mx_backend_options backend = {.kv_format = formats[o.kv_type],
+                                  .max_rows = parts.batch_tokens,
+                                  .max_wanted = parts.max_wanted,
+                                  .precision = &precision,
+                                  .openblas = o.openblas};
     status = mx_pool_create_on(o.threads, model->numa, &parts.pool, error);
     if (status) return status;
-
+    status = plan(model, &o, &backend, &parts, error);
+    if (status) {
+        mx_pool_destroy(parts.pool);
+        return status;
+    }
     if (!strcmp(kernels->name, "scalar") && !mx_cpu_detect() && !o.openblas)
         mx_log(MX_LOG_WARNING, "no fast kernels for this processor: --dense openblas multiplies attention faster");
-    const mx_backend_options backend = {.kv_format = formats[o.kv_type],
-                                        .pages = parts.plan.pages,
-                                        .max_rows = parts.batch_tokens,
-                                        .max_wanted = parts.max_wanted,
-                                        .precision = &precision,
-                                        .openblas = o.openblas};
     parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),
                                   .weight_bytes = model->weight_bytes,
                                   .tier = kernels->name,

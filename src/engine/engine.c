@@ -96,7 +96,7 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
     for (int l = 0; l < parts->config->layers; l++) e->sliding_layers += parts->config->sliding[l];
     e->full_layers = parts->config->layers - e->sliding_layers;
     mx_queue_init(e);
-    mx_scheduler_init(&e->scheduler, parts->batch_tokens, parts->step_seconds);
+    mx_scheduler_init(&e->scheduler, parts->batch_tokens, parts->max_wanted, parts->step_seconds);
     e->parts.boundary = NULL; /* the KV pages have a copy */
     e->parts.info.context = parts->plan.context;
     e->parts.info.vocab = parts->config->vocab;

@@ -15,7 +15,7 @@ typedef struct mx_engine_parts {
     mx_kv_plan plan;
     int batch_tokens; /* at least 1, at most the backend's max_rows */
     int max_running;  /* at least 1 */
-    int max_wanted;   /* the backend's, at least max_running */
+    int max_wanted;   /* the backend's: at least batch_tokens or max_running, whichever is less */
     double step_seconds;
     mx_speculation speculation;
     int draft_tokens;

@@ -140,6 +140,49 @@ mx_kv_prefix mx_kv_find_prefix(const mx_kv *kv, const int32_t *tokens, int64_t c
     return p;
 }
 
+/* ---- counting -----------------------------------------------------------------------------------------------------
+ */
+void mx_kv_count_anew(mx_kv *kv) {
+    kv->count++;
+}
+
+static int64_t count_node(mx_kv *kv, mx_kv_node *node) {
+    if (node->counted == kv->count) return 0;
+    node->counted = kv->count;
+    return kv->config->layers - kv->sliding_layers;
+}
+
+static int64_t count_window(mx_kv *kv, mx_kv_node *node) {
+    if (!node->window || node->window_counted == kv->count) return 0;
+    node->window_counted = kv->count;
+    return kv->sliding_layers;
+}
+
+/* What stands on a node holds of it and its ancestors. Those of one that was counted were, too. */
+static int64_t count_way(mx_kv *kv, mx_kv_node *node, int64_t first_tile) {
+    int64_t pages = 0;
+    for (mx_kv_node *n = node; n && n->tile >= first_tile; n = n->parent) pages += count_window(kv, n);
+    for (mx_kv_node *n = node; n && n->counted != kv->count; n = n->parent) pages += count_node(kv, n);
+    return pages;
+}
+
+int64_t mx_kv_count_sequence(const mx_sequence *s) {
+    const mx_kv *kv = s->kv;
+    const int64_t own = s->tiles - s->published, sliding = s->tiles - s->first_tile;
+    return count_way(s->kv, s->node, s->first_tile) + (kv->config->layers - kv->sliding_layers) * own +
+           kv->sliding_layers * smaller(own, sliding);
+}
+
+mx_kv_prefix mx_kv_count_prefix(mx_kv *kv, const int32_t *tokens, int64_t count) {
+    match m = follow(&kv->tree, tokens, count);
+    mx_kv_prefix p = {.tokens = usable(kv, &m, tokens, count)};
+    p.tiles = tiles_of(p.tokens);
+    p.first_tile = kv->sliding_layers ? mx_window_begin(kv->config, p.tokens) : 0;
+    if (m.part) p.taken = is_for_taking(&m) ? count_node(kv, m.part) + count_window(kv, m.part) : kv->config->layers;
+    p.taken += count_way(kv, m.node, p.first_tile);
+    return p;
+}
+
 /* ---- one sequence: its table --------------------------------------------------------------------------------------
  */
 mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error) {

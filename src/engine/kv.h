@@ -77,15 +77,22 @@ typedef struct mx_kv_prefix {
 } mx_kv_prefix;
 mx_kv_prefix mx_kv_find_prefix(const mx_kv *kv, const int32_t *tokens, int64_t count);
 
+/* Pages that several sequences hold together, each counted once: of every one those that were not counted since
+ * mx_kv_count_anew (`taken` of a prefix that would be resumed; pages that would be copied are new). */
+typedef struct mx_sequence mx_sequence;
+void mx_kv_count_anew(mx_kv *kv);
+int64_t mx_kv_count_sequence(const mx_sequence *s);
+mx_kv_prefix mx_kv_count_prefix(mx_kv *kv, const int32_t *tokens, int64_t count);
+
 /* Where the store has more of the first `limit` tokens than the tree, that is read into pages, for about so many
- * seconds at most (one tile is always read). false: there is more to read. */
+ * seconds at most (one tile is always read, but none with less than 0). false: there is more to read. */
 bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds);
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------
  */
 typedef struct mx_kv_node mx_kv_node;
 
-typedef struct mx_sequence {
+struct mx_sequence {
     mx_kv *kv;
     int32_t *table;     /* [layers][stride]; entries below `tiles` are set, -1: no page */
     int64_t stride;     /* tiles of the longest it may become */
@@ -97,7 +104,7 @@ typedef struct mx_sequence {
     bool drawn;         /* mx_sequence_mark was called */
     mx_kv_node *node;   /* of the last of them; held */
     mx_kv_node *open;   /* the tile behind them, where that is in the tree too and this sequence writes it; held */
-} mx_sequence;
+};
 
 /* Empty, for at most `most` tokens. The only call that allocates. */
 mx_status mx_sequence_init(mx_sequence *s, mx_kv *kv, int64_t most, mx_error *error);

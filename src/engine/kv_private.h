@@ -12,6 +12,7 @@ struct mx_kv {
     mx_prefix_tree tree;
     int32_t *boundary;
     int boundary_count;
+    uint64_t count; /* how many were begun by mx_kv_count_anew */
 
     /* kv_store.c */
     mx_prefix_store *store; /* owned; NULL: none */
@@ -24,7 +25,7 @@ struct mx_kv {
 };
 
 mx_status mx_kv_store_init(mx_kv *kv, int64_t context, mx_error *error);
-void mx_kv_store_free(mx_kv *kv); /* waits for the disk, 10 seconds at most */
+void mx_kv_store_free(mx_kv *kv); /* waits for the disk, until mx_prefix_store_ends */
 
 void mx_kv_store_tile(mx_kv *kv, mx_kv_node *node); /* has just become whole */
 /* All up to this node is right, for a token was drawn behind it: it is stored. */

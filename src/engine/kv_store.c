@@ -111,7 +111,7 @@ void mx_kv_store_feed(mx_kv *kv) {
 
 void mx_kv_store_free(mx_kv *kv) {
     if (kv->store && kv->page) {
-        const double until = mx_seconds() + 10;
+        const double until = mx_prefix_store_ends(kv->store);
         while (!feed_some(kv, UINT64_MAX) && mx_prefix_store_wait(kv->store, until - mx_seconds())) continue;
     }
     mx_prefix_store_close(kv->store);
@@ -261,6 +261,7 @@ bool mx_kv_fetch(mx_kv *kv, const int32_t *tokens, int64_t limit, double seconds
     const double until = mx_seconds() + seconds;
     way w = find_way(kv, tokens, limit / MX_TILE);
     if (w.end * MX_TILE <= mx_kv_cached_tokens(kv, tokens, limit) || !fits(kv, &w)) return true;
+    if (seconds < 0) return false;
     hold_way(kv, &w, true);
     const bool done = load(kv, &w, tokens, until);
     hold_way(kv, &w, false);

@@ -39,7 +39,7 @@ typedef struct mx_engine_options {
         context; /* most tokens of one request; 0: the model's maximum or what the memory holds, whichever is less */
     uint64_t kv_memory; /* bytes of KV pages at most; 0: most of what is free */
     mx_kv_type kv_type;
-    int batch_tokens;      /* most prompt tokens in one step; 0: 512 */
+    int batch_tokens;      /* most rows of one step: tokens of prompts, generated and guessed ones; 0: 512 */
     const char *precision; /* of activations in products: "fp32", "bf16x2", "mixed", "bf16", "int8", or one of them and
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
     bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */

@@ -15,10 +15,11 @@
 #include <xxhash.h>
 
 #include "base/arena.h"
+#include "base/cpu.h"
 #include "base/files.h"
 #include "base/log.h"
 
-enum { VERSION = 1, PATIENCE = 10 /* seconds that closing waits */, STALE = 600 /* of a file half written */ };
+enum { VERSION = 1, PATIENCE = 10, STALE = 600 /* of a file half written */ };
 static const uint64_t QUEUE_BYTES = (uint64_t)64 << 20;
 
 /* ---- a file -------------------------------------------------------------------------------------------------------
@@ -63,6 +64,7 @@ struct mx_prefix_store {
     mx_arena memory;
     char *buffer; /* what was read; aligned as an arena is */
     bool warned;  /* of a damaged file */
+    double patience, ends;
 
     /* the files to write: slots [slots], of which `waiting` from `first` on are filled */
     char *slot;
@@ -457,6 +459,7 @@ mx_status mx_prefix_store_open(const mx_prefix_store_options *o, mx_prefix_store
     s->most = o->most;
     s->page_bytes = (uint64_t)o->page_bytes;
     s->write = o->write ? o->write : write;
+    s->patience = o->patience > 0 ? o->patience : PATIENCE;
     for (int l = 0; l < o->config->layers; l++) s->pages[o->config->sliding[l] ? MX_STORE_WINDOW : MX_STORE_FULL]++;
     s->root = root_of(o);
     pthread_mutex_init(&s->lock, NULL);
@@ -487,9 +490,15 @@ mx_status mx_prefix_store_open(const mx_prefix_store_options *o, mx_prefix_store
     return MX_OK;
 }
 
+double mx_prefix_store_ends(mx_prefix_store *s) {
+    if (s->ends <= 0) s->ends = mx_seconds() + s->patience;
+    return s->ends;
+}
+
 void mx_prefix_store_close(mx_prefix_store *s) {
     if (!s) return;
-    const struct timespec until = in_seconds(PATIENCE);
+    const double left = mx_prefix_store_ends(s) - mx_seconds();
+    const struct timespec until = in_seconds(left > 0 ? left : 0);
     pthread_mutex_lock(&s->lock);
     s->closing = true;
     pthread_cond_broadcast(&s->changed);

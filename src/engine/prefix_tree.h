@@ -47,6 +47,7 @@ struct mx_kv_node {
     double stored;       /* when, by mx_seconds */
     mx_kv_link to_store; /* while one is wanted */
     uint64_t used, window_used;
+    uint64_t counted, window_counted; /* by mx_kv_count_sequence and mx_kv_count_prefix: in which count */
     mx_kv_link age, aged_window;
     mx_kv_node *same_next, **same_self; /* nodes with this hash */
     int32_t *page;                      /* [layers] */

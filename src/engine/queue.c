@@ -160,29 +160,38 @@ static int64_t pages_to_come(const mx_engine *e, const mx_task *task) {
     return pages_beyond(e, task->known, task->sequence.tiles, task->sequence.first_tile);
 }
 
+/* Of the pages that are free or cached, those that a task without any takes. */
+static int64_t pages_to_take(const mx_engine *e, const mx_task *task) {
+    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
+    return prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
+}
+
 /* Is there room for a task beside those that run? One alone always fits: the plan saw to it. */
 static bool has_room(const mx_engine *e, const mx_task *task) {
     if (e->running_count == 0) return true;
-    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
-    int64_t pages = prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
-    for (int i = 0; i < e->running_count; i++) pages += pages_to_come(e, e->running[i]);
+    int64_t pages = pages_to_take(e, task);
+    for (int i = 0; i < e->running_count; i++) {
+        const mx_task *r = e->running[i];
+        pages += r->reading ? pages_to_take(e, r) : pages_to_come(e, r);
+    }
     return pages <= mx_kv_pages_free(e->kv) + mx_kv_pages_cached(e->kv);
 }
 
-/* What a task has taken itself; what it shares counts where it was computed. */
-static int64_t own_pages(const mx_engine *e, const mx_task *task) {
-    const mx_sequence *s = &task->sequence;
-    const int64_t tiles = s->tiles - s->resumed, sliding = s->tiles - s->first_tile;
-    return e->full_layers * tiles + e->sliding_layers * (sliding < tiles ? sliding : tiles);
+/* Those that a task holds or, where it has none, would hold, and that it takes beyond them; what it shares with others
+ * is counted once. */
+static int64_t all_pages(const mx_engine *e, const mx_task *task) {
+    if (task->sequence.tiles > 0) return mx_kv_count_sequence(&task->sequence) + pages_to_come(e, task);
+    const mx_kv_prefix prefix = mx_kv_count_prefix(e->kv, task->tokens, resumable(task));
+    return prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
 }
 
 /* Would there be room if all of a lower priority were set back? */
 static bool could_have_room(const mx_engine *e, const mx_task *task) {
-    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
-    int64_t pages = pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
+    mx_kv_count_anew(e->kv);
+    int64_t pages = all_pages(e, task);
     for (int i = 0; i < e->running_count; i++) {
         const mx_task *r = e->running[i];
-        if (r->request.priority >= task->request.priority) pages += own_pages(e, r) + pages_to_come(e, r);
+        if (r->request.priority >= task->request.priority) pages += all_pages(e, r);
     }
     return pages <= e->parts.plan.pages;
 }
@@ -206,31 +215,15 @@ static bool make_way(mx_engine *e, const mx_task *task) {
     return may_run(e, task);
 }
 
-/* ---- what earlier runs computed -----------------------------------------------------------------------------------
- */
-static const double FETCH_SECONDS = 0.05; /* of a step, also where nobody runs: others may come, or be cancelled */
-
-/* false: there is more to read, but not in this step. */
-static bool fetch(mx_engine *e, mx_task *task, double until) {
-    const double left = until - mx_seconds();
-    if (!task->fetched && left > 0) task->fetched = mx_kv_fetch(e->kv, task->tokens, resumable(task), left);
-    return task->fetched;
-}
-
 /* ---- running ------------------------------------------------------------------------------------------------------
  */
-/* Takes what the cache has of the task's prefix and makes it run. */
+/* Of a step, for reading what earlier processes computed, and for all else here; also where nobody decodes: others may
+ * come, or be cancelled. */
+static const double READ_SECONDS = 0.05, ADMIT_SECONDS = 0.05;
+
+/* Makes a task run that there is room for. */
 static void begin(mx_engine *e, mx_task *task) {
-    const int64_t cached = mx_sequence_resume(&task->sequence, task->tokens, resumable(task));
-    if (!task->started) {
-        task->started = true;
-        task->start_time = mx_seconds();
-        task->usage.queue_seconds = task->start_time - task->submit_time;
-        task->usage.cached_tokens = cached;
-        e->count.prompt_tokens += task->request.prompt_count;
-        e->count.cached_tokens += cached;
-    }
-    task->computing = true;
+    task->computing = task->reading = true;
     if (e->free_lookups > 0) {
         task->lookup = e->free_lookup[--e->free_lookups];
         mx_lookup_reset(task->lookup);
@@ -243,10 +236,37 @@ static void begin(mx_engine *e, mx_task *task) {
     pthread_mutex_unlock(&e->lock);
 }
 
+/* Takes what the cache has of the task's prefix. */
+static void resume(mx_engine *e, mx_task *task) {
+    const int64_t cached = mx_sequence_resume(&task->sequence, task->tokens, resumable(task));
+    task->reading = false;
+    if (task->started) return;
+    task->started = true;
+    task->start_time = mx_seconds();
+    task->usage.queue_seconds = task->start_time - task->submit_time;
+    task->usage.cached_tokens = cached;
+    e->count.prompt_tokens += task->request.prompt_count;
+    e->count.cached_tokens += cached;
+}
+
+/* Reads as long as there is time, *left, which is less then. Where nothing is to be read that takes none. */
+static void read_prefix(mx_engine *e, mx_task *task, double *left) {
+    const double start = mx_seconds();
+    const bool done = mx_kv_fetch(e->kv, task->tokens, resumable(task), *left > 0 ? *left : -1);
+    *left = done ? *left - (mx_seconds() - start) : 0;
+    if (done) resume(e, task);
+}
+
 void mx_queue_admit(mx_engine *e) {
-    const double start = mx_seconds(), until = start + LOOK_PART * e->last_seconds;
-    for (int i = 0; i < e->running_count; i++) release_waiters(e, e->running[i]);
-    for (int i = 0; i < LOOK_LEAST || mx_seconds() < until; i++) {
+    const double start = mx_seconds();
+    double left = READ_SECONDS;
+    for (int i = 0; i < e->running_count; i++) {
+        if (e->running[i]->reading && left > 0) read_prefix(e, e->running[i], &left);
+        release_waiters(e, e->running[i]);
+    }
+    for (int i = 0;; i++) {
+        const double seconds = mx_seconds() - start - (READ_SECONDS - left);
+        if (i > 0 && seconds > (i < LOOK_LEAST ? ADMIT_SECONDS : LOOK_PART * e->last_seconds)) break;
         mx_task *task = next_waiting(e);
         if (!task || (e->running_count == e->parts.max_running && !who_makes_way(e, task))) break;
         mx_task *other = who_computes(e, task);
@@ -254,8 +274,9 @@ void mx_queue_admit(mx_engine *e) {
             wait_for(e, task, other);
             continue;
         }
-        if (!fetch(e, task, start + FETCH_SECONDS) || !make_way(e, task)) break; /* nor does a smaller one pass it by */
+        if (!make_way(e, task)) break; /* nor does a smaller one pass it by */
         begin(e, task);
+        read_prefix(e, task, &left);
     }
 }
 
@@ -267,7 +288,7 @@ void mx_queue_stop_running(mx_engine *e, mx_task *task) {
     for (; i < e->running_count; i++) e->running[i] = e->running[i + 1];
     if (task->lookup) e->free_lookup[e->free_lookups++] = task->lookup;
     task->lookup = NULL;
-    task->computing = false;
+    task->computing = task->reading = false;
     release_waiters(e, task);
 }
 

@@ -1,5 +1,6 @@
 #include "engine/scheduler.h"
 
+#include <math.h>
 #include <stddef.h>
 
 enum {
@@ -14,8 +15,9 @@ static const double DECODE_STEPS = 3;  /* that a mixed step may take */
 static const double AIM = 0.75;        /* of what it may take */
 static const double PROMPT_ROWS = 0.3; /* of all rows, where decoders could fill the steps */
 
-void mx_scheduler_init(mx_scheduler *s, int batch_tokens, double least_seconds) {
+void mx_scheduler_init(mx_scheduler *s, int batch_tokens, int max_wanted, double least_seconds) {
     *s = (mx_scheduler){.batch_tokens = batch_tokens,
+                        .max_wanted = max_wanted,
                         .least_seconds = least_seconds > 0 ? least_seconds : LEAST_SECONDS,
                         .chunk = FIRST_CHUNK,
                         .too_many = MOST_CHUNK};
@@ -68,7 +70,7 @@ static void mixed_measured(mx_scheduler *s, int rows, double seconds) {
         s->too_many += 1 + s->too_many / 16;
         s->since_too_many = 0;
     }
-    if (rows < s->chunk) return;
+    if (rows < s->allowed) return; /* there were no more: what more would take is not known */
     int64_t chunk = 2 * s->chunk;
     if (fits < (double)chunk) chunk = (int64_t)fits;
     if (chunk > (s->chunk + s->too_many) / 2) chunk = (s->chunk + s->too_many) / 2; /* times may jump on the way */
@@ -113,13 +115,19 @@ static int give_decoders(mx_candidate *candidate, int count, int decoders, int r
     return rows;
 }
 
+/* Rows that a prompt lacks and may have. `kept`: rows whose logits can be kept beside one of each candidate. */
+static int64_t lacks(const mx_candidate *c, int64_t kept) {
+    const int64_t left = c->unknown - c->rows, most = kept + (c->rows == 0);
+    return c->scored && left > most ? most : left;
+}
+
 /* Of the prompts of the highest priority that still lack rows, the one that came first, or of those the nearest to its
  * end. NULL: none lacks any. */
-static mx_candidate *next_prompt(mx_candidate *candidate, int count, bool nearest) {
+static mx_candidate *next_prompt(mx_candidate *candidate, int count, bool nearest, int64_t kept) {
     mx_candidate *best = NULL;
     for (mx_candidate *c = candidate; c < candidate + count; c++) {
         const int64_t left = c->unknown - c->rows;
-        if (decodes(c) || left == 0) continue;
+        if (decodes(c) || lacks(c, kept) == 0) continue;
         if (best && c->priority < best->priority) continue;
         const int64_t best_left = best ? best->unknown - best->rows : 0;
         const bool first = !best || c->priority > best->priority;
@@ -129,29 +137,31 @@ static mx_candidate *next_prompt(mx_candidate *candidate, int count, bool neares
     return best;
 }
 
-static int64_t give(mx_candidate *c, int64_t most) {
-    const int64_t left = c->unknown - c->rows, rows = left < most ? left : most;
+static int64_t give(mx_candidate *c, int64_t most, int64_t *kept) {
+    const int64_t left = lacks(c, *kept), rows = left < most ? left : most;
+    if (c->scored) *kept -= rows - (c->rows == 0);
     c->rows += (int)rows;
     return rows;
 }
 
-static int64_t give_prompts(mx_candidate *candidate, int count, int64_t rows) {
+static int64_t give_prompts(mx_candidate *candidate, int count, int64_t rows, int64_t *kept) {
     int64_t given = 0;
     int priority = 0;
     for (bool first = true; given < rows;) {
-        mx_candidate *oldest = next_prompt(candidate, count, false);
+        mx_candidate *oldest = next_prompt(candidate, count, false, *kept);
         if (!oldest) break;
-        if (first || oldest->priority != priority) given += give(oldest, (rows - given + 1) / 2);
+        if (first || oldest->priority != priority) given += give(oldest, (rows - given + 1) / 2, kept);
         first = false;
         priority = oldest->priority;
-        mx_candidate *nearest = next_prompt(candidate, count, true);
-        if (nearest && nearest->priority == priority) given += give(nearest, rows - given);
+        mx_candidate *nearest = next_prompt(candidate, count, true, *kept);
+        if (nearest && nearest->priority == priority && given < rows) given += give(nearest, rows - given, kept);
     }
     return given;
 }
 
-static int64_t give_drafts(mx_candidate *candidate, int count, int64_t rows) {
+static int64_t give_drafts(mx_candidate *candidate, int count, int64_t rows, int64_t kept) {
     int64_t given = 0;
+    if (rows > kept) rows = kept;
     for (mx_candidate *c = candidate; c < candidate + count && given < rows; c++) {
         if (!decodes(c) || !c->rows) continue;
         const int64_t more = c->drafted < rows - given ? c->drafted : rows - given;
@@ -170,7 +180,14 @@ static int reserved(mx_scheduler *s, int decoders) {
     return rows;
 }
 
-int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count) {
+/* Rows beside decoders that there is time for; prompts are never held up. */
+static int64_t in_time(const mx_scheduler *s, double spent) {
+    const double left = room(s) > 0 ? 1 - spent / room(s) : 1;
+    const int64_t rows = left > 0 ? (int64_t)ceil(left * (double)s->chunk) : 1;
+    return rows < 1 ? 1 : rows < s->chunk ? rows : s->chunk;
+}
+
+int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, double spent) {
     int decoders = 0;
     for (int i = 0; i < count; i++) {
         candidate[i].rows = 0;
@@ -178,13 +195,15 @@ int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count) {
     }
     const bool prompts = decoders < count;
     const int most = decoders < s->batch_tokens ? decoders : s->batch_tokens;
+    int64_t kept = s->max_wanted < s->batch_tokens ? s->max_wanted - count : s->batch_tokens;
     if (!prompts || (decoders && (s->since_decode >= MEASURE_EVERY || differs(most, s->decode_rows)))) {
         int64_t rows = give_decoders(candidate, count, decoders, most);
-        return (int)(rows + (prompts ? 0 : give_drafts(candidate, count, s->batch_tokens - rows)));
+        return (int)(rows + (prompts ? 0 : give_drafts(candidate, count, s->batch_tokens - rows, kept)));
     }
     const int64_t rows = give_decoders(candidate, count, decoders, s->batch_tokens - reserved(s, decoders));
     int64_t left = s->batch_tokens - rows;
-    if (rows > 0 && left > s->chunk) left = s->chunk;
-    const int64_t given = give_prompts(candidate, count, left);
-    return (int)(rows + given + give_drafts(candidate, count, left - given));
+    s->allowed = in_time(s, spent);
+    if (rows > 0 && left > s->allowed) left = s->allowed;
+    const int64_t given = give_prompts(candidate, count, left, &kept);
+    return (int)(rows + given + give_drafts(candidate, count, left - given, kept));
 }

@@ -332,7 +332,7 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
 /* ---- planning -----------------------------------------------------------------------------------------------------
  */
 static bool decodes(const mx_task *task) {
-    return task->known - task->sequence.count == 1;
+    return !task->reading && task->known - task->sequence.count == 1;
 }
 
 /* Guesses what follows, where `decoders` requests decode. They stand behind the known tokens until they are checked. */
@@ -353,30 +353,29 @@ static void guess_ahead(mx_engine *e, int decoders) {
     }
 }
 
-static void plan_rows(mx_engine *e) {
-    int decoders = 0;
+/* `start`: of this step. */
+static void plan_rows(mx_engine *e, double start) {
+    int decoders = 0, count = 0;
     for (int i = 0; i < e->running_count; i++) decoders += decodes(e->running[i]);
     if (decoders && e->parts.speculation != MX_SPECULATE_OFF) guess_ahead(e, decoders);
     for (int i = 0; i < e->running_count; i++) {
         const mx_task *task = e->running[i];
-        e->candidate[i] = (mx_candidate){.unknown = task->known - task->sequence.count,
-                                         .order = (int64_t)task->handle,
-                                         .missed = task->missed,
-                                         .priority = task->request.priority,
-                                         .drafted = task->drafted};
+        if (task->reading) continue;
+        e->candidate[count++] = (mx_candidate){.unknown = task->known - task->sequence.count,
+                                               .order = (int64_t)task->handle,
+                                               .missed = task->missed,
+                                               .priority = task->request.priority,
+                                               .drafted = task->drafted,
+                                               .scored = task->scored < task->request.prompt_count};
     }
-    if (e->running_count > 0) mx_scheduler_plan(&e->scheduler, e->candidate, e->running_count);
-    /* The backend keeps the logits of so many rows; every task may want one. */
-    int spare = e->parts.max_wanted - e->running_count;
+    if (count > 0) mx_scheduler_plan(&e->scheduler, e->candidate, count, mx_seconds() - start);
+    const mx_candidate *c = e->candidate;
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        const mx_candidate *c = &e->candidate[i];
-        task->rows = c->rows;
+        task->rows = task->reading ? 0 : c->rows;
+        if (task->reading) continue;
         task->missed += c->unknown == 1 && !c->rows;
-        if (c->rows <= 1 || (c->unknown > 1 && task->scored == task->request.prompt_count)) continue;
-        const int more = c->rows - 1 < spare ? c->rows - 1 : spare;
-        task->rows = 1 + more;
-        spare -= more;
+        c++;
     }
 }
 
@@ -439,7 +438,7 @@ mx_status mx_step(mx_engine *e, mx_error *error) {
     }
     if (to_end) publish(e);
     mx_queue_admit(e);
-    plan_rows(e);
+    plan_rows(e, start);
     reserve_pages(e);
     compute_planned(e);
 

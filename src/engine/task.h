@@ -46,7 +46,7 @@ typedef struct mx_task {
     int64_t known;             /* prompt and generated tokens */
     int64_t scored;            /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
     bool started;              /* has had a first step */
-    bool fetched;              /* what the store has of its prompt was read, as far as there was room */
+    bool reading;              /* runs, but has no rows before what the store has of its prefix was read */
     bool computing;            /* has drawn nothing since it runs: others may wait for its prefix */
     int64_t missed;            /* steps that had no row for it though it decoded */
     int rows;                  /* of this step */

@@ -1,10 +1,14 @@
 /* Runs of batch in this process, in front of an engine whose memory may run out. */
+#include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -27,6 +31,47 @@ mx_status __wrap_mx_submit(mx_engine *engine, const mx_request *request, mx_hand
     }
     if (at_work + 1 > most_at_work) most_at_work = at_work + 1;
     return __real_mx_submit(engine, request, out, error);
+}
+
+/* Answers that the engine fails from now on, of those that end. */
+static int fails;
+int __real_mx_poll(mx_engine *engine, mx_event *events, int max);
+int __wrap_mx_poll(mx_engine *engine, mx_event *events, int max);
+int __wrap_mx_poll(mx_engine *engine, mx_event *events, int max) {
+    const int n = __real_mx_poll(engine, events, max);
+    for (int i = 0; i < n && fails; i++) {
+        if (events[i].type != MX_EVENT_FINISHED) continue;
+        events[i].type = MX_EVENT_FAILED;
+        mx_fail(&events[i].error, MX_IO, "the device went away");
+        fails--;
+    }
+    return n;
+}
+
+/* A clock that is ahead of the other. */
+static double ahead;
+double __real_mx_seconds(void);
+double __wrap_mx_seconds(void);
+double __wrap_mx_seconds(void) {
+    return __real_mx_seconds() + ahead;
+}
+
+static int syncs;
+int __wrap_fdatasync(int file);
+int __wrap_fdatasync(int file) {
+    (void)file;
+    syncs++;
+    return 0;
+}
+
+/* A signal that comes right before the program waits for input. */
+static volatile sig_atomic_t interrupted;
+static int waits_until_signal = -1; /* counted down */
+int __real_poll(struct pollfd *list, nfds_t count, int milliseconds);
+int __wrap_poll(struct pollfd *list, nfds_t count, int milliseconds);
+int __wrap_poll(struct pollfd *list, nfds_t count, int milliseconds) {
+    if (milliseconds && waits_until_signal >= 0 && waits_until_signal-- == 0) interrupted = 1;
+    return __real_poll(list, count, milliseconds);
 }
 
 static char folder[] = "/tmp/mxrun-batch-XXXXXX", model_path[600], input[60], output[60];
@@ -60,15 +105,12 @@ static int tear_down(void **state) {
     "{\"prompt\":\"Once upon a time\",\"n\":40,\"max_tokens\":3}\n{\"prompt\":7}\n"                                    \
     "{\"prompt\":\"There was\",\"n\":2,\"best_of\":40,\"max_tokens\":3}\n"
 
-static mx_status run(const char *lines, int max_in_flight, mx_batch_state *state, mx_error *error) {
-    FILE *f = fopen(input, "w");
-    assert_non_null(f);
-    fputs(lines, f);
-    fclose(f);
-    unlink(output);
+/* What is in the output goes on. */
+static mx_status go_on(int max_in_flight, bool ordered, void (*progress)(void *, const mx_batch_state *),
+                       mx_batch_state *state, mx_error *error) {
     mx_engine *engine;
     mx_batch *batch;
-    const mx_batch_files files = {.input = input, .output = output};
+    const mx_batch_files files = {.input = input, .output = output, .ordered = ordered};
     const mx_engine_options options = {.context = 256, .max_running = max_in_flight, .threads = 1};
     assert_int_equal(mx_engine_create(model, &options, &engine, error), MX_OK);
     assert_int_equal(mx_batch_open(&files, &batch, error), MX_OK);
@@ -80,12 +122,26 @@ static mx_status run(const char *lines, int max_in_flight, mx_batch_state *state
                                   .stop_tokens = &stop_tokens,
                                   .vocab = info.vocab,
                                   .setup = {.context = info.context, .tier = "any", .precision = "any"}};
-    const mx_batch_work work = {.engine = engine, .max_in_flight = max_in_flight};
+    const mx_batch_work work = {
+        .engine = engine, .max_in_flight = max_in_flight, .interrupted = &interrupted, .progress = progress};
     refused = most_at_work = 0;
     const mx_status status = mx_batch_run(batch, &settings, &work, state, error);
     mx_batch_close(batch);
     mx_engine_destroy(engine);
     return status;
+}
+
+static void write_input(const char *lines) {
+    FILE *f = fopen(input, "w");
+    assert_non_null(f);
+    fputs(lines, f);
+    fclose(f);
+}
+
+static mx_status run(const char *lines, int max_in_flight, mx_batch_state *state, mx_error *error) {
+    write_input(lines);
+    unlink(output);
+    return go_on(max_in_flight, false, NULL, state, error);
 }
 
 static void test_answers_are_counted(void **unused) {
@@ -134,12 +190,128 @@ static void test_deadline_of_a_line(void **unused) {
     assert_true(state.seconds < 10 && state.generated_tokens < 100 * 128); /* 0.2 s for each would be more of one */
 }
 
+/* ---- the disk ----------------------------------------------------------------------------------------------------
+ */
+static int64_t records;
+static int syncs_before;
+static double unsynced_since, oldest; /* the most that a record waited for the disk */
+
+static void watch_the_disk(void *user, const mx_batch_state *s) {
+    (void)user;
+    const double now = __wrap_mx_seconds();
+    if (syncs > syncs_before) unsynced_since = 0;
+    syncs_before = syncs;
+    if (unsynced_since > 0 && now - unsynced_since > oldest) oldest = now - unsynced_since;
+    if (s->done > records && unsynced_since <= 0) unsynced_since = now;
+    records = s->done;
+    ahead += 0.25; /* what the next step takes */
+}
+
+/* A record is on the disk within two seconds also where the next one is long in coming. */
+static void test_records_reach_the_disk(void **unused) {
+    (void)unused;
+    mx_batch_state state;
+    mx_error error;
+    memory_for = 1000;
+    write_input("{\"prompt\":\"Once\",\"max_tokens\":1}\n{\"prompt\":\"There\",\"max_tokens\":3}\n"
+                "{\"prompt\":\"There was\",\"max_tokens\":80,\"logit_bias\":{\"4088\":-100,\"4089\":-100,"
+                "\"4095\":-100}}\n");
+    unlink(output);
+    syncs = syncs_before = 0;
+    records = 0;
+    unsynced_since = oldest = 0;
+    assert_int_equal(go_on(8, false, watch_the_disk, &state, &error), MX_OK);
+    assert_int_equal(state.done, 3);
+    if (oldest > 2.3) fail_msg("a record waited %.1f s", oldest);
+    assert_in_range(syncs, 2, 10);
+    ahead = 0;
+}
+
+/* ---- a signal ----------------------------------------------------------------------------------------------------
+ */
+/* Ctrl-C just before the program waits for a pipe in which nothing is. */
+static void test_signal_before_waiting(void **unused) {
+    (void)unused;
+    mx_batch_state state;
+    mx_error error;
+    unlink(input);
+    unlink(output);
+    assert_int_equal(mkfifo(input, 0600), 0);
+    const int writer = open(input, O_RDWR);
+    assert_true(writer >= 0);
+    assert_int_equal(write(writer, "{\"prompt\":7}\n", 13), 13);
+    alarm(60);
+    waits_until_signal = 3;
+    assert_int_equal(go_on(8, false, NULL, &state, &error), MX_CANCELLED);
+    alarm(0);
+    assert_int_equal(state.done, 1);
+    interrupted = 0;
+    close(writer);
+    unlink(input);
+}
+
+/* ---- the engine fails --------------------------------------------------------------------------------------------
+ */
+static int lines_with(const char *what) {
+    char *line = NULL;
+    size_t size = 0;
+    int n = 0;
+    FILE *f = fopen(output, "r");
+    assert_non_null(f);
+    while (getline(&line, &size, f) > 0) n += strstr(line, what) != NULL;
+    free(line);
+    fclose(f);
+    return n;
+}
+
+/* What the engine failed has a record that says so, and is done again by the next run; what is wrong with a line is
+ * not. */
+static void test_failed_lines_are_done_again(void **unused) {
+    (void)unused;
+    static const char lines[] =
+        "{\"prompt\":\"A\",\"max_tokens\":2}\n{\"prompt\":\"B\",\"max_tokens\":3}\n{\"prompt\":7}\n"
+        "{\"custom_id\":\"c\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{\"model\":\"m\","
+        "\"prompt\":\"C\",\"max_tokens\":4}}\n{\"prompt\":\"D\",\"max_tokens\":5}\n";
+    mx_batch_state state;
+    mx_error error;
+    struct stat info;
+    memory_for = 1000;
+    for (int ordered = 0; ordered < 2; ordered++) {
+        write_input(lines);
+        unlink(output);
+        fails = 3;
+        assert_int_equal(go_on(8, ordered, NULL, &state, &error), MX_OK);
+        assert_int_equal(state.done, 5);
+        assert_int_equal(state.wrong, 4);
+        assert_int_equal(state.failed, 3);
+        assert_int_equal(lines_with("\"server_error\""), 3);
+        assert_int_equal(lines_with("the device went away"), 3);
+        chmod(output, 0640);
+        fails = 1;
+        assert_int_equal(go_on(8, ordered, NULL, &state, &error), MX_OK);
+        assert_int_equal(state.done, ordered ? 0 : 3);
+        assert_int_equal(state.before, ordered ? 5 : 2);
+        assert_int_equal(lines_with("\"server_error\""), ordered ? 3 : 1);
+        fails = 0;
+        assert_int_equal(go_on(8, ordered, NULL, &state, &error), MX_OK);
+        assert_int_equal(state.done, ordered ? 0 : 1);
+        assert_int_equal(lines_with("\"server_error\""), ordered ? 3 : 0);
+        assert_int_equal(lines_with("req_"), 5);
+        assert_int_equal(lines_with("invalid_request_error"), 1);
+        assert_int_equal(stat(output, &info), 0);
+        assert_int_equal(info.st_mode & 0777, 0640);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_are_counted),
         cmocka_unit_test(test_waits_for_memory),
         cmocka_unit_test(test_no_memory_at_all),
         cmocka_unit_test(test_deadline_of_a_line),
+        cmocka_unit_test(test_records_reach_the_disk),
+        cmocka_unit_test(test_signal_before_waiting),
+        cmocka_unit_test(test_failed_lines_are_done_again),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

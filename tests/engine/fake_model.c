@@ -108,6 +108,7 @@ static void check_rows(fake_backend *b, const mx_batch *batch) {
 static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) {
     fake_backend *b = self(base);
     if (b->sleep_us) usleep((useconds_t)b->sleep_us);
+    b->last_rows = batch->rows;
     if (b->during) b->during(b->user);
     check_rows(b, batch);
     b->wanted = 0;
@@ -122,6 +123,7 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
         logits_of(state, out);
         if (bad || batch->row[i].token == b->nan_token) out[7] = 0.0f / 0.0f;
     }
+    if (b->wanted > b->most_wanted) b->most_wanted = b->wanted;
     b->rows += batch->rows;
     if (batch->rows > b->largest) b->largest = batch->rows;
     return fails ? mx_fail(error, MX_IO, "the fake device is on fire") : MX_OK;

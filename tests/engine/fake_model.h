@@ -27,6 +27,8 @@ typedef struct fake_backend {
     int64_t rows;               /* computed so far */
     int64_t largest;            /* most rows in a step */
     int64_t most_sequences;     /* in a step */
+    int last_rows;              /* of the last step, or of the one that calls `during` */
+    int most_wanted;            /* rows in a step */
     int empty_reads;            /* slots read that no step wrote since their page was taken */
     void (*during)(void *user); /* called in every step; may be NULL */
     void *user;

@@ -379,6 +379,52 @@ static void logprobs(void **state) {
     mx_engine_destroy(e);
 }
 
+/* Logits of fewer rows are kept than requests run, or than rows of prompts are wanted. */
+static void few_logits_are_kept(void **state) {
+    (void)state;
+    static const int batches[] = {8, 40, 64}, kept[] = {8, 20, 20};
+    for (int i = 0; i < 6; i++) {
+        config = fake_config("sf", 128, FAKE_MOST);
+        const mx_engine_parts parts = {.config = &config,
+                                       .batch_tokens = batches[i / 2],
+                                       .max_wanted = kept[i / 2],
+                                       .speculation = i % 2 ? MX_SPECULATE_ON : MX_SPECULATE_OFF,
+                                       .draft_tokens = 4};
+        mx_engine *e = fake_engine_with(&parts, 600, 0, &backend);
+        make_requests(7, MANY, LONGEST);
+        for (int n = 0; n < MANY; n++) {
+            r[n].prompt_logprobs = n % 3 == 0;
+            submit(e, &r[n]);
+        }
+        run_until_idle(e);
+        check_all(MANY);
+        for (int n = 0; n < MANY; n += 3) assert_int_equal(a[n].prompt_tokens, r[n].prompt_count);
+        assert_in_range(backend->most_wanted, kept[i / 2] - 4, kept[i / 2]);
+        mx_engine_destroy(e);
+    }
+}
+
+/* One whose every row is wanted leaves to another what of the step it cannot have. */
+static void what_is_not_kept_is_of_use(void **state) {
+    (void)state;
+    config = fake_config("sf", 128, FAKE_MOST);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 200, .max_wanted = 40, .speculation = MX_SPECULATE_OFF};
+    mx_engine *e = fake_engine_with(&parts, 600, 0, &backend);
+    for (int i = 0; i < 2; i++) {
+        fill(prompt[i], LONGEST, 1 + (uint64_t)i);
+        r[i] = request_for(prompt[i], LONGEST, 2, &a[i]);
+        r[i].prompt_logprobs = i == 0;
+        submit(e, &r[i]);
+    }
+    step(e);
+    assert_int_equal(backend->rows, 200);
+    assert_int_equal(backend->most_wanted, 39);
+    run_until_idle(e);
+    check_all(2);
+    mx_engine_destroy(e);
+}
+
 static void waiting_for_work(void **state) {
     (void)state;
     mx_engine *e = start("sf", 600, 0, 64);
@@ -407,6 +453,8 @@ int main(void) {
         cmocka_unit_test(deadlines),
         cmocka_unit_test(min_tokens),
         cmocka_unit_test(logprobs),
+        cmocka_unit_test(few_logits_are_kept),
+        cmocka_unit_test(what_is_not_kept_is_of_use),
         cmocka_unit_test(waiting_for_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "base/cpu.h"
 #include "base/log.h"
 #include "kv_check.h"
 #include "model/sampler.h"
@@ -103,11 +104,14 @@ static void test_takes_its_time(void **state) {
     answer(&f, tokens, 640, 641);
     kv_renew(&f, open_store(&f, 0));
     int calls = 1;
+    assert_false(mx_kv_fetch(f.kv, tokens, 640, -1)); /* only looks */
+    assert_int_equal(mx_prefix_store_get_stats(f.kv->store).read, 0);
     for (; !mx_kv_fetch(f.kv, tokens, 640, 0); calls++) kv_check_structure(&f, NULL, 0);
     assert_in_range(calls, 12, 14); /* 10 tiles and 2 windows */
     assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 640), 640);
     kv_renew(&f, NULL);
     assert_true(mx_kv_fetch(f.kv, tokens, 640, 0));
+    assert_true(mx_kv_fetch(f.kv, tokens, 640, -1));
     kv_tear_down(&f);
 }
 
@@ -218,6 +222,38 @@ static void test_holes(void **state) {
     }
 }
 
+static ssize_t write_slowly(int file, const void *data, size_t size) {
+    usleep(200000);
+    return write(file, data, size);
+}
+
+/* The end waits for a slow disk once, not for each of its parts. */
+static void test_the_end_is_near(void **state) {
+    (void)state;
+    enum { SLOT = 1408 };
+    kv_fixture f;
+    int32_t tokens[KV_MOST];
+    mx_prefix_store *store;
+    fill(tokens, 0, KV_MOST, 1);
+    kv_set_up(&f, "ff", 1, 100, -1);
+    const mx_prefix_store_options options = {.folder = folder,
+                                             .most = 1 << 26,
+                                             .config = &f.config,
+                                             .page_bytes = f.backend->base.ops->page_bytes(&f.backend->base),
+                                             .identity = "",
+                                             .queue_bytes = 8 * SLOT,
+                                             .patience = 1,
+                                             .write = write_slowly};
+    assert_int_equal(mx_prefix_store_open(&options, &store, NULL), MX_OK);
+    kv_renew(&f, store);
+    answer(&f, tokens, KV_MOST - 1, KV_MOST - 1);
+    const double begin = mx_seconds();
+    kv_renew(&f, NULL);
+    const double seconds = mx_seconds() - begin;
+    if (seconds < 0.9 || seconds > 1.7) fail_msg("it took %.2f s", seconds);
+    kv_tear_down(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_next_process_goes_on, set_up, tear_down),
@@ -226,6 +262,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_short_of_pages, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_windows_come_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_holes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_the_end_is_near, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

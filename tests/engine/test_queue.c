@@ -320,6 +320,54 @@ static void nobody_is_set_back_in_vain(void **state) {
     mx_engine_destroy(e);
 }
 
+/* The same where what the other of its priority holds was computed by one that has ended. */
+static void nor_for_what_another_computed(void **state) {
+    (void)state;
+    mx_engine *e = start_small(2000, 0, 64);
+    ask_anything(e, 0, 1300, 1, 1);
+    run_until_idle(e);
+    r[3] = request_for(prompt[0], 1300, 100, &a[3]);
+    r[3].priority = 1;
+    submit(e, &r[3]);
+    ask_anything(e, 1, 100, 90, 0);
+    steps(e, 10);
+    assert_true(a[3].tokens > 0 && a[1].tokens > 0);
+    ask_anything(e, 2, 1500, 5, 1);
+    steps(e, 30);
+    assert_true(!a[3].ends && !a[1].ends);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 0);
+    assert_int_equal(a[2].tokens, 0);
+    run_until_idle(e);
+    check_all(4);
+    assert_int_equal(a[3].last.usage.cached_tokens, 1299);
+    mx_engine_destroy(e);
+}
+
+/* What several hold together is there once: where that leaves room, those of a lower priority make way. */
+static void what_is_shared_counts_once(void **state) {
+    (void)state;
+    mx_engine *e = start_small(2000, 0.4, 64);
+    ask_anything(e, 0, 1000, 100, 1);
+    steps(e, 20);
+    for (int i = 3; i < 6; i++) {
+        r[i] = request_for(prompt[0], 1000, 60, &a[i]);
+        r[i].priority = 1;
+        submit(e, &r[i]);
+    }
+    ask_anything(e, 1, 300, 90, 0);
+    steps(e, 20);
+    for (int i = 3; i < 6; i++) assert_true(a[i].tokens > 0);
+    assert_true(a[1].tokens > 0);
+    ask_anything(e, 2, 500, 5, 1);
+    steps(e, 25);
+    assert_true(a[2].tokens > 0);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 1);
+    run_until_idle(e);
+    check_all(6);
+    assert_int_equal(a[1].last.usage.set_back, 1);
+    mx_engine_destroy(e);
+}
+
 /* A stream of priorities: everyone gets what it gets alone. */
 static void priorities_come_and_go(void **state) {
     (void)state;
@@ -422,7 +470,8 @@ const void *__wrap_mx_prefix_store_read(mx_prefix_store *store, mx_store_part pa
     return __real_mx_prefix_store_read(store, part, key, token);
 }
 
-static mx_engine *start_on(const char *folder) {
+/* pages 0: enough. */
+static mx_engine *start_on(const char *folder, int64_t pages) {
     config = fake_config("sf", 128, FAKE_MOST);
     mx_engine_parts parts = {.config = &config, .batch_tokens = 64};
     const mx_prefix_store_options options = {.folder = folder,
@@ -431,7 +480,7 @@ static mx_engine *start_on(const char *folder) {
                                              .page_bytes = MX_TILE * sizeof(uint64_t),
                                              .identity = "fake"};
     assert_int_equal(mx_prefix_store_open(&options, &parts.store, NULL), MX_OK);
-    return fake_engine_with(&parts, LONGEST, 0, &backend);
+    return fake_engine_with(&parts, pages ? 2000 : LONGEST, pages, &backend);
 }
 
 /* Reading from a slow disk takes no step longer than about 50 ms, whoever else is there. */
@@ -439,12 +488,12 @@ static void reading_is_done_in_pieces(void **state) {
     (void)state;
     char folder[] = "/tmp/mxrun-queue-XXXXXX", command[100];
     assert_non_null(mkdtemp(folder));
-    mx_engine *e = start_on(folder);
+    mx_engine *e = start_on(folder, 0);
     for (int i = 0; i < 4; i++) ask_anything(e, i, 700, 1, 0);
     run_until_idle(e);
     mx_engine_destroy(e);
 
-    e = start_on(folder);
+    e = start_on(folder, 0);
     read_us = 20000;
     const mx_handle first = ask_anything(e, 0, 700, 1, 0);
     for (int i = 1; i < 4; i++) ask_anything(e, i, 700, 1, 0);
@@ -466,6 +515,102 @@ static void reading_is_done_in_pieces(void **state) {
     assert_int_equal(system(command), 0);
 }
 
+static void remove_folder(const char *folder) {
+    char command[100];
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Where there is no room beside those that run, nothing is read, for what would it be good. */
+static void who_finds_no_room_reads_nothing(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mxrun-queue-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    mx_engine *e = start_on(folder, 0);
+    ask_anything(e, 0, 1000, 1, 0);
+    run_until_idle(e);
+    mx_engine_destroy(e);
+
+    config = fake_config("sf", 128, FAKE_MOST);
+    e = start_on(folder, mx_kv_pages_needed(&config, 2000, 64));
+    ask_anything(e, 2, 300, 1, 0);
+    run_until_idle(e);
+    ask_anything(e, 1, 1400, 60, 0);
+    steps(e, 10);
+    const uint64_t cached = mx_engine_get_stats(e).kv_bytes_cached;
+    assert_true(cached > 0);
+    ask_anything(e, 0, 1000, 1, 0);
+    reads = 0;
+    steps(e, 10);
+    assert_int_equal(mx_engine_get_stats(e).waiting, 1);
+    assert_int_equal(reads, 0);
+    run_until_idle(e);
+    check_all(3);
+    assert_true(reads > 0);
+    assert_int_equal(a[0].last.usage.cached_tokens, 960);
+    mx_engine_destroy(e);
+    remove_folder(folder);
+}
+
+/* One that was set back, and whose pages others took, has them from the disk again. */
+static void who_was_set_back_reads_again(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mxrun-queue-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    mx_engine *e = start_on(folder, 0);
+    ask_anything(e, 0, 1300, 1, 0);
+    run_until_idle(e);
+    mx_engine_destroy(e);
+
+    config = fake_config("sf", 128, FAKE_MOST);
+    e = start_on(folder, mx_kv_pages_needed(&config, 2000, 64));
+    ask_anything(e, 0, 1300, 50, 0);
+    steps(e, 5);
+    assert_true(a[0].tokens > 0);
+    ask_anything(e, 1, 1900, 5, 1);
+    steps(e, 5);
+    assert_int_equal(mx_engine_get_stats(e).set_back, 1);
+    run_until_idle(e);
+    check_all(2);
+    assert_in_range(backend->rows, 1900, 1900 + 5 + 2 * (20 + 50));
+    mx_engine_destroy(e);
+    remove_folder(folder);
+}
+
+/* While one reads, those behind it run. */
+static void reading_holds_nobody_up(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mxrun-queue-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    mx_engine *e = start_on(folder, 0);
+    ask_anything(e, 0, 2000, 1, 0);
+    run_until_idle(e);
+    mx_engine_destroy(e);
+
+    e = start_on(folder, 0);
+    read_us = 20000;
+    ask_anything(e, 0, 2000, 1, 0);
+    r[3] = request_for(prompt[0], 2000, 2, &a[3]); /* wants the same: it waits for the one that reads */
+    submit(e, &r[3]);
+    ask_anything(e, 1, 30, 3, 0);
+    ask_anything(e, 2, 60, 5, 0);
+    for (int n = 0; n < 10; n++) {
+        reads = 0;
+        steps(e, 1);
+        assert_in_range(reads, 1, 3);
+        assert_int_equal(a[0].tokens, 0);
+    }
+    assert_true(a[1].ends && a[2].tokens > 0);
+    run_until_idle(e);
+    check_all(4);
+    assert_int_equal(a[0].last.usage.cached_tokens, 1984);
+    assert_int_equal(a[3].last.usage.cached_tokens, 1999);
+    assert_in_range(backend->rows, 0, 16 + 30 + 60 + 20);
+    mx_engine_destroy(e);
+    read_us = 0;
+    remove_folder(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_line_is_kept),
@@ -477,10 +622,15 @@ int main(void) {
         cmocka_unit_test(a_higher_priority_takes_a_place),
         cmocka_unit_test(a_higher_priority_takes_memory),
         cmocka_unit_test(nobody_is_set_back_in_vain),
+        cmocka_unit_test(nor_for_what_another_computed),
+        cmocka_unit_test(what_is_shared_counts_once),
         cmocka_unit_test(priorities_come_and_go),
         cmocka_unit_test(who_finds_no_room_does_nothing),
         cmocka_unit_test(who_waits_takes_little_memory),
         cmocka_unit_test(reading_is_done_in_pieces),
+        cmocka_unit_test(who_finds_no_room_reads_nothing),
+        cmocka_unit_test(who_was_set_back_reads_again),
+        cmocka_unit_test(reading_holds_nobody_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

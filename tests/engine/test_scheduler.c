@@ -68,7 +68,7 @@ static void leave(sim *m, int i) {
 /* One step. Returns its rows. `noise`: it takes up to so much more or less. */
 static int step(sim *m, cost *f, double noise) {
     int decode = 0, prompt = 0, drafted = 0, decoders = 0;
-    const int total = mx_scheduler_plan(&m->s, m->c, m->count);
+    const int total = mx_scheduler_plan(&m->s, m->c, m->count, 0);
     assert_in_range(total, 1, m->s.batch_tokens);
     for (int i = 0; i < m->count; i++) {
         mx_candidate *c = &m->c[i];
@@ -122,7 +122,7 @@ static sim m;
 
 static void begin(int batch_tokens) {
     memset(&m, 0, sizeof m);
-    mx_scheduler_init(&m.s, batch_tokens, 0);
+    mx_scheduler_init(&m.s, batch_tokens, batch_tokens, 0);
 }
 
 /* ---- time ---------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ static void no_limit_without_decoders(void **state) {
 static void a_longer_limit(void **state) {
     (void)state;
     memset(&m, 0, sizeof m);
-    mx_scheduler_init(&m.s, 512, 1e9);
+    mx_scheduler_init(&m.s, 512, 512, 1e9);
     add(&m, 1, 1 << 30, 0);
     add(&m, 1 << 30, 1, 0);
     for (int i = 0; i < 20; i++) step(&m, experts, 0);
@@ -223,12 +223,12 @@ static void priorities(void **state) {
     add(&m, 1000, 5, 7);
     add(&m, 1000, 5, -3);
     add(&m, 30, 5, 7);
-    mx_scheduler_plan(&m.s, m.c, m.count);
+    mx_scheduler_plan(&m.s, m.c, m.count, 0);
     assert_int_equal(m.c[0].rows + m.c[2].rows, 0);
     assert_int_equal(m.c[1].rows, 34); /* the oldest half, the short one the rest, and what that leaves */
     assert_int_equal(m.c[3].rows, 30);
     m.c[1].unknown = 10;
-    mx_scheduler_plan(&m.s, m.c, m.count);
+    mx_scheduler_plan(&m.s, m.c, m.count, 0);
     assert_int_equal(m.c[1].rows, 10);
     assert_int_equal(m.c[3].rows, 30);
     assert_int_equal(m.c[0].rows, 24);
@@ -260,7 +260,7 @@ static void drafts_come_last(void **state) {
     begin(16);
     for (int i = 0; i < 5; i++) add(&m, 1, 1 << 30, 0);
     for (int i = 0; i < 5; i++) m.c[i].drafted = 4;
-    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count), 16);
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 16);
     int one = 0;
     for (int i = 0; i < 5; i++) {
         assert_in_range(m.c[i].rows, 1, 5);
@@ -271,9 +271,77 @@ static void drafts_come_last(void **state) {
     step(&m, quick, 0); /* measures decoding alone */
     for (int i = 0; i < 6; i++) assert_int_equal(m.got[i], i < 5);
     for (int i = 0; i < 50; i++) step(&m, quick, 0);
-    mx_scheduler_plan(&m.s, m.c, m.count);
+    mx_scheduler_plan(&m.s, m.c, m.count, 0);
     for (int i = 0; i < 5; i++) assert_int_equal(m.c[i].rows, 1);
     assert_int_equal(m.c[5].rows, 11);
+}
+
+/* ---- logits that are kept ----------------------------------------------------------------------------------------
+ */
+static int wanted_rows(void) {
+    int n = 0;
+    for (int i = 0; i < m.count; i++) n += m.c[i].scored || m.c[i].unknown == 1 ? m.c[i].rows : m.c[i].rows > 0;
+    return n;
+}
+
+/* A prompt of which all logits are wanted has as many rows as are kept; others have what it cannot have. */
+static void rows_that_cannot_be_kept_go_to_others(void **state) {
+    (void)state;
+    begin(512);
+    m.s.max_wanted = 80;
+    add(&m, 3000, 5, 0);
+    m.c[0].scored = true;
+    add(&m, 3000, 5, 0);
+    add(&m, 200, 5, -1);
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 512);
+    assert_int_equal(m.c[0].rows, 78); /* one row of each of the others may be wanted, too */
+    assert_int_equal(m.c[1].rows, 434);
+    assert_int_equal(wanted_rows(), 79);
+    m.c[1].scored = true;
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 279);
+    assert_int_equal(m.c[0].rows + m.c[1].rows, 79);
+    assert_int_equal(m.c[2].rows, 200);
+    assert_in_range(wanted_rows(), 79, 80);
+    m.c[2].unknown = 1;
+    m.c[2].drafted = 4;
+    for (int i = 0; i < 200; i++) {
+        mx_scheduler_plan(&m.s, m.c, m.count, 0);
+        assert_in_range(wanted_rows(), 1, 80);
+        mx_scheduler_measured(&m.s, 1, m.c[2].rows - 1, m.c[0].rows + m.c[1].rows, 1e-3);
+    }
+    assert_int_equal(m.c[0].rows + m.c[1].rows, 79);
+    assert_int_equal(m.c[2].rows, 1);
+}
+
+/* ---- what is not rows --------------------------------------------------------------------------------------------
+ */
+/* Chunks grow as they do where nothing is spent before. */
+static void time_that_is_spent_holds_no_growth_up(void **state) {
+    (void)state;
+    begin(512);
+    add(&m, 1, 1 << 30, 0);
+    add(&m, (int64_t)1 << 40, 1, 0);
+    int rows = 0;
+    for (int i = 0; i < 60; i++) {
+        rows = mx_scheduler_plan(&m.s, m.c, m.count, 0.01);
+        mx_scheduler_measured(&m.s, 1, 0, rows - 1, quick(rows));
+    }
+    assert_in_range(rows, 450, 512);
+}
+
+/* Time that a step takes before its rows is the prompts', too. */
+static void all_of_a_step_keeps_its_time(void **state) {
+    (void)state;
+    begin(512);
+    add(&m, 1, 1 << 30, 0);
+    add(&m, (int64_t)1 << 40, 1, 0);
+    for (int i = 0; i < 300; i++) step(&m, linear, 0);
+    const double spent[] = {0, 0.02, 0.05, 0.1, 10};
+    for (int i = 0; i < 5; i++) {
+        const int rows = mx_scheduler_plan(&m.s, m.c, m.count, spent[i]);
+        if (i < 4) assert_true(spent[i] + linear(rows) < 0.193 && spent[i] + linear(rows) > 0.17);
+        if (i == 4) assert_int_equal(rows, 2); /* but they are not held up */
+    }
 }
 
 int main(void) {
@@ -286,6 +354,9 @@ int main(void) {
         cmocka_unit_test(priorities),
         cmocka_unit_test(fewer_rows_than_decoders),
         cmocka_unit_test(drafts_come_last),
+        cmocka_unit_test(rows_that_cannot_be_kept_go_to_others),
+        cmocka_unit_test(all_of_a_step_keeps_its_time),
+        cmocka_unit_test(time_that_is_spent_holds_no_growth_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
