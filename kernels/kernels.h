@@ -59,7 +59,7 @@ typedef struct mx_matmul {
     const uint8_t *x;     /* packed by the product's pack(): [*, x_stride bytes] */
     int64_t x_stride;     /* the product's packed_bytes(w.cols) */
     const int32_t *x_row; /* [rows]: activation row t is x + x_row[t] * x_stride; NULL: x_row[t] = t */
-    int64_t rows;         /* T */
+    int64_t rows;         /* T, at least 1 */
     int64_t n0, n1;
     const uint8_t *bias; /* [w.rows] in bias_format (F32 or BF16); NULL: zeros */
     mx_format bias_format;

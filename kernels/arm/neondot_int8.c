@@ -68,8 +68,8 @@ MX_INLINE int64_t row_of(int64_t n, int64_t i, int64_t keep) {
 
 /* sums[t][at + c] for x[t], t < T, and rows n + c of w, c < keep <= ROWS. While it works the rows behind these are
  * fetched into L2, evenly over the way, when the weights go by only once. */
-MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x, int T, float sums[TILE][BLOCK_N],
-                    int64_t at, int64_t keep, const float *power) {
+MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x, int T, bool once,
+                    float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const uint8_t *row[ROWS], *scales[ROWS], *ahead = w->data + (n + ROWS) * w->row_stride;
     float32x4_t total[TILE];
     for (int t = 0; t < T; t++) total[t] = vdupq_n_f32(0);
@@ -79,7 +79,7 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
     }
     for (int64_t b = 0; b < w->cols / 32; b++) {
         int8x16_t even[ROWS], odd[ROWS];
-        if (T < TILE) __builtin_prefetch(ahead + b * ROWS * 16, 0, 2);
+        if (once) __builtin_prefetch(ahead + b * ROWS * 16, 0, 2);
         decode(even, odd, row, 16 * b);
         if (T > 1) {
             turn(even);
@@ -99,9 +99,9 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
 }
 
 MX_INLINE void rows_block(const mx_matrix *w, int64_t n0, int64_t count, const mx_int8_block *const *x, int T,
-                          scratch *s) {
+                          bool once, scratch *s) {
     for (int64_t i = 0; i < count; i += ROWS)
-        tile(w, n0 + i, x, T, s->rows, i, count - i < ROWS ? count - i : ROWS, s->power);
+        tile(w, n0 + i, x, T, once, s->rows, i, count - i < ROWS ? count - i : ROWS, s->power);
 }
 
 static void matmul(const mx_matmul *m) {
@@ -117,14 +117,15 @@ static void matmul(const mx_matmul *m) {
                 int64_t t = row_of(t0, i, rows);
                 x[i] = (const mx_int8_block *)(m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride);
             }
+            const bool once = m->rows <= TILE;
             if (rows == 1) {
-                rows_block(&m->w, n0, count, x, 1, s);
+                rows_block(&m->w, n0, count, x, 1, once, s);
             } else if (rows == 2) {
-                rows_block(&m->w, n0, count, x, 2, s);
+                rows_block(&m->w, n0, count, x, 2, once, s);
             } else if (rows <= 4) {
-                rows_block(&m->w, n0, count, x, 4, s);
+                rows_block(&m->w, n0, count, x, 4, once, s);
             } else {
-                rows_block(&m->w, n0, count, x, TILE, s);
+                rows_block(&m->w, n0, count, x, TILE, once, s);
             }
             for (int64_t i = 0; i < rows; i++) mx_neon_finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
         }

@@ -2,10 +2,11 @@
  *
  * The sum over K has one order, whatever the number of rows. K is cut into even chunks of some blocks of 32 columns.
  * Within a chunk one accumulator of 16 lanes takes a block at a time, hi before lo, and the lanes fold in a fixed tree;
- * the chunks' sums add up from the first to the last. A chunk is so short that the activations of a tile, up to 6 rows,
- * stay in the first cache level while 4 rows of weights after the other pass by: twice as many lines from the second
- * level would be more than it has to give. Weights are never copied: a block of MXFP4 becomes a vector of BF16 with one
- * shift and one permute of a table that holds the block's scale already. */
+ * the chunks' sums add up from the first to the last. A chunk is so short that the activations of a tile, up to 6 rows
+ * and 36 KB, stay in a first cache level of 48 KB (Zen 5, Sapphire Rapids) while 4 rows of weights after the other pass
+ * by: twice as many lines from the second level would be more than it has to give. (Zen 4 has 32 KB, and half the
+ * multiplications in which to wait for the second level.) Weights are never copied: a block of MXFP4 becomes a vector
+ * of BF16 with one shift and one permute of a table that holds the block's scale already. */
 #include "kernels/x86/avx512_epilogue.h"
 #include "kernels/x86/avx512bf16.h"
 
@@ -161,26 +162,22 @@ MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *
     add_folded(sums, acc, R, C);
 }
 
-MX_INLINE void tile_of(const mx_matrix *w, mx_format format, const uint8_t *const *x, int64_t rows, bool split,
+/* One or two rows times eight weight rows, three to six rows times four. */
+MX_INLINE void tile_of(const mx_matrix *w, mx_format format, const uint8_t *const *x, int64_t rows, int C, bool split,
                        int64_t blocks, float *sums, fetch f) {
-    switch (rows) {
-    case 1:
-        tile(w, format, x, 1, GROUP_FEW, split, blocks, sums, f);
-        break;
-    case 2:
-        tile(w, format, x, 2, GROUP_FEW, split, blocks, sums, f);
-        break;
-    case 3:
-        tile(w, format, x, 3, GROUP, split, blocks, sums, f);
-        break;
-    case 4:
-        tile(w, format, x, 4, GROUP, split, blocks, sums, f);
-        break;
-    case 5:
-        tile(w, format, x, 5, GROUP, split, blocks, sums, f);
-        break;
-    default:
-        tile(w, format, x, 6, GROUP, split, blocks, sums, f);
+    if (C == GROUP_FEW) {
+        if (rows == 1)
+            tile(w, format, x, 1, C, split, blocks, sums, f);
+        else
+            tile(w, format, x, 2, C, split, blocks, sums, f);
+    } else if (rows == 3) {
+        tile(w, format, x, 3, C, split, blocks, sums, f);
+    } else if (rows == 4) {
+        tile(w, format, x, 4, C, split, blocks, sums, f);
+    } else if (rows == 5) {
+        tile(w, format, x, 5, C, split, blocks, sums, f);
+    } else {
+        tile(w, format, x, 6, C, split, blocks, sums, f);
     }
 }
 
@@ -218,13 +215,13 @@ MX_INLINE piece piece_of(const mx_matmul *m, mx_format format, bool split, x_row
 }
 
 /* sums += the piece times the weight rows from n on. repeat: row n again and again. */
-MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, const piece *p, int64_t n, bool repeat,
+MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, const piece *p, int C, int64_t n, bool repeat,
                         float *sums, fetch f) {
     mx_matrix w = m->w;
     w.data += n * w.row_stride + p->first * block_bytes(format);
     if (format == MX_MXFP4) w.scales += n * w.scale_stride + p->first;
     if (repeat) w.row_stride = w.scale_stride = 0;
-    tile_of(&w, format, p->x, p->rows, split, p->blocks, sums, f);
+    tile_of(&w, format, p->x, p->rows, C, split, p->blocks, sums, f);
 }
 
 /* The weight rows behind the last whole group: the last C once more, or each by itself where there are fewer. */
@@ -235,7 +232,7 @@ MX_INLINE void multiply_rest(const mx_matmul *m, mx_format format, bool split, x
         for (int64_t t = 0; t < r.rows; t++) memset(&sums[t][BLOCK_N], 0, GROUP_FEW * sizeof **sums);
         for (int64_t chunk = 0; chunk < chunks_of(m, format, split); chunk++) {
             const piece p = piece_of(m, format, split, r, chunk);
-            multiply(m, format, split, &p, n0 + (repeat ? i : count - C), repeat, &sums[0][BLOCK_N], (fetch){0});
+            multiply(m, format, split, &p, C, n0 + (repeat ? i : count - C), repeat, &sums[0][BLOCK_N], (fetch){0});
         }
         for (int64_t t = 0; t < r.rows; t++) {
             const float *at = &sums[t][BLOCK_N];
@@ -247,7 +244,13 @@ MX_INLINE void multiply_rest(const mx_matmul *m, mx_format format, bool split, x
     }
 }
 
-/* Fetches `bytes` from `at` on; addresses behind the matrix do no harm. */
+/* The first of C rows to be fetched: n, or the last ones of the matrix, which are there already, instead of others'. */
+MX_INLINE int64_t rows_ahead(const mx_matmul *m, int64_t n, int C) {
+    const int64_t last = m->w.rows > C ? m->w.rows - C : 0;
+    return n < last ? n : last;
+}
+
+/* Fetches `bytes` from `at` on. */
 MX_INLINE void fetch_all(const uint8_t *at, int64_t bytes) {
     for (int64_t i = 0; i < bytes + 63; i += 64) _mm_prefetch((const char *)at + i, _MM_HINT_T1);
 }
@@ -260,12 +263,12 @@ MX_INLINE void multiply_few(const mx_matmul *m, mx_format format, bool split, in
     const int64_t chunks = chunks_of(m, format, split), step = C * block_bytes(format);
     const x_rows r = {0, m->rows};
     for (int64_t i = 0; i + C <= count; i += C) {
-        const int64_t next = n0 + i + (format == MX_MXFP4 ? 2 * C : C);
+        const int64_t next = rows_ahead(m, n0 + i + (format == MX_MXFP4 ? 2 * C : C), C);
         fetch f = {(const char *)m->w.data + next * m->w.row_stride, (int)step / 64, step};
         if (format == MX_MXFP4) fetch_all(m->w.scales + next * m->w.scale_stride, C * m->w.scale_stride);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const piece p = piece_of(m, format, split, r, chunk);
-            multiply(m, format, split, &p, n0 + i, false, &s->sums[0][i], f);
+            multiply(m, format, split, &p, C, n0 + i, false, &s->sums[0][i], f);
             f.at += p.blocks * step;
         }
     }
@@ -287,10 +290,10 @@ MX_INLINE void multiply_many(const mx_matmul *m, mx_format format, bool split, i
                       scales_at = scale_bytes * part / parts, step = (bytes / parts + p.blocks - 1) / p.blocks,
                       scales = scale_bytes / parts;
         for (int64_t i = 0; i + C <= count; i += C) {
-            const int64_t next = n0 + count + i;
+            const int64_t next = rows_ahead(m, n0 + count + i, C);
             const fetch f = {(const char *)m->w.data + next * m->w.row_stride + at, lines, step};
             if (format == MX_MXFP4 && lines) fetch_all(m->w.scales + next * m->w.scale_stride + scales_at, scales);
-            multiply(m, format, split, &p, n0 + i, false, &s->sums[0][i], f);
+            multiply(m, format, split, &p, C, n0 + i, false, &s->sums[0][i], f);
         }
     }
     multiply_rest(m, format, split, r, C, n0, count, s->sums);

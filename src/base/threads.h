@@ -6,8 +6,9 @@
 #include "base/numa.h"
 #include "base/status.h"
 
-/* One pool of pinned threads that spin briefly between jobs, then sleep. The calling thread is thread 0 of every
- * job. One caller at a time. */
+/* One pool of threads that spin briefly between jobs, then sleep. They are pinned to a core each where the pool is as
+ * large as the set of cores, to their node's cores where it is bound to several nodes, and left to the scheduler
+ * elsewhere. The calling thread is thread 0 of every job. One caller at a time. */
 typedef struct mx_pool mx_pool;
 
 enum { MX_POOL_NODES = 64 }; /* at most */
@@ -23,9 +24,9 @@ int mx_pool_nodes(const mx_pool *pool); /* NUMA nodes among which work is cut; 1
 /* The first of n things that is node's share, in proportion to its threads; node = mx_pool_nodes: n. */
 int64_t mx_pool_share(const mx_pool *pool, int node, int64_t n);
 
-/* The calling thread, which is thread 0 of every job, stays on a core of its own between these two calls, as the
- * workers do always: where the pool is as large as the set of cores, or bound to several nodes. Afterwards it may go
- * where it could before. It stays where it is when it may not use that core. Pairs may be nested. */
+/* Between these two calls the calling thread is pinned as thread 0, where the pool's threads are pinned at all;
+ * afterwards it may go where it could before. One that may not use thread 0's core stays where it is, and may be in a
+ * worker's way there. Pairs may be nested. */
 void mx_pool_enter(mx_pool *pool);
 void mx_pool_leave(mx_pool *pool);
 

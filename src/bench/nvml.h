@@ -4,8 +4,8 @@
 #include <stdbool.h>
 
 /* Energy that NVIDIA GPUs have taken, as NVML tells it: a library that comes with their driver and is opened at run
- * time. GPUs older than Volta have no such counter and are left out. A run counts the devices that it uses and no
- * others. */
+ * time. GPUs older than Volta have no such counter and are left out, the others stand in NVML's order. Runs on the
+ * processor use none of them: bench says how many counters there are, and counts nothing. */
 enum { MX_NVML_MOST = 64 };
 typedef struct mx_nvml {
     int devices;

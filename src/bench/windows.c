@@ -27,7 +27,7 @@ void mx_windows_sum_up(const mx_window *w, int count, double peak, double *room,
     if (!count) return;
     for (int i = 0; i < count; i++) out->dropped += !w[i].steady;
     /* A prompt is held against the multipliers, and is long: nothing of it is dropped. */
-    out->unsteady = out->dropped == count;
+    out->unsteady = !out->test.prompt && out->dropped == count;
     if (out->test.prompt || out->unsteady) out->dropped = 0;
     const bool all = !out->dropped;
 #define COLLECT(value)                                                                                                 \
@@ -44,6 +44,6 @@ void mx_windows_sum_up(const mx_window *w, int count, double peak, double *room,
     COLLECT(w[i].matrix)
     if (peak > 0) out->matrix_percent = 100 * mx_median(room, n) / peak;
 #undef COLLECT
-    for (int i = 0; i < count; i++) by_memory += w[i].by_memory;
-    out->by_memory = 2 * by_memory >= count;
+    for (int i = 0; i < count; i++) by_memory += w[i].by_memory && (all || w[i].steady);
+    out->by_memory = 2 * by_memory >= count - out->dropped;
 }

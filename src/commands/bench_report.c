@@ -219,7 +219,7 @@ static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_re
     }
     add(t, "%.*f–%.*f", d, x->speed.low, d, x->speed.high);
     add(t, "%.*f", digits(x->floor), x->floor);
-    add(t, "%.1f %%%s", x->percent, x->unsteady && !x->test.prompt ? " ?" : "");
+    add(t, "%.1f %%%s", x->percent, x->unsteady ? " ?" : "");
     if (x->plain < MX_PEAK_LOOPS) add(t, "%.1f %%", x->matrix_percent);
     if (r->energy) add(t, "%.3g", x->joules);
     if (r->before) {

@@ -88,6 +88,8 @@ static void prompts_drop_nothing(void **state) {
     (void)state;
     mx_bench_result r = sum_of("+-++-", true);
     assert_true(!r.dropped && r.speed.median == 30 && r.speed.high == 50);
+    r = sum_of("--", true);
+    assert_false(r.unsteady);
 }
 
 static void of_nothing_there_is_nothing(void **state) {
@@ -109,6 +111,10 @@ static void the_floor_is_named_after_most_windows(void **state) {
     mx_windows_sum_up(w, 3, 0, room, &r);
     assert_false(r.by_memory);
     assert_true(r.matrix_percent == -1); /* no peak is known */
+    w[0].steady = w[1].steady = false;
+    w[1].by_memory = true; /* what is dropped has no vote */
+    mx_windows_sum_up(w, 3, 0, room, &r);
+    assert_false(r.by_memory);
 }
 
 int main(void) {

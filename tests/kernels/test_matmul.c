@@ -433,6 +433,9 @@ static void test_many_rows(void **state) {
     }
 }
 
+/* Columns around which tiers begin another chunk of K (48 or 96 blocks of 32). */
+static const int64_t chunk_cols[] = {1536, 1568, 3072, 3104};
+
 /* Codes and scales at the ends of their ranges, subnormals, zeros of both signs, sums that cancel. */
 static void test_extreme_values(void **state) {
     (void)state;
@@ -442,7 +445,7 @@ static void test_extreme_values(void **state) {
     for (int i = 0; i < (settings.longer ? 36 * 30 : 36 * 4); i++) {
         test_case c = {.format = formats[i % 3],
                        .n = 1 + rng_below(&r, 40),
-                       .cols = 32 + 32 * rng_below(&r, 40),
+                       .cols = i % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / 4 % 4],
                        .rows = 1 + rng_below(&r, 40),
                        .epilogue = (mx_epilogue)(i / 9 % 4),
                        .bias = i % 5 ? -1 : MX_F32,
@@ -508,7 +511,8 @@ static void test_threads(void **state) {
     for (int i = 0; i < MAX_THREADS; i++) assert_int_equal(mx_pool_create(i + 1, &pools[i], NULL), MX_OK);
     rng r = rng_seeded(4);
     for (int i = 0; i < 12; i++) {
-        test_case c = {formats[i % 3], 700, 288, rows[i / 3], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
+        const int64_t cols = i % 2 ? chunk_cols[i / 2 % 4] : 288;
+        test_case c = {formats[i % 3], 700, cols, rows[i / 3], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
         case_begin("inputs of a matrix product");
         problem p = problem_make(&r, &c);
         for (int tier = 0; tier < count; tier++) {
