@@ -45,7 +45,7 @@ struct products {
 static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
     const struct products *p = arg;
     const mx_scratch *s = &p->b->s;
-    for (int64_t tile = begin; tile < end; tile++) {
+    for (int64_t tile = begin; tile < end;) {
         int node = 0;
         while (s->first_tile[(node + 1) * p->jobs] <= tile) node++;
         const int64_t *first = s->first_tile + node * p->jobs;
@@ -57,12 +57,14 @@ static void matmul_tiles(void *arg, int64_t begin, int64_t end, int thread) {
             else
                 high = middle - 1;
         }
+        const int64_t next = first[low + 1] < end ? first[low + 1] : end;
         mx_matmul m = s->job[low].m;
         int64_t size = tile_rows(&m);
         m.n0 = (tile - first[low] + mx_pool_share(p->b->pool, node, tiles_of(&m))) * size;
-        m.n1 = m.n0 + size < m.w.rows ? m.n0 + size : m.w.rows;
+        m.n1 = m.n0 + (next - tile) * size < m.w.rows ? m.n0 + (next - tile) * size : m.w.rows;
         m.scratch = s->thread + thread * s->thread_floats;
         s->job[low].product->matmul(&m);
+        tile = next;
     }
 }
 
@@ -81,7 +83,9 @@ static void run_products(mx_cpu_backend *b, int jobs) {
         }
     }
     first[nodes * jobs] = of_node[nodes] = tile;
-    mx_parallel_for_nodes(b->pool, of_node, 1, matmul_tiles, &(struct products){b, jobs});
+    /* Few rows: tasks are so short that taking one would be a good part of it. */
+    const bool few = jobs && b->s.job[0].m.rows <= FEW_ROWS;
+    mx_parallel_for_nodes(b->pool, of_node, 1, few, matmul_tiles, &(struct products){b, jobs});
 }
 
 /* Where the rows that `product` reads are packed, or shall be. */

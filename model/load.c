@@ -191,7 +191,7 @@ static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
         uint32_t *order = sorted ? sort_blocks(f, pool, blocks, first) : NULL;
         l->order = order;
         if (order)
-            mx_parallel_for_nodes(pool, first, 1, load_blocks, l);
+            mx_parallel_for_nodes(pool, first, 1, false, load_blocks, l);
         else if (!sorted)
             mx_parallel_for(pool, blocks, 1, load_blocks, l);
         status = sorted && !order ? mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its %lld blocks by memory node",

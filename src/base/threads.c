@@ -44,6 +44,7 @@ struct mx_pool {
     mx_range_fn *fn;
     void *arg;
     int64_t grain;
+    bool shrinking;      /* ranges begin long */
     struct share *share; /* [threads] */
     _Alignas(64) atomic_uint generation;
     atomic_bool stop;
@@ -61,11 +62,16 @@ static inline void pause_cpu(void) {
 }
 
 static void take(mx_pool *p, struct share *share, int thread) {
-    /* Others' shares are mostly empty: a look leaves the cache line where it is. */
-    while (atomic_load_explicit(&share->next, memory_order_relaxed) < share->end) {
-        int64_t begin = atomic_fetch_add_explicit(&share->next, p->grain, memory_order_relaxed);
+    enum { PART = 4 }; /* of what is left */
+    for (;;) {
+        /* Others' shares are mostly empty: a look leaves the cache line where it is. */
+        const int64_t left = share->end - atomic_load_explicit(&share->next, memory_order_relaxed);
+        if (left <= 0) break;
+        const int64_t grains = p->shrinking && left > PART * p->grain ? left / (PART * p->grain) : 1;
+        const int64_t wanted = grains * p->grain;
+        const int64_t begin = atomic_fetch_add_explicit(&share->next, wanted, memory_order_relaxed);
         if (begin >= share->end) break;
-        p->fn(p->arg, begin, share->end - begin < p->grain ? share->end : begin + p->grain, thread);
+        p->fn(p->arg, begin, share->end - begin < wanted ? share->end : begin + wanted, thread);
     }
 }
 
@@ -151,19 +157,21 @@ static void run_job(mx_pool *p) {
     }
 }
 
-static bool on_the_caller(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
+static bool on_the_caller(mx_pool *p, int64_t n, int64_t grain, bool shrinking, mx_range_fn *fn, void *arg) {
     if (n > grain && p->threads > 1) {
         p->fn = fn;
         p->arg = arg;
         p->grain = grain;
+        p->shrinking = shrinking;
         return false;
     }
-    for (int64_t at = 0; at < n; at += grain) fn(arg, at, n - at < grain ? n : at + grain, 0);
+    if (shrinking && n > 0) fn(arg, 0, n, 0);
+    for (int64_t at = 0; at < n && !shrinking; at += grain) fn(arg, at, n - at < grain ? n : at + grain, 0);
     return true;
 }
 
 void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
-    if (on_the_caller(p, n, grain, fn, arg)) return;
+    if (on_the_caller(p, n, grain, false, fn, arg)) return;
     const int64_t grains = (n + grain - 1) / grain;
     for (int node = 0; node < p->nodes; node++) {
         int64_t end = mx_pool_share(p, node + 1, grains) * grain;
@@ -172,8 +180,9 @@ void mx_parallel_for(mx_pool *p, int64_t n, int64_t grain, mx_range_fn *fn, void
     run_job(p);
 }
 
-void mx_parallel_for_nodes(mx_pool *p, const int64_t *first, int64_t grain, mx_range_fn *fn, void *arg) {
-    if (on_the_caller(p, first[p->nodes], grain, fn, arg)) return;
+void mx_parallel_for_nodes(mx_pool *p, const int64_t *first, int64_t grain, bool shrinking, mx_range_fn *fn,
+                           void *arg) {
+    if (on_the_caller(p, first[p->nodes], grain, shrinking, fn, arg)) return;
     for (int node = 0; node < p->nodes; node++) cut(p, node, first[node], first[node + 1]);
     run_job(p);
 }

@@ -1,6 +1,7 @@
 #ifndef MX_BASE_THREADS_H
 #define MX_BASE_THREADS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/numa.h"
@@ -36,7 +37,9 @@ void mx_pool_leave(mx_pool *pool);
 typedef void mx_range_fn(void *arg, int64_t begin, int64_t end, int thread);
 void mx_parallel_for(mx_pool *pool, int64_t n, int64_t grain, mx_range_fn *fn, void *arg);
 /* The same where the node's threads begin with the indices first[node] .. first[node + 1], of which first[0] is 0 and
- * first[mx_pool_nodes] is n; they take others' only when those are done. */
-void mx_parallel_for_nodes(mx_pool *pool, const int64_t *first, int64_t grain, mx_range_fn *fn, void *arg);
+ * first[mx_pool_nodes] is n; they take others' only when those are done. `shrinking`: a range is a quarter of what its
+ * thread's share has left, if that is more than `grain`: long ones cost little, and the last ones are as short. */
+void mx_parallel_for_nodes(mx_pool *pool, const int64_t *first, int64_t grain, bool shrinking, mx_range_fn *fn,
+                           void *arg);
 
 #endif

@@ -393,13 +393,57 @@ static void regions_begin_at_home_and_are_helped(void **state) {
     mx_pool *pool;
     assert_int_equal(mx_pool_create_on(2, MX_NUMA_SPREAD, &pool, NULL), MX_OK);
     static const int64_t cuts[] = {0, 1, 30, 50, 99, 100};
-    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
-        struct regions r = {.first = {0, cuts[i], 100}, .thread_of_first = {-1, -1}};
-        mx_parallel_for_nodes(pool, r.first, 1, visit_region, &r);
+    for (size_t i = 0; i < 2 * sizeof cuts / sizeof *cuts; i++) {
+        const bool shrinking = i % 2;
+        struct regions r = {.first = {0, cuts[i / 2], 100}, .thread_of_first = {-1, -1}};
+        mx_parallel_for_nodes(pool, r.first, 1, shrinking, visit_region, &r);
         for (int k = 0; k < 100; k++) assert_int_equal(r.visits[k], 1);
-        if (cuts[i] == 50) assert_int_equal(r.thread_of_first[0], 0);
+        if (cuts[i / 2] == 50) assert_int_equal(r.thread_of_first[0], 0);
     }
     mx_pool_destroy(pool);
+}
+
+struct ranges {
+    struct {
+        int64_t begin, end;
+    } range[400];
+    atomic_int count;
+};
+
+static void note_range(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    struct ranges *r = arg;
+    const int i = atomic_fetch_add(&r->count, 1);
+    r->range[i].begin = begin;
+    r->range[i].end = end;
+}
+
+/* A quarter of what the share has left, in whole grains; a grain at least, but for what is left behind the last one. */
+static void ranges_begin_long_and_end_short(void **state) {
+    (void)state;
+    static const struct {
+        int threads;
+        int64_t n, grain, longest;
+    } cases[] = {{1, 1000, 7, 1000}, {2, 1600, 1, 200}, {2, 1601, 16, 192},
+                 {4, 1600, 1, 100},  {4, 30, 4, 4},     {3, 2, 1, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_pool *pool;
+        assert_int_equal(mx_pool_create(cases[i].threads, &pool, NULL), MX_OK);
+        const int64_t first[2] = {0, cases[i].n}, grain = cases[i].grain;
+        struct ranges r = {.count = 0};
+        int64_t next[1601] = {0}, longest = 0, at = 0;
+        mx_parallel_for_nodes(pool, first, grain, true, note_range, &r);
+        for (int k = 0; k < r.count; k++) {
+            next[r.range[k].begin] = r.range[k].end;
+            const int64_t length = r.range[k].end - r.range[k].begin;
+            longest = length > longest ? length : longest;
+            assert_true(length % grain == 0 || r.range[k].end == cases[i].n);
+        }
+        while (at < cases[i].n && next[at] > at) at = next[at];
+        assert_int_equal(at, cases[i].n);
+        assert_int_equal(longest, cases[i].longest);
+        mx_pool_destroy(pool);
+    }
 }
 
 /* ---- at rest --------------------------------------------------------------------------------------------------- */
@@ -439,6 +483,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(threads_are_cut_by_node, begin, end),
         cmocka_unit_test_setup_teardown(threads_stay_on_their_node, begin, end),
         cmocka_unit_test_setup_teardown(regions_begin_at_home_and_are_helped, begin, end),
+        cmocka_unit_test(ranges_begin_long_and_end_short),
         cmocka_unit_test(a_pool_without_work_sleeps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
