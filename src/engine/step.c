@@ -143,11 +143,11 @@ static void draw_all(mx_engine *e, mx_task **tasks, int count) {
     int n = 0;
     for (int i = 0; i < count; i++) {
         mx_task *task = tasks[i];
-        const int64_t before = task->known - 1 - task->sequence.count; /* rows before the one that says it */
-        task->draw = before < task->rows ? n++ : -1;
+        const int64_t last = task->known - 1, first = task->sequence.count; /* the row that says it, the task's first */
+        task->draw = last < first + task->rows ? n++ : -1;
         if (task->draw < 0) continue;
-        const bool scores = task->scored < task->request.prompt_count;
-        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (scores ? (int)before : 0));
+        const int64_t from = mx_task_wanted_from(task);
+        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (int)(last - (from > first ? from : first)));
     }
     if (n > 1 && backend->ops->sample_all) backend->ops->sample_all(backend, e->draw, n);
 }
@@ -213,11 +213,6 @@ static void count_token(mx_engine *e, mx_task *task) {
     task->computing = false;
 }
 
-/* The row at `position` is wanted: it says what comes next. */
-static bool is_wanted(const mx_task *task, int64_t position) {
-    return position + 1 >= task->known || task->scored < task->request.prompt_count;
-}
-
 /* What row `wanted` says of the token at `position`, which is known. */
 static mx_status score(mx_engine *e, mx_task *task, int wanted, int64_t position, mx_error *error) {
     mx_backend *backend = e->parts.backend;
@@ -260,7 +255,7 @@ static void take_rows(mx_engine *e, mx_task *task) {
     mx_status status = MX_OK;
     mx_error error;
     for (; position < end_of_rows && right && !finished && !status; position++) {
-        if (!is_wanted(task, position)) continue;
+        if (position < mx_task_wanted_from(task)) continue;
         if (position + 1 < task->known) {
             status = score(e, task, wanted, position + 1, &error);
             if (!status) task->scored = position + 2;
@@ -299,7 +294,7 @@ static mx_batch batch_of(mx_engine *e, mx_task **tasks, int count) {
         task->first_wanted = wanted;
         for (int r = 0; r < task->rows; r++) {
             const int64_t position = task->sequence.count + r;
-            const bool is = is_wanted(task, position);
+            const bool is = position >= mx_task_wanted_from(task);
             e->row[n++] = (mx_row){task->tokens[position], (int32_t)position, i, is};
             wanted += is;
         }
