@@ -358,7 +358,7 @@ static void plan_rows(mx_engine *e, double start) {
         if (task->reading) continue;
         e->candidate[count++] = (mx_candidate){.unknown = task->known - task->sequence.count,
                                                .order = (int64_t)task->handle,
-                                               .missed = task->missed,
+                                               .turn = task->turn,
                                                .priority = task->request.priority,
                                                .drafted = task->drafted,
                                                .scored = task->scored < task->request.prompt_count};
@@ -367,9 +367,10 @@ static void plan_rows(mx_engine *e, double start) {
     const mx_candidate *c = e->candidate;
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        task->rows = task->reading ? 0 : c->rows;
+        task->rows = 0;
         if (task->reading) continue;
-        task->missed += c->unknown == 1 && !c->rows;
+        task->rows = c->rows;
+        task->turn = c->turn;
         c++;
     }
 }

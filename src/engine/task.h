@@ -49,7 +49,7 @@ typedef struct mx_task {
     bool started;              /* has had a first step */
     bool reading;              /* runs, but has no rows before what the store has of its prefix was read */
     bool computing;            /* has drawn nothing since it runs: others may wait for its prefix */
-    int64_t missed;            /* steps that had no row for it though it decoded */
+    int64_t turn;              /* of mx_candidate */
     int rows;                  /* of this step */
     int drafted;               /* tokens guessed behind the known ones */
     int matched;               /* tokens that they were found by */

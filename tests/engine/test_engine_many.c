@@ -239,6 +239,39 @@ static void the_higher_priority_first(void **state) {
     mx_engine_destroy(e);
 }
 
+/* Where more decode than a step has rows, one that comes late has its part of them. */
+static void turns_are_taken(void **state) {
+    (void)state;
+    config = fake_config("sf", 128, FAKE_MOST);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 8, .max_running = 24, .speculation = MX_SPECULATE_OFF};
+    mx_engine *e = fake_engine_with(&parts, 600, 400, &backend);
+    for (int i = 0; i < 24; i++) {
+        fill(prompt[i], 5, (uint64_t)i + 1);
+        r[i] = request_for(prompt[i], 5, 300, &a[i]);
+        for (int n = 0; i == 23 && n < 500; n++) { /* the last one comes late */
+            step(e);
+            while (collect(e, 8) > 0) continue;
+        }
+        submit(e, &r[i]);
+    }
+    while (a[23].tokens == 0) {
+        step(e);
+        while (collect(e, 8) > 0) continue;
+    }
+    int before[24];
+    for (int i = 0; i < 24; i++) before[i] = a[i].tokens;
+    assert_true(before[0] > 100);
+    for (int n = 0; n < 30; n++) {
+        step(e);
+        while (collect(e, 8) > 0) continue;
+    }
+    for (int i = 0; i < 24; i++) assert_in_range(a[i].tokens - before[i], 9, 11);
+    run_until_idle(e);
+    check_all(24);
+    mx_engine_destroy(e);
+}
+
 /* ---- cancels and deadlines ----------------------------------------------------------------------------------------
  */
 static void cancelled_at_every_step(void **state) {
@@ -449,6 +482,7 @@ int main(void) {
         cmocka_unit_test(guesses_change_nothing),
         cmocka_unit_test(right_guesses_save_steps),
         cmocka_unit_test(the_higher_priority_first),
+        cmocka_unit_test(turns_are_taken),
         cmocka_unit_test(cancelled_at_every_step),
         cmocka_unit_test(deadlines),
         cmocka_unit_test(min_tokens),
