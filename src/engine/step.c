@@ -375,23 +375,31 @@ static void plan_rows(mx_engine *e, double start) {
     }
 }
 
-/* Pages for the rows, for the most senior tasks first: where there are none left the most junior one is set back. */
+/* Pages for so many rows of a task; where there are none left the most junior one is set back. */
+static void reserve_rows(mx_engine *e, mx_task *task, int rows) {
+    while (!mx_sequence_reserve(&task->sequence, rows)) {
+        mx_task *junior = e->running[e->running_count - 1];
+        if (e->running_count == 1) {
+            mx_error error;
+            mx_fail(&error, MX_NO_MEMORY, "%lld KV pages are too few for %lld tokens", (long long)e->parts.plan.pages,
+                    (long long)(task->sequence.count + rows));
+            fail(e, task, &error, true);
+        } else {
+            mx_queue_set_back(e, junior);
+        }
+        if (junior == task) break;
+    }
+}
+
+/* For the most senior tasks first, and for what was guessed only what all others leave. */
 static void reserve_pages(mx_engine *e) {
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        if (!task->rows) continue;
-        while (!mx_sequence_reserve(&task->sequence, task->rows)) {
-            mx_task *junior = e->running[e->running_count - 1];
-            if (e->running_count == 1) {
-                mx_error error;
-                mx_fail(&error, MX_NO_MEMORY, "%lld KV pages are too few for %lld tokens",
-                        (long long)e->parts.plan.pages, (long long)(task->sequence.count + task->rows));
-                fail(e, task, &error, true);
-            } else {
-                mx_queue_set_back(e, junior);
-            }
-            if (junior == task) break;
-        }
+        if (task->rows) reserve_rows(e, task, decodes(task) ? 1 : task->rows);
+    }
+    for (int i = 0; i < e->running_count; i++) {
+        mx_task *task = e->running[i];
+        if (task->rows > 1 && decodes(task) && !mx_sequence_reserve(&task->sequence, task->rows)) task->rows = 1;
     }
 }
 

@@ -213,6 +213,33 @@ static void right_guesses_save_steps(void **state) {
     mx_engine_destroy(e);
 }
 
+/* Two that guess right, in memory that is enough until one of them ends: a guess that would need a page more is not
+ * computed, but sets nobody back. */
+static void guesses_set_nobody_back(void **state) {
+    (void)state;
+    const mx_logit_bias bias = {5, 100};
+    config = fake_config("sf", 128, FAKE_MOST);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_ON, .draft_tokens = 4};
+    for (int most = 55; most <= 68; most++) {
+        for (int longer = 0; longer < 2; longer++) { /* the elder, or the younger one */
+            mx_engine *e = fake_engine_with(&parts, 200, 8, &backend);
+            for (int i = 0; i < 2; i++) {
+                fill(prompt[i], 40, (uint64_t)i + 1);
+                for (int n = 40; n < 60; n++) prompt[i][n] = 5;
+                r[i] = request_for(prompt[i], 60, i == longer ? 140 : most, &a[i]);
+                r[i].sampling.bias = &bias, r[i].sampling.bias_count = 1;
+                submit(e, &r[i]);
+            }
+            run_until_idle(e);
+            check_all(2);
+            assert_int_equal(mx_engine_get_stats(e).set_back, 0);
+            assert_true(mx_engine_get_stats(e).steps < 80);
+            mx_engine_destroy(e);
+        }
+    }
+}
+
 /* ---- order --------------------------------------------------------------------------------------------------------
  */
 static void the_higher_priority_first(void **state) {
@@ -481,6 +508,7 @@ int main(void) {
         cmocka_unit_test(a_shared_beginning),
         cmocka_unit_test(guesses_change_nothing),
         cmocka_unit_test(right_guesses_save_steps),
+        cmocka_unit_test(guesses_set_nobody_back),
         cmocka_unit_test(the_higher_priority_first),
         cmocka_unit_test(turns_are_taken),
         cmocka_unit_test(cancelled_at_every_step),
