@@ -1,5 +1,5 @@
 """Writes a header with a hash of the code that computes keys and values: what an earlier build computed is of use only
-to one of the same code.
+to one of the same code. COMPILER is what compiles it, with the options that results may depend on.
 
 numerics.py ROOT COMPILER HEADER DEPFILE"""
 import hashlib

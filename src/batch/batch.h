@@ -14,8 +14,8 @@
  * the number of its input line and a hash of it (with what else its answer depends on). A run begins by reading the
  * output: a last line without its newline is cut off, lines whose record is there are left out. So wherever a run is
  * broken off, the next one does exactly what is missing. A record that says that the engine failed (status code 500,
- * type "server_error") is taken out of the file and its line done again, unless records are in the order of the input:
- * there is no room for it then. */
+ * type "server_error") is taken out of the file before the first line is begun, and its line done again, unless records
+ * are in the order of the input: there is no room for it then. */
 typedef struct mx_batch mx_batch;
 
 /* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
@@ -67,7 +67,8 @@ mx_status mx_batch_open(const mx_batch_files *files, mx_batch **out, mx_error *e
 void mx_batch_close(mx_batch *batch); /* NULL allowed */
 /* What the records in the output were made with; NULL: there are none. */
 const mx_batch_setup *mx_batch_begun(const mx_batch *batch);
-/* MX_INVALID_ARGUMENT when it is not what the records were made with: answers would then differ. */
+/* MX_INVALID_ARGUMENT when it is not what the records were made with: answers would then differ. mx_batch_run does it,
+ * too. */
 mx_status mx_batch_check(const mx_batch *batch, const mx_batch_setup *setup, mx_error *error);
 /* The output is a file that a later run can go on with. */
 bool mx_batch_resumable(const mx_batch *batch);

@@ -11,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/json.h"
+#include "base/log.h"
 
 static const double SYNC_SECONDS = 2;
 enum { PIECE = 1 << 20 };
@@ -51,11 +52,23 @@ static bool says_failed(const mx_json *root) {
     return type && type->type == MX_JSON_STRING && !strcmp(type->text, "server_error");
 }
 
-/* *failed: it is not taken, because its line is to be done again. NULL: then it is. */
-static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, bool *failed,
+static bool add_failed(mx_journal *j, int64_t begin, int64_t end) {
+    if (j->failed_count == j->failed_capacity) {
+        const int64_t capacity = j->failed_capacity ? 2 * j->failed_capacity : 16;
+        struct mx_span *more = realloc(j->failed, (size_t)capacity * sizeof *more);
+        if (!more) return false;
+        j->failed = more;
+        j->failed_capacity = capacity;
+    }
+    j->failed[j->failed_count++] = (struct mx_span){begin, end};
+    return true;
+}
+
+/* The record in bytes `begin` to `end` of the file, of which text [size] is the content. */
+static mx_status take_record(mx_journal *j, int64_t number, const char *text, size_t size, int64_t begin, int64_t end,
                              mx_error *error) {
     mx_json_document *document;
-    mx_done done;
+    mx_done done = {0};
     mx_batch_setup setup = {0};
     mx_status status = mx_json_parse(j->path, text, size, &document, error);
     if (status == MX_NO_MEMORY) return status;
@@ -63,7 +76,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
     const mx_json *request_id = mx_json_get(root, "request_id");
     const bool found = request_id ? parse_key(request_id, "req_", &done, &setup)
                                   : parse_key(mx_json_get(root, "id"), "batch_req_", &done, &setup);
-    if (failed) *failed = found && says_failed(root);
+    done.failed = found && !j->keep_failed && says_failed(root);
     if (!status) mx_json_free(document);
     if (!found)
         return mx_fail(error, MX_INVALID_FILE,
@@ -77,7 +90,6 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
                        "another output",
                        j->path, (long long)number, (long long)setup.context, setup.tier, setup.precision,
                        (long long)j->setup.context, j->setup.tier, j->setup.precision);
-    if (failed && *failed) return MX_OK;
     if (j->count == j->capacity) {
         const int64_t capacity = j->capacity ? 2 * j->capacity : 1024;
         mx_done *more = realloc(j->done, (size_t)capacity * sizeof *more);
@@ -87,7 +99,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
     }
     if (j->count && j->done[j->count - 1].line >= done.line) j->ascending = false;
     j->done[j->count++] = done;
-    return MX_OK;
+    return done.failed && !add_failed(j, begin, end) ? no_memory(j, error) : MX_OK;
 }
 
 /* What is behind the last newline is cut off when it can only be ours. */
@@ -106,29 +118,8 @@ static mx_status cut_tail(const mx_journal *j, const mx_bytes *tail, mx_error *e
     return MX_OK;
 }
 
-/* Bytes of the file that are to go: whole lines. */
-typedef struct gaps {
-    struct gap {
-        int64_t begin, end;
-    } * item; /* [count] */
-    int64_t count, capacity;
-} gaps;
-
-static bool add_gap(gaps *g, int64_t begin, int64_t end) {
-    if (g->count == g->capacity) {
-        const int64_t capacity = g->capacity ? 2 * g->capacity : 16;
-        struct gap *more = realloc(g->item, (size_t)capacity * sizeof *more);
-        if (!more) return false;
-        g->item = more;
-        g->capacity = capacity;
-    }
-    g->item[g->count++] = (struct gap){begin, end};
-    return true;
-}
-
-/* All lines that end in a newline; j->size is where the last of them ends. `failed` gets those that say so, unless it
- * is NULL: then they are like all others. */
-static mx_status read_records(mx_journal *j, gaps *failed, mx_error *error) {
+/* All lines that end in a newline; j->size is where the last of them ends. */
+static mx_status read_records(mx_journal *j, mx_error *error) {
     mx_bytes held = {0}; /* the beginning of a line */
     char *piece = malloc(PIECE);
     mx_status status = piece ? MX_OK : no_memory(j, error);
@@ -144,12 +135,10 @@ static mx_status read_records(mx_journal *j, gaps *failed, mx_error *error) {
             if (!mx_bytes_add(&held, p, size)) status = no_memory(j, error);
             p += size + 1;
             if (!newline || status) continue;
-            bool gap;
-            status = take_record(j, number++, held.data, held.size, failed ? &gap : NULL, error);
-            mx_bytes_clear(&held);
             const int64_t begin = j->size;
             j->size = at + (p - piece);
-            if (!status && failed && gap && !add_gap(failed, begin, j->size)) status = no_memory(j, error);
+            status = take_record(j, number++, held.data, held.size, begin, j->size, error);
+            mx_bytes_clear(&held);
         }
         at += n;
     }
@@ -237,55 +226,79 @@ static bool copy_bytes(int from, int64_t begin, int64_t end, int to) {
     return true;
 }
 
-/* What is not in a gap, on the disk. */
-static bool copy_rest(const mx_journal *j, const gaps *g, int to) {
-    struct stat info;
+/* What the engine did not fail, on the disk, with the owner and the mode that it had. *size: bytes of it. */
+static bool copy_rest(const mx_journal *j, int to, int64_t *size) {
+    struct stat info, made;
     int64_t at = 0;
-    for (int64_t i = 0; i < g->count; i++) {
-        if (!copy_bytes(j->fd, at, g->item[i].begin, to)) return false;
-        at = g->item[i].end;
+    *size = 0;
+    for (int64_t i = 0; i <= j->failed_count; i++) {
+        const struct mx_span gap = i < j->failed_count ? j->failed[i] : (struct mx_span){j->size, j->size};
+        if (!copy_bytes(j->fd, at, gap.begin, to)) return false;
+        *size += gap.begin - at;
+        at = gap.end;
     }
-    return copy_bytes(j->fd, at, j->size, to) && fstat(j->fd, &info) == 0 && fchmod(to, info.st_mode & 07777) == 0 &&
+    if (fstat(j->fd, &info) || fstat(to, &made)) return false;
+    const bool owned = made.st_uid == info.st_uid && made.st_gid == info.st_gid;
+    return (owned || fchown(to, info.st_uid, info.st_gid) == 0) && fchmod(to, info.st_mode & 07777) == 0 &&
            fsync(to) == 0;
 }
 
+/* The name of the new file beside `path`, which a link may lead to. NULL: no memory, or no such file. */
+static char *name_beside(const char *path) {
+    char *real = realpath(path, NULL), *beside = NULL;
+    if (!real || asprintf(&beside, "%s.mxrun-new", real) < 0) beside = NULL;
+    free(real);
+    return beside;
+}
+
+/* With the lock of the output held nobody else makes one. */
+static void remove_stale(const char *path) {
+    struct stat info;
+    char *beside = name_beside(path);
+    if (beside && lstat(beside, &info) == 0 && S_ISREG(info.st_mode)) unlink(beside);
+    free(beside);
+}
+
 /* Whenever it is killed, the name is of the old file or of the new one. A link stays a link. */
-static mx_status take_out(mx_journal *j, const gaps *g, mx_error *error) {
-    char *path = realpath(j->path, NULL), *beside = NULL;
-    if (!path || asprintf(&beside, "%s.XXXXXX", path) < 0) beside = NULL;
-    const int fd = beside ? mkostemp(beside, O_CLOEXEC | O_APPEND) : -1;
-    const bool done = fd >= 0 && copy_rest(j, g, fd) && flock(fd, LOCK_EX | LOCK_NB) == 0 && rename(beside, path) == 0;
+static bool write_anew(mx_journal *j) {
+    char *path = realpath(j->path, NULL), *beside = name_beside(j->path);
+    int64_t size = 0;
+    const int fd = path && beside ? open(beside, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0600) : -1;
+    const bool done =
+        fd >= 0 && copy_rest(j, fd, &size) && flock(fd, LOCK_EX | LOCK_NB) == 0 && rename(beside, path) == 0;
     const int problem = errno;
     if (done) {
-        for (int64_t i = 0; i < g->count; i++) j->size -= g->item[i].end - g->item[i].begin;
+        sync_folder(path);
         close(j->fd);
         j->fd = fd;
+        j->size = size;
     } else if (fd >= 0) {
         unlink(beside);
         close(fd);
     }
     free(path);
     free(beside);
-    if (done) return MX_OK;
-    return mx_fail(error, MX_IO,
-                   "%s: the records of %lld lines that the engine failed cannot be taken out: %s; make its folder "
-                   "writable, or choose another output",
-                   j->path, (long long)g->count, strerror(problem));
+    errno = problem;
+    return done;
 }
 
-static mx_status read_file(mx_journal *j, bool keep_failed, mx_error *error) {
-    gaps failed = {0};
-    mx_status status = read_records(j, keep_failed ? NULL : &failed, error);
-    if (!status) status = sort_records(j, error);
-    j->failed = failed.count;
-    if (!status && failed.count && !j->look) status = take_out(j, &failed, error);
-    free(failed.item);
-    return status;
+bool mx_journal_take_out(mx_journal *j) {
+    if (!j->failed_count) return true;
+    const bool done = write_anew(j);
+    if (!done)
+        mx_log(MX_LOG_WARNING,
+               "%s: the records of %lld lines that the engine failed cannot be taken out: %s; they stay, and these "
+               "lines are not done again",
+               j->path, (long long)j->failed_count, strerror(errno));
+    for (int64_t i = 0; i < j->count && !done; i++) j->done[i].failed = false;
+    j->failed_count = 0;
+    return done;
 }
 
 mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look, bool keep_failed, mx_error *error) {
     const bool to_stdout = !strcmp(path, "-");
     *j = (mx_journal){.path = to_stdout ? "stdout" : path, .fd = -1, .look = look, .ascending = true};
+    j->keep_failed = keep_failed;
     struct stat info;
     const bool found = stat(path, &info) == 0;
     const bool pipe = found && !S_ISREG(info.st_mode); /* or a device: nothing can be read back */
@@ -295,14 +308,18 @@ mx_status mx_journal_open(mx_journal *j, const char *path, int input, bool look,
     if (j->fd < 0) return mx_fail(error, MX_IO, "%s: %s", j->path, strerror(errno));
     mx_status status = take_file(j, input, to_stdout, error);
     if (status || !j->regular) return status;
-    status = read_file(j, keep_failed, error);
-    if (!status && !look) sync_folder(path);
-    return status;
+    status = read_records(j, error);
+    if (!status) status = sort_records(j, error);
+    if (status || look) return status;
+    remove_stale(path);
+    sync_folder(path);
+    return MX_OK;
 }
 
 void mx_journal_close(mx_journal *j) {
     if (j->fd >= 0) close(j->fd);
     free(j->done);
+    free(j->failed);
     *j = (mx_journal){.fd = -1};
 }
 

@@ -16,21 +16,27 @@
  * again.
  *
  * Where the engine failed, which is not the line's fault, its record says so only until the next run: that takes the
- * record out, by writing the file anew beside it and renaming it, and the line is one without a record again. */
+ * record out, by writing the file anew beside it ("PATH.mxrun-new", which the next run removes where this one was
+ * killed) and renaming it, and the line is one without a record again. */
 typedef struct mx_done {
     int64_t line;
     uint64_t hash;
+    bool failed; /* by the engine: the line is to be done again */
 } mx_done;
 
 typedef struct mx_journal {
     const char *path; /* borrowed; as in messages */
     int fd;
-    bool look;     /* nothing is changed */
+    bool look; /* nothing is changed */
+    bool keep_failed;
     bool regular;  /* else nothing can be read back, such as from a pipe */
     int64_t size;  /* bytes, all of them whole lines */
     mx_done *done; /* [count], ascending */
     int64_t count, capacity;
-    int64_t failed;       /* records of lines that the engine failed, not among `done`; taken out unless `look` */
+    struct mx_span {
+        int64_t begin, end; /* bytes of records of lines that the engine failed, newlines included, ascending */
+    } * failed;             /* [failed_count]: those that are in the file */
+    int64_t failed_count, failed_capacity;
     mx_batch_setup setup; /* of all records; .context 0: there are none */
     bool ascending;       /* the records are in the order of their lines */
     double dirty;         /* mx_seconds() of the oldest record that was written since the last sync; 0: there is none */
@@ -41,6 +47,10 @@ typedef struct mx_journal {
  * `look`: only reads what is there. `keep_failed`: records of lines that the engine failed are like all others. */
 mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool look, bool keep_failed,
                           mx_error *error);
+/* Takes those of lines that the engine failed out of the file, so that they can be written again; `done` still tells
+ * that they were there. Where that cannot be (a folder that is not to be written, a file that is mounted or somebody
+ * else's) a warning says so, and they are like all others from now on. Returns whether they are out. */
+bool mx_journal_take_out(mx_journal *journal);
 void mx_journal_close(mx_journal *journal); /* all zeros with fd -1 allowed */
 
 bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b);

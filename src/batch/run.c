@@ -11,9 +11,9 @@ static bool is_ours(const mx_batch *b, int64_t line) {
     return !b->files.shards || (line - 1) % b->files.shards == b->files.shard - 1;
 }
 
-static mx_status is_done(const mx_batch *b, const mx_line *line, bool *done, mx_error *error) {
-    const mx_done *found = mx_journal_find(&b->journal, line->number);
-    *done = found != NULL;
+/* *found: its record, NULL: there is none. */
+static mx_status find_record(const mx_batch *b, const mx_line *line, const mx_done **out, mx_error *error) {
+    const mx_done *found = *out = mx_journal_find(&b->journal, line->number);
     if (!found || found->hash == line->hash) return MX_OK;
     return mx_fail(error, MX_INVALID_FILE,
                    "%s has a record of line %lld that was made from another line, with another model or with other "
@@ -37,15 +37,16 @@ static mx_status compare(mx_batch *b, mx_error *error) {
     mx_next next;
     int64_t last = 0, missing = 0, found = 0;
     for (;;) {
-        bool done = false;
+        const mx_done *record = NULL;
         mx_status status = mx_lines_next(&b->lines, true, &line, &next, error);
-        if (!status && next == MX_NEXT_LINE) status = is_done(b, &line, &done, error);
+        if (!status && next == MX_NEXT_LINE) status = find_record(b, &line, &record, error);
         if (status) return status;
         if (next == MX_NEXT_END) break;
         if (next == MX_NEXT_LATER) continue;
         last = line.number;
-        found += done;
+        found += record != NULL;
         if (!is_ours(b, line.number)) continue;
+        const bool done = record && !record->failed;
         b->total++;
         b->before += done;
         if (!done && !missing) missing = line.number;
@@ -88,7 +89,7 @@ void mx_batch_close(mx_batch *b) {
 }
 
 const mx_batch_setup *mx_batch_begun(const mx_batch *b) {
-    return b->journal.count ? &b->journal.setup : NULL;
+    return b->journal.setup.context ? &b->journal.setup : NULL;
 }
 
 mx_status mx_batch_check(const mx_batch *b, const mx_batch_setup *setup, mx_error *error) {
@@ -120,16 +121,26 @@ bool mx_batch_complete(const mx_batch *b) {
     return b->total >= 0 && b->before == b->total;
 }
 
-/* The next line that is to be answered. */
+/* Lines that the engine failed have no record any more, or one that stays. */
+static void take_out_failed(mx_batch *b) {
+    int64_t failed = 0;
+    for (int64_t i = 0; i < b->journal.count; i++)
+        failed += b->journal.done[i].failed && is_ours(b, b->journal.done[i].line);
+    if (!mx_journal_take_out(&b->journal) && b->total >= 0) b->before += failed;
+}
+
+/* The next line that is to be answered. Before the first of them nothing in the output is changed: of a pipe, too, at
+ * least that one belongs to it. */
 mx_status mx_batch_next(mx_batch *b, bool wait, mx_line *line, mx_next *next, mx_error *error) {
     for (;;) {
-        bool done = false;
+        const mx_done *record = NULL;
         mx_status status = mx_lines_next(&b->lines, wait, line, next, error);
         if (status || *next != MX_NEXT_LINE) return status;
         if (!is_ours(b, line->number)) continue;
-        status = is_done(b, line, &done, error);
-        if (!status && !done) return check_order(b, line->number, error);
+        status = find_record(b, line, &record, error);
         if (status) return status;
+        if ((!record || record->failed) && !b->files.look && b->journal.failed_count) take_out_failed(b);
+        if (!record || record->failed) return check_order(b, line->number, error);
         if (b->total < 0) b->before++;
     }
 }
@@ -394,7 +405,8 @@ mx_status mx_batch_run(mx_batch *b, const mx_batch_settings *settings, const mx_
                        mx_error *error) {
     *state = (mx_batch_state){0};
     runner r = {.batch = b, .settings = settings, .work = work, .state = state};
-    mx_status status = mx_batch_reader_init(&r.reader, settings, error);
+    mx_status status = mx_batch_check(b, &settings->setup, error);
+    if (!status) status = mx_batch_reader_init(&r.reader, settings, error);
     if (!status) status = loop(&r, error);
     /* What is written is kept, however it ended; the first error is the one that is told. */
     mx_error later;

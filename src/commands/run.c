@@ -202,7 +202,8 @@ const mx_command mx_command_run = {
     .summary = "Answer one prompt (also without the word \"run\")",
     .description = "Answers one prompt and ends. The answer is streamed to stdout; what the model\n"
                    "thinks before it goes to stderr; one line of statistics follows on stderr. Where\n"
-                   "--kv-memory is not given, a line says first how much was taken.\n"
+                   "--kv-memory is not given, a line says first how much was taken (not with\n"
+                   "--json, nor either line with --quiet).\n"
                    "Without -p and -f the prompt comes from stdin, or, when that is a terminal, a\n"
                    "chat begins (see mxrun chat --help). The newline that ends a file or stdin is\n"
                    "no part of the prompt, except with --raw.\n"

@@ -11,9 +11,10 @@
 
 /* The narrow waist of mxrun: six calls around a model and an engine.
  *
- * Any number of requests run at once on one set of weights: each step computes decode rows and pieces of prompts of
- * several of them. What a request gets depends on nothing but the request: the same tokens and logprobs, bit for bit,
- * alone or among others, from cold or out of the cache, however often it was set back.
+ * Any number of requests may be there, of which up to max_running run at once on one set of weights: each step computes
+ * decode rows and pieces of prompts of several of them. What a request gets depends on nothing but the request: the
+ * same tokens and logprobs, bit for bit, alone or among others, from cold or out of the cache, however often it was set
+ * back.
  *
  * Callers always give the FULL prompt as token ids; finding what is already in the KV cache is the engine's business
  * alone. The engine knows no text. submit, poll, cancel and wait may be called from any thread, step has one caller at

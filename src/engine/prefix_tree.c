@@ -92,13 +92,18 @@ mx_kv_node *mx_prefix_find(const mx_prefix_tree *tree, const mx_kv_node *parent,
     return NULL;
 }
 
+/* In the middle of the tile, too. */
+static bool can_be_resumed(const mx_prefix_tree *tree, const mx_kv_node *node) {
+    return tree->first_sliding < 0 || node->window;
+}
+
 mx_kv_node *mx_prefix_find_part(const mx_prefix_tree *tree, const mx_kv_node *parent, const int32_t *token,
                                 int64_t count, int *common) {
     mx_kv_node *best = NULL;
     *common = 0;
     if (count <= 0) return NULL;
     for (mx_kv_node *n = *bucket_of(tree, parent, token[0]); n; n = n->same_next) {
-        if (n->parent != parent || (tree->first_sliding >= 0 && !n->window)) continue;
+        if (n->parent != parent || !can_be_resumed(tree, n)) continue;
         int part = common_part(n, token, count);
         /* of equal ones that which ends there and nobody writes: it can be gone on with, the others must be copied */
         if (part > *common || (part > 0 && part == *common && n->count == part && n->users == 0)) {
@@ -111,8 +116,10 @@ mx_kv_node *mx_prefix_find_part(const mx_prefix_tree *tree, const mx_kv_node *pa
 
 mx_kv_node *mx_prefix_find_longer(const mx_prefix_tree *tree, const mx_kv_node *parent, const int32_t *token,
                                   int64_t count, const mx_kv_node *except) {
-    for (mx_kv_node *n = *bucket_of(tree, parent, token[0]); n; n = n->same_next)
-        if (n != except && n->parent == parent && common_part(n, token, count) == count) return n;
+    for (mx_kv_node *n = *bucket_of(tree, parent, token[0]); n; n = n->same_next) {
+        if (n == except || n->parent != parent || !can_be_resumed(tree, n)) continue;
+        if (common_part(n, token, count) == count) return n;
+    }
     return NULL;
 }
 

@@ -81,7 +81,7 @@ mx_kv_node *mx_prefix_find(const mx_prefix_tree *tree, const mx_kv_node *parent,
 /* The one that has most of token [count] at its beginning, its sliding pages too. NULL: none has the first. */
 mx_kv_node *mx_prefix_find_part(const mx_prefix_tree *tree, const mx_kv_node *parent, const int32_t *token,
                                 int64_t count, int *common);
-/* One that begins with all of token [count], other than `except`. */
+/* One that begins with all of token [count], its sliding pages too, other than `except`. */
 mx_kv_node *mx_prefix_find_longer(const mx_prefix_tree *tree, const mx_kv_node *parent, const int32_t *token,
                                   int64_t count, const mx_kv_node *except);
 
@@ -101,7 +101,8 @@ void mx_prefix_touch(mx_prefix_tree *tree, mx_kv_node *node); /* and its ancesto
 void mx_prefix_pin(mx_prefix_tree *tree, mx_kv_node *node);
 void mx_prefix_unpin(mx_prefix_tree *tree, mx_kv_node *node);
 
-/* Pages until so many are free. false: they cannot be had, and nothing was dropped. */
+/* Drops what it takes for so many pages to be free. false: they cannot be had. Where free and cached ones are fewer
+ * nothing was dropped; where some of the cached ones may not go now, those that may are gone. */
 bool mx_prefix_make_room(mx_prefix_tree *tree, int64_t pages);
 void mx_prefix_forget(mx_prefix_tree *tree); /* all that no sequence uses */
 

@@ -103,13 +103,6 @@ static void release_waiters(mx_engine *e, mx_task *task) {
     }
 }
 
-/* Known tokens that may come out of the cache: not the last, whose logits are wanted, and none that is still to be
- * scored. */
-static int64_t resumable(const mx_task *task) {
-    if (task->scored < task->request.prompt_count) return task->scored > 0 ? task->scored - 1 : 0;
-    return task->known - 1;
-}
-
 static int64_t common_prefix(const mx_task *a, const mx_task *b, int64_t limit) {
     int64_t n = 0;
     if (limit > b->known) limit = b->known;
@@ -121,7 +114,7 @@ static int64_t common_prefix(const mx_task *a, const mx_task *b, int64_t limit) 
 /* The running task that is about to compute more of this one's prefix than the cache has, by a tile or to the last
  * token: what several begin with is computed once. NULL: there is none. */
 static mx_task *who_computes(const mx_engine *e, mx_task *task) {
-    const int64_t limit = resumable(task);
+    const int64_t limit = mx_task_wanted_from(task);
     int64_t cached = -1, most = 0;
     mx_task *best = NULL;
     for (int i = 0; i < e->running_count; i++) {
@@ -162,7 +155,7 @@ static int64_t pages_to_come(const mx_engine *e, const mx_task *task) {
 
 /* Of the pages that are free or cached, those that a task without any takes. */
 static int64_t pages_to_take(const mx_engine *e, const mx_task *task) {
-    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, resumable(task));
+    const mx_kv_prefix prefix = mx_kv_find_prefix(e->kv, task->tokens, mx_task_wanted_from(task));
     return prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
 }
 
@@ -181,7 +174,7 @@ static bool has_room(const mx_engine *e, const mx_task *task) {
  * is counted once. */
 static int64_t all_pages(const mx_engine *e, const mx_task *task) {
     if (task->sequence.tiles > 0) return mx_kv_count_sequence(&task->sequence) + pages_to_come(e, task);
-    const mx_kv_prefix prefix = mx_kv_count_prefix(e->kv, task->tokens, resumable(task));
+    const mx_kv_prefix prefix = mx_kv_count_prefix(e->kv, task->tokens, mx_task_wanted_from(task));
     return prefix.taken + pages_beyond(e, task->known, prefix.tiles, prefix.first_tile);
 }
 
@@ -238,7 +231,7 @@ static void begin(mx_engine *e, mx_task *task) {
 
 /* Takes what the cache has of the task's prefix. */
 static void resume(mx_engine *e, mx_task *task) {
-    const int64_t cached = mx_sequence_resume(&task->sequence, task->tokens, resumable(task));
+    const int64_t cached = mx_sequence_resume(&task->sequence, task->tokens, mx_task_wanted_from(task));
     task->reading = false;
     if (task->started) return;
     task->started = true;
@@ -252,7 +245,7 @@ static void resume(mx_engine *e, mx_task *task) {
 /* Reads as long as there is time, *left, which is less then. Where nothing is to be read that takes none. */
 static void read_prefix(mx_engine *e, mx_task *task, double *left) {
     const double start = mx_seconds();
-    const bool done = mx_kv_fetch(e->kv, task->tokens, resumable(task), *left > 0 ? *left : -1);
+    const bool done = mx_kv_fetch(e->kv, task->tokens, mx_task_wanted_from(task), *left > 0 ? *left : -1);
     *left = done ? *left - (mx_seconds() - start) : 0;
     if (done) resume(e, task);
 }

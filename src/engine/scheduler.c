@@ -95,12 +95,13 @@ static bool decodes(const mx_candidate *c) {
 
 static bool before(const mx_candidate *a, const mx_candidate *b) {
     if (a->priority != b->priority) return a->priority > b->priority;
-    if (a->missed != b->missed) return a->missed > b->missed;
+    if (a->turn != b->turn) return a->turn < b->turn;
     return a->order < b->order;
 }
 
-/* A row to each decoder, as far as `rows` go. Returns how many they were. */
-static int give_decoders(mx_candidate *candidate, int count, int decoders, int rows) {
+/* A row to each decoder. Where there are not so many rows they take turns: an order that steps with rows for all do not
+ * change. Returns how many they were. */
+static int give_decoders(mx_scheduler *s, mx_candidate *candidate, int count, int decoders, int rows) {
     if (decoders <= rows) {
         for (int i = 0; i < count; i++)
             if (decodes(&candidate[i])) candidate[i].rows = 1;
@@ -111,6 +112,7 @@ static int give_decoders(mx_candidate *candidate, int count, int decoders, int r
         for (mx_candidate *c = candidate; c < candidate + count; c++)
             if (decodes(c) && !c->rows && (!best || before(c, best))) best = c;
         best->rows = 1;
+        best->turn = ++s->turn;
     }
     return rows;
 }
@@ -197,10 +199,10 @@ int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, doubl
     const int most = decoders < s->batch_tokens ? decoders : s->batch_tokens;
     int64_t kept = s->max_wanted < s->batch_tokens ? s->max_wanted - count : s->batch_tokens;
     if (!prompts || (decoders && (s->since_decode >= MEASURE_EVERY || differs(most, s->decode_rows)))) {
-        int64_t rows = give_decoders(candidate, count, decoders, most);
+        int64_t rows = give_decoders(s, candidate, count, decoders, most);
         return (int)(rows + (prompts ? 0 : give_drafts(candidate, count, s->batch_tokens - rows, kept)));
     }
-    const int64_t rows = give_decoders(candidate, count, decoders, s->batch_tokens - reserved(s, decoders));
+    const int64_t rows = give_decoders(s, candidate, count, decoders, s->batch_tokens - reserved(s, decoders));
     int64_t left = s->batch_tokens - rows;
     s->allowed = in_time(s, spent);
     if (rows > 0 && left > s->allowed) left = s->allowed;

@@ -25,11 +25,11 @@
 typedef struct mx_candidate {
     int64_t unknown; /* tokens that are known and not computed, at least 1; 1: it decodes */
     int64_t order;   /* of arrival */
-    int64_t missed;  /* steps that it decoded in and had no row; where not all decoders fit, the most go first */
-    int priority;    /* the higher go first */
-    int drafted;     /* rows more that it would like, behind its own */
-    bool scored;     /* the logits of all its rows are kept, not of the last alone */
-    int rows;        /* out: of this step, drafted ones included; 0: none */
+    int64_t turn; /* in and out: of its last row in a step that had none for some decoders, 0: none; the least first */
+    int priority; /* the higher go first */
+    int drafted;  /* rows more that it would like, behind its own */
+    bool scored;  /* the logits of all its rows are kept, not of the last alone */
+    int rows;     /* out: of this step, drafted ones included; 0: none */
 } mx_candidate;
 
 typedef struct mx_scheduler {
@@ -44,14 +44,15 @@ typedef struct mx_scheduler {
     int64_t allowed;       /* of them in this step, the time that was spent before taken off */
     int64_t too_many;      /* of them were too slow, when last tried */
     int since_too_many;    /* steps */
+    int64_t turn;          /* the newest of a candidate */
     double credit;         /* rows that prompts are owed, where decoders alone could fill the steps */
 } mx_scheduler;
 
 /* least_seconds 0: 0.25. max_wanted: at least batch_tokens or as many as there are ever candidates. */
 void mx_scheduler_init(mx_scheduler *s, int batch_tokens, int max_wanted, double least_seconds);
 
-/* Sets every candidate's `rows`. Returns the rows of all: at most batch_tokens, at least 1 when there are candidates.
- * `spent`: seconds of this step that are over. */
+/* Sets every candidate's `rows`, and `turn`, which it brings back next time. Returns the rows of all: at most
+ * batch_tokens, at least 1 when there are candidates. `spent`: seconds of this step that are over. */
 int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, double spent);
 
 /* What a step took: rows that decoded, were drafted, and were of prompts. */

@@ -143,11 +143,11 @@ static void draw_all(mx_engine *e, mx_task **tasks, int count) {
     int n = 0;
     for (int i = 0; i < count; i++) {
         mx_task *task = tasks[i];
-        const int64_t before = task->known - 1 - task->sequence.count; /* rows before the one that says it */
-        task->draw = before < task->rows ? n++ : -1;
+        const int64_t last = task->known - 1, first = task->sequence.count; /* the row that says it, the task's first */
+        task->draw = last < first + task->rows ? n++ : -1;
         if (task->draw < 0) continue;
-        const bool scores = task->scored < task->request.prompt_count;
-        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (scores ? (int)before : 0));
+        const int64_t from = mx_task_wanted_from(task);
+        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (int)(last - (from > first ? from : first)));
     }
     if (n > 1 && backend->ops->sample_all) backend->ops->sample_all(backend, e->draw, n);
 }
@@ -213,11 +213,6 @@ static void count_token(mx_engine *e, mx_task *task) {
     task->computing = false;
 }
 
-/* The row at `position` is wanted: it says what comes next. */
-static bool is_wanted(const mx_task *task, int64_t position) {
-    return position + 1 >= task->known || task->scored < task->request.prompt_count;
-}
-
 /* What row `wanted` says of the token at `position`, which is known. */
 static mx_status score(mx_engine *e, mx_task *task, int wanted, int64_t position, mx_error *error) {
     mx_backend *backend = e->parts.backend;
@@ -260,7 +255,7 @@ static void take_rows(mx_engine *e, mx_task *task) {
     mx_status status = MX_OK;
     mx_error error;
     for (; position < end_of_rows && right && !finished && !status; position++) {
-        if (!is_wanted(task, position)) continue;
+        if (position < mx_task_wanted_from(task)) continue;
         if (position + 1 < task->known) {
             status = score(e, task, wanted, position + 1, &error);
             if (!status) task->scored = position + 2;
@@ -299,7 +294,7 @@ static mx_batch batch_of(mx_engine *e, mx_task **tasks, int count) {
         task->first_wanted = wanted;
         for (int r = 0; r < task->rows; r++) {
             const int64_t position = task->sequence.count + r;
-            const bool is = is_wanted(task, position);
+            const bool is = position >= mx_task_wanted_from(task);
             e->row[n++] = (mx_row){task->tokens[position], (int32_t)position, i, is};
             wanted += is;
         }
@@ -363,7 +358,7 @@ static void plan_rows(mx_engine *e, double start) {
         if (task->reading) continue;
         e->candidate[count++] = (mx_candidate){.unknown = task->known - task->sequence.count,
                                                .order = (int64_t)task->handle,
-                                               .missed = task->missed,
+                                               .turn = task->turn,
                                                .priority = task->request.priority,
                                                .drafted = task->drafted,
                                                .scored = task->scored < task->request.prompt_count};
@@ -372,30 +367,39 @@ static void plan_rows(mx_engine *e, double start) {
     const mx_candidate *c = e->candidate;
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        task->rows = task->reading ? 0 : c->rows;
+        task->rows = 0;
         if (task->reading) continue;
-        task->missed += c->unknown == 1 && !c->rows;
+        task->rows = c->rows;
+        task->turn = c->turn;
         c++;
     }
 }
 
-/* Pages for the rows, for the most senior tasks first: where there are none left the most junior one is set back. */
+/* Pages for so many rows of a task; where there are none left the most junior one is set back. */
+static void reserve_rows(mx_engine *e, mx_task *task, int rows) {
+    while (!mx_sequence_reserve(&task->sequence, rows)) {
+        mx_task *junior = e->running[e->running_count - 1];
+        if (e->running_count == 1) {
+            mx_error error;
+            mx_fail(&error, MX_NO_MEMORY, "%lld KV pages are too few for %lld tokens", (long long)e->parts.plan.pages,
+                    (long long)(task->sequence.count + rows));
+            fail(e, task, &error, true);
+        } else {
+            mx_queue_set_back(e, junior);
+        }
+        if (junior == task) break;
+    }
+}
+
+/* For the most senior tasks first, and for what was guessed only what all others leave. */
 static void reserve_pages(mx_engine *e) {
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        if (!task->rows) continue;
-        while (!mx_sequence_reserve(&task->sequence, task->rows)) {
-            mx_task *junior = e->running[e->running_count - 1];
-            if (e->running_count == 1) {
-                mx_error error;
-                mx_fail(&error, MX_NO_MEMORY, "%lld KV pages are too few for %lld tokens",
-                        (long long)e->parts.plan.pages, (long long)(task->sequence.count + task->rows));
-                fail(e, task, &error, true);
-            } else {
-                mx_queue_set_back(e, junior);
-            }
-            if (junior == task) break;
-        }
+        if (task->rows) reserve_rows(e, task, decodes(task) ? 1 : task->rows);
+    }
+    for (int i = 0; i < e->running_count; i++) {
+        mx_task *task = e->running[i];
+        if (task->rows > 1 && decodes(task) && !mx_sequence_reserve(&task->sequence, task->rows)) task->rows = 1;
     }
 }
 

@@ -121,6 +121,11 @@ void mx_task_free(mx_task *task) {
     free(task);
 }
 
+int64_t mx_task_wanted_from(const mx_task *task) {
+    if (task->scored < task->request.prompt_count) return task->scored > 0 ? task->scored - 1 : 0;
+    return task->known - 1;
+}
+
 mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position) {
     const mx_sampling *s = &task->request.sampling;
     return (mx_sample_spec){

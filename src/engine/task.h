@@ -44,11 +44,12 @@ typedef struct mx_task {
     /* of the step's thread */
     mx_sequence sequence;
     int64_t known;             /* prompt and generated tokens */
-    int64_t scored;            /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs */
+    int64_t scored;            /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs. Never
+                                  less than before, nor is what is there written again: mx_poll may have it */
     bool started;              /* has had a first step */
     bool reading;              /* runs, but has no rows before what the store has of its prefix was read */
     bool computing;            /* has drawn nothing since it runs: others may wait for its prefix */
-    int64_t missed;            /* steps that had no row for it though it decoded */
+    int64_t turn;              /* of mx_candidate */
     int rows;                  /* of this step */
     int drafted;               /* tokens guessed behind the known ones */
     int matched;               /* tokens that they were found by */
@@ -87,6 +88,10 @@ typedef struct mx_task_options {
  * room for a token; MX_NO_MEMORY. Free with mx_task_free. */
 mx_status mx_task_create(const mx_request *request, const mx_task_options *options, mx_task **out, mx_error *error);
 void mx_task_free(mx_task *task); /* NULL allowed; the constraint is not its business */
+
+/* The first position whose row is wanted, for it says what comes next: the last known token's, with prompt_logprobs
+ * that before the first token that was not scored yet. So many known tokens may come out of the cache. */
+int64_t mx_task_wanted_from(const mx_task *task);
 
 /* The rules for the token at `position`. Pointers are into the task. */
 mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position);

@@ -1,4 +1,5 @@
 /* Runs of batch in this process, in front of an engine whose memory may run out. */
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/log.h"
 #include "batch/batch.h"
 #include "engine/model_parts.h"
 #include "turn/turn.h"
@@ -64,6 +66,33 @@ int __wrap_fdatasync(int file) {
     return 0;
 }
 
+/* Where a new file cannot have the name of the old one. */
+static bool busy;
+int __real_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to) {
+    if (busy) errno = EBUSY;
+    return busy ? -1 : __real_rename(from, to);
+}
+
+static char synced[1000]; /* names of what was, one after the other */
+int __wrap_fsync(int file);
+int __wrap_fsync(int file) {
+    char link[60];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    const size_t before = strlen(synced);
+    const ssize_t n = readlink(link, synced + before, sizeof synced - before - 2);
+    if (n > 0) strcpy(synced + before + n, "\n");
+    return 0;
+}
+
+static int warnings;
+static void count_warning(void *user, mx_log_level level, const char *line) {
+    (void)user;
+    (void)line;
+    warnings += level == MX_LOG_WARNING;
+}
+
 /* A signal that comes right before the program waits for input. */
 static volatile sig_atomic_t interrupted;
 static int waits_until_signal = -1; /* counted down */
@@ -105,15 +134,20 @@ static int tear_down(void **state) {
     "{\"prompt\":\"Once upon a time\",\"n\":40,\"max_tokens\":3}\n{\"prompt\":7}\n"                                    \
     "{\"prompt\":\"There was\",\"n\":2,\"best_of\":40,\"max_tokens\":3}\n"
 
+/* Of the next runs, beside what is in the file. */
+static uint64_t fingerprint;
+static const char *tier = "any";
+
 /* What is in the output goes on. */
 static mx_status go_on(int max_in_flight, bool ordered, void (*progress)(void *, const mx_batch_state *),
                        mx_batch_state *state, mx_error *error) {
     mx_engine *engine;
     mx_batch *batch;
-    const mx_batch_files files = {.input = input, .output = output, .ordered = ordered};
+    const mx_batch_files files = {.input = input, .output = output, .ordered = ordered, .fingerprint = fingerprint};
     const mx_engine_options options = {.context = 256, .max_running = max_in_flight, .threads = 1};
+    mx_status status = mx_batch_open(&files, &batch, error);
+    if (status) return status;
     assert_int_equal(mx_engine_create(model, &options, &engine, error), MX_OK);
-    assert_int_equal(mx_batch_open(&files, &batch, error), MX_OK);
     const mx_engine_info info = mx_engine_get_info(engine);
     mx_batch_settings settings = {.tokenizer = tokenizer,
                                   .raw = true,
@@ -121,11 +155,12 @@ static mx_status go_on(int max_in_flight, bool ordered, void (*progress)(void *,
                                   .sampling = mx_model_sampling(model),
                                   .stop_tokens = &stop_tokens,
                                   .vocab = info.vocab,
-                                  .setup = {.context = info.context, .tier = "any", .precision = "any"}};
+                                  .setup = {.context = info.context, .tier = "", .precision = "any"}};
+    strcpy(settings.setup.tier, tier);
     const mx_batch_work work = {
         .engine = engine, .max_in_flight = max_in_flight, .interrupted = &interrupted, .progress = progress};
     refused = most_at_work = 0;
-    const mx_status status = mx_batch_run(batch, &settings, &work, state, error);
+    status = mx_batch_run(batch, &settings, &work, state, error);
     mx_batch_close(batch);
     mx_engine_destroy(engine);
     return status;
@@ -303,6 +338,144 @@ static void test_failed_lines_are_done_again(void **unused) {
     }
 }
 
+static const char three[] = "{\"prompt\":\"A\",\"max_tokens\":2}\n{\"prompt\":\"B\",\"max_tokens\":3}\n"
+                            "{\"prompt\":\"C\",\"max_tokens\":4}\n";
+
+/* An output of three lines, some of which the engine failed. */
+static void write_failed(int count) {
+    mx_batch_state state;
+    mx_error error;
+    memory_for = 1000;
+    fails = count;
+    assert_int_equal(run(three, 8, &state, &error), MX_OK);
+    assert_int_equal(lines_with("\"server_error\""), count);
+    fails = 0;
+}
+
+static void read_output(char *out, size_t size) {
+    FILE *f = fopen(output, "r");
+    assert_non_null(f);
+    out[fread(out, 1, size - 1, f)] = 0;
+    fclose(f);
+}
+
+/* Whoever has other lines, another model or other kernels changes nothing, also where no line was answered. */
+static void test_who_is_refused_takes_nothing_out(void **unused) {
+    (void)unused;
+    static char before[10000], after[10000];
+    mx_batch_state state;
+    mx_error error;
+    for (int count = 1; count <= 3; count += 2) {
+        write_failed(count);
+        read_output(before, sizeof before);
+        fingerprint = 7;
+        assert_int_equal(go_on(8, false, NULL, &state, &error), MX_INVALID_FILE);
+        fingerprint = 0;
+        tier = "other";
+        assert_int_equal(go_on(8, false, NULL, &state, &error), MX_INVALID_ARGUMENT);
+        tier = "any";
+        write_input("{\"prompt\":\"Z\"}\n{\"prompt\":\"Y\"}\n{\"prompt\":\"X\"}\n");
+        assert_int_equal(go_on(8, false, NULL, &state, &error), MX_INVALID_FILE);
+        write_input("{\"prompt\":\"A\",\"max_tokens\":2}\n");
+        assert_int_equal(go_on(8, false, NULL, &state, &error), MX_INVALID_FILE);
+        read_output(after, sizeof after);
+        assert_string_equal(before, after);
+        write_input(three);
+        assert_int_equal(go_on(8, false, NULL, &state, &error), MX_OK);
+        assert_int_equal(state.done, count);
+        assert_int_equal(lines_with("\"server_error\""), 0);
+    }
+}
+
+/* From a pipe a line is known only when it comes. */
+static void test_pipe_that_is_refused_takes_nothing_out(void **unused) {
+    (void)unused;
+    static char before[10000], after[10000];
+    mx_batch_state state;
+    mx_error error;
+    write_failed(3);
+    read_output(before, sizeof before);
+    for (int wrong = 1; wrong >= 0; wrong--) {
+        unlink(input);
+        assert_int_equal(mkfifo(input, 0600), 0);
+        const int both = open(input, O_RDWR), writer = open(input, O_WRONLY);
+        assert_int_equal(write(writer, three, sizeof three - 1), sizeof three - 1);
+        fingerprint = wrong ? 7 : 0;
+        interrupted = 0;
+        waits_until_signal = 3; /* a pipe that stays open */
+        alarm(60);
+        assert_int_equal(go_on(8, false, NULL, &state, &error), wrong ? MX_INVALID_FILE : MX_CANCELLED);
+        alarm(0);
+        interrupted = 0;
+        waits_until_signal = -1;
+        close(writer);
+        close(both);
+        read_output(after, sizeof after);
+        if (wrong) assert_string_equal(before, after);
+    }
+    assert_int_equal(state.done, 3);
+    assert_int_equal(lines_with("\"server_error\""), 0);
+    unlink(input);
+}
+
+/* Where the file cannot be written anew, such as one that is mounted, its records stay. */
+static void test_failed_lines_that_must_stay(void **unused) {
+    (void)unused;
+    static char before[10000], after[10000], beside[80];
+    mx_batch_state state;
+    mx_error error;
+    write_failed(2);
+    read_output(before, sizeof before);
+    snprintf(beside, sizeof beside, "%s.mxrun-new", output);
+    FILE *stale = fopen(beside, "w"); /* a run was killed */
+    assert_non_null(stale);
+    fclose(stale);
+    busy = true;
+    warnings = 0;
+    mx_log_set_sink(count_warning, NULL);
+    assert_int_equal(go_on(8, false, NULL, &state, &error), MX_OK);
+    mx_log_set_sink(NULL, NULL);
+    busy = false;
+    assert_int_equal(warnings, 1);
+    assert_int_equal(state.before, 3);
+    assert_int_equal(state.done, 0);
+    read_output(after, sizeof after);
+    assert_string_equal(before, after);
+    assert_int_equal(access(beside, F_OK), -1);
+    assert_int_equal(go_on(8, false, NULL, &state, &error), MX_OK);
+    assert_int_equal(state.done, 2);
+}
+
+/* The new file is where a link leads to, its name is on the disk, and it belongs to whom the old one did. */
+static void test_new_file_is_like_the_old_one(void **unused) {
+    (void)unused;
+    char target_folder[80], target[100], line[100];
+    mx_batch_state state;
+    mx_error error;
+    struct stat info;
+    write_failed(1);
+    snprintf(target_folder, sizeof target_folder, "%s/far", folder);
+    snprintf(target, sizeof target, "%s/target", target_folder);
+    assert_int_equal(mkdir(target_folder, 0700), 0);
+    assert_int_equal(rename(output, target), 0);
+    assert_int_equal(symlink("far/target", output), 0);
+    const bool root = geteuid() == 0;
+    if (root) assert_int_equal(chown(target, 1234, 4321), 0);
+    synced[0] = 0;
+    assert_int_equal(go_on(8, false, NULL, &state, &error), MX_OK);
+    assert_int_equal(state.done, 1);
+    assert_int_equal(lstat(output, &info), 0);
+    assert_true(S_ISLNK(info.st_mode));
+    assert_int_equal(stat(output, &info), 0);
+    assert_int_equal(info.st_uid, root ? 1234 : geteuid());
+    if (root) assert_int_equal(info.st_gid, 4321);
+    snprintf(line, sizeof line, "%s\n", target_folder);
+    assert_non_null(strstr(synced, line));
+    unlink(target);
+    rmdir(target_folder);
+    unlink(output);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_are_counted),
@@ -312,6 +485,10 @@ int main(void) {
         cmocka_unit_test(test_records_reach_the_disk),
         cmocka_unit_test(test_signal_before_waiting),
         cmocka_unit_test(test_failed_lines_are_done_again),
+        cmocka_unit_test(test_who_is_refused_takes_nothing_out),
+        cmocka_unit_test(test_pipe_that_is_refused_takes_nothing_out),
+        cmocka_unit_test(test_failed_lines_that_must_stay),
+        cmocka_unit_test(test_new_file_is_like_the_old_one),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,5 +1,6 @@
 #include "check_engine.h"
 
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -64,7 +65,10 @@ void step(mx_engine *e) {
 
 int collect(mx_engine *e, int at_once) {
     mx_event event[8];
+    struct pollfd fd = {.fd = mx_engine_fd(e), .events = POLLIN};
+    const int readable = poll(&fd, 1, 0);
     int n = mx_poll(e, event, at_once);
+    assert_int_equal(readable, n > 0);
     for (int i = 0; i < n; i++) {
         answer *a = event[i].user;
         assert_int_equal(a->ends, 0);

@@ -19,7 +19,9 @@ mx_request request_for(const int32_t *prompt, int64_t n, int64_t max_tokens, ans
 void fill(int32_t *tokens, int64_t n, uint64_t seed);
 mx_handle submit(mx_engine *e, const mx_request *r);
 void step(mx_engine *e);
-int collect(mx_engine *e, int at_once); /* polls so many events, at most 8, into their answers; returns how many */
+/* Polls so many events, at most 8, into their answers; returns how many. The descriptor must have said whether there
+ * are any: nobody else polls meanwhile. */
+int collect(mx_engine *e, int at_once);
 void run_until_idle(mx_engine *e);
 void check_answer(const answer *a, const mx_config *config, const mx_request *r, int count, mx_finish finish);
 

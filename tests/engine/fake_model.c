@@ -124,6 +124,7 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
         if (bad || batch->row[i].token == b->nan_token) out[7] = 0.0f / 0.0f;
     }
     if (b->wanted > b->most_wanted) b->most_wanted = b->wanted;
+    b->wanted_rows += b->wanted;
     b->rows += batch->rows;
     if (batch->rows > b->largest) b->largest = batch->rows;
     return fails ? mx_fail(error, MX_IO, "the fake device is on fire") : MX_OK;

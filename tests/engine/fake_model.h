@@ -25,6 +25,7 @@ typedef struct fake_backend {
     int32_t nan_token;          /* logits of such a row are NaN; -1: none */
     int sleep_us;               /* time one step takes */
     int64_t rows;               /* computed so far */
+    int64_t wanted_rows;        /* of them, with logits */
     int64_t largest;            /* most rows in a step */
     int64_t most_sequences;     /* in a step */
     int last_rows;              /* of the last step, or of the one that calls `during` */

@@ -213,6 +213,33 @@ static void right_guesses_save_steps(void **state) {
     mx_engine_destroy(e);
 }
 
+/* Two that guess right, in memory that is enough until one of them ends: a guess that would need a page more is not
+ * computed, but sets nobody back. */
+static void guesses_set_nobody_back(void **state) {
+    (void)state;
+    const mx_logit_bias bias = {5, 100};
+    config = fake_config("sf", 128, FAKE_MOST);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_ON, .draft_tokens = 4};
+    for (int most = 55; most <= 68; most++) {
+        for (int longer = 0; longer < 2; longer++) { /* the elder, or the younger one */
+            mx_engine *e = fake_engine_with(&parts, 200, 8, &backend);
+            for (int i = 0; i < 2; i++) {
+                fill(prompt[i], 40, (uint64_t)i + 1);
+                for (int n = 40; n < 60; n++) prompt[i][n] = 5;
+                r[i] = request_for(prompt[i], 60, i == longer ? 140 : most, &a[i]);
+                r[i].sampling.bias = &bias, r[i].sampling.bias_count = 1;
+                submit(e, &r[i]);
+            }
+            run_until_idle(e);
+            check_all(2);
+            assert_int_equal(mx_engine_get_stats(e).set_back, 0);
+            assert_true(mx_engine_get_stats(e).steps < 80);
+            mx_engine_destroy(e);
+        }
+    }
+}
+
 /* ---- order --------------------------------------------------------------------------------------------------------
  */
 static void the_higher_priority_first(void **state) {
@@ -236,6 +263,39 @@ static void the_higher_priority_first(void **state) {
         }
     }
     check_all(30);
+    mx_engine_destroy(e);
+}
+
+/* Where more decode than a step has rows, one that comes late has its part of them. */
+static void turns_are_taken(void **state) {
+    (void)state;
+    config = fake_config("sf", 128, FAKE_MOST);
+    const mx_engine_parts parts = {
+        .config = &config, .batch_tokens = 8, .max_running = 24, .speculation = MX_SPECULATE_OFF};
+    mx_engine *e = fake_engine_with(&parts, 600, 400, &backend);
+    for (int i = 0; i < 24; i++) {
+        fill(prompt[i], 5, (uint64_t)i + 1);
+        r[i] = request_for(prompt[i], 5, 300, &a[i]);
+        for (int n = 0; i == 23 && n < 500; n++) { /* the last one comes late */
+            step(e);
+            while (collect(e, 8) > 0) continue;
+        }
+        submit(e, &r[i]);
+    }
+    while (a[23].tokens == 0) {
+        step(e);
+        while (collect(e, 8) > 0) continue;
+    }
+    int before[24];
+    for (int i = 0; i < 24; i++) before[i] = a[i].tokens;
+    assert_true(before[0] > 100);
+    for (int n = 0; n < 30; n++) {
+        step(e);
+        while (collect(e, 8) > 0) continue;
+    }
+    for (int i = 0; i < 24; i++) assert_in_range(a[i].tokens - before[i], 9, 11);
+    run_until_idle(e);
+    check_all(24);
     mx_engine_destroy(e);
 }
 
@@ -448,7 +508,9 @@ int main(void) {
         cmocka_unit_test(a_shared_beginning),
         cmocka_unit_test(guesses_change_nothing),
         cmocka_unit_test(right_guesses_save_steps),
+        cmocka_unit_test(guesses_set_nobody_back),
         cmocka_unit_test(the_higher_priority_first),
+        cmocka_unit_test(turns_are_taken),
         cmocka_unit_test(cancelled_at_every_step),
         cmocka_unit_test(deadlines),
         cmocka_unit_test(min_tokens),

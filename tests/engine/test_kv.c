@@ -187,6 +187,36 @@ static void test_resumed_place_is_kept(void **state) {
     kv_tear_down(&f);
 }
 
+/* A prompt that ends where an older one went on, and whose sliding pages went: all of it can be resumed. */
+static void test_end_in_a_tile_without_window(void **state) {
+    (void)state;
+    kv_fixture f;
+    kv_set_up(&f, "fs", 65, 100, -1);
+    int32_t tokens[KV_MOST];
+    fill(tokens, 0, KV_MOST, 1);
+    kv_talk(&f, tokens, 640);
+    assert_true(mx_prefix_make_room(&f.kv->tree, mx_kv_pages_free(f.kv) + 7)); /* all but the last windows */
+    assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 400), 0);
+    mx_sequence s[2], *both[] = {&s[0], &s[1]};
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(mx_sequence_init(&s[i], f.kv, KV_MOST, NULL), MX_OK);
+        assert_int_equal(mx_sequence_resume(&s[i], tokens, 299), i ? 299 : 0);
+        kv_grow(&f, &s[i], tokens, 300, 100);
+        mx_sequence_mark(&s[i], tokens);
+        kv_check_structure(&f, both, i + 1);
+        assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 400), 300);
+    }
+    kv_grow(&f, &s[0], tokens, 320, 100); /* the whole tile is there, and gets its window back */
+    kv_check_structure(&f, both, 2);
+    assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 400), 320);
+    kv_grow(&f, &s[0], tokens, 350, 100);
+    for (int i = 0; i < 2; i++) kv_check_content(&f, &s[i], tokens);
+    for (int i = 0; i < 2; i++) mx_sequence_end(&s[i], tokens, true);
+    assert_int_equal(mx_kv_cached_tokens(f.kv, tokens, 400), 350);
+    for (int i = 0; i < 2; i++) mx_sequence_free(&s[i]);
+    kv_tear_down(&f);
+}
+
 /* Running sequences keep theirs; what cannot be had changes nothing. */
 static void test_running_are_safe(void **state) {
     (void)state;
@@ -304,6 +334,7 @@ int main(void) {
         cmocka_unit_test(test_turns_copy_nothing),
         cmocka_unit_test(test_what_goes_first),
         cmocka_unit_test(test_resumed_place_is_kept),
+        cmocka_unit_test(test_end_in_a_tile_without_window),
         cmocka_unit_test(test_running_are_safe),
         cmocka_unit_test(test_failed_leaves_nothing),
         cmocka_unit_test(test_plan_is_enough),

@@ -368,6 +368,44 @@ static void what_is_shared_counts_once(void **state) {
     mx_engine_destroy(e);
 }
 
+/* Of one that was set back and whose pages others took, the prompt is computed again but told once: what was told stays
+ * as it was, and meanwhile events of others are seen. */
+static void what_was_told_is_not_told_again(void **state) {
+    (void)state;
+    for (int cancel = 0; cancel < 2; cancel++) {
+        mx_engine *e = start_small(2000, 0, 64);
+        fill(prompt[0], 900, 1);
+        r[0] = request_for(prompt[0], 900, 3, &a[0]);
+        r[0].prompt_logprobs = true;
+        r[0].top_logprobs = 2;
+        const mx_handle first = submit(e, &r[0]);
+        steps(e, 10);
+        const int told = a[0].prompt_tokens;
+        assert_in_range(told, 300, 800);
+        ask_anything(e, 1, 1900, 2, 1);
+        steps(e, 5);
+        while (!a[1].ends) steps(e, 1);
+        ask_anything(e, 2, 3, 30, 1);
+        const int64_t wanted = backend->wanted_rows;
+        for (int i = 0; i < 4; i++) {
+            const int tokens = a[2].tokens;
+            steps(e, 1);
+            assert_true(i == 0 || a[2].tokens > tokens); /* the descriptor said so */
+            assert_int_equal(a[0].prompt_tokens, told);
+        }
+        assert_int_equal(mx_engine_get_stats(e).set_back, 1);
+        assert_int_equal(backend->wanted_rows - wanted, a[2].tokens);
+        if (cancel) mx_cancel(e, first);
+        run_until_idle(e);
+        assert_int_equal(a[0].prompt_tokens, cancel ? told : 900);
+        check_answer(&a[0], &config, &r[0], cancel ? 0 : 3, cancel ? MX_FINISH_CANCELLED : MX_FINISH_LENGTH);
+        ask_anything(e, 3, 30, 5, 0);
+        run_until_idle(e);
+        check_answer(&a[3], &config, &r[3], 5, MX_FINISH_LENGTH);
+        mx_engine_destroy(e);
+    }
+}
+
 /* A stream of priorities: everyone gets what it gets alone. */
 static void priorities_come_and_go(void **state) {
     (void)state;
@@ -624,6 +662,7 @@ int main(void) {
         cmocka_unit_test(nobody_is_set_back_in_vain),
         cmocka_unit_test(nor_for_what_another_computed),
         cmocka_unit_test(what_is_shared_counts_once),
+        cmocka_unit_test(what_was_told_is_not_told_again),
         cmocka_unit_test(priorities_come_and_go),
         cmocka_unit_test(who_finds_no_room_does_nothing),
         cmocka_unit_test(who_waits_takes_little_memory),

@@ -97,7 +97,6 @@ static int step(sim *m, cost *f, double noise) {
     for (int i = m->count - 1; i >= 0; i--) {
         mx_candidate *c = &m->c[i];
         m->got[i] += c->rows;
-        c->missed += c->unknown == 1 && !c->rows;
         if (c->unknown == 1 && c->rows) {
             if (--m->answer[i] == 0) leave(m, i);
         } else if (c->rows) {
@@ -255,6 +254,24 @@ static void fewer_rows_than_decoders(void **state) {
     }
 }
 
+/* One that comes when the others have decoded for long has its part at once, and no more. */
+static void who_comes_late_has_its_part(void **state) {
+    (void)state;
+    begin(16);
+    for (int i = 0; i < 63; i++) add(&m, 1, 1 << 30, 0);
+    for (int i = 0; i < 3000; i++) step(&m, quick, 0);
+    add(&m, 10, 1 << 30, 0);
+    while (m.c[63].unknown > 1) step(&m, quick, 0);
+    int64_t before[64];
+    for (int i = 0; i < 64; i++) before[i] = m.got[i];
+    for (int n = 1; n <= 400; n++) {
+        step(&m, quick, 0);
+        for (int i = 0; i < 64; i++)
+            if (m.got[i] - before[i] < n / 4 - 1 || m.got[i] - before[i] > n / 4 + 2)
+                fail_msg("after %d steps decoder %d has got %d rows", n, i, (int)(m.got[i] - before[i]));
+    }
+}
+
 static void drafts_come_last(void **state) {
     (void)state;
     begin(16);
@@ -353,6 +370,7 @@ int main(void) {
         cmocka_unit_test(short_behind_long_and_long_behind_short),
         cmocka_unit_test(priorities),
         cmocka_unit_test(fewer_rows_than_decoders),
+        cmocka_unit_test(who_comes_late_has_its_part),
         cmocka_unit_test(drafts_come_last),
         cmocka_unit_test(rows_that_cannot_be_kept_go_to_others),
         cmocka_unit_test(all_of_a_step_keeps_its_time),

@@ -1,5 +1,8 @@
 """The hash of the code that computes keys and values: of all of it, wherever it lies, and of nothing else."""
+import json
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,5 +40,17 @@ class Numerics(unittest.TestCase):
                 path.unlink() if old is None else path.write_text(old)
             self.assertEqual(before, hash_of(two))
 
+    def test_options_of_this_build(self):
+        commands = json.loads((BUILD / "compile_commands.json").read_text())
+        command = next(c["command"] for c in commands if c["file"].endswith("model/gpt_oss.c"))
+        numeric = [a for a in shlex.split(command)
+                   if re.match("-(O|std=|m|f(?!PIC|pie|PIE|diagnostics|sanitize|no-omit|lto|visibility|profile))", a)]
+        self.assertIn("-ffp-contract=off", numeric)
+        hashed = next(line for line in (BUILD / "build.ninja").read_text().splitlines()
+                      if line.startswith(" COMMAND") and "numerics.py" in line)
+        for argument in numeric:
+            self.assertIn(argument, hashed)
 
+
+BUILD = pathlib.Path(sys.argv.pop())
 unittest.main()
