@@ -5,14 +5,7 @@
 #include <sys/statvfs.h>
 
 #include "base/cpu.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { SANITIZED = 1 };
-#elif defined(__has_feature)
-enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
-#else
-enum { SANITIZED = 0 };
-#endif
+#include "tests/sanitized.h"
 
 enum { WORDS = 1100, ANSWER = 8 };
 static const double ALLOWED = 300e6;

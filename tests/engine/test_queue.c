@@ -15,14 +15,7 @@
 #include "engine/prefix_store.h"
 #include "engine/task.h"
 #include "model/sampler.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { SANITIZED = 1 };
-#elif defined(__has_feature)
-enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
-#else
-enum { SANITIZED = 0 };
-#endif
+#include "tests/sanitized.h"
 
 enum { MANY = 40, LONGEST = 3000 };
 

@@ -15,16 +15,9 @@
 #include "engine/engine_internal.h"
 #include "fake_model.h"
 #include "model/sampler.h"
+#include "tests/sanitized.h"
 
 enum { REQUESTS = 256, LATER = 100, PROMPT_MOST = 150 };
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { SANITIZED = 1 };
-#elif defined(__has_feature)
-enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
-#else
-enum { SANITIZED = 0 };
-#endif
 
 /* ---- every call, of every thread, while a step runs ---------------------------------------------------------------
  */

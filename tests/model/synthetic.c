@@ -15,15 +15,8 @@
 
 #include "checkpoint_maker.h"
 #include "model/synthetic.h"
+#include "tests/sanitized.h"
 #include "tests/two_nodes.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { SANITIZED = 1 };
-#elif defined(__has_feature)
-enum { SANITIZED = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) };
-#else
-enum { SANITIZED = 0 };
-#endif
 
 enum { ROWS = 64, LAYERS = 24, EXPERTS = 32 };
 
