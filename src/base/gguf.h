@@ -46,7 +46,7 @@ typedef struct mx_gguf_value {
         mx_gguf_string string;
         struct {
             mx_gguf_kind kind; /* of the elements; never ARRAY */
-            uint64_t count;
+            uint64_t count, bytes;
             const uint8_t *data; /* the elements as they lie in the file, any alignment; strings with their sizes */
         } array;
     } as;
@@ -86,13 +86,15 @@ void mx_gguf_close(mx_gguf *g); /* all zeros is allowed */
 
 const mx_gguf_value *mx_gguf_find(const mx_gguf *g, const char *key); /* NULL: not there */
 const mx_gguf_tensor *mx_gguf_find_tensor(const mx_gguf *g, const char *name);
-/* Numbers of any kind that hold a whole number from `low` to `high`; false: it is none. */
+/* Numbers of any kind but BOOL that hold a whole number from `low` to `high`; false: it is none. `v` may be NULL in
+ * all of these. */
 bool mx_gguf_int64(const mx_gguf_value *v, int64_t low, int64_t high, int64_t *out);
-bool mx_gguf_double(const mx_gguf_value *v, double *out); /* of any kind of number */
+bool mx_gguf_double(const mx_gguf_value *v, double *out); /* of any kind of number; finite */
 bool mx_gguf_is_string(const mx_gguf_value *v, const char *text);
-/* Walks an array of strings: *at is 0 at the start and moves on; false at the end. */
+/* Walks an array of strings: *at is 0 at the start and moves on; false at the end, and for what is no such array. */
 bool mx_gguf_next_string(const mx_gguf_value *v, uint64_t *at, mx_gguf_string *out);
-/* "Q8_0", "MXFP4" ... also of types that mxrun cannot read ("Q4_K"); "type 123" is not among them: NULL. */
+/* "Q8_0", "MXFP4" ... also of types that mxrun cannot read ("Q4_K"). NULL for numbers that GGUF does not use: 4 is
+ * among them, by which early Ollama files mean MXFP4. */
 const char *mx_gguf_type_name(uint32_t type);
 
 #endif
