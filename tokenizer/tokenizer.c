@@ -98,7 +98,7 @@ static mx_status special_create(mx_tokenizer *t, mx_error *error) {
         uint32_t size = v->offset[id + 1] - v->offset[id];
         uint32_t twin = special_find(t, text, size);
         if (twin != MX_NO_ID)
-            return mx_fail(error, MX_INVALID_FILE, "added_tokens: %.*s is both %u and %u",
+            return mx_fail(error, MX_INVALID_FILE, "added token %.*s is both %u and %u",
                            (int)(size < 100 ? size : 100), text, twin, id);
         uint32_t i = (uint32_t)mx_token_hash(text, size) & s->mask;
         while (s->slot[i] != MX_NO_ID) i = (i + 1) & s->mask;
