@@ -144,7 +144,7 @@ void tokenizer_gguf(const mx_json *tokenizer, uint32_t count, mx_bytes *out) {
 
 const char *gguf_file(const char *path, uint32_t count) {
     mx_bytes json = {0}, out = {0};
-    mx_json_document *document;
+    mx_json_document *document = NULL;
     mx_error error = {0};
     if (mx_read_file(path, (size_t)1 << 30, &json, &error) != MX_OK ||
         mx_json_parse(path, json.data, json.size, &document, &error) != MX_OK)
