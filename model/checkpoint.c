@@ -98,7 +98,7 @@ static mx_status nothing_there(const char *folder, bool torch, mx_error *error) 
     if (torch)
         return mx_fail(error, MX_UNSUPPORTED,
                        "%s: holds PyTorch .bin files, which mxrun does not read, and no .safetensors", folder);
-    return mx_fail(error, MX_INVALID_FILE, "%s: no model in this folder (.safetensors, .gguf, model.bin)", folder);
+    return mx_fail(error, MX_INVALID_FILE, "%s: no .safetensors file in this folder, nor a .gguf or model.bin", folder);
 }
 
 static mx_status list_folder(const char *folder, names *out, mx_error *error) {
@@ -286,11 +286,13 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
     if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", name);
     ck->tensor = tensor;
     ck->count = count;
+    for (int i = 0; i < count; i++) tensor[i].slice_stride = mx_tensor_slice_bytes(&tensor[i]);
     mx_status status = sort(ck, error);
     if (status) {
         free(ck);
         return status;
     }
+    ck->layout = MX_LAYOUT_TENSORS;
     ck->memory = memory;
     *out = ck;
     return MX_OK;

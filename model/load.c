@@ -153,33 +153,40 @@ static int node_of(const direct *d, const mx_pool *pool, const uint8_t *byte) {
     return node;
 }
 
-/* The blocks of the file that hold tensors, sorted by the node of their middle; first [nodes + 1]. NULL: no memory. */
-static uint32_t *choose_blocks(const mx_checkpoint *ck, const mx_mapped *f, const mx_pool *pool, int64_t *first) {
+/* The blocks of a file that hold tensors, sorted by the node of their middle. */
+typedef struct blocks {
+    uint32_t *order;
+    int64_t first[MX_POOL_NODES + 1];
+    uint64_t bytes;
+} blocks;
+
+static mx_status choose_blocks(const mx_checkpoint *ck, const mx_mapped *f, const mx_pool *pool, blocks *out,
+                               mx_error *error) {
     const int nodes = mx_pool_nodes(pool);
-    const int64_t blocks = (int64_t)((f->size + BLOCK - 1) / BLOCK);
+    const int64_t count = (int64_t)((f->size + BLOCK - 1) / BLOCK);
     direct d;
     d.tensor = find_direct(ck, f, &d.count);
-    uint32_t *order = malloc((size_t)blocks * sizeof *order + 1);
-    bool *wanted = calloc((size_t)blocks + 1, sizeof *wanted);
+    uint32_t *order = malloc((size_t)count * sizeof *order + 1);
+    bool *wanted = calloc((size_t)count + 1, sizeof *wanted);
     int64_t n = 0;
-    for (int i = 0; d.tensor && wanted && i < d.count; i++)
+    const bool ok = d.tensor && order && wanted;
+    for (int i = 0; ok && i < d.count; i++)
         for (int64_t b = (d.tensor[i]->data - f->data) / BLOCK; b <= (end_of(d.tensor[i]) - 1 - f->data) / BLOCK; b++)
             wanted[b] = true;
-    for (int node = 0; d.tensor && wanted && order && node < nodes; node++) {
-        first[node] = n;
-        for (int64_t i = 0; i < blocks; i++) {
+    for (int node = 0; ok && node < nodes; node++) {
+        out->first[node] = n;
+        for (int64_t i = 0; i < count; i++) {
             const uint64_t middle = (uint64_t)i * BLOCK + BLOCK / 2;
             if (wanted[i] && (nodes == 1 || node_of(&d, pool, f->data + middle) == node)) order[n++] = (uint32_t)i;
         }
     }
-    first[nodes] = n;
-    if (!d.tensor || !wanted) {
-        free(order);
-        order = NULL;
-    }
+    out->first[nodes] = n;
+    out->bytes = (uint64_t)n * BLOCK;
+    if (ok && count && wanted[count - 1]) out->bytes -= (uint64_t)count * BLOCK - f->size;
+    out->order = order;
     free(d.tensor);
     free(wanted);
-    return order;
+    return ok ? MX_OK : mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its blocks", f->path);
 }
 
 /* ---- one file -------------------------------------------------------------------------------------------- */
@@ -223,24 +230,20 @@ static mx_status failure(const struct loading *l, mx_error *error) {
                    reason < 0 ? "it has been cut off, or the disk fails" : strerror(reason));
 }
 
-static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
+static mx_status load_file(struct loading *l, const blocks *b, mx_pool *pool, mx_error *error) {
     mx_mapped *f = l->file;
     const bool read = l->options->way == MX_LOAD_READ;
-    int64_t first[MX_POOL_NODES + 1] = {0};
-    uint32_t *order = choose_blocks(l->checkpoint, f, pool, first);
-    if (!order) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its blocks", f->path);
     atomic_store(&l->done, 0);
     l->fd = -1;
     mx_status status = read ? make_room(l, error) : MX_OK;
     if (!status) {
-        l->order = order;
+        l->order = b->order;
         if (mx_pool_nodes(pool) > 1)
-            mx_parallel_for_nodes(pool, first, 1, false, load_blocks, l);
+            mx_parallel_for_nodes(pool, b->first, 1, false, load_blocks, l);
         else
-            mx_parallel_for(pool, first[1], 1, load_blocks, l);
+            mx_parallel_for(pool, b->first[1], 1, load_blocks, l);
         status = failure(l, error);
     }
-    free(order);
     if (l->fd >= 0) close(l->fd);
     if (read && !status) mprotect(f->data, f->size, PROT_READ);
     return status;
@@ -424,15 +427,24 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
     }
     const double start = mx_seconds();
     mx_pool_enter(pool);
+    blocks *file = calloc((size_t)files, sizeof *file);
+    if (!file) status = mx_fail(error, MX_NO_MEMORY, "no memory to load a model of %d files", files);
+    l.total = made;
+    for (int i = 0; fits && i < files && !status; i++) {
+        status = choose_blocks(ck, mx_checkpoint_file(ck, i), pool, &file[i], error);
+        l.total += file[i].bytes;
+    }
     bool slow = false;
-    if (made) status = make_all(&l, pool, error);
+    if (made && !status) status = make_all(&l, pool, error);
     l.before = made;
     for (int i = 0; fits && i < files && !status; i++) {
         l.file = mx_checkpoint_file(ck, i);
-        status = load_file(&l, pool, error);
-        l.before += atomic_load(&l.done);
+        status = load_file(&l, &file[i], pool, error);
+        l.before += file[i].bytes;
         slow |= atomic_load(&l.slow);
     }
+    for (int i = 0; file && i < files; i++) free(file[i].order);
+    free(file);
     if (interleaved) mx_numa_interleave_thread(false);
     mx_pool_leave(pool);
     if (!status && mx_pool_nodes(pool) > 1)

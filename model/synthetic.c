@@ -342,7 +342,6 @@ static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64
                             .bytes = from[i].bytes};
         to[i].dtype = strcmp(to[i].dtype_name, "U8") ? MX_DTYPE_BF16 : MX_DTYPE_U8;
         memcpy(to[i].shape, from[i].shape, sizeof from[i].shape);
-        to[i].slice_stride = mx_tensor_slice_bytes(&to[i]);
         if (mx_pool_nodes(pool) > 1) place(pool, &to[i]);
         for (uint64_t at = 0; at < from[i].bytes; at += FILL_AT_ONCE) {
             const uint64_t left = from[i].bytes - at, size = left < FILL_AT_ONCE ? left : FILL_AT_ONCE;
