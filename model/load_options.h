@@ -2,6 +2,7 @@
 #define MX_LOAD_OPTIONS_H
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/numa_choice.h"
@@ -31,8 +32,9 @@ typedef struct mx_load_options {
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
     const volatile sig_atomic_t
-        *stop;        /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
-    unsigned without; /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
+        *stop;             /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
+    bool quantize_experts; /* round experts of 16 bits to MXFP4 (OCP's rule, to nearest); others stay as they are */
+    unsigned without;      /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
 } mx_load_options;
 
 #endif

@@ -1,0 +1,9 @@
+#ifndef MX_MODEL_METAL_H
+#define MX_MODEL_METAL_H
+
+#include "model/model.h"
+
+/* Private to model/: the header of OpenAI's model.bin. */
+mx_status mx_metal_config(const char *path, mx_config *out, mx_error *error);
+
+#endif
