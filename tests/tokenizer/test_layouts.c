@@ -331,7 +331,7 @@ static void test_cache(void **state) {
         snprintf(file_name, sizeof file_name, "ls '%s/mxrun' | wc -l > '%s/count'", cache, scratch_folder());
         assert_int_equal(system(file_name), 0);
         snprintf(file_name, sizeof file_name, "%s/count", scratch_folder());
-        mx_bytes_clear(&pad);
+        mx_bytes_free(&pad);
         assert_int_equal(mx_read_file(file_name, 100, &pad, NULL), MX_OK);
         assert_int_equal(atoi(pad.data), round == 2 ? 2 : 1);
     }
