@@ -153,15 +153,15 @@ static int node_of(const direct *d, const mx_pool *pool, const uint8_t *byte) {
     return node;
 }
 
-/* The blocks of a file that hold tensors, sorted by the node of their middle. */
+/* The blocks of a file that hold tensors or the header, sorted by the node of their middle. */
 typedef struct blocks {
     uint32_t *order;
     int64_t first[MX_POOL_NODES + 1];
     uint64_t bytes;
 } blocks;
 
-static mx_status choose_blocks(const mx_checkpoint *ck, const mx_mapped *f, const mx_pool *pool, blocks *out,
-                               mx_error *error) {
+static mx_status choose_blocks(mx_checkpoint *ck, int index, const mx_pool *pool, blocks *out, mx_error *error) {
+    const mx_mapped *f = mx_checkpoint_file(ck, index);
     const int nodes = mx_pool_nodes(pool);
     const int64_t count = (int64_t)((f->size + BLOCK - 1) / BLOCK);
     direct d;
@@ -170,6 +170,8 @@ static mx_status choose_blocks(const mx_checkpoint *ck, const mx_mapped *f, cons
     bool *wanted = calloc((size_t)count + 1, sizeof *wanted);
     int64_t n = 0;
     const bool ok = d.tensor && order && wanted;
+    /* The header, too: keys and names are looked at later. */
+    for (uint64_t at = 0; ok && at < mx_checkpoint_header(ck, index); at += BLOCK) wanted[at / BLOCK] = true;
     for (int i = 0; ok && i < d.count; i++)
         for (int64_t b = (d.tensor[i]->data - f->data) / BLOCK; b <= (end_of(d.tensor[i]) - 1 - f->data) / BLOCK; b++)
             wanted[b] = true;
@@ -431,7 +433,7 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
     if (!file) status = mx_fail(error, MX_NO_MEMORY, "no memory to load a model of %d files", files);
     l.total = made;
     for (int i = 0; fits && i < files && !status; i++) {
-        status = choose_blocks(ck, mx_checkpoint_file(ck, i), pool, &file[i], error);
+        status = choose_blocks(ck, i, pool, &file[i], error);
         l.total += file[i].bytes;
     }
     bool slow = false;

@@ -46,6 +46,8 @@ static mx_gguf_string word_of(const mx_gguf *g, const char *key) {
 
 static mx_status check_kind(const reader *r) {
     static const char *const splits[] = {"gpt-4o", "gpt-oss", "o200k"};
+    if (!mx_gguf_find(r->g, MODEL) && !mx_gguf_find(r->g, TOKENS))
+        return mx_fail(r->error, MX_IO, "%s: holds no vocabulary; --tokenizer takes a tokenizer.json", r->g->file.path);
     if (!mx_gguf_is_string(mx_gguf_find(r->g, MODEL), "gpt2")) {
         mx_gguf_string s = word_of(r->g, MODEL);
         return mx_fail(r->error, MX_UNSUPPORTED,
