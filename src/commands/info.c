@@ -289,9 +289,8 @@ static mx_status open_tokenizer(const char *path, mx_tokenizer **out, mx_error *
     char file[4200];
     *out = NULL;
     mx_status status = mx_tokenizer_find(path, file, sizeof file, error);
-    if (status == MX_IO) return MX_OK;
     if (!status) status = mx_tokenizer_open(file, out, error);
-    return status;
+    return status == MX_IO ? MX_OK : status;
 }
 
 static int run(const mx_command *self, int argc, const char **argv) {
