@@ -197,7 +197,7 @@ static mx_status add_experts(mx_checkpoint *ck, const expert_source *s, int laye
     if (!u) return add_as_it_is(ck, s->file, g, layer, full, error);
     r.make = make_rows;
     const uint64_t rows = (uint64_t)g->ne[1] * (uint64_t)g->ne[2];
-    r.factor = rows ? (int)(g->bytes / rows) : 0;
+    r.factor = rows ? (int64_t)(g->bytes / rows) : 0;
     return add_made(ck, s, layer, full + strlen("mlp.experts."), dtype, 3, (int64_t[]){g->ne[2], r.rows, r.cols}, &r,
                     error);
 }

@@ -342,6 +342,11 @@ static uint64_t made_bytes(const mx_checkpoint *ck) {
     return sum;
 }
 
+static void place(mx_pool *pool, const mx_tensor *t) {
+    mx_tensor_place(pool, t);
+    if (t->recipe->scales) mx_tensor_place(pool, t->recipe->scales);
+}
+
 /* Fills the memory of all tensors with a recipe; from then on they have none. */
 static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     mx_checkpoint *ck = l->checkpoint;
@@ -353,6 +358,7 @@ static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     for (int i = 0; i < ck->count && !status; i++) {
         mx_tensor *t = &ck->tensor[i];
         if (!t->recipe || !t->shape[0] || is_taken_along(ck, t)) continue;
+        if (mx_pool_nodes(pool) > 1) place(pool, t);
         m.first[m.count] = pieces;
         m.tensor[m.count++] = t;
         pieces += (t->shape[0] + slices_of_piece(t) - 1) / slices_of_piece(t);

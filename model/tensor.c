@@ -77,3 +77,19 @@ mx_status mx_checkpoint_make_room(mx_checkpoint *ck, const char *name, mx_error 
         if (ck->tensor[i].recipe && ck->tensor[i].recipe->make_both) join(ck, &ck->tensor[i]);
     return MX_OK;
 }
+
+/* ---- NUMA nodes -------------------------------------------------------------------------------------------------- */
+
+enum { PAGE = 4096, PAGES_AT_ONCE = 512 };
+
+static void touch_pages(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) ((volatile uint8_t *)arg)[i * PAGE] = 0;
+}
+
+void mx_tensor_place(mx_pool *pool, const mx_tensor *t) {
+    const uint64_t matrices = t->dims >= 3 && t->shape[0] ? (uint64_t)t->shape[0] : 1, bytes = t->bytes / matrices;
+    for (uint64_t i = 0; i < matrices; i++)
+        mx_parallel_for(pool, (int64_t)((bytes + PAGE - 1) / PAGE), PAGES_AT_ONCE, touch_pages,
+                        (uint8_t *)(uintptr_t)t->data + i * bytes);
+}
