@@ -17,7 +17,7 @@ struct mx_recipe {
     uint64_t from_bytes, also_bytes;   /* of one slice */
     int64_t rows, cols;                /* of one slice of the result */
     mx_dtype dtype;                    /* of the source, where it may differ */
-    int64_t factor;                    /* what `make` likes */
+    int64_t factor;                    /* bytes of a row, or what q and k are multiplied by */
 };
 
 #endif
