@@ -23,13 +23,16 @@ typedef struct reader {
     mx_error *error;
 } reader;
 
+static mx_status lacks(const reader *r, const char *key) {
+    return mx_fail(r->error, MX_INVALID_FILE,
+                   "%s: lacks the key %s; give --tokenizer, or the first file if it is one of several", r->g->file.path,
+                   key);
+}
+
 static mx_status need_array(const reader *r, const char *key, mx_gguf_kind kind, const char *name,
                             const mx_gguf_value **out) {
     *out = mx_gguf_find(r->g, key);
-    if (!*out)
-        return mx_fail(r->error, MX_INVALID_FILE,
-                       "%s: lacks the key %s; give --tokenizer, or the first file if it is one of several",
-                       r->g->file.path, key);
+    if (!*out) return lacks(r, key);
     if ((*out)->kind == MX_GGUF_ARRAY && (*out)->as.array.kind == kind) return MX_OK;
     return mx_fail(r->error, MX_INVALID_FILE, "%s: key %s: expected an array of %s", r->g->file.path, key, name);
 }
