@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/load.h"
 #include "model/metal.h"
@@ -254,6 +255,9 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
         if (!status) status = mx_experts16_read(ck, form, error);
         break;
     }
+    if (!status && form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF)
+        mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are",
+               place->path);
     return status ? status : sort(ck, error);
 }
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -284,6 +285,27 @@ static void advise_sources(const mx_recipe *r, int64_t first, int64_t count, boo
     }
 }
 
+static uint8_t *place_of(const mx_tensor *t, int64_t slice) {
+    return (uint8_t *)(uintptr_t)t->data + (uint64_t)slice * t->slice_stride;
+}
+
+static void make_slices(const mx_tensor *t, int64_t first, int64_t count) {
+    const mx_recipe *r = t->recipe;
+    if (r->make_both && r->scales)
+        r->make_both(r, first, count, place_of(t, first), place_of(r->scales, first));
+    else
+        r->make(r, first, count, place_of(t, first));
+}
+
+/* Scales that are made with their blocks. */
+static bool is_taken_along(const mx_checkpoint *ck, const mx_tensor *t) {
+    char name[MX_TENSOR_NAME];
+    const int stem = (int)strlen(t->name) - (int)strlen("_scales");
+    snprintf(name, sizeof name, "%.*s_blocks", stem > 0 ? stem : 0, t->name);
+    const mx_tensor *other = mx_checkpoint_find(ck, name);
+    return other && other->recipe && other->recipe->scales == t;
+}
+
 static void make_pieces(void *arg, int64_t begin, int64_t end, int thread) {
     making *m = arg;
     struct loading *l = m->l;
@@ -303,10 +325,11 @@ static void make_pieces(void *arg, int64_t begin, int64_t end, int thread) {
             fail_at(l, 0, ECANCELED);
             return;
         }
-        const uint64_t bytes = (uint64_t)count * mx_tensor_slice_bytes(t);
+        uint64_t bytes = (uint64_t)count * mx_tensor_slice_bytes(t);
         if (bytes >= PIECE / 2) advise_sources(t->recipe, first, count, true);
-        mx_tensor_slices(t, first, count, (uint8_t *)(uintptr_t)t->data + (uint64_t)first * t->slice_stride);
+        make_slices(t, first, count);
         if (bytes >= PIECE / 2) advise_sources(t->recipe, first, count, false);
+        if (t->recipe->scales) bytes += (uint64_t)count * mx_tensor_slice_bytes(t->recipe->scales);
         const uint64_t done = atomic_fetch_add(&l->done, bytes) + bytes;
         if (thread == 0 && l->options->progress) l->options->progress(l->options->user, done, l->total);
     }
@@ -319,6 +342,11 @@ static uint64_t made_bytes(const mx_checkpoint *ck) {
     return sum;
 }
 
+static void place(mx_pool *pool, const mx_tensor *t) {
+    mx_tensor_place(pool, t);
+    if (t->recipe->scales) mx_tensor_place(pool, t->recipe->scales);
+}
+
 /* Fills the memory of all tensors with a recipe; from then on they have none. */
 static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     mx_checkpoint *ck = l->checkpoint;
@@ -329,7 +357,8 @@ static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     int64_t pieces = 0;
     for (int i = 0; i < ck->count && !status; i++) {
         mx_tensor *t = &ck->tensor[i];
-        if (!t->recipe || !t->shape[0]) continue;
+        if (!t->recipe || !t->shape[0] || is_taken_along(ck, t)) continue;
+        if (mx_pool_nodes(pool) > 1) place(pool, t);
         m.first[m.count] = pieces;
         m.tensor[m.count++] = t;
         pieces += (t->shape[0] + slices_of_piece(t) - 1) / slices_of_piece(t);
@@ -340,7 +369,7 @@ static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
         mx_parallel_for(pool, pieces, 1, make_pieces, &m);
         status = failure(l, error);
     }
-    for (int i = 0; i < m.count && !status; i++) m.tensor[i]->recipe = NULL;
+    for (int i = 0; i < ck->count && !status; i++) ck->tensor[i].recipe = NULL;
     free(m.tensor);
     free(m.first);
     return status;

@@ -150,7 +150,7 @@ static void print_weights(const class classes[CLASSES], const class *total) {
 static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
     printf("Tokenizer\n");
     if (!t) {
-        printf("  none: so only token ids can be run\n\n");
+        printf("  none is here: only token ids can be run, or --tokenizer FILE\n\n");
         return;
     }
     int special = 0;
