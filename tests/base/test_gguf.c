@@ -276,6 +276,8 @@ static const struct {
     {NULL, 4, "\0\0\0\3", 4, MX_UNSUPPORTED, "big-endian"},
     {NULL, 8, "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8, MX_INVALID_FILE, "18446744073709551615 tensors"},
     {NULL, 16, "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8, MX_INVALID_FILE, "18446744073709551615 keys"},
+    {NULL, 8, "\0\1", 2, MX_INVALID_FILE, "256 tensors; its "},
+    {NULL, 16, "\0\1", 2, MX_INVALID_FILE, "256 keys; its "},
     {NULL, 16, "\0\0\0\0\1", 5, MX_INVALID_FILE, "keys"},
     {NULL, 16, "\x10", 1, MX_INVALID_FILE, "tensor 0: its name has 0 bytes"}, /* a tensor read as a key */
     {NULL, 8, "\4", 1, MX_INVALID_FILE, "tensor 3: its name"},
