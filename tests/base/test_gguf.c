@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -247,6 +248,32 @@ static void test_vocabulary_only(void **state) {
     mx_bytes_free(&b);
 }
 
+/* Looking up each of many tensors takes no longer than reading them. */
+static void test_many_tensors(void **state) {
+    (void)state;
+    enum { COUNT = 100000 };
+    mx_bytes b = {0};
+    mx_gguf g;
+    mx_error error = {0};
+    char name[40];
+    add_header(&b, COUNT, 0);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "blk.%06d.weight", (int)(i * 7919LL % COUNT));
+        add_tensor(&b, name, 1, (const uint64_t[]){1}, 12, 0);
+    }
+    pad(&b, 32);
+    if (open_bytes(&b, &g, &error) != MX_OK) fail_msg("%s", error.text);
+    clock_t start = clock();
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "blk.%06d.weight", (int)(i * 7919LL % COUNT));
+        assert_ptr_equal(mx_gguf_find_tensor(&g, name), &g.tensor[i]);
+    }
+    assert_true(clock() - start < 5 * CLOCKS_PER_SEC); /* by one after another it takes far longer */
+    assert_null(mx_gguf_find_tensor(&g, "blk.000000.weigh"));
+    mx_gguf_close(&g);
+    mx_bytes_free(&b);
+}
+
 /* ---- refused ----------------------------------------------------------------------------------------------------- */
 
 static void expect_refused(const char *what, const mx_bytes *b, mx_status status, const char *says) {
@@ -454,9 +481,9 @@ static void test_samples(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small),    cmocka_unit_test(test_type_names),     cmocka_unit_test(test_vocabulary_only),
-        cmocka_unit_test(test_damages),  cmocka_unit_test(test_other_refusals), cmocka_unit_test(test_cut_off),
-        cmocka_unit_test(test_any_byte), cmocka_unit_test(test_samples),
+        cmocka_unit_test(test_small),        cmocka_unit_test(test_type_names), cmocka_unit_test(test_vocabulary_only),
+        cmocka_unit_test(test_many_tensors), cmocka_unit_test(test_damages),    cmocka_unit_test(test_other_refusals),
+        cmocka_unit_test(test_cut_off),      cmocka_unit_test(test_any_byte),   cmocka_unit_test(test_samples),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }
