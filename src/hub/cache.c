@@ -244,7 +244,8 @@ static mx_status needed_files(const mx_target *target, const char *snapshot, con
     for (int i = 0; known && i < known->file_count && !status; i++)
         if (!mx_strings_add(known->files[i].optional ? wanted : needed, known->files[i].path))
             status = out_of_memory(error);
-    if (!status && out->layout == MX_LAYOUT_HF) status = read_index(snapshot, "model.safetensors.index.json", needed, error);
+    if (!status && out->layout == MX_LAYOUT_HF)
+        status = read_index(snapshot, "model.safetensors.index.json", needed, error);
     return status;
 }
 
@@ -282,6 +283,11 @@ mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *c
     mx_strings_free(&needed);
     mx_strings_free(&wanted);
     return status;
+}
+
+mx_status mx_look_at_folder(const mx_target *target, const char *folder, mx_copy *out, mx_error *error) {
+    const mx_pins none = {0};
+    return mx_look_at(target, &none, NULL, folder, out, error);
 }
 
 /* What was pinned goes before what another tool made of the ref since then, and what is complete before what is not. */

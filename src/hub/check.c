@@ -42,8 +42,8 @@ mx_status mx_git_sha1_file(const char *path, char out[static 41], const volatile
     unsigned char digest[EVP_MAX_MD_SIZE];
     const int size = snprintf(head, sizeof head, "blob %lld", (long long)info.st_size) + 1; /* with its zero */
     EVP_MD_CTX *context = EVP_MD_CTX_new();
-    const bool begun = context && EVP_DigestInit_ex(context, EVP_sha1(), NULL) &&
-                       EVP_DigestUpdate(context, head, (size_t)size);
+    const bool begun =
+        context && EVP_DigestInit_ex(context, EVP_sha1(), NULL) && EVP_DigestUpdate(context, head, (size_t)size);
     mx_status status = begun ? hash_rest(context, file, path, info.st_size, stop, error)
                              : mx_fail(error, MX_UNSUPPORTED, "OpenSSL has no SHA-1 here");
     if (!status && !EVP_DigestFinal_ex(context, digest, NULL)) status = mx_fail(error, MX_NO_MEMORY, "SHA-1 failed");
@@ -66,9 +66,9 @@ static void on_bytes(void *user, int64_t done, int64_t total) {
 }
 
 typedef struct expectation {
-    int64_t size;    /* -1: not known */
+    int64_t size;                 /* -1: not known */
     char hash[2][MX_SHA256_TEXT]; /* SHA-256 by models.txt or mxrun.lock, by the blob's name; "" */
-    char git[41];    /* of the blob's name; "" */
+    char git[41];                 /* of the blob's name; "" */
 } expectation;
 
 static expectation expect(const mx_target *target, const mx_pins *pins, const mx_copy *copy, const char *path,

@@ -23,6 +23,10 @@ bool mx_strings_add(mx_strings *s, const char *text); /* false: no memory */
 bool mx_strings_have(const mx_strings *s, const char *text);
 void mx_strings_free(mx_strings *s);
 
+/* MX_INVALID_ARGUMENT where it gets too long. */
+mx_status mx_path(char out[static MX_PATH], mx_error *error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* ---- models.txt -------------------------------------------------------------------------------------------------- */
 typedef enum mx_layout { MX_LAYOUT_ANY, MX_LAYOUT_HF, MX_LAYOUT_GGUF, MX_LAYOUT_ORIGINAL } mx_layout;
 const char *mx_layout_name(mx_layout layout); /* "hf" */
@@ -100,6 +104,8 @@ typedef struct mx_copy {
 } mx_copy;
 /* MX_OK also where there is none. Other failures: several GGUF files and none named, a damaged mxrun.lock. */
 mx_status mx_cache_find(const mx_hub *hub, const mx_target *target, mx_copy *out, mx_error *error);
+/* The same for a folder that is no snapshot of the cache. */
+mx_status mx_look_at_folder(const mx_target *target, const char *folder, mx_copy *out, mx_error *error);
 void mx_copy_free(mx_copy *copy);
 /* "config.json, tokenizer.json and 3 more" */
 void mx_copy_missing(const mx_copy *copy, char out[static 300]);
@@ -119,17 +125,17 @@ typedef enum mx_pull_event_type {
 typedef struct mx_pull_event {
     mx_pull_event_type type;
     const mx_target *target;
-    const char *commit;         /* NULL: not known yet */
-    const char *folder;         /* of the repository in the cache; from PLANNED on */
-    const char *path;           /* for -m; PRESENT and DONE */
-    const char *text;           /* RETRY: why */
-    const mx_download *file;    /* FILE, RETRY; may be NULL */
-    const mx_download *files;   /* from PLANNED to FILE: what is fetched; NULL: nothing has to be */
-    int count;                  /* of `files` */
-    int64_t total;              /* bytes of the model; sizes that nobody said are 0 */
-    int64_t missing;            /* of them to be fetched, as it was planned */
-    int64_t free_space;         /* of the file system */
-    double seconds;             /* since the download began */
+    const char *commit;       /* NULL: not known yet */
+    const char *folder;       /* of the repository in the cache; from PLANNED on */
+    const char *path;         /* for -m; PRESENT and DONE */
+    const char *text;         /* RETRY: why */
+    const mx_download *file;  /* FILE, RETRY; may be NULL */
+    const mx_download *files; /* from PLANNED to FILE: what is fetched; NULL: nothing has to be */
+    int count;                /* of `files` */
+    int64_t total;            /* bytes of the model; sizes that nobody said are 0 */
+    int64_t missing;          /* of them to be fetched, as it was planned */
+    int64_t free_space;       /* of the file system */
+    double seconds;           /* since the download began */
 } mx_pull_event;
 
 typedef struct mx_pull_options {

@@ -131,8 +131,8 @@ static mx_status add_ggufs(const mx_hub *hub, const mx_models *models, const cha
     return status;
 }
 
-static mx_status add_repository(const mx_hub *hub, const mx_models *models, const char *repository,
-                                mx_cached_list *out, mx_error *error) {
+static mx_status add_repository(const mx_hub *hub, const mx_models *models, const char *repository, mx_cached_list *out,
+                                mx_error *error) {
     char folder[MX_PATH], pins[MX_PATH], snapshot[MX_PATH], commit[MX_COMMIT_TEXT];
     mx_target target;
     mx_copy copy = {0};

@@ -144,8 +144,8 @@ static mx_status take_apart(const char *text, char base[static MX_REPOSITORY], m
     const char *end = at ? at : colon ? colon : text + strlen(text);
     if (colon) {
         if (!mx_is_file_name(colon + 1))
-            return mx_fail(error, MX_INVALID_ARGUMENT,
-                           "%.200s: \"%.200s\" behind the colon is no file of a repository", text, colon + 1);
+            return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s: \"%.200s\" behind the colon is no file of a repository",
+                           text, colon + 1);
         mx_set_text(out->file, sizeof out->file, colon + 1);
         out->layout = MX_LAYOUT_GGUF;
     }
@@ -157,8 +157,8 @@ static mx_status take_apart(const char *text, char base[static MX_REPOSITORY], m
         memcpy(out->revision, at + 1, size);
         out->revision[size] = 0;
         if (!mx_is_revision(out->revision))
-            return mx_fail(error, MX_INVALID_ARGUMENT,
-                           "%.200s: \"%.200s\" behind @ is no branch, tag or commit", text, out->revision);
+            return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s: \"%.200s\" behind @ is no branch, tag or commit", text,
+                           out->revision);
     }
     const size_t size = (size_t)(end - text) < MX_REPOSITORY ? (size_t)(end - text) : MX_REPOSITORY - 1;
     memcpy(base, text, size);
@@ -262,9 +262,9 @@ static mx_status choose_gguf(const mx_target *target, const mx_strings *there, m
         status = mx_fail(error, MX_NOT_FOUND, "%.200s: %s has no %.200s; GGUF files there: %.500s", target->name,
                          target->repository, target->file, models ? all.data : "none");
     else if (models > 1)
-        status = mx_fail(error, MX_INVALID_ARGUMENT,
-                         "%.200s: several models are there, name one as %s:FILE.gguf: %.600s", target->name,
-                         target->repository, all.data ? all.data : "");
+        status =
+            mx_fail(error, MX_INVALID_ARGUMENT, "%.200s: several models are there, name one as %s:FILE.gguf: %.600s",
+                    target->name, target->repository, all.data ? all.data : "");
     else if (models == 1)
         status = add_gguf(found, needed, error);
     mx_bytes_free(&all);
@@ -273,8 +273,8 @@ static mx_status choose_gguf(const mx_target *target, const mx_strings *there, m
 
 static mx_status choose_hf(const mx_strings *there, mx_strings *needed, mx_strings *wanted, mx_error *error) {
     static const char *const small[] = {"config.json", "tokenizer.json"};
-    static const char *const optional[] = {"generation_config.json", "tokenizer_config.json",
-                                           "special_tokens_map.json", "chat_template.jinja", "chat_template.json"};
+    static const char *const optional[] = {"generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+                                           "chat_template.jinja", "chat_template.json"};
     const bool sharded = mx_strings_have(there, "model.safetensors.index.json");
     mx_status status = MX_OK;
     for (size_t i = 0; i < sizeof small / sizeof *small && !status; i++) status = add(needed, small[i], error);

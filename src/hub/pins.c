@@ -13,8 +13,9 @@
  *     file COMMIT SIZE ETAG SHA256 PATH        SHA256 "-": not known before the file is there; PATH: all that follows
  */
 
-static const char head[] = "# Pinned by mxrun: what the hub said when this was pulled. Later pulls must find the same;\n"
-                           "# \"mxrun pull NAME --update\" takes what the hub has by then.\n";
+static const char head[] =
+    "# Pinned by mxrun: what the hub said when this was pulled. Later pulls must find the same;\n"
+    "# \"mxrun pull NAME --update\" takes what the hub has by then.\n";
 
 void mx_pins_free(mx_pins *pins) {
     for (int i = 0; i < pins->revisions; i++) free(pins->revision[i].revision);

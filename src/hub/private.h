@@ -13,9 +13,6 @@ bool mx_parse_size(const char *text, int64_t *out);
 void mx_set_text(char *out, size_t size, const char *text); /* what does not fit is cut */
 
 /* ---- paths ------------------------------------------------------------------------------------------------------- */
-/* MX_INVALID_ARGUMENT where it gets too long. */
-mx_status mx_path(char out[static MX_PATH], mx_error *error, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
 /* HUB/models--ORG--NAME */
 mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char out[static MX_PATH], mx_error *error);
 /* The names below a folder that are no folders, as "a/b", sorted; links are not followed, but for `folder` itself. A
@@ -78,7 +75,7 @@ mx_status mx_publish_file(const char *folder, const char *snapshot, const char *
                           mx_error *error);
 /* Does the file system of the folder have symbolic links? */
 bool mx_has_links(const char *folder);
-/* What lies at a snapshot, for a target. `commit` may be NULL: a folder that is no snapshot. */
+/* What lies at a snapshot, for a target. `commit` may be NULL: no snapshot. */
 mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *commit, const char *snapshot,
                      mx_copy *out, mx_error *error);
 

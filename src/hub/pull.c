@@ -21,9 +21,9 @@ typedef struct item {
     char blob[MX_ETAG_TEXT]; /* name in blobs/ */
     bool git;                /* that is git's SHA-1 */
     bool there;
-    int download;                      /* its number there; -1: none */
-    char url[MX_PATH], part[MX_PATH];  /* part: while it is coming in */
-    char complete[MX_PATH];            /* what the download makes of it */
+    int download;                     /* its number there; -1: none */
+    char url[MX_PATH], part[MX_PATH]; /* part: while it is coming in */
+    char complete[MX_PATH];           /* what the download makes of it */
 } item;
 
 typedef struct job {
@@ -148,9 +148,8 @@ static mx_status check_listed(const job *j, const item *it, mx_error *error) {
         return mx_fail(error, MX_INVALID_FILE, "%s: the hub has %lld bytes, %s:%d says %lld; nothing was downloaded",
                        it->path, (long long)r->size, j->target->known->source, l->line, (long long)l->size);
     if (l && l->sha256[0] && r->sha256[0] && strcmp(l->sha256, r->sha256) != 0)
-        return mx_fail(error, MX_INVALID_FILE,
-                       "%s: the hub has SHA-256 %s, %s:%d says %s; nothing was downloaded", it->path, r->sha256,
-                       j->target->known->source, l->line, l->sha256);
+        return mx_fail(error, MX_INVALID_FILE, "%s: the hub has SHA-256 %s, %s:%d says %s; nothing was downloaded",
+                       it->path, r->sha256, j->target->known->source, l->line, l->sha256);
     return MX_OK;
 }
 
@@ -167,8 +166,8 @@ static mx_status check_pinned(const job *j, const item *it, mx_error *error) {
 static mx_status name_blob(const job *j, item *it, mx_error *error) {
     const char *etag = it->remote.etag;
     if (!*etag)
-        return mx_fail(error, MX_INVALID_FILE, "%s: %s sends no ETag: this is no model hub, or no full mirror", it->path,
-                       j->hub->endpoint);
+        return mx_fail(error, MX_INVALID_FILE, "%s: %s sends no ETag: this is no model hub, or no full mirror",
+                       it->path, j->hub->endpoint);
     size_t n = 0;
     for (; etag[n] && n < 128; n++)
         it->blob[n] = (char)(isalnum((unsigned char)etag[n]) || (n && strchr("._-", etag[n])) ? etag[n] : '-');
@@ -194,10 +193,11 @@ static mx_status ask_for(job *j, const char *path, bool optional, mx_error *erro
     if (!status) status = mx_remote_stat(it->url, &j->http, &it->remote, error);
     if (status == MX_NOT_FOUND && optional) return MX_OK;
     if (status == MX_NOT_FOUND && j->pinned)
-        return mx_fail(error, status,
-                       "%s: the hub has it no longer at commit %.12s, which mxrun.lock pins; \"mxrun pull %s --update\" "
-                       "takes what is there now",
-                       path, j->asked, j->target->name);
+        return mx_fail(
+            error, status,
+            "%s: the hub has it no longer at commit %.12s, which mxrun.lock pins; \"mxrun pull %s --update\" "
+            "takes what is there now",
+            path, j->asked, j->target->name);
     if (!status) status = check_commit(j, &it->remote, error);
     if (!status) status = name_blob(j, it, error);
     if (!status) status = check_listed(j, it, error);
@@ -211,8 +211,8 @@ static bool has_size(const char *path, int64_t size) {
     return stat(path, &info) == 0 && S_ISREG(info.st_mode) && (size < 0 || info.st_size == size);
 }
 
-/* Where it comes in, and whether it is there already. Their own .incomplete files hold a beginning; ours may have holes,
- * which another tool must not take for one: hence the longer name. */
+/* Where it comes in, and whether it is there already. Their own .incomplete files hold a beginning; ours may have
+ * holes, which another tool must not take for one: hence the longer name. */
 static mx_status place_item(job *j, item *it, mx_error *error) {
     char path[MX_PATH];
     mx_status status = file_url(j, j->commit, it->path, it->url, error);
@@ -397,8 +397,7 @@ static mx_status fetch(job *j, mx_copy *out, mx_error *error) {
     if (j->downloads && j->options->confirm && !j->options->confirm(j->options->user, &j->event))
         return mx_fail(error, MX_CANCELLED, "not downloaded");
     status = pin(j, error);
-    if (!status && j->downloads)
-        status = mx_download_files(j->download, j->downloads, &j->http, on_download, j, error);
+    if (!status && j->downloads) status = mx_download_files(j->download, j->downloads, &j->http, on_download, j, error);
     if (!status) status = complete_items(j, error);
     if (!status) status = pin(j, error);
     if (!status) status = publish(j, error);
@@ -472,8 +471,7 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
         status = offline_answer(&j, out, error);
     } else if (!status) {
         status = make_folders(&j, error);
-        if (!status)
-            status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
+        if (!status) status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
         if (!status) status = run_locked(&j, out, error);
     }
     mx_repository_lock_release(&lock);

@@ -26,8 +26,7 @@ static mx_status remove_file(remover *r, const char *name) {
     r->sum->files++;
     if (S_ISREG(info.st_mode) && info.st_nlink == 1) r->sum->bytes += (int64_t)info.st_blocks * 512;
     if (r->only_count) return MX_OK;
-    if (unlink(path) != 0)
-        return mx_fail(r->error, MX_IO, "%s: cannot remove: %s", path, strerror(errno));
+    if (unlink(path) != 0) return mx_fail(r->error, MX_IO, "%s: cannot remove: %s", path, strerror(errno));
     /* Folders that are empty now go, too, up to the repository's. */
     const size_t root = strlen(r->folder);
     for (char *slash; (slash = strrchr(path, '/')) && slash > path + root;) {
@@ -166,8 +165,7 @@ mx_status mx_cache_remove(const mx_hub *hub, const mx_target *target, bool only_
     *out = (mx_removal){0};
     mx_status status = mx_repository_folder(hub, target->repository, folder, error);
     if (status) return status;
-    if (lstat(folder, &info) != 0)
-        return mx_fail(error, MX_NOT_FOUND, "%s is not in %s", target->name, hub->folder);
+    if (lstat(folder, &info) != 0) return mx_fail(error, MX_NOT_FOUND, "%s is not in %s", target->name, hub->folder);
     if (!S_ISDIR(info.st_mode))
         return mx_fail(error, MX_IO, "%s: this is no folder but a link or a file; mxrun removes nothing outside %s",
                        folder, hub->folder);
