@@ -124,7 +124,7 @@ static bool confirm(void *user, const mx_pull_event *planned) {
 }
 
 /* ---- -m ---------------------------------------------------------------------------------------------------------- */
-static mx_status not_here(const mx_target *t, const mx_copy *copy, const mx_hub *hub, mx_error *error) {
+static mx_status not_here(const mx_target *t, const mx_copy *copy, const mx_hub *hub, bool fetch, mx_error *error) {
     char missing[300], size[64] = "";
     int64_t bytes = 0;
     mx_copy_missing(copy, missing);
@@ -134,9 +134,12 @@ static mx_status not_here(const mx_target *t, const mx_copy *copy, const mx_hub 
     if (copy->files.count)
         return mx_fail(error, MX_NOT_FOUND, "%s is not complete in %s: missing %s; \"mxrun pull %s\" fetches them%s",
                        t->name, copy->snapshot, missing, t->name, hub->offline ? ", but not offline" : "");
-    return mx_fail(
-        error, MX_NOT_FOUND, "%s is not on this machine (%s of the hub%s; not in %s); \"mxrun pull %s\" downloads it%s",
-        t->name, t->repository, size, hub->folder, t->name, hub->offline ? ", but not offline" : ", and so does --yes");
+    return mx_fail(error, MX_NOT_FOUND,
+                   "%s is not on this machine (%s of the hub%s; not in %s); \"mxrun pull %s\" downloads it%s", t->name,
+                   t->repository, size, hub->folder, t->name,
+                   hub->offline ? ", but not offline"
+                   : fetch      ? ", and so does --yes"
+                                : "");
 }
 
 static mx_status download(const mx_hub *hub, const mx_target *t, mx_copy *copy, mx_error *error) {
@@ -166,7 +169,7 @@ static mx_status resolve_name(const char *name, bool fetch, char *out, size_t si
         if (!status) status = mx_cache_find(&hub, &t, &copy, error);
         if (!status && !copy.complete)
             status = fetch && !hub.offline && (option_yes || mx_can_ask()) ? download(&hub, &t, &copy, error)
-                                                                           : not_here(&t, &copy, &hub, error);
+                                                                           : not_here(&t, &copy, &hub, fetch, error);
         if (!status && strlen(copy.path) >= size)
             status = mx_fail(error, MX_INVALID_ARGUMENT, "%s: the path is too long", copy.path);
         if (!status) memcpy(out, copy.path, strlen(copy.path) + 1);

@@ -198,8 +198,11 @@ static void print_text(const mx_pull_event *e) {
     case MX_PULL_WAITING:
         fprintf(stderr, "mxrun: another process is pulling %s; waiting for it\n", e->target->repository);
         break;
+    case MX_PULL_ASKING:
+        fprintf(stderr, "mxrun: asking %s for %s\n", e->endpoint, e->target->repository);
+        break;
     case MX_PULL_RETRY:
-        if (e->text) fprintf(stderr, "mxrun: %s%s%s\n", e->file ? e->file->name : "", e->file ? ": " : "", e->text);
+        if (e->text) fprintf(stderr, "mxrun: %s\n", e->text);
         break;
     case MX_PULL_FILE:
         if (e->file && !on_terminal())

@@ -125,6 +125,7 @@ typedef enum mx_pull_event_type {
 typedef struct mx_pull_event {
     mx_pull_event_type type;
     const mx_target *target;
+    const char *endpoint;     /* of the hub */
     const char *commit;       /* NULL: not known yet */
     const char *folder;       /* of the repository in the cache; from PLANNED on */
     const char *path;         /* for -m; PRESENT and DONE */

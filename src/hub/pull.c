@@ -14,6 +14,8 @@
 /* A pull: ask the hub what there is, hold that against models.txt and mxrun.lock, fetch what is missing into blobs/,
  * then make the snapshot and the ref, in this order, so that a name never stands for less than all of it. */
 
+enum { ASK_RETRIES = 3 };
+
 typedef struct item {
     const char *path;             /* in the repository */
     const mx_listed_file *listed; /* what models.txt says; NULL */
@@ -30,7 +32,7 @@ typedef struct job {
     const mx_hub *hub;
     const mx_target *target;
     const mx_pull_options *options;
-    mx_http_options http;
+    mx_http_options http, asking; /* asking: answers come soon, or the user waits for nothing */
     char folder[MX_PATH];
     char asked[MX_REVISION];     /* revision that the hub is asked for */
     char commit[MX_COMMIT_TEXT]; /* "": not told yet */
@@ -102,7 +104,7 @@ static mx_status list_hub(job *j, mx_error *error) {
     mx_bytes text = {0};
     mx_json_document *document = NULL;
     mx_strings there = {0};
-    if (!status) status = mx_remote_get(url, &j->http, (int64_t)32 << 20, &text, error);
+    if (!status) status = mx_remote_get(url, &j->asking, (int64_t)32 << 20, &text, error);
     if (!status) status = mx_json_parse(url, text.data ? text.data : "", text.size, &document, error);
     if (!status) status = take_listing(j, url, mx_json_root(document), &there, error);
     if (!status) status = mx_choose_files(j->target, &there, &j->layout, &j->needed, &j->wanted, error);
@@ -190,7 +192,7 @@ static mx_status ask_for(job *j, const char *path, bool optional, mx_error *erro
     item *it = &j->item[j->items];
     *it = (item){.path = path, .listed = listed(j->target, path), .download = -1};
     mx_status status = file_url(j, j->commit[0] ? j->commit : j->asked, path, it->url, error);
-    if (!status) status = mx_remote_stat(it->url, &j->http, &it->remote, error);
+    if (!status) status = mx_remote_stat(it->url, &j->asking, &it->remote, error);
     if (status == MX_NOT_FOUND && optional) return MX_OK;
     if (status == MX_NOT_FOUND && j->pinned)
         return mx_fail(
@@ -453,11 +455,26 @@ static mx_status make_folders(job *j, mx_error *error) {
     return MX_OK;
 }
 
+/* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
+static void take_back_folders(const job *j) {
+    char path[MX_PATH];
+    mx_strings names;
+    if (!mx_path(path, NULL, "%s/blobs", j->folder)) rmdir(path);
+    const bool empty = !mx_list_files(j->folder, &names, NULL) && names.count == 1;
+    if (empty && !strcmp(names.text[0], "mxrun.busy") && !mx_path(path, NULL, "%s/mxrun.busy", j->folder)) {
+        unlink(path);
+        rmdir(j->folder);
+    }
+    mx_strings_free(&names);
+}
+
 mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_options *options, mx_copy *out,
                   mx_error *error) {
     job j = {.hub = hub, .target = target, .options = options, .links = true};
     j.http = (mx_http_options){.token = hub->token, .stop = options->stop};
-    j.event = (mx_pull_event){.target = target, .folder = j.folder};
+    j.asking = j.http;
+    j.asking.retries = ASK_RETRIES;
+    j.event = (mx_pull_event){.target = target, .endpoint = hub->endpoint, .folder = j.folder};
     mx_repository_lock lock = {-1};
     mx_status status = mx_repository_folder(hub, target->repository, j.folder, error);
     *out = (mx_copy){0};
@@ -472,7 +489,10 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     } else if (!status) {
         status = make_folders(&j, error);
         if (!status) status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
-        if (!status) status = run_locked(&j, out, error);
+        if (!status) {
+            status = run_locked(&j, out, error);
+            if (status) take_back_folders(&j);
+        }
     }
     mx_repository_lock_release(&lock);
     mx_pins_free(&j.pins);
