@@ -105,6 +105,7 @@ static mx_status act(session *s, mx_transfer *t, mx_verdict verdict, mx_error *e
     mx_incoming *f = t->file;
     switch (verdict) {
     case MX_HOP:
+        t->verdict = MX_UNJUDGED;
         return add(s, t, error);
     case MX_GOT:
         if (f->begun) *task_of(t) = (mx_piece_task){0};

@@ -242,19 +242,19 @@ bool mx_curl_transient(CURLcode code) {
 }
 
 mx_status mx_http_fail(const mx_answer *answer, const char *name, const char *url, bool token, mx_error *error) {
-    char shown[300], said[220] = "";
+    char shown[300], said[220] = "", from[320] = "";
     mx_url_shown(url, shown);
-    if (*answer->message) snprintf(said, sizeof said, " (\"%s\")", answer->message);
+    if (*answer->message) snprintf(said, sizeof said, ", \"%s\"", answer->message);
+    if (strncmp(name, shown, strlen(shown)) != 0) snprintf(from, sizeof from, " for %s", shown);
     if (answer->code == 401 || answer->code == 403)
-        return mx_fail(error, MX_DENIED, "%s: the server answers %ld%s: %s, or nothing has this name; asked for %s",
-                       name, answer->code, said,
+        return mx_fail(error, MX_DENIED, "%s: the server refuses (%ld%s)%s: %s, or nothing has this name", name,
+                       answer->code, said, from,
                        token ? "the token is not valid here, or the licence has to be accepted on the hub's page first"
-                             : "it wants a token (HF_TOKEN)",
-                       shown);
+                             : "it wants a token (HF_TOKEN)");
     if (answer->code == 404 || answer->code == 410)
-        return mx_fail(error, MX_NOT_FOUND, "%s: the server has no such thing (%ld%s): look at the name; asked for %s",
-                       name, answer->code, said, shown);
-    return mx_fail(error, MX_IO, "%s: the server answers %ld%s; asked for %s", name, answer->code, said, shown);
+        return mx_fail(error, MX_NOT_FOUND, "%s: the server has no such thing (%ld%s)%s: look at the name", name,
+                       answer->code, said, from);
+    return mx_fail(error, MX_IO, "%s: the server answers %ld%s%s", name, answer->code, said, from);
 }
 
 double mx_http_delay(const mx_http_options *options, int failures, double retry_after) {
