@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import signal
@@ -28,11 +29,7 @@ FOLDER = 'models--org--small-stories'
 
 
 def random_bytes(size, seed=1):
-    out, block = b'', str(seed).encode()
-    while len(out) < size:
-        block = hashlib.sha512(block).digest()
-        out += block
-    return out[:size]
+    return random.Random(seed).randbytes(size)
 
 
 # Files with the right names and other content, for what does not look into them.
