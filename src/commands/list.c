@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "commands/models.h"
@@ -74,25 +75,28 @@ static bool is_listed(const mx_cached_list *list, const char *name) {
     return false;
 }
 
-enum { MOST_ROWS = 4096 };
 typedef struct table {
-    row row[MOST_ROWS];
-    mx_target known[MOST_ROWS];
+    row *row;
+    mx_target *known;
     int rows, knowns;
     char stories[MX_PATH];
 } table;
 
-static void fill(table *t, const mx_models *models, const mx_cached_list *list) {
-    t->rows = t->knowns = 0;
-    for (int i = 0; i < list->count && t->rows < MOST_ROWS; i++)
+static mx_status fill(table *t, const mx_models *models, const mx_cached_list *list, mx_error *error) {
+    t->row = calloc((size_t)list->count + (size_t)models->count + 1, sizeof *t->row);
+    t->known = calloc((size_t)models->count + 1, sizeof *t->known);
+    if (!t->row || !t->known) return mx_fail(error, MX_NO_MEMORY, "out of memory");
+    for (int i = 0; i < list->count; i++)
         t->row[t->rows++] = (row){&list->item[i].target, &list->item[i].copy, NULL, list->item[i].incomplete};
-    for (int i = 0; i < models->count && t->rows < MOST_ROWS; i++) {
+    for (int i = 0; i < models->count; i++) {
         mx_target *target = &t->known[t->knowns];
-        if (mx_target_parse(models, models->model[i].name, target, NULL)) continue;
+        mx_status status = mx_target_parse(models, models->model[i].name, target, error);
+        if (status) return status;
         if (is_listed(list, target->name) || (!option_all && !mx_comes_along(target))) continue;
         t->knowns++;
         t->row[t->rows++] = (row){target, NULL, t->stories, 0};
     }
+    return MX_OK;
 }
 
 static mx_status print_list(const mx_hub *hub, const table *t, mx_error *error) {
@@ -129,7 +133,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"json", '\0', POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
         POPT_TABLEEND,
     };
-    static table t;
+    table t = {0};
     const char *const *positional = NULL;
     int code = MX_EXIT_OK;
     if (!mx_command_parse(self, options, argc, argv, &positional, &code)) return code;
@@ -142,10 +146,10 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!status) status = mx_open_hub(&hub, &error);
     if (!status) status = mx_cache_list(&hub, &models, &list, &error);
     if (!status && mx_find_stories(t.stories, sizeof t.stories, NULL)) t.stories[0] = 0;
-    if (!status) {
-        fill(&t, &models, &list);
-        status = print_list(&hub, &t, &error);
-    }
+    if (!status) status = fill(&t, &models, &list, &error);
+    if (!status) status = print_list(&hub, &t, &error);
+    free(t.row);
+    free(t.known);
     mx_cached_list_free(&list);
     mx_hub_close(&hub);
     mx_models_free(&models);

@@ -85,15 +85,16 @@ static void take_away(mx_pull_show *show) {
 }
 
 /* The last column stays free: some terminals wrap there. The bar gives way to the words. */
-static void draw_bar(mx_pull_show *show, const char *label, int64_t done, int64_t total, const char *text, int width) {
+static void draw_bar(mx_pull_show *show, const char *label, int least, int64_t done, int64_t total, const char *text,
+                     int width) {
     char bar[BAR + 1], line[300];
     const double share = total > 0 ? (double)done / (double)total : 0;
-    int length = width - 1 - LABEL - (int)strlen(" [] ") - (int)strlen(text);
+    int length = width - 1 - least - (int)strlen(" [] ") - (int)strlen(text);
     length = length < BAR_LEAST ? BAR_LEAST : length > BAR ? BAR : length;
     const int filled = (int)((share > 1 ? 1 : share) * length);
     for (int i = 0; i < length; i++) bar[i] = i < filled ? '#' : ' ';
     bar[length] = 0;
-    snprintf(line, sizeof line, "%-*.*s [%s] %s", LABEL, LABEL, label, bar, text);
+    snprintf(line, sizeof line, "%-*.*s [%s] %s", least, least, label, bar, text);
     if (width > 0 && (size_t)width <= sizeof line) line[width - 1] = 0;
     fprintf(stderr, "%s\n", line);
     show->lines++;
@@ -110,12 +111,12 @@ static void draw(mx_pull_show *show, const mx_pull_event *e, const state *s) {
         const mx_download *f = &e->files[i];
         if (f->finished || f->done == 0) continue;
         snprintf(text, sizeof text, "%s of %s", mx_size_text(a, f->done), mx_size_text(b, f->size));
-        draw_bar(show, f->name, f->done, f->size, text, width);
+        draw_bar(show, f->name, LABEL, f->done, f->size, text, width);
     }
     char label[64];
     snprintf(label, sizeof label, "%d of %d files", s->finished, e->count);
     summary(s, text);
-    draw_bar(show, label, s->done, s->total, text, width);
+    draw_bar(show, label, (int)strlen(label), s->done, s->total, text, width);
     fflush(stderr);
 }
 

@@ -92,7 +92,7 @@ mx_status mx_repository_lock_take(const char *folder, bool wait, void (*waiting)
     out->fd = -1;
     mx_status status = mx_path(path, error, "%s/mxrun.busy", folder);
     while (!status) {
-        const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+        const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
         if (fd < 0) return mx_fail(error, MX_IO, "%s: cannot open: %s", path, strerror(errno));
         if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
             if (is_at(fd, path)) {
@@ -106,7 +106,9 @@ mx_status mx_repository_lock_take(const char *folder, bool wait, void (*waiting)
         const int problem = errno;
         close(fd);
         if (problem != EWOULDBLOCK && problem != EINTR)
-            return mx_fail(error, MX_IO, "%s: cannot lock: %s", path, strerror(problem));
+            return mx_fail(error, MX_IO,
+                           "%s: cannot lock: %s; set HF_HUB_CACHE to a folder on a file system with locks", path,
+                           strerror(problem));
         if (!wait) return mx_fail(error, MX_INVALID_STATE, "%s: another mxrun is pulling into it", folder);
         if (!told && waiting) waiting(user);
         told = true;

@@ -33,14 +33,15 @@ static mx_status add(mx_cached_list *list, const mx_target *target, mx_copy *cop
     return MX_OK;
 }
 
-/* What is there of a download that has no snapshot yet: blobs that are coming in, and those that none leads to. */
-static int64_t bytes_of_blobs(const char *folder) {
+/* Blobs that are coming in; `all`: the others, too, where no snapshot leads to them yet. */
+static int64_t bytes_of_blobs(const char *folder, bool all) {
     char path[MX_PATH];
     mx_strings names = {0};
     int64_t sum = 0;
     if (!mx_path(path, NULL, "%s/blobs", folder) && !mx_list_files(path, &names, NULL)) {
         for (int i = 0; i < names.count; i++) {
             struct stat info;
+            if (!all && !strstr(names.text[i], ".incomplete")) continue;
             if (!mx_path(path, NULL, "%s/blobs/%s", folder, names.text[i]) && lstat(path, &info) == 0)
                 sum += (int64_t)info.st_blocks * 512;
         }
@@ -62,7 +63,7 @@ static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached
         if (status || access(folder, F_OK) != 0) continue;
         /* What is damaged is told where it is used; a list goes on. */
         if (mx_cache_find(hub, &target, &copy, NULL) != MX_OK) mx_copy_free(&copy);
-        const int64_t begun = copy.complete ? 0 : bytes_of_blobs(folder);
+        const int64_t begun = copy.complete ? 0 : bytes_of_blobs(folder, !copy.found);
         if (copy.files.count || (!copy.found && begun))
             status = add(out, &target, &copy, begun, error);
         else

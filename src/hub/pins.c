@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/files.h"
@@ -143,7 +144,7 @@ mx_status mx_pins_write(const char *folder, const mx_pins *pins, mx_error *error
     }
     if (!kept)
         status = mx_fail(error, MX_NO_MEMORY, "%s: out of memory", path);
-    else if (!mx_replace_file(path, text.data, text.size, true))
+    else if (!mx_replace_file(path, text.data, text.size, true) || chmod(path, 0644) != 0)
         status = mx_fail(error, MX_IO, "%s: cannot write: %s", path, strerror(errno));
     mx_bytes_free(&text);
     return status;
