@@ -162,7 +162,7 @@ mx_status mx_http_set(CURL *easy, const char *url, const char *asked, const mx_h
     *list = NULL;
     bool done = add_header(list, "Accept-Encoding: identity");
     if (header) done = done && add_header(list, header);
-    if (options->token && *options->token && mx_same_origin(url, asked)) {
+    if (mx_has_token(options) && mx_same_origin(url, asked)) {
         mx_bytes line = {0};
         if (strpbrk(options->token, "\r\n"))
             return mx_fail(error, MX_INVALID_ARGUMENT, "the token holds a line break: give it without");
@@ -387,7 +387,7 @@ static mx_status ask(question *q, mx_error *error) {
         else if (answer >= 200 && (answer < 300 || (q->head && mx_is_redirect(answer))))
             break;
         else
-            status = mx_http_fail(&q->answer, q->asked, q->asked, q->options->token != NULL, error);
+            status = mx_http_fail(&q->answer, q->asked, q->asked, mx_has_token(q->options), error);
         curl_easy_getinfo(q->easy, CURLINFO_RETRY_AFTER, &retry_after);
         const bool transient = code && !q->too_long ? mx_curl_transient(code) : mx_http_transient(answer);
         const int most = mx_http_retries(q->options, code);

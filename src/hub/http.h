@@ -66,6 +66,9 @@ mx_status mx_http_fail(const mx_answer *answer, const char *name, const char *ur
  * server asks for (Retry-After; 0: it does not). */
 double mx_http_delay(const mx_http_options *options, int failures, double retry_after);
 
+static inline bool mx_has_token(const mx_http_options *options) {
+    return options->token && *options->token;
+}
 /* How often something is tried again that failed with `code`: few times where there seems to be no network. */
 static inline int mx_http_retries(const mx_http_options *options, CURLcode code) {
     const int most = options->retries > 0 ? options->retries : 8;

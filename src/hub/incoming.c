@@ -224,7 +224,9 @@ mx_status mx_incoming_begin(mx_incoming *f, int64_t size, mx_error *error) {
         return mx_fail(error, MX_NO_MEMORY, "%s: no memory for a file of %lld bytes", f->d->name, (long long)size);
     mx_status status = forget(f, error);
     if (!status) status = allocate(f, size, error);
-    return status ? status : set_up(f, NULL, error);
+    if (!status) return set_up(f, NULL, error);
+    mx_pieces_free(&f->pieces);
+    return status;
 }
 
 /* ---- while it comes ---------------------------------------------------------------------------------------------- */

@@ -288,7 +288,7 @@ static void follow(mx_transfer *t) {
 static void judge_code(mx_transfer *t) {
     mx_incoming *f = t->file;
     const bool hub = mx_same_origin(t->url, f->d->url), direct = t->direct;
-    mx_http_fail(&t->answer, f->d->name, t->url, t->options->token && hub, &t->error);
+    mx_http_fail(&t->answer, f->d->name, t->url, mx_has_token(t->options) && hub, &t->error);
     forget_direct(f);
     if (mx_http_transient(t->answer.code))
         t->verdict = MX_AGAIN;

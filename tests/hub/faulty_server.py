@@ -82,13 +82,15 @@ class Server(http.server.ThreadingHTTPServer):
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls:
             request.settimeout(10)
-            request = self.tls.wrap_socket(request, server_side=True)
-            request.settimeout(None)
-        super().finish_request(request, address)
+            with self.tls.wrap_socket(request, server_side=True) as request:
+                request.settimeout(None)
+                super().finish_request(request, address)
+        else:
+            super().finish_request(request, address)
 
 
 class Hub:
-    """faults: name -> probability of each request; plan: faults of the next requests that send bytes, one each, None for
+    """faults: name -> probability of each request ('corrupt': once); plan: faults of the next requests that send bytes, one each, None for
     a good one; hub_plan: the same for the hub's own redirects. `log` has a dict for every request."""
 
     def __init__(self, files, faults=None, plan=(), hub_plan=(), seed=0, redirect=True, tls=None, token=None,
@@ -116,7 +118,7 @@ class Hub:
 
     def __enter__(self):
         for server in self.servers:
-            threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+            threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -142,7 +144,8 @@ class Hub:
                 for name, chance in self.faults.items():
                     draw -= chance
                     if draw < 0:
-                        fault = name if name in possible else None
+                        again = name == 'corrupt' and name in self.injected
+                        fault = name if name in possible and not again else None
                         break
             if fault:
                 self.injected[fault] = self.injected.get(fault, 0) + 1
