@@ -28,7 +28,7 @@ static void print_row(const row *r, int width) {
     const int64_t bytes = r->copy ? r->copy->bytes + r->incomplete : 0;
     if (bytes) mx_size_text(size, bytes);
     printf("%-*s  %-8s  %9s  %-10s  %-10s  %s\n", width, r->target->name,
-           mx_layout_name(r->copy && r->copy->layout ? r->copy->layout : r->target->layout), size, state,
+           mx_hub_layout_name(r->copy && r->copy->layout ? r->copy->layout : r->target->layout), size, state,
            origin(r) ? origin(r) : "-", along ? "comes with mxrun" : r->target->repository);
 }
 
@@ -58,7 +58,7 @@ static void add_row(mx_bytes *out, const row *r) {
     add_text(out, "repository", along ? NULL : r->target->repository);
     add_text(out, "revision", along ? NULL : r->target->revision);
     add_text(out, "commit", r->copy && r->copy->commit[0] ? r->copy->commit : NULL);
-    add_text(out, "layout", mx_layout_name(r->copy && r->copy->layout ? r->copy->layout : r->target->layout));
+    add_text(out, "layout", mx_hub_layout_name(r->copy && r->copy->layout ? r->copy->layout : r->target->layout));
     add_text(out, "licence", known ? known->licence : NULL);
     mx_bytes_addf(out, ",\"bytes\":%lld,\"incomplete_bytes\":%lld,\"complete\":%s",
                   (long long)(r->copy ? r->copy->bytes : 0), (long long)r->incomplete,
@@ -79,7 +79,7 @@ typedef struct table {
     row *row;
     mx_target *known;
     int rows, knowns;
-    char stories[MX_PATH];
+    char stories[MX_HUB_PATH];
 } table;
 
 static mx_status fill(table *t, const mx_models *models, const mx_cached_list *list, mx_error *error) {

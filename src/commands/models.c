@@ -23,21 +23,21 @@ const struct poptOption mx_offline_option[] = {
 
 /* ---- what comes with the program --------------------------------------------------------------------------------- */
 /* Tries FOLDER/TAIL; the name is resolved so that messages show no "/../". */
-static bool try_path(const char *folder, const char *tail, const char *holds, char out[static MX_PATH]) {
-    char path[MX_PATH], inside[MX_PATH];
-    if (mx_path(path, NULL, "%s/%s", folder, tail) || mx_path(inside, NULL, "%s%s", path, holds)) return false;
+static bool try_path(const char *folder, const char *tail, const char *holds, char out[static MX_HUB_PATH]) {
+    char path[MX_HUB_PATH], inside[MX_HUB_PATH];
+    if (mx_hub_path(path, NULL, "%s/%s", folder, tail) || mx_hub_path(inside, NULL, "%s%s", path, holds)) return false;
     if (access(inside, R_OK) != 0) return false;
     char *real = realpath(path, NULL);
-    const bool fits = real && !mx_path(out, NULL, "%s", real);
+    const bool fits = real && !mx_hub_path(out, NULL, "%s", real);
     free(real);
     return fits;
 }
 
 /* `installed`: its name where it was installed; `source`: in the checkout; `holds`: what must be below it. */
-static bool find_data(const char *installed, const char *source, const char *holds, char out[static MX_PATH]) {
+static bool find_data(const char *installed, const char *source, const char *holds, char out[static MX_HUB_PATH]) {
     const char *data = getenv("MXRUN_DATA");
     if (data && *data && try_path(data, installed, holds, out)) return true;
-    char self[MX_PATH], tail[200];
+    char self[MX_HUB_PATH], tail[200];
     const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
     if (length > 0) {
         self[length] = 0;
@@ -55,7 +55,7 @@ static bool find_data(const char *installed, const char *source, const char *hol
 }
 
 mx_status mx_find_stories(char *out, size_t size, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     if (!find_data("stories", "tools/stories/checkpoint", "/config.json", path))
         return mx_fail(error, MX_IO,
                        "the model \"stories\" that comes with mxrun is not where it was installed (" MX_DATA_DIR
@@ -67,7 +67,7 @@ mx_status mx_find_stories(char *out, size_t size, mx_error *error) {
 }
 
 mx_status mx_open_models(mx_models *out, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     *out = (mx_models){0};
     if (!find_data("models.txt", "models.txt", "", path))
         return mx_fail(error, MX_IO,
@@ -77,9 +77,9 @@ mx_status mx_open_models(mx_models *out, mx_error *error) {
     const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
     if (status) return status;
     if (config && *config)
-        status = mx_path(path, error, "%s/mxrun/models.txt", config);
+        status = mx_hub_path(path, error, "%s/mxrun/models.txt", config);
     else if (home && *home)
-        status = mx_path(path, error, "%s/.config/mxrun/models.txt", home);
+        status = mx_hub_path(path, error, "%s/.config/mxrun/models.txt", home);
     else
         return MX_OK;
     return status ? status : mx_models_add(out, path, true, error);

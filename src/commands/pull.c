@@ -16,14 +16,14 @@ static mx_status parse(const mx_models *models, const char *name, mx_target *out
     if (mx_comes_along(out))
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s comes with mxrun: no --revision", out->name);
     if (strchr(name, '@')) return mx_fail(error, MX_INVALID_ARGUMENT, "%s has a revision and --revision, too", name);
-    char text[MX_PATH];
+    char text[MX_HUB_PATH];
     const char *base = out->known ? out->known->name : out->repository;
-    status = mx_path(text, error, "%s@%s%s%s", base, option_revision, out->file[0] ? ":" : "", out->file);
+    status = mx_hub_path(text, error, "%s@%s%s%s", base, option_revision, out->file[0] ? ":" : "", out->file);
     return status ? status : mx_target_parse(models, text, out, error);
 }
 
 static mx_status pull_stories(const mx_target *target, mx_pull_show *show, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_status status = mx_find_stories(path, sizeof path, error);
     if (status) return status;
     if (show->json) {

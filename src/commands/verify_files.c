@@ -42,7 +42,7 @@ static mx_status find(const mx_hub *hub, const mx_target *target, mx_copy *copy,
                              hub->folder, target->name);
         return status;
     }
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_status status = mx_find_stories(path, sizeof path, error);
     return status ? status : mx_look_at_folder(target, path, copy, error);
 }

@@ -24,19 +24,21 @@
  */
 
 /* ---- paths ------------------------------------------------------------------------------------------------------- */
-mx_status mx_path(char out[static MX_PATH], mx_error *error, const char *format, ...) {
+mx_status mx_hub_path(char out[static MX_HUB_PATH], mx_error *error, const char *format, ...) {
     va_list list;
     va_start(list, format);
-    const int size = vsnprintf(out, MX_PATH, format, list);
+    const int size = vsnprintf(out, MX_HUB_PATH, format, list);
     va_end(list);
-    if (size >= 0 && size < MX_PATH) return MX_OK;
-    return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s...: the path is longer than %d bytes", out, MX_PATH - 1);
+    if (size >= 0 && size < MX_HUB_PATH) return MX_OK;
+    return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s...: the path is longer than %d bytes", out, MX_HUB_PATH - 1);
 }
 
-mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char out[static MX_PATH], mx_error *error) {
+mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char out[static MX_HUB_PATH],
+                               mx_error *error) {
     const char *slash = strchr(repository, '/');
     if (!slash) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: no ORG/NAME", repository);
-    return mx_path(out, error, "%s/models--%.*s--%s", hub->folder, (int)(slash - repository), repository, slash + 1);
+    return mx_hub_path(out, error, "%s/models--%.*s--%s", hub->folder, (int)(slash - repository), repository,
+                       slash + 1);
 }
 
 enum { DEEPEST = 8 };
@@ -54,8 +56,8 @@ static mx_status list_below(int parent, const char *name, const char *prefix, in
     mx_status status = MX_OK;
     for (struct dirent *entry; !status && (entry = readdir(dir));) {
         if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-        char path[MX_PATH];
-        status = mx_path(path, error, "%s%s%s", prefix, *prefix ? "/" : "", entry->d_name);
+        char path[MX_HUB_PATH];
+        status = mx_hub_path(path, error, "%s%s%s", prefix, *prefix ? "/" : "", entry->d_name);
         struct stat info;
         if (status || fstatat(fd, entry->d_name, &info, AT_SYMLINK_NOFOLLOW) != 0) continue;
         if (S_ISDIR(info.st_mode))
@@ -87,10 +89,10 @@ static bool is_at(int fd, const char *path) {
 
 mx_status mx_repository_lock_take(const char *folder, bool wait, void (*waiting)(void *user), void *user,
                                   const volatile sig_atomic_t *stop, mx_repository_lock *out, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     bool told = false;
     out->fd = -1;
-    mx_status status = mx_path(path, error, "%s/mxrun.busy", folder);
+    mx_status status = mx_hub_path(path, error, "%s/mxrun.busy", folder);
     while (!status) {
         const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
         if (fd < 0) return mx_fail(error, MX_IO, "%s: cannot open: %s", path, strerror(errno));
@@ -125,10 +127,10 @@ void mx_repository_lock_release(mx_repository_lock *lock) {
 
 /* ---- refs and snapshots ------------------------------------------------------------------------------------------ */
 void mx_refs_read(const char *folder, const char *revision, char out[static MX_COMMIT_TEXT]) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_bytes text = {0};
     out[0] = 0;
-    if (!mx_path(path, NULL, "%s/refs/%s", folder, revision) && access(path, R_OK) == 0 &&
+    if (!mx_hub_path(path, NULL, "%s/refs/%s", folder, revision) && access(path, R_OK) == 0 &&
         !mx_read_regular_file(path, 1000, &text, NULL) && text.data) {
         text.data[strcspn(text.data, " \t\r\n")] = 0;
         if (mx_is_commit(text.data)) mx_set_text(out, MX_COMMIT_TEXT, text.data);
@@ -137,11 +139,11 @@ void mx_refs_read(const char *folder, const char *revision, char out[static MX_C
 }
 
 mx_status mx_refs_write(const char *folder, const char *revision, const char *commit, mx_error *error) {
-    char path[MX_PATH], old[MX_COMMIT_TEXT];
+    char path[MX_HUB_PATH], old[MX_COMMIT_TEXT];
     if (mx_is_commit(revision)) return MX_OK; /* huggingface_hub has no refs for them either */
     mx_refs_read(folder, revision, old);
     if (!strcmp(old, commit)) return MX_OK;
-    mx_status status = mx_path(path, error, "%s/refs/%s", folder, revision);
+    mx_status status = mx_hub_path(path, error, "%s/refs/%s", folder, revision);
     if (status) return status;
     mx_make_folders(path, 0777);
     if (!mx_replace_file(path, commit, strlen(commit), true) || chmod(path, 0644) != 0)
@@ -150,8 +152,8 @@ mx_status mx_refs_write(const char *folder, const char *revision, const char *co
 }
 
 bool mx_has_links(const char *folder) {
-    char path[MX_PATH];
-    if (mx_path(path, NULL, "%s/.mxrun-%ld", folder, (long)getpid())) return false;
+    char path[MX_HUB_PATH];
+    if (mx_hub_path(path, NULL, "%s/.mxrun-%ld", folder, (long)getpid())) return false;
     const bool has = symlink("blobs", path) == 0;
     if (has) unlink(path);
     return has;
@@ -159,19 +161,19 @@ bool mx_has_links(const char *folder) {
 
 /* What is new moves, as huggingface_hub does it where there are no links: the content once, not twice. */
 static mx_status move_blob(const char *folder, const char *blob, const char *path, mx_error *error) {
-    char from[MX_PATH];
-    mx_status status = mx_path(from, error, "%s/blobs/%s", folder, blob);
+    char from[MX_HUB_PATH];
+    mx_status status = mx_hub_path(from, error, "%s/blobs/%s", folder, blob);
     if (status || rename(from, path) == 0) return status;
     return mx_fail(error, MX_IO, "%s: cannot move it to %s: %s", from, path, strerror(errno));
 }
 
 mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
                           mx_error *error) {
-    char path[MX_PATH], beside[MX_PATH], up[MX_FILE_NAME * 3] = "../../", target[MX_PATH];
-    mx_status status = mx_path(path, error, "%s/%s", snapshot, name);
-    if (!status) status = mx_path(beside, error, "%s/.mxrun-link", folder);
+    char path[MX_HUB_PATH], beside[MX_HUB_PATH], up[MX_FILE_NAME * 3] = "../../", target[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/%s", snapshot, name);
+    if (!status) status = mx_hub_path(beside, error, "%s/.mxrun-link", folder);
     for (const char *slash = name; (slash = strchr(slash, '/')); slash++) strcat(up, "../");
-    if (!status) status = mx_path(target, error, "%sblobs/%s", up, blob);
+    if (!status) status = mx_hub_path(target, error, "%sblobs/%s", up, blob);
     if (status) return status;
     mx_make_folders(path, 0777);
     if (!links) return move_blob(folder, blob, path, error);
@@ -199,9 +201,9 @@ static int64_t expected_size(const mx_target *target, const mx_pins *pins, const
 static mx_status look_at_file(const mx_target *target, const mx_pins *pins, const char *commit, const char *snapshot,
                               const char *path, bool needed, mx_copy *out, mx_error *error) {
     if (mx_strings_have(&out->files, path) || mx_strings_have(&out->missing, path)) return MX_OK;
-    char full[MX_PATH];
+    char full[MX_HUB_PATH];
     struct stat info;
-    mx_status status = mx_path(full, error, "%s/%s", snapshot, path);
+    mx_status status = mx_hub_path(full, error, "%s/%s", snapshot, path);
     if (status) return status;
     const int64_t size = expected_size(target, pins, commit, path);
     const bool there = stat(full, &info) == 0 && S_ISREG(info.st_mode) && (size < 0 || info.st_size == size);
@@ -213,8 +215,8 @@ static mx_status look_at_file(const mx_target *target, const mx_pins *pins, cons
 
 /* The shards that an index names. A damaged one is told when the model is read. */
 static mx_status read_index(const char *snapshot, const char *name, mx_strings *needed, mx_error *error) {
-    char path[MX_PATH];
-    mx_status status = mx_path(path, error, "%s/%s", snapshot, name);
+    char path[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/%s", snapshot, name);
     if (status || access(path, R_OK) != 0) return status;
     mx_bytes text = {0};
     mx_json_document *document = NULL;
@@ -237,7 +239,7 @@ static mx_status needed_files(const mx_target *target, const char *snapshot, con
                               mx_strings *needed, mx_strings *wanted, mx_error *error) {
     const mx_known_model *known = target->known && target->known->file_count ? target->known : NULL;
     mx_status status = MX_OK;
-    out->layout = target->layout ? target->layout : MX_LAYOUT_HF;
+    out->layout = target->layout ? target->layout : MX_HUB_HF;
     if (!known) status = mx_choose_files(target, there, &out->layout, needed, wanted, error);
     if (status == MX_NOT_FOUND) { /* nothing of a layout: what the name says is missing */
         if (target->file[0] && !mx_strings_add(needed, target->file)) return out_of_memory(error);
@@ -246,22 +248,22 @@ static mx_status needed_files(const mx_target *target, const char *snapshot, con
     for (int i = 0; known && i < known->file_count && !status; i++)
         if (!mx_strings_add(known->files[i].optional ? wanted : needed, known->files[i].path))
             status = out_of_memory(error);
-    if (!status && out->layout == MX_LAYOUT_HF)
+    if (!status && out->layout == MX_HUB_HF)
         status = read_index(snapshot, "model.safetensors.index.json", needed, error);
     return status;
 }
 
 /* What an engine opens. */
 static mx_status path_of(const mx_strings *needed, mx_copy *out, mx_error *error) {
-    const char *tail = out->layout == MX_LAYOUT_ORIGINAL ? "original" : "";
-    for (int i = 0; i < needed->count && out->layout == MX_LAYOUT_GGUF; i++) {
+    const char *tail = out->layout == MX_HUB_ORIGINAL ? "original" : "";
+    for (int i = 0; i < needed->count && out->layout == MX_HUB_GGUF; i++) {
         const size_t size = strlen(needed->text[i]);
         if (size > 5 && !strcmp(needed->text[i] + size - 5, ".gguf")) {
             tail = needed->text[i];
             break;
         }
     }
-    return mx_path(out->path, error, "%s%s%s", out->snapshot, *tail ? "/" : "", tail);
+    return mx_hub_path(out->path, error, "%s%s%s", out->snapshot, *tail ? "/" : "", tail);
 }
 
 mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *commit, const char *snapshot,
@@ -270,7 +272,7 @@ mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *c
     struct stat info;
     *out = (mx_copy){.found = stat(snapshot, &info) == 0 && S_ISDIR(info.st_mode)};
     mx_set_text(out->commit, sizeof out->commit, commit ? commit : "");
-    mx_status status = mx_path(out->snapshot, error, "%s", snapshot);
+    mx_status status = mx_hub_path(out->snapshot, error, "%s", snapshot);
     if (!status) status = mx_list_files(snapshot, &there, error);
     if (!status) status = needed_files(target, snapshot, &there, out, &needed, &wanted, error);
     for (int i = 0; i < needed.count && !status; i++)
@@ -294,7 +296,7 @@ mx_status mx_look_at_folder(const mx_target *target, const char *folder, mx_copy
 
 /* What was pinned goes before what another tool made of the ref since then, and what is complete before what is not. */
 mx_status mx_cache_find(const mx_hub *hub, const mx_target *target, mx_copy *out, mx_error *error) {
-    char folder[MX_PATH], commits[2][MX_COMMIT_TEXT] = {"", ""};
+    char folder[MX_HUB_PATH], commits[2][MX_COMMIT_TEXT] = {"", ""};
     mx_pins pins = {0};
     *out = (mx_copy){0};
     mx_status status = mx_repository_folder(hub, target->repository, folder, error);
@@ -308,10 +310,10 @@ mx_status mx_cache_find(const mx_hub *hub, const mx_target *target, mx_copy *out
             mx_refs_read(folder, target->revision, commits[1]);
     }
     for (int i = 0; i < 2 && !status && !out->complete; i++) {
-        char snapshot[MX_PATH];
+        char snapshot[MX_HUB_PATH];
         mx_copy copy = {0};
         if (!commits[i][0] || (i == 1 && !strcmp(commits[0], commits[1]))) continue;
-        status = mx_path(snapshot, error, "%s/snapshots/%s", folder, commits[i]);
+        status = mx_hub_path(snapshot, error, "%s/snapshots/%s", folder, commits[i]);
         if (!status) status = mx_look_at(target, &pins, commits[i], snapshot, &copy, error);
         if (status || (out->commit[0] && !copy.complete && (out->found || !copy.found))) {
             mx_copy_free(&copy);

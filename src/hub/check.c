@@ -85,7 +85,7 @@ static expectation expect(const mx_target *target, const mx_pins *pins, const mx
         if (l->size >= 0) e.size = l->size;
         if (l->sha256[0]) mx_set_text(e.hash[0], sizeof e.hash[0], l->sha256);
     }
-    char blob[MX_PATH];
+    char blob[MX_HUB_PATH];
     const ssize_t size = readlink(full, blob, sizeof blob - 1);
     if (size <= 0) return e;
     blob[size] = 0;
@@ -128,7 +128,7 @@ mx_status mx_check_files(const mx_hub *hub, const mx_target *target, const mx_co
                          const mx_check_options *options, int *wrong, mx_error *error) {
     checker c = {.options = options, .total = copy->bytes};
     mx_pins pins = {0};
-    char folder[MX_PATH];
+    char folder[MX_HUB_PATH];
     *wrong = 0;
     mx_status status = hub ? mx_repository_folder(hub, target->repository, folder, error) : MX_OK;
     if (!status && hub) status = mx_pins_read(folder, &pins, error);
@@ -136,10 +136,10 @@ mx_status mx_check_files(const mx_hub *hub, const mx_target *target, const mx_co
     for (int i = 0; i < all && !status; i++) {
         const bool there = i < copy->files.count;
         const char *path = there ? copy->files.text[i] : copy->missing.text[i - copy->files.count];
-        char full[MX_PATH], problem[400] = "";
+        char full[MX_HUB_PATH], problem[400] = "";
         mx_check_event event = {.file = path};
         struct stat info;
-        status = mx_path(full, error, "%s/%s", copy->snapshot, path);
+        status = mx_hub_path(full, error, "%s/%s", copy->snapshot, path);
         if (status) break;
         const expectation e = expect(target, &pins, copy, path, full);
         if (lstat(full, &info) != 0)

@@ -14,18 +14,18 @@ static const char *variable(const char *name) {
 }
 
 /* FOLDER/TAIL where the variable is set; "~/" at its beginning is HOME. */
-static bool from_variable(const char *name, const char *tail, char out[static MX_PATH], mx_status *status,
+static bool from_variable(const char *name, const char *tail, char out[static MX_HUB_PATH], mx_status *status,
                           mx_error *error) {
     const char *value = variable(name), *home = variable("HOME");
     if (!value) return false;
     if (!strncmp(value, "~/", 2) && home)
-        *status = mx_path(out, error, "%s%s%s", home, value + 1, tail);
+        *status = mx_hub_path(out, error, "%s%s%s", home, value + 1, tail);
     else
-        *status = mx_path(out, error, "%s%s", value, tail);
+        *status = mx_hub_path(out, error, "%s%s", value, tail);
     return true;
 }
 
-static mx_status find_home(char out[static MX_PATH], mx_error *error) {
+static mx_status find_home(char out[static MX_HUB_PATH], mx_error *error) {
     mx_status status = MX_OK;
     if (from_variable("HF_HOME", "", out, &status, error) ||
         from_variable("XDG_CACHE_HOME", "/huggingface", out, &status, error) ||
@@ -35,23 +35,23 @@ static mx_status find_home(char out[static MX_PATH], mx_error *error) {
                    "no folder for models: HOME is not set; set HOME, HF_HOME or HF_HUB_CACHE");
 }
 
-static mx_status find_cache(char out[static MX_PATH], mx_error *error) {
+static mx_status find_cache(char out[static MX_HUB_PATH], mx_error *error) {
     mx_status status = MX_OK;
-    char home[MX_PATH];
+    char home[MX_HUB_PATH];
     if (from_variable("HF_HUB_CACHE", "", out, &status, error) ||
         from_variable("HUGGINGFACE_HUB_CACHE", "", out, &status, error))
         return status;
     status = find_home(home, error);
-    return status ? status : mx_path(out, error, "%s/hub", home);
+    return status ? status : mx_hub_path(out, error, "%s/hub", home);
 }
 
-static mx_status find_endpoint(char out[static MX_PATH], mx_error *error) {
+static mx_status find_endpoint(char out[static MX_HUB_PATH], mx_error *error) {
     const char *value = variable("HF_ENDPOINT");
     if (!value) value = "https://huggingface.co";
     if ((strncmp(value, "https://", 8) != 0 && strncmp(value, "http://", 7) != 0) || strpbrk(value, " \t\r\n?#"))
         return mx_fail(error, MX_INVALID_ARGUMENT,
                        "HF_ENDPOINT=%.200s: expected the address of a hub, such as https://huggingface.co", value);
-    mx_status status = mx_path(out, error, "%s", value);
+    mx_status status = mx_hub_path(out, error, "%s", value);
     for (size_t n = strlen(out); !status && n > 8 && out[n - 1] == '/'; n--) out[n - 1] = 0;
     return status;
 }
@@ -75,9 +75,9 @@ static mx_status find_token(char **out, mx_error *error) {
     for (size_t i = 0; i < sizeof names / sizeof *names && !status && !*out; i++)
         if (variable(names[i])) status = use_token(variable(names[i]), names[i], out, error);
     if (status || *out) return status;
-    char path[MX_PATH], home[MX_PATH];
+    char path[MX_HUB_PATH], home[MX_HUB_PATH];
     if (!from_variable("HF_TOKEN_PATH", "", path, &status, error)) {
-        status = find_home(home, NULL) ? MX_OK : mx_path(path, error, "%s/token", home);
+        status = find_home(home, NULL) ? MX_OK : mx_hub_path(path, error, "%s/token", home);
         if (!variable("HOME") && !variable("HF_HOME") && !variable("XDG_CACHE_HOME")) return MX_OK;
     }
     if (status || access(path, R_OK) != 0) return status;

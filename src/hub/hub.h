@@ -12,7 +12,7 @@
 /* Models by name: the list models.txt, the cache that all tools of the Hugging Face hub share, and pulling into it.
  * Knows files and layouts, not what is in them. */
 
-enum { MX_PATH = 4096, MX_REPOSITORY = 200, MX_REVISION = 256, MX_FILE_NAME = 512 };
+enum { MX_HUB_PATH = 4096, MX_REPOSITORY = 200, MX_REVISION = 256, MX_FILE_NAME = 512 };
 
 /* ---- strings ----------------------------------------------------------------------------------------------------- */
 typedef struct mx_strings {
@@ -24,12 +24,12 @@ bool mx_strings_have(const mx_strings *s, const char *text);
 void mx_strings_free(mx_strings *s);
 
 /* MX_INVALID_ARGUMENT where it gets too long. */
-mx_status mx_path(char out[static MX_PATH], mx_error *error, const char *format, ...)
+mx_status mx_hub_path(char out[static MX_HUB_PATH], mx_error *error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* ---- models.txt -------------------------------------------------------------------------------------------------- */
-typedef enum mx_layout { MX_LAYOUT_ANY, MX_LAYOUT_HF, MX_LAYOUT_GGUF, MX_LAYOUT_ORIGINAL } mx_layout;
-const char *mx_layout_name(mx_layout layout); /* "hf" */
+typedef enum mx_hub_layout { MX_HUB_ANY, MX_HUB_HF, MX_HUB_GGUF, MX_HUB_ORIGINAL } mx_hub_layout;
+const char *mx_hub_layout_name(mx_hub_layout layout); /* "hf" */
 
 typedef struct mx_listed_file {
     char *path;
@@ -42,7 +42,7 @@ typedef struct mx_listed_file {
 typedef struct mx_known_model {
     char *name, *repository, *revision, *licence; /* repository "-": it comes with mxrun */
     mx_strings aliases;
-    mx_layout layout;
+    mx_hub_layout layout;
     mx_listed_file *files; /* none: what the layout needs of what the hub lists */
     int file_count;
     const char *source; /* the file that says it, of the mx_models */
@@ -70,7 +70,7 @@ typedef struct mx_target {
     char repository[MX_REPOSITORY];                        /* "openai/gpt-oss-20b"; "-": comes with mxrun */
     char revision[MX_REVISION];
     char file[MX_FILE_NAME]; /* of :file.gguf; "" */
-    mx_layout layout;
+    mx_hub_layout layout;
     const mx_known_model *known; /* whose files and hashes hold for it; NULL: none. Borrowed from the mx_models */
 } mx_target;
 
@@ -81,10 +81,10 @@ mx_status mx_target_parse(const mx_models *models, const char *text, mx_target *
 /* ---- the hub and the cache --------------------------------------------------------------------------------------- */
 /* What the environment says, by the names and rules of huggingface_hub. */
 typedef struct mx_hub {
-    char folder[MX_PATH];   /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
-    char endpoint[MX_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end */
-    char *token;            /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
-    bool offline;           /* HF_HUB_OFFLINE */
+    char folder[MX_HUB_PATH]; /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
+    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end */
+    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
+    bool offline; /* HF_HUB_OFFLINE */
 } mx_hub;
 mx_status mx_hub_open(mx_hub *out, mx_error *error);
 void mx_hub_close(mx_hub *hub);
@@ -95,9 +95,9 @@ typedef struct mx_copy {
     bool complete;               /* with all that the layout needs */
     bool ours;                   /* mxrun pulled it: mxrun.lock pins it */
     char commit[MX_COMMIT_TEXT]; /* "" where nothing tells it */
-    char snapshot[MX_PATH];      /* folder of the snapshot */
-    char path[MX_PATH];          /* for -m: that folder, its original/, or the (first) .gguf */
-    mx_layout layout;
+    char snapshot[MX_HUB_PATH];  /* folder of the snapshot */
+    char path[MX_HUB_PATH];      /* for -m: that folder, its original/, or the (first) .gguf */
+    mx_hub_layout layout;
     mx_strings files;   /* those that the layout needs, that are there, by their paths in the snapshot */
     mx_strings missing; /* those that are not, or have not the size that they should have */
     int64_t bytes;      /* of `files` */

@@ -35,14 +35,14 @@ static mx_status add(mx_cached_list *list, const mx_target *target, mx_copy *cop
 
 /* Blobs that are coming in; `all`: the others, too, where no snapshot leads to them yet. */
 static int64_t bytes_of_blobs(const char *folder, bool all) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_strings names = {0};
     int64_t sum = 0;
-    if (!mx_path(path, NULL, "%s/blobs", folder) && !mx_list_files(path, &names, NULL)) {
+    if (!mx_hub_path(path, NULL, "%s/blobs", folder) && !mx_list_files(path, &names, NULL)) {
         for (int i = 0; i < names.count; i++) {
             struct stat info;
             if (!all && !strstr(names.text[i], ".incomplete")) continue;
-            if (!mx_path(path, NULL, "%s/blobs/%s", folder, names.text[i]) && lstat(path, &info) == 0)
+            if (!mx_hub_path(path, NULL, "%s/blobs/%s", folder, names.text[i]) && lstat(path, &info) == 0)
                 sum += (int64_t)info.st_blocks * 512;
         }
     }
@@ -54,7 +54,7 @@ static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached
     mx_status status = MX_OK;
     for (int i = 0; i < models->count && !status; i++) {
         const mx_known_model *m = &models->model[i];
-        char folder[MX_PATH];
+        char folder[MX_HUB_PATH];
         mx_target target;
         mx_copy copy = {0};
         if (!strcmp(m->repository, "-")) continue;
@@ -74,8 +74,8 @@ static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached
 
 /* ---- what models.txt does not know ------------------------------------------------------------------------------- */
 static bool file_has(const char *folder, const char *name, const char *word, size_t limit) {
-    char path[MX_PATH];
-    if (mx_path(path, NULL, "%s/%s", folder, name)) return false;
+    char path[MX_HUB_PATH];
+    if (mx_hub_path(path, NULL, "%s/%s", folder, name)) return false;
     FILE *file = fopen(path, "rbe");
     char *head = malloc(limit);
     const size_t size = file && head ? fread(head, 1, limit, file) : 0;
@@ -103,10 +103,10 @@ static mx_status add_target(const mx_hub *hub, const mx_models *models, const ch
     mx_status status = mx_target_parse(models, text, &target, error);
     if (status || target.known) return status;
     if (mx_cache_find(hub, &target, &copy, NULL) == MX_OK && copy.files.count) {
-        const char *kind = copy.layout == MX_LAYOUT_GGUF ? copy.files.text[0]
-                           : copy.layout == MX_LAYOUT_HF ? "config.json"
-                                                         : "original/config.json";
-        if (ours || copy.layout == MX_LAYOUT_ORIGINAL || file_has(copy.snapshot, kind, "gpt_oss", 65536) ||
+        const char *kind = copy.layout == MX_HUB_GGUF ? copy.files.text[0]
+                           : copy.layout == MX_HUB_HF ? "config.json"
+                                                      : "original/config.json";
+        if (ours || copy.layout == MX_HUB_ORIGINAL || file_has(copy.snapshot, kind, "gpt_oss", 65536) ||
             file_has(copy.snapshot, kind, "gpt-oss", 65536))
             return add(out, &target, &copy, 0, error);
     }
@@ -121,11 +121,11 @@ static mx_status add_ggufs(const mx_hub *hub, const mx_models *models, const cha
     for (int i = 0; i < names.count && !status; i++) {
         const char *name = names.text[i];
         const size_t size = strlen(name);
-        char text[MX_PATH];
+        char text[MX_HUB_PATH];
         const char *tail = size > 20 ? name + size - 20 : ""; /* "-00001-of-00003.gguf" */
         if (size < 5 || strcmp(name + size - 5, ".gguf") != 0) continue;
         if (*tail == '-' && !strncmp(tail + 6, "-of-", 4) && strncmp(tail, "-00001", 6) != 0) continue;
-        status = mx_path(text, error, "%s:%s", repository, name);
+        status = mx_hub_path(text, error, "%s:%s", repository, name);
         if (!status) status = add_target(hub, models, text, ours, out, error);
     }
     mx_strings_free(&names);
@@ -134,11 +134,11 @@ static mx_status add_ggufs(const mx_hub *hub, const mx_models *models, const cha
 
 static mx_status add_repository(const mx_hub *hub, const mx_models *models, const char *repository, mx_cached_list *out,
                                 mx_error *error) {
-    char folder[MX_PATH], pins[MX_PATH], snapshot[MX_PATH], commit[MX_COMMIT_TEXT];
+    char folder[MX_HUB_PATH], pins[MX_HUB_PATH], snapshot[MX_HUB_PATH], commit[MX_COMMIT_TEXT];
     mx_target target;
     mx_copy copy = {0};
     mx_status status = mx_repository_folder(hub, repository, folder, error);
-    if (!status) status = mx_path(pins, error, "%s/mxrun.lock", folder);
+    if (!status) status = mx_hub_path(pins, error, "%s/mxrun.lock", folder);
     if (!status) status = mx_target_parse(models, repository, &target, error);
     if (status || target.known) return status;
     const bool ours = access(pins, F_OK) == 0;
@@ -149,7 +149,7 @@ static mx_status add_repository(const mx_hub *hub, const mx_models *models, cons
     mx_copy_free(&copy);
     mx_refs_read(folder, target.revision, commit);
     if (!commit[0]) return MX_OK;
-    status = mx_path(snapshot, error, "%s/snapshots/%s", folder, commit);
+    status = mx_hub_path(snapshot, error, "%s/snapshots/%s", folder, commit);
     return status ? status : add_ggufs(hub, models, repository, snapshot, ours, out, error);
 }
 

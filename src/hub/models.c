@@ -34,7 +34,7 @@ void mx_strings_free(mx_strings *s) {
 }
 
 /* ---- lists ------------------------------------------------------------------------------------------------------- */
-const char *mx_layout_name(mx_layout layout) {
+const char *mx_hub_layout_name(mx_hub_layout layout) {
     static const char *const names[] = {"any", "hf", "gguf", "original"};
     return names[layout];
 }
@@ -173,12 +173,12 @@ static mx_status take_licence(reader *r) {
 }
 
 static mx_status take_layout(reader *r) {
-    mx_layout *layout = &r->models->model[r->current].layout;
+    mx_hub_layout *layout = &r->models->model[r->current].layout;
     if (*layout)
         return mx_fail(r->error, MX_INVALID_FILE, "%s:%d: layout: model \"%s\" has one already", r->source, r->line,
                        r->models->model[r->current].name);
-    for (mx_layout l = MX_LAYOUT_HF; l <= MX_LAYOUT_ORIGINAL; l++)
-        if (!strcmp(r->word[1], mx_layout_name(l))) *layout = l;
+    for (mx_hub_layout l = MX_HUB_HF; l <= MX_HUB_ORIGINAL; l++)
+        if (!strcmp(r->word[1], mx_hub_layout_name(l))) *layout = l;
     return *layout ? MX_OK
                    : mx_fail(r->error, MX_INVALID_FILE, "%s:%d: layout: \"%s\" is not hf, gguf or original", r->source,
                              r->line, r->word[1]);

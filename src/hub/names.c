@@ -147,7 +147,7 @@ static mx_status take_apart(const char *text, char base[static MX_REPOSITORY], m
             return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s: \"%.200s\" behind the colon is no file of a repository",
                            text, colon + 1);
         mx_set_text(out->file, sizeof out->file, colon + 1);
-        out->layout = MX_LAYOUT_GGUF;
+        out->layout = MX_HUB_GGUF;
     }
     snprintf(out->revision, sizeof out->revision, "main");
     if (at) {
@@ -307,16 +307,16 @@ static bool any(const mx_strings *there, const char *begin, const char *end) {
     return false;
 }
 
-mx_status mx_choose_files(const mx_target *target, const mx_strings *there, mx_layout *layout, mx_strings *needed,
+mx_status mx_choose_files(const mx_target *target, const mx_strings *there, mx_hub_layout *layout, mx_strings *needed,
                           mx_strings *wanted, mx_error *error) {
-    mx_layout l = target->file[0] ? MX_LAYOUT_GGUF : target->layout;
-    if (l == MX_LAYOUT_ANY) {
+    mx_hub_layout l = target->file[0] ? MX_HUB_GGUF : target->layout;
+    if (l == MX_HUB_ANY) {
         if (mx_strings_have(there, "model.safetensors") || mx_strings_have(there, "model.safetensors.index.json"))
-            l = MX_LAYOUT_HF;
+            l = MX_HUB_HF;
         else if (any(there, "", ".gguf"))
-            l = MX_LAYOUT_GGUF;
+            l = MX_HUB_GGUF;
         else if (any(there, "original/", ".safetensors"))
-            l = MX_LAYOUT_ORIGINAL;
+            l = MX_HUB_ORIGINAL;
         else
             return mx_fail(error, MX_NOT_FOUND,
                            "%.200s: %s at %.60s has none of the layouts that mxrun reads: model.safetensors (or its "
@@ -324,7 +324,6 @@ mx_status mx_choose_files(const mx_target *target, const mx_strings *there, mx_l
                            target->name, target->repository, target->revision);
     }
     *layout = l;
-    if (l == MX_LAYOUT_HF) return choose_hf(there, needed, wanted, error);
-    return l == MX_LAYOUT_GGUF ? choose_gguf(target, there, needed, error)
-                               : choose_original(there, needed, wanted, error);
+    if (l == MX_HUB_HF) return choose_hf(there, needed, wanted, error);
+    return l == MX_HUB_GGUF ? choose_gguf(target, there, needed, error) : choose_original(there, needed, wanted, error);
 }

@@ -116,9 +116,9 @@ static mx_status take_line(mx_pins *pins, char *line, const char *path, int numb
 }
 
 mx_status mx_pins_read(const char *folder, mx_pins *out, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     *out = (mx_pins){0};
-    mx_status status = mx_path(path, error, "%s/mxrun.lock", folder);
+    mx_status status = mx_hub_path(path, error, "%s/mxrun.lock", folder);
     if (status || (access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR))) return status;
     mx_bytes text = {0};
     status = mx_read_regular_file(path, (size_t)4 << 20, &text, error);
@@ -130,8 +130,8 @@ mx_status mx_pins_read(const char *folder, mx_pins *out, mx_error *error) {
 }
 
 mx_status mx_pins_write(const char *folder, const mx_pins *pins, mx_error *error) {
-    char path[MX_PATH];
-    mx_status status = mx_path(path, error, "%s/mxrun.lock", folder);
+    char path[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/mxrun.lock", folder);
     if (status) return status;
     mx_bytes text = {0};
     bool kept = mx_bytes_add_string(&text, head);

@@ -14,16 +14,17 @@ void mx_set_text(char *out, size_t size, const char *text); /* what does not fit
 
 /* ---- paths ------------------------------------------------------------------------------------------------------- */
 /* HUB/models--ORG--NAME */
-mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char out[static MX_PATH], mx_error *error);
+mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char out[static MX_HUB_PATH],
+                               mx_error *error);
 /* The names below a folder that are no folders, as "a/b", sorted; links are not followed, but for `folder` itself. A
  * folder that is not there has none. */
 mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error);
 
 /* ---- layouts ----------------------------------------------------------------------------------------------------- */
-/* Which of the files that are there a target needs: the layout (MX_LAYOUT_ANY: hf, else gguf, else original) and its
+/* Which of the files that are there a target needs: the layout (MX_HUB_ANY: hf, else gguf, else original) and its
  * files, those that a program can do without in `wanted` (may be NULL). MX_NOT_FOUND where no layout is among them,
  * MX_INVALID_ARGUMENT where one of several GGUF files has to be named. */
-mx_status mx_choose_files(const mx_target *target, const mx_strings *there, mx_layout *layout, mx_strings *needed,
+mx_status mx_choose_files(const mx_target *target, const mx_strings *there, mx_hub_layout *layout, mx_strings *needed,
                           mx_strings *wanted, mx_error *error);
 
 /* ---- mxrun.lock: what was pinned --------------------------------------------------------------------------------- */

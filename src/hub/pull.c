@@ -23,9 +23,9 @@ typedef struct item {
     char blob[MX_ETAG_TEXT]; /* name in blobs/ */
     bool git;                /* that is git's SHA-1 */
     bool there;
-    int download;                     /* its number there; -1: none */
-    char url[MX_PATH], part[MX_PATH]; /* part: while it is coming in */
-    char complete[MX_PATH];           /* what the download makes of it */
+    int download;                             /* its number there; -1: none */
+    char url[MX_HUB_PATH], part[MX_HUB_PATH]; /* part: while it is coming in */
+    char complete[MX_HUB_PATH];               /* what the download makes of it */
 } item;
 
 typedef struct job {
@@ -33,12 +33,12 @@ typedef struct job {
     const mx_target *target;
     const mx_pull_options *options;
     mx_http_options http, asking; /* asking: answers come soon, or the user waits for nothing */
-    char folder[MX_PATH];
+    char folder[MX_HUB_PATH];
     char asked[MX_REVISION];     /* revision that the hub is asked for */
     char commit[MX_COMMIT_TEXT]; /* "": not told yet */
     bool pinned;                 /* `asked` is what mxrun.lock pins */
     bool links;
-    mx_layout layout;
+    mx_hub_layout layout;
     mx_pins pins;
     mx_strings needed, wanted;
     item *item;
@@ -73,11 +73,12 @@ static void quote(const char *text, bool slashes, char *out, size_t size) {
     out[used] = 0;
 }
 
-static mx_status file_url(const job *j, const char *revision, const char *path, char out[MX_PATH], mx_error *error) {
+static mx_status file_url(const job *j, const char *revision, const char *path, char out[MX_HUB_PATH],
+                          mx_error *error) {
     char r[3 * MX_REVISION + 1], p[3 * MX_FILE_NAME + 1];
     quote(revision, false, r, sizeof r);
     quote(path, true, p, sizeof p);
-    return mx_path(out, error, "%s/%s/resolve/%s/%s", j->hub->endpoint, j->target->repository, r, p);
+    return mx_hub_path(out, error, "%s/%s/resolve/%s/%s", j->hub->endpoint, j->target->repository, r, p);
 }
 
 /* ---- what the hub has -------------------------------------------------------------------------------------------- */
@@ -97,10 +98,10 @@ static mx_status take_listing(job *j, const char *url, const mx_json *root, mx_s
 }
 
 static mx_status list_hub(job *j, mx_error *error) {
-    char url[MX_PATH], revision[3 * MX_REVISION + 1];
+    char url[MX_HUB_PATH], revision[3 * MX_REVISION + 1];
     quote(j->asked, false, revision, sizeof revision);
     mx_status status =
-        mx_path(url, error, "%s/api/models/%s/revision/%s", j->hub->endpoint, j->target->repository, revision);
+        mx_hub_path(url, error, "%s/api/models/%s/revision/%s", j->hub->endpoint, j->target->repository, revision);
     mx_bytes text = {0};
     mx_json_document *document = NULL;
     mx_strings there = {0};
@@ -216,16 +217,17 @@ static bool has_size(const char *path, int64_t size) {
 /* Where it comes in, and whether it is there already. Their own .incomplete files hold a beginning; ours may have
  * holes, which another tool must not take for one: hence the longer name. */
 static mx_status place_item(job *j, item *it, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_status status = file_url(j, j->commit, it->path, it->url, error);
-    if (!status) status = mx_path(it->part, error, "%s/blobs/%s.mxrun.incomplete", j->folder, it->blob);
+    if (!status) status = mx_hub_path(it->part, error, "%s/blobs/%s.mxrun.incomplete", j->folder, it->blob);
     if (!status)
-        status = mx_path(it->complete, error, "%s/blobs/%s%s", j->folder, it->blob, it->git ? ".mxrun.unchecked" : "");
-    if (!status) status = mx_path(path, error, "%s/blobs/%s", j->folder, it->blob);
+        status =
+            mx_hub_path(it->complete, error, "%s/blobs/%s%s", j->folder, it->blob, it->git ? ".mxrun.unchecked" : "");
+    if (!status) status = mx_hub_path(path, error, "%s/blobs/%s", j->folder, it->blob);
     if (status) return status;
     it->there = has_size(path, it->remote.size);
     if (!it->there && !j->links) {
-        status = mx_path(path, error, "%s/snapshots/%s/%s", j->folder, j->commit, it->path);
+        status = mx_hub_path(path, error, "%s/snapshots/%s/%s", j->folder, j->commit, it->path);
         it->there = !status && has_size(path, it->remote.size);
     }
     return status;
@@ -297,8 +299,8 @@ static void on_download(void *user, const mx_download_event *e) {
 
 /* A small file has git's name, which the download does not know. */
 static mx_status check_git(job *j, const item *it, mx_error *error) {
-    char found[41], path[MX_PATH];
-    mx_status status = mx_path(path, error, "%s/blobs/%s", j->folder, it->blob);
+    char found[41], path[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/blobs/%s", j->folder, it->blob);
     if (!status) status = mx_git_sha1_file(it->complete, found, j->options->stop, error);
     if (status) return status;
     if (strcmp(found, it->blob) != 0) {
@@ -333,8 +335,8 @@ static mx_status complete_items(job *j, mx_error *error) {
             if (d->size >= 0) it->remote.size = d->size;
             if (it->git) status = check_git(j, it, error);
         } else if (!known_hash(j, it)[0] && it->remote.size >= 0 && it->remote.size < (int64_t)64 << 20) {
-            char path[MX_PATH];
-            status = mx_path(path, error, "%s/blobs/%s", j->folder, it->blob);
+            char path[MX_HUB_PATH];
+            status = mx_hub_path(path, error, "%s/blobs/%s", j->folder, it->blob);
             if (!status && access(path, R_OK) == 0)
                 status = mx_sha256_file(path, it->remote.sha256, NULL, NULL, j->options->stop, error);
         }
@@ -347,8 +349,8 @@ static mx_status clear_folder(const char *folder, mx_error *error) {
     mx_strings names;
     mx_status status = mx_list_files(folder, &names, error);
     for (int i = 0; i < names.count && !status; i++) {
-        char path[MX_PATH];
-        status = mx_path(path, error, "%s/%s", folder, names.text[i]);
+        char path[MX_HUB_PATH];
+        status = mx_hub_path(path, error, "%s/%s", folder, names.text[i]);
         if (!status) unlink(path);
         for (char *slash; !status && (slash = strrchr(path, '/')) && slash > path + strlen(folder);) {
             *slash = 0;
@@ -362,10 +364,10 @@ static mx_status clear_folder(const char *folder, mx_error *error) {
 
 /* A new snapshot is built beside and renamed; to one that is there files are added. */
 static mx_status publish(job *j, mx_error *error) {
-    char snapshot[MX_PATH], building[MX_PATH];
+    char snapshot[MX_HUB_PATH], building[MX_HUB_PATH];
     struct stat info;
-    mx_status status = mx_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
-    if (!status) status = mx_path(building, error, "%s/.mxrun-snapshot", j->folder);
+    mx_status status = mx_hub_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
+    if (!status) status = mx_hub_path(building, error, "%s/.mxrun-snapshot", j->folder);
     if (status) return status;
     const bool fresh = j->links && stat(snapshot, &info) != 0;
     if (fresh) status = clear_folder(building, error);
@@ -381,9 +383,9 @@ static mx_status publish(job *j, mx_error *error) {
 }
 
 static mx_status look_again(job *j, mx_copy *out, mx_error *error) {
-    char snapshot[MX_PATH], missing[300];
+    char snapshot[MX_HUB_PATH], missing[300];
     mx_copy_free(out);
-    mx_status status = mx_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
+    mx_status status = mx_hub_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
     if (!status) status = mx_look_at(j->target, &j->pins, j->commit, snapshot, out, error);
     if (status || out->complete) return status;
     mx_copy_missing(out, missing);
@@ -443,9 +445,9 @@ static mx_status run_locked(job *j, mx_copy *out, mx_error *error) {
 }
 
 static mx_status make_folders(job *j, mx_error *error) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     struct stat info;
-    mx_status status = mx_path(path, error, "%s/blobs/x", j->folder);
+    mx_status status = mx_hub_path(path, error, "%s/blobs/x", j->folder);
     if (status) return status;
     mx_make_folders(path, 0777);
     *strrchr(path, '/') = 0;
@@ -457,11 +459,11 @@ static mx_status make_folders(job *j, mx_error *error) {
 
 /* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
 static void take_back_folders(const job *j) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_strings names;
-    if (!mx_path(path, NULL, "%s/blobs", j->folder)) rmdir(path);
+    if (!mx_hub_path(path, NULL, "%s/blobs", j->folder)) rmdir(path);
     const bool empty = !mx_list_files(j->folder, &names, NULL) && names.count == 1;
-    if (empty && !strcmp(names.text[0], "mxrun.busy") && !mx_path(path, NULL, "%s/mxrun.busy", j->folder)) {
+    if (empty && !strcmp(names.text[0], "mxrun.busy") && !mx_hub_path(path, NULL, "%s/mxrun.busy", j->folder)) {
         unlink(path);
         rmdir(j->folder);
     }

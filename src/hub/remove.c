@@ -19,9 +19,9 @@ typedef struct remover {
 } remover;
 
 static mx_status remove_file(remover *r, const char *name) {
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     struct stat info;
-    mx_status status = mx_path(path, r->error, "%s/%s", r->folder, name);
+    mx_status status = mx_hub_path(path, r->error, "%s/%s", r->folder, name);
     if (status || lstat(path, &info) != 0) return status;
     r->sum->files++;
     if (S_ISREG(info.st_mode) && info.st_nlink == 1) r->sum->bytes += (int64_t)info.st_blocks * 512;
@@ -48,15 +48,15 @@ static bool is_doomed(const char *name, const mx_target *target, const mx_string
         const size_t size = strlen(commits->text[i]);
         if ((size_t)(slash - commit) != size || memcmp(commit, commits->text[i], size) != 0) continue;
         /* A GGUF file may stand beside others, each of which is a model; other layouts are the whole snapshot. */
-        return target->layout != MX_LAYOUT_GGUF || !files->count || mx_strings_have(files, slash + 1);
+        return target->layout != MX_HUB_GGUF || !files->count || mx_strings_have(files, slash + 1);
     }
     return false;
 }
 
 /* The blobs that a name which stays leads to. */
 static bool keep_blob(const char *folder, const char *name, mx_strings *kept) {
-    char path[MX_PATH], target[MX_PATH];
-    if (mx_path(path, NULL, "%s/%s", folder, name)) return false;
+    char path[MX_HUB_PATH], target[MX_HUB_PATH];
+    if (mx_hub_path(path, NULL, "%s/%s", folder, name)) return false;
     const ssize_t size = readlink(path, target, sizeof target - 1);
     if (size <= 0) return true;
     target[size] = 0;
@@ -118,8 +118,8 @@ static mx_status remove_names(remover *r, const mx_target *target, const mx_stri
     }
     mx_strings_free(&kept);
     if (!status && !others && !r->only_count) {
-        char path[MX_PATH];
-        status = mx_path(path, r->error, "%s/mxrun.busy", r->folder);
+        char path[MX_HUB_PATH];
+        status = mx_hub_path(path, r->error, "%s/mxrun.busy", r->folder);
         if (!status) unlink(path);
         rmdir(r->folder);
     }
@@ -160,7 +160,7 @@ static mx_status remove_locked(remover *r, const mx_hub *hub, const mx_target *t
 
 mx_status mx_cache_remove(const mx_hub *hub, const mx_target *target, bool only_count, mx_removal *out,
                           mx_error *error) {
-    char folder[MX_PATH];
+    char folder[MX_HUB_PATH];
     struct stat info;
     *out = (mx_removal){0};
     mx_status status = mx_repository_folder(hub, target->repository, folder, error);

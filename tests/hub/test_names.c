@@ -28,7 +28,7 @@ static int remove_folder(void **state) {
 }
 
 static const char *write_file(const char *name, const char *text) {
-    static char path[MX_PATH];
+    static char path[MX_HUB_PATH];
     snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *f = fopen(path, "w");
     assert_non_null(f);
@@ -43,7 +43,7 @@ static const char *write_file(const char *name, const char *text) {
 /* ---- models.txt -------------------------------------------------------------------------------------------------- */
 static void the_list_of_the_program_is_read(void **state) {
     (void)state;
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_models models = {0};
     mx_error error = {0};
     snprintf(path, sizeof path, "%s/models.txt", getenv("MXRUN_SOURCE"));
@@ -125,7 +125,7 @@ static void a_later_list_adds_and_replaces(void **state) {
     assert_int_equal(mx_models_add(&models, write_file("second.txt", second), false, NULL), MX_OK);
     assert_int_equal(models.count, 3);
     assert_string_equal(mx_models_find(&models, "two")->repository, "me/two");
-    assert_int_equal(mx_models_find(&models, "two")->layout, MX_LAYOUT_ORIGINAL);
+    assert_int_equal(mx_models_find(&models, "two")->layout, MX_HUB_ORIGINAL);
     assert_string_equal(mx_models_find(&models, "uno")->name, "two");
     const mx_known_model *one = mx_models_find(&models, "one");
     assert_int_equal(one->files[0].size, 5);
@@ -189,11 +189,11 @@ static void names_become_targets(void **state) {
 }
 
 /* `files` and `expected`: separated by blanks; expected NULL: an error that says `says`. */
-static void choose(const char *name, const char *files, mx_layout layout, const char *expected, const char *says) {
+static void choose(const char *name, const char *files, mx_hub_layout layout, const char *expected, const char *says) {
     mx_models none = {0};
     mx_target target;
     mx_strings there = {0}, needed = {0}, wanted = {0};
-    mx_layout found;
+    mx_hub_layout found;
     mx_error error = {0};
     mx_bytes text = {0};
     char *copy = strdup(files);
@@ -222,22 +222,22 @@ static void only_what_is_needed_is_chosen(void **state) {
            "README.md config.json generation_config.json metal/model.bin model-00000-of-00001.safetensors "
            "model-00001-of-00001.safetensors model.safetensors.index.json original/config.json "
            "original/model.safetensors tokenizer.json x.gguf",
-           MX_LAYOUT_HF,
+           MX_HUB_HF,
            "config.json tokenizer.json model.safetensors.index.json model-00000-of-00001.safetensors "
            "model-00001-of-00001.safetensors generation_config.json?",
            NULL);
-    choose("a/b", "config.json model.safetensors", MX_LAYOUT_HF, "config.json tokenizer.json model.safetensors", NULL);
-    choose("a/b", "README.md config.json m.gguf", MX_LAYOUT_GGUF, "m.gguf", NULL);
-    choose("a/b", "mmproj-x.gguf m.gguf", MX_LAYOUT_GGUF, "m.gguf", NULL);
-    choose("a/b", "m-00001-of-00003.gguf m-00002-of-00003.gguf", MX_LAYOUT_GGUF,
+    choose("a/b", "config.json model.safetensors", MX_HUB_HF, "config.json tokenizer.json model.safetensors", NULL);
+    choose("a/b", "README.md config.json m.gguf", MX_HUB_GGUF, "m.gguf", NULL);
+    choose("a/b", "mmproj-x.gguf m.gguf", MX_HUB_GGUF, "m.gguf", NULL);
+    choose("a/b", "m-00001-of-00003.gguf m-00002-of-00003.gguf", MX_HUB_GGUF,
            "m-00001-of-00003.gguf m-00002-of-00003.gguf m-00003-of-00003.gguf", NULL);
     choose("a/b", "m-Q4.gguf m-Q8.gguf", 0, NULL, "name one as a/b:FILE.gguf: m-Q4.gguf, m-Q8.gguf");
-    choose("a/b:m-Q8.gguf", "m-Q4.gguf m-Q8.gguf", MX_LAYOUT_GGUF, "m-Q8.gguf", NULL);
-    choose("a/b:n-00002-of-00002.gguf", "m.gguf Q8/n-00001-of-00002.gguf Q8/n-00002-of-00002.gguf", MX_LAYOUT_GGUF,
+    choose("a/b:m-Q8.gguf", "m-Q4.gguf m-Q8.gguf", MX_HUB_GGUF, "m-Q8.gguf", NULL);
+    choose("a/b:n-00002-of-00002.gguf", "m.gguf Q8/n-00001-of-00002.gguf Q8/n-00002-of-00002.gguf", MX_HUB_GGUF,
            "Q8/n-00001-of-00002.gguf Q8/n-00002-of-00002.gguf", NULL);
     choose("a/b:x.gguf", "m-Q4.gguf m-Q8.gguf", 0, NULL, "a/b has no x.gguf; GGUF files there: m-Q4.gguf, m-Q8.gguf");
     choose("a/b", "original/config.json original/dtypes.json original/model.safetensors tokenizer.json",
-           MX_LAYOUT_ORIGINAL, "original/config.json original/dtypes.json original/model.safetensors tokenizer.json",
+           MX_HUB_ORIGINAL, "original/config.json original/dtypes.json original/model.safetensors tokenizer.json",
            NULL);
     choose("a/b", "README.md pytorch_model.bin", 0, NULL, "none of the layouts");
 }
@@ -266,7 +266,7 @@ static void expect_hub(const char *cache, const char *endpoint, const char *toke
 static void the_environment_is_that_of_huggingface_hub(void **state) {
     (void)state;
     const char *hub = "https://huggingface.co";
-    char path[MX_PATH];
+    char path[MX_HUB_PATH];
     mx_hub none;
     clear_environment();
     assert_int_equal(mx_hub_open(&none, NULL), MX_INVALID_ARGUMENT);
@@ -336,7 +336,7 @@ static void pins_come_back_as_they_were(void **state) {
 
 static void files_are_published_with_links_and_without(void **state) {
     (void)state;
-    char path[MX_PATH + 16], target[MX_PATH], snapshot[MX_PATH];
+    char path[MX_HUB_PATH + 16], target[MX_HUB_PATH], snapshot[MX_HUB_PATH];
     mx_error error = {0};
     snprintf(path, sizeof path, "%s/blobs", folder);
     assert_int_equal(mkdir(path, 0777), 0);
