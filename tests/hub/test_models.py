@@ -382,7 +382,8 @@ class Resolve(Case):
 
     def test_wrong_lists_are_named(self):
         path = self.write_list('model x\n repository -\n layout hf\n file a 1x -\n')
-        self.fails('-m', 'stories', '-p', 'x', says=f'{path}:4: file: size "1x"')
+        self.fails('-m', 'x', '-p', 'x', says=f'{path}:4: file: size "1x"')
+        self.run_mxrun('-m', 'stories', '-n', '1', '-p', 'x')  # needs no list
         self.fails('list', says=f'{path}:4: ')
 
 
