@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/json.h"
+#include "base/log.h"
 #include "hub/private.h"
 
 void mx_cached_list_free(mx_cached_list *list) {
@@ -61,8 +61,11 @@ static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached
         status = mx_target_parse(models, m->name, &target, error);
         if (!status) status = mx_repository_folder(hub, m->repository, folder, error);
         if (status || access(folder, F_OK) != 0) continue;
-        /* What is damaged is told where it is used; a list goes on. */
-        if (mx_cache_find(hub, &target, &copy, NULL) != MX_OK) mx_copy_free(&copy);
+        mx_error why = {0};
+        if (mx_cache_find(hub, &target, &copy, &why)) { /* a list goes on */
+            mx_log(MX_LOG_WARNING, "%s", why.text);
+            mx_copy_free(&copy);
+        }
         const int64_t begun = copy.complete ? 0 : bytes_of_blobs(folder, !copy.found);
         if (copy.files.count || (!copy.found && begun))
             status = add(out, &target, &copy, begun, error);
@@ -95,62 +98,111 @@ static bool repository_of(const char *entry, char out[static MX_REPOSITORY]) {
     return mx_is_repository(out);
 }
 
-/* A repository as it is, or each GGUF model of one with several. */
-static mx_status add_target(const mx_hub *hub, const mx_models *models, const char *text, bool ours,
-                            mx_cached_list *out, mx_error *error) {
-    mx_target target;
-    mx_copy copy = {0};
-    mx_status status = mx_target_parse(models, text, &target, error);
-    if (status || target.known) return status;
-    if (mx_cache_find(hub, &target, &copy, NULL) == MX_OK && copy.files.count) {
-        const char *kind = copy.layout == MX_HUB_GGUF ? copy.files.text[0]
-                           : copy.layout == MX_HUB_HF ? "config.json"
-                                                      : "original/config.json";
-        if (ours || copy.layout == MX_HUB_ORIGINAL || file_has(copy.snapshot, kind, "gpt_oss", 65536) ||
-            file_has(copy.snapshot, kind, "gpt-oss", 65536))
-            return add(out, &target, &copy, 0, error);
-    }
-    mx_copy_free(&copy);
+typedef struct lister {
+    const mx_hub *hub;
+    const mx_models *models;
+    mx_cached_list *out;
+    mx_error *error;
+    const char *repository;
+    char folder[MX_HUB_PATH];
+    bool ours; /* it has a mxrun.lock */
+} lister;
+
+static bool looks_like_ours(const mx_copy *copy) {
+    const char *kind = copy->layout == MX_HUB_GGUF ? copy->files.text[0] : "config.json";
+    return copy->layout == MX_HUB_ORIGINAL || file_has(copy->snapshot, kind, "gpt_oss", 65536) ||
+           file_has(copy->snapshot, kind, "gpt-oss", 65536);
+}
+
+static mx_status add_target(lister *l, const mx_target *target, mx_copy *copy) {
+    const int64_t begun = copy->complete || !l->ours ? 0 : bytes_of_blobs(l->folder, !copy->found);
+    if ((copy->files.count && (l->ours || looks_like_ours(copy))) || begun)
+        return add(l->out, target, copy, begun, l->error);
+    mx_copy_free(copy);
     return MX_OK;
 }
 
-static mx_status add_ggufs(const mx_hub *hub, const mx_models *models, const char *repository, const char *snapshot,
-                           bool ours, mx_cached_list *out, mx_error *error) {
-    mx_strings names = {0};
-    mx_status status = mx_list_files(snapshot, &names, error);
-    for (int i = 0; i < names.count && !status; i++) {
-        const char *name = names.text[i];
-        const size_t size = strlen(name);
+/* Each GGUF model of a snapshot with several; `name` is "ORG/NAME@REVISION". */
+static mx_status add_ggufs(lister *l, const char *name, const char *commit) {
+    char snapshot[MX_HUB_PATH];
+    mx_strings files = {0};
+    mx_status status = mx_hub_path(snapshot, l->error, "%s/snapshots/%s", l->folder, commit);
+    if (!status) status = mx_list_files(snapshot, &files, l->error);
+    for (int i = 0; i < files.count && !status; i++) {
+        const char *file = files.text[i];
+        const size_t size = strlen(file);
+        const char *tail = size > 20 ? file + size - 20 : ""; /* "-00001-of-00003.gguf" */
         char text[MX_HUB_PATH];
-        const char *tail = size > 20 ? name + size - 20 : ""; /* "-00001-of-00003.gguf" */
-        if (size < 5 || strcmp(name + size - 5, ".gguf") != 0) continue;
+        mx_target target;
+        mx_copy copy = {0};
+        if (size < 5 || strcmp(file + size - 5, ".gguf") != 0) continue;
         if (*tail == '-' && !strncmp(tail + 6, "-of-", 4) && strncmp(tail, "-00001", 6) != 0) continue;
-        status = mx_hub_path(text, error, "%s:%s", repository, name);
-        if (!status) status = add_target(hub, models, text, ours, out, error);
+        if (mx_hub_path(text, NULL, "%s:%s", name, file) || mx_target_parse(l->models, text, &target, NULL)) continue;
+        if (mx_cache_find(l->hub, &target, &copy, NULL) == MX_OK)
+            status = add_target(l, &target, &copy);
+        else
+            mx_copy_free(&copy);
     }
-    mx_strings_free(&names);
+    mx_strings_free(&files);
     return status;
 }
 
-static mx_status add_repository(const mx_hub *hub, const mx_models *models, const char *repository, mx_cached_list *out,
-                                mx_error *error) {
-    char folder[MX_HUB_PATH], pins[MX_HUB_PATH], snapshot[MX_HUB_PATH], commit[MX_COMMIT_TEXT];
+static mx_status add_revision(lister *l, const char *revision, const char *commit) {
+    char name[MX_HUB_PATH];
     mx_target target;
     mx_copy copy = {0};
-    mx_status status = mx_repository_folder(hub, repository, folder, error);
-    if (!status) status = mx_hub_path(pins, error, "%s/mxrun.lock", folder);
-    if (!status) status = mx_target_parse(models, repository, &target, error);
-    if (status || target.known) return status;
-    const bool ours = access(pins, F_OK) == 0;
-    if (mx_cache_find(hub, &target, &copy, NULL) != MX_INVALID_ARGUMENT) {
-        mx_copy_free(&copy);
-        return add_target(hub, models, repository, ours, out, error);
-    }
+    mx_error why = {0};
+    const bool standard = !strcmp(revision, "main");
+    mx_status status =
+        mx_hub_path(name, l->error, "%s%s%s", l->repository, standard ? "" : "@", standard ? "" : revision);
+    /* A name that cannot be one is another tool's affair; what models.txt knows is in the list already. */
+    if (status || mx_target_parse(l->models, name, &target, NULL) || target.known) return status;
+    const mx_status found = mx_cache_find(l->hub, &target, &copy, &why);
+    if (found == MX_OK) return add_target(l, &target, &copy);
     mx_copy_free(&copy);
-    mx_refs_read(folder, target.revision, commit);
-    if (!commit[0]) return MX_OK;
-    status = mx_hub_path(snapshot, error, "%s/snapshots/%s", folder, commit);
-    return status ? status : add_ggufs(hub, models, repository, snapshot, ours, out, error);
+    if (found == MX_INVALID_ARGUMENT) return add_ggufs(l, name, commit);
+    mx_log(MX_LOG_WARNING, "%s", why.text);
+    return MX_OK;
+}
+
+/* Revisions that have a ref or are pinned, then snapshots that have neither, by their commits. */
+static mx_status add_repository(lister *l) {
+    mx_strings revisions = {0}, commits = {0}, files = {0};
+    mx_pins pins = {0};
+    char path[MX_HUB_PATH], commit[MX_COMMIT_TEXT];
+    mx_status status = mx_repository_folder(l->hub, l->repository, l->folder, l->error);
+    if (!status) status = mx_hub_path(path, l->error, "%s/refs", l->folder);
+    if (!status) status = mx_list_files(path, &revisions, l->error);
+    if (!status && mx_pins_read(l->folder, &pins, NULL)) mx_pins_free(&pins); /* told below */
+    l->ours = pins.revisions > 0;
+    for (int i = 0; i < pins.revisions && !status; i++)
+        if (!mx_strings_have(&revisions, pins.revision[i].revision) &&
+            !mx_strings_add(&revisions, pins.revision[i].revision))
+            status = mx_fail(l->error, MX_NO_MEMORY, "out of memory");
+    for (int i = 0; i < revisions.count && !status; i++) {
+        const char *pinned = mx_pins_commit(&pins, revisions.text[i]);
+        mx_refs_read(l->folder, revisions.text[i], commit);
+        if ((*commit && !mx_strings_add(&commits, commit)) || (pinned && !mx_strings_add(&commits, pinned)))
+            status = mx_fail(l->error, MX_NO_MEMORY, "out of memory");
+        else
+            status = add_revision(l, revisions.text[i], pinned ? pinned : commit);
+    }
+    if (!status) status = mx_hub_path(path, l->error, "%s/snapshots", l->folder);
+    if (!status) status = mx_list_files(path, &files, l->error);
+    for (int i = 0; i < files.count && !status; i++) {
+        const size_t size = strcspn(files.text[i], "/");
+        if (size >= sizeof commit) continue;
+        memcpy(commit, files.text[i], size);
+        commit[size] = 0;
+        if (!mx_is_commit(commit) || mx_strings_have(&commits, commit)) continue;
+        status = mx_strings_add(&commits, commit) ? add_revision(l, commit, commit)
+                                                  : mx_fail(l->error, MX_NO_MEMORY, "out of memory");
+    }
+    mx_pins_free(&pins);
+    mx_strings_free(&files);
+    mx_strings_free(&commits);
+    mx_strings_free(&revisions);
+    return status;
 }
 
 static int compare(const void *a, const void *b) {
@@ -170,8 +222,10 @@ mx_status mx_cache_list(const mx_hub *hub, const mx_models *models, mx_cached_li
     if (dir) closedir(dir);
     if (repositories.count) qsort(repositories.text, (size_t)repositories.count, sizeof(char *), compare);
     mx_status status = add_known(hub, models, out, error);
-    for (int i = 0; i < repositories.count && !status; i++)
-        status = add_repository(hub, models, repositories.text[i], out, error);
+    for (int i = 0; i < repositories.count && !status; i++) {
+        lister l = {.hub = hub, .models = models, .out = out, .error = error, .repository = repositories.text[i]};
+        status = add_repository(&l);
+    }
     mx_strings_free(&repositories);
     return status;
 }

@@ -90,8 +90,9 @@ class Case(unittest.TestCase):
             blob.write_bytes(data)
             link.symlink_to(os.path.relpath(blob, link.parent))
         if revision:
-            (root / 'refs').mkdir(parents=True, exist_ok=True)
-            (root / 'refs' / revision).write_text(commit)
+            ref = root / 'refs' / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit)
         return root
 
 
@@ -224,7 +225,8 @@ class Pull(Case):
         self.assertLess(sum(r.sent for r in self.hub.requests) - before, 2_990_000)
         self.run_mxrun('verify-files', REPOSITORY)
         self.assertEqual(len(list((self.cache / FOLDER / 'blobs').iterdir())), 3)
-        self.assertNotIn(REPOSITORY, [n for n, m in listed.items() if m['complete']])
+        self.assertFalse(listed[REPOSITORY]['complete'])
+        self.assertGreater(listed[REPOSITORY]['incomplete_bytes'], 0)
 
     def test_a_second_process_waits(self):
         self.hub.publish(REPOSITORY, TINY)
@@ -283,6 +285,7 @@ class Pull(Case):
         commit = self.hub.publish(REPOSITORY, TINY)
         self.assertIn(commit, self.run_mxrun('pull', '--revision', commit, REPOSITORY)[0])
         self.assertFalse((self.cache / FOLDER / 'refs').exists())
+        self.assertTrue(self.list_models()[f'{REPOSITORY}@{commit}']['complete'])
 
     def wait_for(self, condition):
         end = time.monotonic() + 20
@@ -319,6 +322,10 @@ class Resolve(Case):
         self.assertEqual((listed['complete'], listed['from']), (True, 'other tool'))
         self.assertEqual(self.tree(), before)
         self.assertEqual(self.hub.requests, [])
+        # Other revisions have their names, other models are not shown.
+        self.make_cache(STORIES, commit='d' * 40, revision='refs/pr/1')
+        self.make_cache({**TINY, 'config.json': b'{"model_type": "bert"}'}, folder='models--org--bert')
+        self.assertEqual(set(self.list_models()), {REPOSITORY, REPOSITORY + '@refs/pr/1', 'stories'})
 
     def test_what_is_missing_is_named(self):
         index = json.dumps({'weight_map': {f't{i}': f'model-0000{i}-of-00002.safetensors' for i in range(3)}}).encode()
