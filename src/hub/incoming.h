@@ -50,6 +50,7 @@ typedef struct mx_incoming {
     bool linked;               /* the hub says it before a redirect */
     char other[MX_ETAG_TEXT], other_source[MX_ETAG_TEXT]; /* seen once instead: seen again, it counts */
     int64_t given_size;                                   /* by the caller; -1: not said */
+    bool mixed; /* its bytes came with two etags, though the hub gave one hash for them: they may be wrong */
     int restarts, wrong_hashes;
     char *direct;     /* where the last redirect led, asked first until it fails; NULL: nowhere yet */
     bool unversioned; /* without ETag and known hash: one answer must bring all of it */

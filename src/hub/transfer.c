@@ -125,6 +125,7 @@ static void check_source(mx_transfer *t, const char *etag) {
     if (twice && mx_is_sha256(f->etag)) { /* the same content, by its hash, from another place */
         memcpy(f->source, f->other_source, sizeof f->source);
         f->source_weak = t->answer.weak;
+        f->mixed = true;
         return;
     }
     judge_as(t, twice ? MX_RESTART : MX_AGAIN, MX_INVALID_FILE, "the ETag \"%s\" comes with its bytes, not \"%s\"",

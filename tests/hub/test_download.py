@@ -370,7 +370,7 @@ class Again(Case):
             process = subprocess.run([*wrapped, FETCH, 'files', *map(str, self.file(hub, 'weights.bin'))],
                                      env={**ENVIRONMENT, **QUICK}, capture_output=True, text=True)
             self.assertEqual(process.returncode, NO_SPACE, process.stderr)
-            self.assertIn('the disk has no room', process.stderr)
+            self.assertIn('what has come is kept: make room', process.stderr)
 
     def test_wrong_arguments(self):
         with Hub({'weights.bin': DATA}) as hub:
