@@ -1,6 +1,6 @@
-"""Downloads from a hub that misbehaves: test_download.py FETCH [--full]
+"""Downloads from a hub that misbehaves: test_download.py FETCH [--full] [WORD]...
 
-FETCH is the program of fetch.c. --full: 2 GB, 200 kills and faults, and nothing else.
+FETCH is the program of fetch.c. --full: 2 GB, 200 kills and faults, and nothing else. WORD: tests with it in their name.
 """
 import concurrent.futures
 import os
@@ -45,11 +45,8 @@ def fetch(*args, **variables):
 
 
 class Case(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.root = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
-
     def setUp(self):
+        self.root = Path(self.enterContext(tempfile.TemporaryDirectory()))
         self.folder = Path(tempfile.mkdtemp(dir=self.root))
 
     def file(self, hub, name, size='-', sha256='-', etag='-'):
@@ -75,7 +72,6 @@ class Case(unittest.TestCase):
         self.assertFalse([p.name for p in self.folder.iterdir() if p.suffix == '.bin' and p.name not in published])
 
 
-@unittest.skipIf(FULL, 'the quick ones')
 class Faults(Case):
     def each(self, faults, run):
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
@@ -142,7 +138,6 @@ class Faults(Case):
             self.fails(fetch('files', *self.file(hub, 'small.bin', '-', 'b' * 64)), INVALID_FILE, 'b' * 64)
 
 
-@unittest.skipIf(FULL, 'the quick ones')
 class Servers(Case):
     """Of several kinds."""
 
@@ -223,7 +218,6 @@ class Servers(Case):
         self.assertLess(time.monotonic() - begun, 2)
 
 
-@unittest.skipIf(FULL, 'the quick ones')
 class Again(Case):
     """What an earlier run left."""
 
@@ -406,7 +400,6 @@ class Kills(Case):
                     (self.folder / name).unlink()
         self.fail('never done')
 
-    @unittest.skipIf(FULL, 'the quick ones')
     def test_few(self):
         faults = {name: 0.03 for name in OF_BYTES if name not in ('stall', 'trickle')}
         with Hub({'weights.bin': DATA}, faults=faults, seed=11, rate=800_000) as hub:
@@ -414,7 +407,6 @@ class Kills(Case):
             self.assertEqual((self.folder / 'weights.bin').read_bytes(), DATA)
             self.check_token(hub)
 
-    @unittest.skipUnless(FULL, 'long')
     def test_many(self):
         big = self.root / 'big'
         with big.open('wb') as file:
@@ -436,5 +428,26 @@ class Kills(Case):
                 (self.folder / 'weights.bin').unlink()
 
 
+def main():
+    """Several at a time: most of what they do is waiting."""
+    def run(test):
+        result, begun = unittest.TestResult(), time.monotonic()
+        test.run(result)
+        wrong = result.failures + result.errors
+        print(f'{"FAILED" if wrong else "skipped" if result.skipped else "ok":8}{test.id()} ({time.monotonic() - begun:.1f} s)',
+              *(text for _, text in wrong + result.skipped), sep='\n', flush=True)
+        return not wrong
+
+    def flat(suite):
+        return [t for part in suite for t in flat(part)] if isinstance(suite, unittest.TestSuite) else [suite]
+
+    words = [a for a in sys.argv[2:] if a != '--full']
+    tests = [t for t in flat(unittest.defaultTestLoader.loadTestsFromModule(sys.modules['__main__']))
+             if ('test_many' in t.id()) == FULL and all(w in t.id() for w in words)]
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        good = list(pool.map(run, tests))
+    return 0 if good and all(good) else 1
+
+
 if __name__ == '__main__':
-    unittest.main(argv=sys.argv[:1] + [a for a in sys.argv[2:] if a != '--full'])
+    sys.exit(main())
