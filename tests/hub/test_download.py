@@ -88,6 +88,9 @@ class Faults(Case):
             self.assertEqual((folder / 'weights.bin').read_bytes(), DATA)
             self.assertEqual([p.name for p in folder.iterdir()], ['weights.bin'])
             self.assertGreater(hub.injected[fault], 0)
+            if fault not in ('corrupt', 'etag'):  # anything else is seen before the hash
+                self.assertNotIn('thrown away', done.err)
+            self.assertEqual('hardly anything has come' in done.err, fault in ('stall', 'trickle'), done.err)
             self.check_token(hub)
             return done
 
