@@ -53,7 +53,7 @@ static void widen_block(float out[LANES], const mx_matrix *w, int64_t n, int64_t
     if (w->format == MX_MXFP4) {
         mx_mxfp4_widen(out, row + 16 * block, w->scales[n * w->scale_stride + block]);
     } else {
-        mx_scalar_widen(out, row + LANES * block * (w->format == MX_F32 ? 4 : 2), w->format, LANES);
+        mx_scalar_widen(out, row + mx_columns_bytes(w->format, LANES * block), w->format, LANES);
     }
 }
 
@@ -90,6 +90,7 @@ void mx_scalar_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t cou
     }
     for (int64_t i = 0; i < count; i++) {
         float value = sum[i] + bias_at(m, n0 + i), *to = y + n0 + i;
+        if (m->epilogue == MX_GATED) value = mx_swiglu(*to, value, m->limit, m->alpha);
         *to = m->epilogue == MX_ADD ? *to + value : m->epilogue == MX_SCALE ? value * m->factor[t] : value;
     }
 }
