@@ -19,6 +19,7 @@ typedef enum mx_phase {
 typedef struct mx_piece_task {
     bool busy;
     int failures;      /* since its last progress */
+    int others;        /* of them, in a row: another version was answered */
     double not_before; /* mx_seconds() */
 } mx_piece_task;
 
