@@ -171,6 +171,16 @@ class Servers(Case):
                 self.folder = Path(tempfile.mkdtemp(dir=self.root))
                 self.check(fetch('files', *self.file(hub, 'weights.bin')), hub, 'weights.bin')
 
+    def test_changed_without_etags(self):
+        """Nothing tells the versions apart: the bytes of one answer are never put beside those of another."""
+        with Hub({'weights.bin': DATA}, etags=False, redirect=False, rate=3_000_000, plan=[None, None, 'short']) as hub:
+            process = start('files', *self.file(hub, 'weights.bin'))
+            time.sleep(0.25)
+            hub.files['weights.bin'] = Content(bytes(reversed(DATA)))
+            process.out, process.err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 0, process.err)
+            self.assertIn((self.folder / 'weights.bin').read_bytes(), (DATA, DATA[::-1]))
+
     def test_weak_etags(self):
         with Hub({'weights.bin': Content(DATA, weak=True)}, redirect=False, plan=[None, 'short']) as hub:
             self.check(fetch('files', *self.file(hub, 'weights.bin')), hub, 'weights.bin')
