@@ -173,8 +173,8 @@ class Servers(Case):
 
     def test_changed_without_etags(self):
         """Nothing tells the versions apart: the bytes of one answer are never put beside those of another."""
-        with Hub({'weights.bin': DATA}, etags=False, redirect=False, rate=3_000_000, plan=[None, None, 'short']) as hub:
-            process = start('files', *self.file(hub, 'weights.bin'))
+        with Hub({'weights.bin': DATA}, etags=False, redirect=False, rate=1_500_000, plan=[None, None, 'short']) as hub:
+            process = start('files', *self.file(hub, 'weights.bin'), CONNECTIONS=2)
             time.sleep(0.25)
             hub.files['weights.bin'] = Content(bytes(reversed(DATA)))
             process.out, process.err = process.communicate(timeout=60)
