@@ -12,7 +12,12 @@
 /* Connections are opened one after the other, as long as those there are bring less than FAST bytes/s, which is about
  * what one core hashes: more would only bring the bytes in another order than they are hashed in. */
 static const double TELL_SECONDS = 0.2, RAMP_SECONDS = 0.05, FAST = 500e6;
-enum { CONNECTIONS = 8, STREAMS = 2 /* of one connection, over HTTP/2 */, WAIT_MS = 100 };
+enum {
+    CONNECTIONS = 8,
+    STREAMS = 2 /* of one connection, over HTTP/2 */,
+    WAIT_MS = 100,
+    OTHERS = 3 /* answers of another version in a row, which rarely goes away */
+};
 
 typedef struct session {
     mx_incoming *file; /* [count] */
@@ -86,7 +91,8 @@ static mx_status again(session *s, mx_transfer *t, mx_error *error) {
     mx_incoming *f = t->file;
     const double now = mx_seconds();
     if (t->stored) task->failures = 0;
-    if (++task->failures > mx_http_retries(s->options, t->code)) {
+    task->others = t->error.status == MX_INVALID_FILE ? task->others + 1 : 0;
+    if (++task->failures > mx_http_retries(s->options, t->code) || task->others > OTHERS) {
         *error = t->error;
         return mx_fail_within(error, t->error.status, "given up after %d tries", task->failures);
     }

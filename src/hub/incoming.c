@@ -8,7 +8,10 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+#include <linux/magic.h>
 
 #include "base/cpu.h"
 #include "base/files.h"
@@ -185,12 +188,15 @@ mx_status mx_incoming_room(const mx_incoming *f, int count, mx_error *error) {
     return MX_OK;
 }
 
-/* All blocks at once, where the file system can, so that the disk cannot get full in the middle. */
+/* All blocks at once, where the file system can, so that the disk cannot get full in the middle. One in memory would
+ * fill them with zeros first, which takes as long as the download from near. */
 static mx_status allocate(const mx_incoming *f, int64_t size, mx_error *error) {
+    struct statfs kind;
     if (ftruncate(f->fd, 0)) return io(f, errno, error);
     if (size == 0) return MX_OK;
+    const bool memory = fstatfs(f->fd, &kind) == 0 && kind.f_type == TMPFS_MAGIC;
     int problem;
-    do problem = fallocate(f->fd, 0, 0, size) ? errno : 0;
+    do problem = memory ? EOPNOTSUPP : fallocate(f->fd, 0, 0, size) ? errno : 0;
     while (problem == EINTR);
     if (problem == EOPNOTSUPP || problem == ENOSYS) problem = ftruncate(f->fd, size) ? errno : 0;
     if (problem == ENOSPC) {
@@ -246,7 +252,7 @@ mx_status mx_incoming_restart(mx_incoming *f, const char *etag, mx_error *error)
     if (f->begun) take_down(f);
     memcpy(f->etag, version, sizeof version);
     *f->source = *f->other = *f->other_source = 0;
-    f->source_weak = f->linked = f->answered = false;
+    f->source_weak = f->linked = f->answered = f->mixed = false;
     free(f->direct);
     f->direct = NULL;
     f->probe = (mx_piece_task){0};
@@ -309,7 +315,8 @@ mx_status mx_incoming_check(mx_incoming *f, bool *again, mx_error *error) {
         mx_keeper_publish(f->keeper, f);
         return MX_OK;
     }
-    if (++f->wrong_hashes < TRIES_OF_HASH) {
+    f->wrong_hashes += !f->mixed;
+    if (f->wrong_hashes < TRIES_OF_HASH) {
         *again = true;
         mx_fail(error, MX_INVALID_FILE, "%s: came with SHA-256 %s, not %s: thrown away, fetched once more", f->d->name,
                 hash, wanted);

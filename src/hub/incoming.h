@@ -19,6 +19,7 @@ typedef enum mx_phase {
 typedef struct mx_piece_task {
     bool busy;
     int failures;      /* since its last progress */
+    int others;        /* of them, in a row: another version was answered */
     double not_before; /* mx_seconds() */
 } mx_piece_task;
 
@@ -50,6 +51,7 @@ typedef struct mx_incoming {
     bool linked;               /* the hub says it before a redirect */
     char other[MX_ETAG_TEXT], other_source[MX_ETAG_TEXT]; /* seen once instead: seen again, it counts */
     int64_t given_size;                                   /* by the caller; -1: not said */
+    bool mixed; /* its bytes came with two etags, though the hub gave one hash for them: they may be wrong */
     int restarts, wrong_hashes;
     char *direct;     /* where the last redirect led, asked first until it fails; NULL: nowhere yet */
     bool unversioned; /* without ETag and known hash: one answer must bring all of it */

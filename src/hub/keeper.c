@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 /* Between two lines of a state file; between two times that the data are brought to the disk; a state file that has
  * grown beyond so many bytes is written anew. */
 static const double TELL_SECONDS = 0.2, SYNC_SECONDS = 5;
-enum { STATE_BYTES = 4 << 20 };
+enum { STATE_BYTES = 4 << 20, FLUSH_BYTES = 4 << 20 };
 
 struct mx_keeper {
     pthread_t thread;
@@ -23,6 +24,29 @@ struct mx_keeper {
     int count;
     bool quit;
 };
+
+static bool quits(mx_keeper *k) {
+    pthread_mutex_lock(&k->lock);
+    const bool quit = k->quit;
+    pthread_mutex_unlock(&k->lock);
+    return quit;
+}
+
+/* Has the kernel write what is not safe yet, bit by bit: fsync cannot be interrupted, and after this it has little left
+ * to do. false: a stop came in between. What goes wrong shows in fsync. */
+static bool flush(mx_keeper *k, const mx_incoming *f) {
+    const mx_pieces *p = &f->pieces;
+    for (int64_t i = 0; i < p->count; i++) {
+        const int64_t end = mx_piece_have(p, i);
+        for (int64_t at = f->resume.safe[i]; at < end; at += FLUSH_BYTES) {
+            const int64_t size = end - at < FLUSH_BYTES ? end - at : FLUSH_BYTES;
+            if (quits(k)) return false;
+            sync_file_range(f->fd, i * p->each + at, size,
+                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+        }
+    }
+    return true;
+}
 
 static mx_status publish(mx_incoming *f, mx_error *error) {
     const mx_download *d = f->d;
@@ -59,10 +83,11 @@ static mx_status tell(mx_incoming *f, bool sync, mx_error *error) {
 
 /* One file, without the lock held. `last`: no more than must be. */
 static void work(mx_keeper *k, mx_incoming *f, bool last) {
-    const bool publishes = f->publish && !last, sync = !last && mx_seconds() - f->synced >= SYNC_SECONDS;
+    bool publishes = f->publish && !last, sync = !last && mx_seconds() - f->synced >= SYNC_SECONDS;
     mx_error error = {0};
     f->busy = true;
     pthread_mutex_unlock(&k->lock);
+    if ((publishes || sync) && !flush(k, f)) publishes = sync = false;
     const mx_status status = publishes ? publish(f, &error) : tell(f, sync, &error);
     pthread_mutex_lock(&k->lock);
     f->busy = false;

@@ -125,6 +125,7 @@ static void check_source(mx_transfer *t, const char *etag) {
     if (twice && mx_is_sha256(f->etag)) { /* the same content, by its hash, from another place */
         memcpy(f->source, f->other_source, sizeof f->source);
         f->source_weak = t->answer.weak;
+        f->mixed = true;
         return;
     }
     judge_as(t, twice ? MX_RESTART : MX_AGAIN, MX_INVALID_FILE, "the ETag \"%s\" comes with its bytes, not \"%s\"",
@@ -288,7 +289,12 @@ static void follow(mx_transfer *t) {
 static void judge_code(mx_transfer *t) {
     mx_incoming *f = t->file;
     const bool hub = mx_same_origin(t->url, f->d->url), direct = t->direct;
-    mx_http_fail(&t->answer, f->d->name, t->url, mx_has_token(t->options) && hub, &t->error);
+    char shown[300];
+    mx_url_shown(t->url, shown);
+    if (hub)
+        mx_http_fail(&t->answer, f->d->name, t->url, mx_has_token(t->options), &t->error);
+    else
+        judge_as(t, MX_AGAIN, MX_IO, "%s, to which the hub leads, answers %ld", shown, t->answer.code);
     forget_direct(f);
     if (mx_http_transient(t->answer.code))
         t->verdict = MX_AGAIN;
@@ -337,7 +343,7 @@ bool mx_transfer_stalls(mx_transfer *t, double now) {
         t->in_window = 0;
     }
     if (stalls)
-        judge_as(t, MX_AGAIN, MX_IO, "hardly anything has come for %.0f seconds: the connection is given up", patience);
+        judge_as(t, MX_AGAIN, MX_IO, "hardly anything has come for %g seconds: the connection is given up", patience);
     return stalls;
 }
 

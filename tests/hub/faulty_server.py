@@ -5,7 +5,7 @@ X-Linked-Size and leads to another host, where a signed address has the bytes; s
 /api/models/ORG/NAME[/revision/REVISION] lists the files. The hub listens on 127.0.0.1, the other host is 127.0.0.2.
 
 In a test:    with Hub({'weights.bin': data}, faults={'reset': 0.2}, seed=1) as hub: ... hub.url('weights.bin') ...
-By hand:      faulty_server.py [--tls] [--port N] [--faults reset=0.1,short=0.1] [--seed N] FOLDER
+By hand:      faulty_server.py [--tls] [--direct] [--port N] [--faults reset=0.1,short=0.1] [--seed N] FOLDER
 """
 import argparse
 import hashlib
@@ -332,6 +332,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path)
     parser.add_argument('--tls', action='store_true')
+    parser.add_argument('--direct', action='store_true', help='no other host')
     parser.add_argument('--port', type=int, default=0)
     parser.add_argument('--faults', default='')
     parser.add_argument('--seed', type=int, default=0)
@@ -341,7 +342,8 @@ def main():
     files = {str(p.relative_to(o.folder)): Content(p, large=p.stat().st_size > 1 << 20)
              for p in o.folder.rglob('*') if p.is_file() and p.name not in ('cert.pem', 'key.pem')}
     tls = make_certificate(o.folder) if o.tls else None
-    with Hub(files, faults=faults, seed=o.seed, tls=tls, token=o.token, port=o.port) as hub:
+    with Hub(files, faults=faults, seed=o.seed, tls=tls, token=o.token, port=o.port,
+             redirect=not o.direct) as hub:
         print(f'HF_ENDPOINT={hub.endpoint}' + (f' SSL_CERT_FILE={tls[0]}' if tls else ''))
         for name in files:
             print(hub.url(name))
