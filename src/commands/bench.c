@@ -9,6 +9,7 @@
 #include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/terminal.h"
 #include "model/synthetic.h"
 
@@ -35,7 +36,9 @@ enum { COUNT, LAYERS, SEED, REPETITIONS, BATCH, NUMBERS };
 static mx_number numbers[NUMBERS];
 
 static const struct poptOption options[] = {
-    {"model", 'm', POPT_ARG_STRING, &given.model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+    {"model", 'm', POPT_ARG_STRING, &given.model, 0,
+     "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
+    {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"synthetic", 0, POPT_ARG_STRING, &given.synthetic, 0,
      "Random weights instead: gpt-oss-20b, gpt-oss-120b, or the path of a config.json", "NAME"},
     {"layers", 0, POPT_ARG_STRING, &numbers[LAYERS].text, 0, "Only the first N layers of the synthetic model", "N"},

@@ -12,6 +12,7 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "engine/model_parts.h"
 #include "model/model.h"
 
@@ -50,7 +51,11 @@ static mx_number numbers[NUMBERS] = {
 #define STRING POPT_ARG_STRING
 const struct poptOption mx_model_options[] = {
     {"model", 'm', STRING, &given.model, 0,
-     "The model: a name, a folder or a file (see mxrun list), or \"stories\", which comes with mxrun", "MODEL"},
+     "The model: a name (\"mxrun list --all\"), a folder, a file, or ORG/NAME[@REVISION][:FILE.gguf] of the Hugging "
+     "Face "
+     "hub",
+     "MODEL"},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"kv-memory", '\0', STRING, &given.kv_memory, 0,
@@ -194,7 +199,7 @@ static bool check_settings(const mx_command *command, bool raw) {
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
     if (!given.model) {
-        mx_command_usage(command, "no model given: -m takes a folder or the name \"stories\"");
+        mx_command_usage(command, "no model given: -m takes a name such as \"stories\", or a path");
         return false;
     }
     if (!check_numbers(command)) return false;

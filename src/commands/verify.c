@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/official_greedy.h"
 #include "model/model.h"
 
@@ -496,7 +497,9 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
 
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
-        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0,
+         "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
