@@ -43,6 +43,12 @@ static void reset_options(void) {
     numbers[BANDWIDTH] = (mx_number){"--bandwidth", NULL, 0, 0, 1e6, false, true};
 }
 
+/* Loops of other architectures have no name. */
+static bool is_key(mx_peak_loop loop, const char *text, size_t size) {
+    const char *key = mx_peak_key(loop);
+    return key && strlen(key) == size && !strncmp(key, text, size);
+}
+
 /* "fma512=537,dpbf16=1008". false: the user has been told. */
 static bool read_peaks(const mx_command *self, const char *text, mx_peaks *out) {
     *out = (mx_peaks){0};
@@ -51,9 +57,7 @@ static bool read_peaks(const mx_command *self, const char *text, mx_peaks *out) 
         char number[32];
         double value = 0;
         int loop = 0, end = 0;
-        while (loop < MX_PEAK_LOOPS && (strlen(mx_peak_key((mx_peak_loop)loop)) != key ||
-                                        strncmp(mx_peak_key((mx_peak_loop)loop), at, key) != 0))
-            loop++;
+        while (loop < MX_PEAK_LOOPS && !is_key((mx_peak_loop)loop, at, key)) loop++;
         bool ok = loop < MX_PEAK_LOOPS && at[key] == '=' && all - key - 1 < sizeof number - 1;
         if (ok) {
             snprintf(number, sizeof number, "%.*s", (int)(all - key - 1), at + key + 1);

@@ -256,7 +256,8 @@ static bool json_text(mx_bytes *out, const char *key, const char *text) {
 
 /* What is not known is null. */
 static bool json_number(mx_bytes *out, const char *key, double value) {
-    return value > 0 ? mx_bytes_addf(out, "\"%s\":%.10g,", key, value) : mx_bytes_addf(out, "\"%s\":null,", key);
+    if (!(value > 0)) return mx_bytes_addf(out, "\"%s\":null,", key);
+    return mx_bytes_addf(out, value >= 1e6 ? "\"%s\":%.0f," : "\"%s\":%.6g,", key, value);
 }
 
 static bool json_range(mx_bytes *out, const char *key, const mx_plan_range *r, double unit) {
