@@ -190,7 +190,7 @@ static bool text_roofline(mx_bytes *out, const mx_plan_step *s, double bandwidth
     return mx_bytes_addf(out, "%s / %s = %s; %s / %s = %s, x %.3g; together %s\n", scaled(a, s->bytes, "B"),
                          scaled(b, bandwidth, "B/s"), time_text(c, s->by_bytes), scaled(d, s->operations, "FLOP"),
                          scaled(e, s->operations / s->by_operations, "FLOP/s"), time_text(f, s->by_operations),
-                         mx_plan_slowness(s->rows), time_text(g, s->seconds));
+                         s->slowness, time_text(g, s->seconds));
 }
 
 static bool text_speed(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit *f) {
@@ -231,7 +231,7 @@ bool mx_plan_text(mx_bytes *out, const mx_plan_report *r) {
               text_all_kernels(out, m);
     ok = ok && mx_bytes_addf(out,
                              "\nSpeed expected on the CPU, behind %s tokens; time = sqrt((bytes / bandwidth)^2 + "
-                             "(k operations / peak)^2), k = 1.14 + 2.46 / rows\n",
+                             "(k operations / peak)^2), k = 1.14 + 2.46 / rows, of attention 1.6\n",
                              with_commas(context, (double)(r->request->context / 2)));
     for (int i = 0; i < r->count && ok; i++) ok = text_speed(out, r, &r->fit[i]);
     mx_bytes advice = {0};
@@ -336,8 +336,8 @@ static bool json_step(mx_bytes *out, const char *key, const mx_plan_step *s, con
                          s->operations) &&
            json_number(out, "seconds_by_bytes", s->by_bytes) &&
            json_number(out, "seconds_by_operations", s->by_operations) &&
-           mx_bytes_addf(out, "\"slowness\":%.4g,", mx_plan_slowness(s->rows)) &&
-           json_range(out, "tokens_per_s", rate, 1) && json_end(out, '}') && mx_bytes_add_string(out, ",");
+           mx_bytes_addf(out, "\"slowness\":%.4g,", s->slowness) && json_range(out, "tokens_per_s", rate, 1) &&
+           json_end(out, '}') && mx_bytes_add_string(out, ",");
 }
 
 static bool json_fit(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit *f) {

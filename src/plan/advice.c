@@ -155,7 +155,7 @@ static bool say_why(const mx_plan_machine *m, const mx_plan_fit *f, const mx_pla
         ok = mx_bytes_addf(out,
                            "Answers are bound by %s (%.2f GB a step at %.0f GB/s), prompts by the cores; more cores do "
                            "not help where memory is the limit.\n",
-                           s->decode.by_bytes > mx_plan_slowness(s->decode.rows) * s->decode.by_operations
+                           s->decode.by_bytes > s->decode.slowness * s->decode.by_operations
                                ? "memory, as always on a CPU"
                                : "the cores",
                            gb(s->decode.bytes), gb(m->bandwidth.median));
@@ -270,7 +270,8 @@ bool mx_plan_warning(const mx_plan_load *load, double memory_free, char *out, si
              "free: %s; mxrun plan tells what fits",
              load->path, gb(sum), gb(memory.weights), gb(kv), gb(memory.scratch + memory.program), rest,
              gb(memory_free),
-             load->copied ? "it may run out of memory" : "weights will be read from the disk again and again, slowly");
+             load->copied || kv > memory_free ? "it may run out of memory"
+                                              : "weights will be read from the disk again and again, slowly");
     return true;
 }
 

@@ -66,8 +66,9 @@ mx_status mx_plan_memory_cpu(const mx_plan_model *m, const mx_plan_machine *mach
     if (mx_kernels_get(options.tier, &here, NULL)) options.tier = "scalar"; /* a made-up machine: nearly the same */
     mx_status status = mx_cpu_backend_resident(c, machine->cores, &options, rows, wanted, &scratch, error);
     if (status) return status;
-    *out = (mx_plan_memory){
-        .scratch = (double)scratch, .program = PROGRAM + OF_VOCABULARY * c->vocab + OF_TOKEN * (double)tokens, .room = machine->memory_free};
+    *out = (mx_plan_memory){.scratch = (double)scratch,
+                            .program = PROGRAM + OF_VOCABULARY * c->vocab + OF_TOKEN * (double)tokens,
+                            .room = machine->memory_free};
     sum_up(m, r, out);
     return MX_OK;
 }
@@ -78,6 +79,8 @@ void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx
 }
 
 /* ---- work of a step ---------------------------------------------------------------------------------------------- */
+
+static const double ATTENTION_SLOWNESS = 1.6;
 
 double mx_plan_slowness(double rows) {
     return 1.14 + 2.46 / rows;
@@ -131,6 +134,11 @@ static mx_plan_step step_of(const mx_plan_model *m, const mx_plan_machine *machi
                         cost.exact[i];
     s.operations += cost.attention;
     s.by_operations = mx_cost_seconds(&cost, machine->tier, &machine->precision, &machine->peaks);
+    const mx_cost attention = {.attention = cost.attention};
+    const double attending = mx_cost_seconds(&attention, machine->tier, &machine->precision, &machine->peaks);
+    if (s.by_operations > 0)
+        s.slowness =
+            (mx_plan_slowness(rows) * (s.by_operations - attending) + ATTENTION_SLOWNESS * attending) / s.by_operations;
     return s;
 }
 
@@ -140,7 +148,7 @@ static mx_plan_step step_of(const mx_plan_model *m, const mx_plan_machine *machi
 static const double SPREAD = 0.1;
 
 static double seconds_at(const mx_plan_step *s, double bandwidth) {
-    return hypot(s->bytes / bandwidth, mx_plan_slowness(s->rows) * s->by_operations);
+    return hypot(s->bytes / bandwidth, s->slowness * s->by_operations);
 }
 
 /* Fills in the times; returns `tokens` over them. */

@@ -42,17 +42,19 @@ void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx
 /* ---- speed ------------------------------------------------------------------------------------------------------- */
 
 /* One step on the processor, in seconds: bytes / bandwidth and operations / peak overlap,
- *     t = sqrt(t_bytes^2 + (k t_operations)^2),   k = 1.14 + 2.46 / rows.
- * k is how much slower than the peak mxrun's products are: with one row most of the work is to bring weights into
- * registers. Both numbers are fitted to the README's table of speeds (Zen 5, mixed): decode 12.2 tokens/s at 50 GB/s
- * and 17.7 at 83, 39.7 with 8 streams, 74.2 with 32, prompts of 512 with 124. */
-double mx_plan_slowness(double rows);
+ *     t = sqrt(t_bytes^2 + t_operations^2),   t_operations = (1.14 + 2.46 / rows) t_matrices + 1.6 t_attention.
+ * The factors are how much slower than the peak mxrun's kernels are: with one row most of the work is to bring weights
+ * into registers. All three are fitted to the README's table of speeds (2 cores of Zen 5, avx512bf16, mixed): decode
+ * 12.2 tokens/s at 50 GB/s and 17.7 at 83, behind 32,768 tokens 9.4 and 13.3, 39.7 with 8 streams, 74.2 with 32, a
+ * prompt of 512 with 124. */
+double mx_plan_slowness(double rows); /* of matrices */
 
 typedef struct mx_plan_step {
     double rows;
     double bytes;                   /* weights, keys and values that are read */
     double operations;              /* multiplications and additions, bf16x2 counted twice */
     double by_bytes, by_operations; /* seconds: each alone, at the median bandwidth and the peaks; 0: not known */
+    double slowness;                /* what by_operations becomes in kernels, divided by it */
     double seconds;                 /* both together */
 } mx_plan_step;
 
