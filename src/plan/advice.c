@@ -147,21 +147,19 @@ static bool say_what_lacks(const mx_plan_machine *m, const mx_plan_fit *f, mx_by
 }
 
 static bool say_why(const mx_plan_machine *m, const mx_plan_fit *f, const mx_plan_fit *fit, int count, mx_bytes *out) {
-    const mx_plan_speed *s = &f->speed;
+    const mx_plan_step *step = &f->speed.decode;
     char precision[MX_PRECISION_NAME];
     mx_precisions_name(precision, &m->precision);
-    bool ok = true;
-    if (s->decode_rate.median > 0)
-        ok = mx_bytes_addf(out,
-                           "Answers are bound by %s (%.2f GB a step at %.0f GB/s), prompts by the cores; more cores do "
-                           "not help where memory is the limit.\n",
-                           s->decode.by_bytes > s->decode.slowness * s->decode.by_operations
-                               ? "memory, as always on a CPU"
-                               : "the cores",
-                           gb(s->decode.bytes), gb(m->bandwidth.median));
-    if (ok && !strcmp(precision, "mixed"))
-        ok = mx_bytes_add_string(out, "Precision mixed, the default, costs answers nothing: it is memory that they "
-                                      "wait for.\n");
+    if (!(step->seconds > 0)) return true;
+    const bool by_memory = step->by_bytes > step->slowness * step->by_operations;
+    bool ok = by_memory ? mx_bytes_addf(out,
+                                        "Answers are bound by memory (%.2f GB a step at %.0f GB/s), prompts by the "
+                                        "cores: more cores make prompts faster, not answers.\n",
+                                        gb(step->bytes), gb(m->bandwidth.median))
+                        : mx_bytes_add_string(out, "Answers and prompts are bound by the cores.\n");
+    if (ok && by_memory && !strcmp(precision, "mixed"))
+        ok = mx_bytes_add_string(out, "Precision mixed, the default, costs answers next to nothing while they wait for "
+                                      "memory.\n");
     return ok && say_smaller_form(f, fit, count, out);
 }
 
@@ -187,7 +185,8 @@ static bool say_choice(const mx_plan_machine *m, const mx_plan_request *r, const
     /* What is larger, and why it is not the one. */
     const mx_plan_fit *larger = NULL;
     for (int i = asked; i < count; i++)
-        if (parameters(&fit[i]) > parameters(f) && (!larger || fit[i].memory.sum < larger->memory.sum))
+        if (parameters(&fit[i]) > parameters(f) && !(asked && parameters(&fit[i]) == parameters(fit)) &&
+            (!larger || fit[i].memory.sum < larger->memory.sum))
             larger = &fit[i];
     if (ok && larger) ok = say_what_lacks(m, larger, out);
     return ok && say_why(m, f, fit, count, out);
