@@ -154,5 +154,5 @@ void mx_plan_look_at_disk(const char *model, bool quick, mx_plan_machine *out) {
     if (*file && !stat(file, &info) && (double)info.st_size >= LARGE)
         measure(file, (double)info.st_size, out);
     else
-        snprintf(out->disk_note, sizeof out->disk_note, "not measured: there is no large file yet");
+        snprintf(out->disk_note, sizeof out->disk_note, "not measured: no file of 64 MB or more is there yet");
 }

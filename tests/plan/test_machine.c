@@ -154,7 +154,7 @@ static void a_large_file_is_read_and_nothing_else_is_guessed(void **state) {
     char path[300];
     setenv("HF_HUB_CACHE", root, 1);
     mx_plan_look_at_disk(NULL, false, &m);
-    assert_true(m.disk == 0 && strstr(m.disk_note, "no large file") && m.disk_free > 0);
+    assert_true(m.disk == 0 && strstr(m.disk_note, "no file of 64 MB") && m.disk_free > 0);
     assert_string_equal(m.folder, root);
     put("/models--openai--gpt-oss-20b/blobs/abc", "");
     snprintf(path, sizeof path, "%s/models--openai--gpt-oss-20b/blobs/abc", root);
