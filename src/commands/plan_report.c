@@ -231,8 +231,9 @@ bool mx_plan_text(mx_bytes *out, const mx_plan_report *r) {
               text_all_kernels(out, m);
     ok = ok && mx_bytes_addf(out,
                              "\nSpeed expected on the CPU, behind %s tokens; time = sqrt((bytes / bandwidth)^2 + "
-                             "(k operations / peak)^2), k = 1.14 + 2.46 / rows, of attention 1.6\n",
-                             with_commas(context, (double)(r->request->context / 2)));
+                             "(k operations / peak)^2), k = %g + %g / rows, of attention %g\n",
+                             with_commas(context, (double)(r->request->context / 2)), MX_PLAN_MANY, MX_PLAN_ONE,
+                             MX_PLAN_ATTENTION);
     for (int i = 0; i < r->count && ok; i++) ok = text_speed(out, r, &r->fit[i]);
     mx_bytes advice = {0};
     ok = ok && mx_bytes_add_string(out, "\nRecommendation\n") &&

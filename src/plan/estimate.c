@@ -80,12 +80,6 @@ void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx
 
 /* ---- work of a step ---------------------------------------------------------------------------------------------- */
 
-static const double ATTENTION_SLOWNESS = 1.6;
-
-double mx_plan_slowness(double rows) {
-    return 1.14 + 2.46 / rows;
-}
-
 /* Keys that a row at `position` sees, over all layers. */
 static double sight(const mx_config *c, double position) {
     double sum = 0;
@@ -138,7 +132,8 @@ static mx_plan_step step_of(const mx_plan_model *m, const mx_plan_machine *machi
     const double attending = mx_cost_seconds(&attention, machine->tier, &machine->precision, &machine->peaks);
     if (s.by_operations > 0)
         s.slowness =
-            (mx_plan_slowness(rows) * (s.by_operations - attending) + ATTENTION_SLOWNESS * attending) / s.by_operations;
+            ((MX_PLAN_MANY + MX_PLAN_ONE / rows) * (s.by_operations - attending) + MX_PLAN_ATTENTION * attending) /
+            s.by_operations;
     return s;
 }
 

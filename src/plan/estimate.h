@@ -42,12 +42,14 @@ void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx
 /* ---- speed ------------------------------------------------------------------------------------------------------- */
 
 /* One step on the processor, in seconds: bytes / bandwidth and operations / peak overlap,
- *     t = sqrt(t_bytes^2 + t_operations^2),   t_operations = (1.14 + 2.46 / rows) t_matrices + 1.6 t_attention.
+ *     t = sqrt(t_bytes^2 + t_operations^2),   t_operations = (MANY + ONE / rows) t_matrices + ATTENTION t_attention.
  * The factors are how much slower than the peak mxrun's kernels are: with one row most of the work is to bring weights
- * into registers. All three are fitted to the README's table of speeds (2 cores of Zen 5, avx512bf16, mixed): decode
- * 12.2 tokens/s at 50 GB/s and 17.7 at 83, behind 32,768 tokens 9.4 and 13.3, 39.7 with 8 streams, 74.2 with 32, a
- * prompt of 512 with 124. */
-double mx_plan_slowness(double rows); /* of matrices */
+ * into registers. All three are fitted, to a few percent, to the README's table of speeds (2 cores of Zen 5,
+ * avx512bf16, mixed): decode 12.2 tokens/s at 50 GB/s and 17.7 at 83, behind 32,768 tokens 9.4 and 13.3, 39.7 with 8
+ * streams, 74.2 with 32, a prompt of 512 with 124. */
+#define MX_PLAN_MANY      1.16
+#define MX_PLAN_ONE       2.6
+#define MX_PLAN_ATTENTION 1.6
 
 typedef struct mx_plan_step {
     double rows;
