@@ -263,12 +263,6 @@ mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *e
         }
         return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
     }
-    if (!S_ISDIR(info.st_mode)) {
-        return mx_fail(error, MX_IO,
-                       "-m %s: this is a file; give the folder that holds config.json, tokenizer.json and the "
-                       ".safetensors files",
-                       name);
-    }
     if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
     memcpy(out, name, strlen(name) + 1);
     return MX_OK;
