@@ -373,6 +373,7 @@ static void warn_of_memory(const bench *b) {
                                  .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
                                  .kv = p->kv->format,
                                  .more = (double)mx_bandwidth_bytes(),
+                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
                                  .copied = p->load == MX_LOAD_READ});
 }
 

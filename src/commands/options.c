@@ -329,6 +329,7 @@ static void warn_of_memory(const mx_session *s) {
                                  .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
                                  .kv_memory = (double)given.kv_bytes,
                                  .kv = given.kv ? given.kv->format : MX_F16,
+                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
                                  .copied = given.way == MX_LOAD_READ,
                                  .threads = (int)numbers[THREADS].value});
 }

@@ -11,7 +11,7 @@
 enum { MOST_MODELS = MX_PLAN_KNOWN + 2, MOST_STREAMS = 256, CONTEXT = 8192 };
 
 static struct {
-    char *model, *kv_type, *peak;
+    char *model, *kv_type, *quantize, *peak;
     int json;
 } given;
 
@@ -27,6 +27,8 @@ static const struct poptOption options[] = {
      "N"},
     {"streams", 0, POPT_ARG_STRING, &numbers[STREAMS].text, 0, "Answers at the same time (default 1)", "N"},
     {"kv-type", 0, POPT_ARG_STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
+    {"quantize-experts", 0, POPT_ARG_STRING, &given.quantize, 0,
+     "Experts of -m that are BF16 will be rounded when they are loaded: mxfp4", "FORMAT"},
     {"bandwidth", 0, POPT_ARG_STRING, &numbers[BANDWIDTH].text, 0,
      "Take this for the memory's bandwidth instead of measuring it", "GB/s"},
     {"peak", 0, POPT_ARG_STRING, &given.peak, 0,
@@ -103,6 +105,7 @@ static int known_model(const char *name) {
 /* What -m names. A folder or file of that name comes first; a known name needs no file. */
 static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error) {
     struct stat info;
+    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT;
     *folder = 0;
     if (!given.model) return MX_OK;
     const int index = stat(given.model, &info) ? known_model(given.model) : -1;
@@ -111,7 +114,7 @@ static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error)
         status = mx_plan_known(index, &p->asked, error);
     } else {
         status = mx_resolve_model(given.model, folder, MX_PLAN_NAME, error);
-        if (!status) status = mx_plan_model_read(folder, &p->asked, error);
+        if (!status) status = mx_plan_model_read(folder, form, &p->asked, error);
     }
     snprintf(p->asked.name, sizeof p->asked.name, "%s", given.model);
     p->has_asked = !status;
@@ -133,7 +136,8 @@ static mx_status add_all(plan *p, mx_error *error) {
     }
     if (status || (given.model && !strcmp(given.model, "stories"))) return status;
     char folder[MX_PLAN_NAME];
-    if (mx_resolve_model("stories", folder, sizeof folder, NULL) || mx_plan_model_read(folder, &model, NULL))
+    if (mx_resolve_model("stories", folder, sizeof folder, NULL) ||
+        mx_plan_model_read(folder, MX_EXPERTS_KEPT, &model, NULL))
         return MX_OK; /* it was not installed: nothing to say about it */
     snprintf(model.name, sizeof model.name, "stories");
     return add(p, &model, error);
@@ -174,6 +178,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         if (!mx_number_check(self, &numbers[i])) return MX_EXIT_USAGE;
     const mx_kv_name *kv = given.kv_type ? mx_kv_find(self, given.kv_type) : &mx_kv_names[0];
     mx_peaks peaks;
+    if (given.quantize && !mx_quantize_find(self, given.quantize)) return MX_EXIT_USAGE;
     if (!kv || (given.peak && !read_peaks(self, given.peak, &peaks))) return MX_EXIT_USAGE;
     p.request = (mx_plan_request){(int64_t)numbers[CTX].value, (int)numbers[STREAMS].value, kv->format};
     mx_error error = {0};

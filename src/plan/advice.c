@@ -252,7 +252,7 @@ bool mx_plan_warning(const mx_plan_load *load, double memory_free, char *out, si
     mx_plan_machine machine = {.memory_free = memory_free};
     mx_plan_memory memory;
     const mx_kernels *kernels;
-    if (mx_plan_model_read(load->path, &model, NULL) || mx_kernels_get(NULL, &kernels, NULL)) return false;
+    if (mx_plan_model_read(load->path, load->form, &model, NULL) || mx_kernels_get(NULL, &kernels, NULL)) return false;
     snprintf(machine.tier, sizeof machine.tier, "%s", kernels->name);
     machine.precision = mx_precisions_default(kernels);
     machine.cores = load->threads > 0 ? load->threads : mx_cpu_count();

@@ -55,6 +55,7 @@ typedef struct mx_plan_load {
     double kv_memory; /* bytes; 0: not given */
     mx_format kv;
     double more; /* bytes that are wanted beside it */
+    mx_expert_form form;
     bool copied; /* --load read: without room for the weights loading fails by itself */
     int threads; /* 0: all cores */
 } mx_plan_load;

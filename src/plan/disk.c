@@ -148,7 +148,7 @@ void mx_plan_look_at_disk(const char *model, bool quick, mx_plan_machine *out) {
         return;
     }
     if (model)
-        mx_plan_files(model, file, sizeof file);
+        mx_plan_largest_file(model, file, sizeof file);
     else
         find_in_cache(out->folder, file, sizeof file);
     if (*file && !stat(file, &info) && (double)info.st_size >= LARGE)

@@ -14,12 +14,11 @@
 static const struct layout {
     const char *name, *key;
     double expert, expert_bias, dense, vector, router, table; /* table: the embedding */
-} layouts[MX_PLAN_LAYOUTS + 1] = {
+} layouts[MX_PLAN_LAYOUTS] = {
     [MX_PLAN_MXFP4_BF16] = {"MXFP4 experts, BF16", "mxfp4_bf16", 17 / 32.0, 2, 2, 2, 2, 2},
     [MX_PLAN_MXFP4_Q8_0] = {"MXFP4 experts, Q8_0", "mxfp4_q8_0", 17 / 32.0, 4, 34 / 32.0, 4, 4, 34 / 32.0},
     [MX_PLAN_MXFP4_F32] = {"MXFP4 experts, F32", "mxfp4_f32", 17 / 32.0, 4, 4, 4, 4, 4},
     [MX_PLAN_BF16] = {"BF16", "bf16", 2, 2, 2, 2, 2, 2},
-    [MX_PLAN_UNKNOWN] = {"layout unknown", "unknown", 17 / 32.0, 2, 2, 2, 2, 2},
 };
 
 const char *mx_plan_layout_name(mx_plan_layout layout) {
@@ -86,61 +85,62 @@ mx_status mx_plan_known(int index, mx_plan_model *out, mx_error *error) {
 
 /* ---- models in files --------------------------------------------------------------------------------------------- */
 
-static bool ends_in(const char *name, const char *end) {
-    const size_t n = strlen(name), tail = strlen(end);
-    return n > tail && !strcmp(name + n - tail, end);
+static bool has(const char *name, const char *part) {
+    return strstr(name, part) != NULL;
 }
 
-double mx_plan_files(const char *path, char *largest, size_t size) {
-    struct stat info;
-    double sum = 0;
-    off_t most = 0;
-    if (largest) *largest = 0;
-    if (!stat(path, &info) && S_ISREG(info.st_mode)) {
-        if (largest) snprintf(largest, size, "%s", path);
-        return (double)info.st_size;
-    }
-    DIR *folder = opendir(path);
-    for (struct dirent *entry; folder && (entry = readdir(folder));) {
-        char file[MX_PLAN_NAME + 300];
-        if (!ends_in(entry->d_name, ".safetensors") && !ends_in(entry->d_name, ".gguf")) continue;
-        snprintf(file, sizeof file, "%s/%s", path, entry->d_name);
-        if (stat(file, &info) || !S_ISREG(info.st_mode)) continue; /* through the links of a cache, too */
-        sum += (double)info.st_size;
-        if (info.st_size > most && largest) {
-            most = info.st_size;
-            snprintf(largest, size, "%s", file);
-        }
-    }
-    if (folder) closedir(folder);
-    return sum;
+/* Every layout's tensors have the names of the Hugging Face layout. */
+static double *class_of(mx_plan_bytes *b, const char *name) {
+    if (has(name, "mlp.experts.")) return has(name, "_bias") ? &b->expert_biases : &b->experts;
+    if (has(name, "self_attn.")) return &b->attention;
+    if (has(name, "mlp.router.")) return &b->router;
+    if (has(name, "embed_tokens.")) return &b->embedding;
+    if (has(name, "lm_head.")) return &b->lm_head;
+    return has(name, "norm.") ? &b->norms : NULL; /* nothing reads it */
 }
 
-/* The files of a layout are larger than its tensors, by names and a vocabulary: up to a fiftieth, or a MB of a small
- * one. */
-static mx_plan_layout nearest_layout(const mx_config *c, double size) {
-    mx_plan_layout best = MX_PLAN_UNKNOWN;
-    double least = size / 50 > 1e6 ? size / 50 : 1e6;
-    for (int i = 0; i < MX_PLAN_LAYOUTS; i++) {
-        const mx_plan_bytes b = mx_plan_bytes_of(c, (mx_plan_layout)i);
-        const double apart = fabs(size - mx_plan_bytes_total(&b));
-        if (apart >= least) continue;
-        least = apart;
-        best = (mx_plan_layout)i;
-    }
-    return best;
+static mx_plan_layout layout_of(const mx_checkpoint *ck) {
+    const mx_tensor *q = mx_checkpoint_find(ck, "model.layers.0.self_attn.q_proj.weight");
+    if (!mx_checkpoint_find(ck, "model.layers.0.mlp.experts.down_proj_blocks")) return MX_PLAN_BF16;
+    if (q && q->dtype == MX_DTYPE_Q8_0) return MX_PLAN_MXFP4_Q8_0;
+    return q && q->dtype == MX_DTYPE_F32 ? MX_PLAN_MXFP4_F32 : MX_PLAN_MXFP4_BF16;
 }
 
-mx_status mx_plan_model_read(const char *path, mx_plan_model *out, mx_error *error) {
+mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_model *out, mx_error *error) {
+    mx_checkpoint *ck;
     *out = (mx_plan_model){.here = true};
     snprintf(out->name, sizeof out->name, "%s", path);
     mx_status status = mx_config_read(path, &out->config, error);
+    if (!status) status = mx_checkpoint_open_as(path, form, &ck, error);
     if (status) return status;
-    out->weights = mx_plan_files(path, NULL, 0);
-    if (!(out->weights > 0))
-        return mx_fail(error, MX_INVALID_FILE,
-                       "%s: it holds no .safetensors and no .gguf file, whose size could be planned with", path);
-    out->layout = nearest_layout(&out->config, out->weights);
-    out->bytes = mx_plan_bytes_of(&out->config, out->layout);
+    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+        const mx_tensor *t = mx_checkpoint_at(ck, i);
+        double *sum = class_of(&out->bytes, t->name);
+        if (sum) *sum += (double)t->bytes;
+        out->weights += (double)t->bytes;
+    }
+    out->layout = layout_of(ck);
+    mx_checkpoint_close(ck);
     return MX_OK;
+}
+
+void mx_plan_largest_file(const char *path, char *out, size_t size) {
+    static const char end[] = ".safetensors";
+    mx_location location;
+    struct stat info;
+    off_t most = 0;
+    *out = 0;
+    if (mx_location_find(path, &location, NULL)) return;
+    if (!stat(location.path, &info) && S_ISREG(info.st_mode)) snprintf(out, size, "%s", location.path);
+    DIR *folder = *out ? NULL : opendir(location.path);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        char file[MX_PLAN_NAME + 300];
+        const size_t n = strlen(entry->d_name), tail = sizeof end - 1;
+        if (n <= tail || strcmp(entry->d_name + n - tail, end) != 0) continue;
+        snprintf(file, sizeof file, "%s/%s", location.path, entry->d_name);
+        if (stat(file, &info) || !S_ISREG(info.st_mode) || info.st_size <= most) continue; /* through a cache's links */
+        most = info.st_size;
+        snprintf(out, size, "%s", file);
+    }
+    if (folder) closedir(folder);
 }

@@ -5,14 +5,13 @@
 
 /* What a model weighs, from its configuration and its layout alone: nothing of it must be on this machine. */
 
-/* How the numbers lie in the files. */
+/* In which types the numbers are. Of a model in files: the type of its experts and of its attention. */
 typedef enum mx_plan_layout {
     MX_PLAN_MXFP4_BF16, /* experts MXFP4, all else BF16: what OpenAI published */
     MX_PLAN_MXFP4_Q8_0, /* GGUF: dense matrices Q8_0 (34 bytes per 32 weights), vectors and the router F32 */
     MX_PLAN_MXFP4_F32,  /* experts MXFP4, all else F32 */
     MX_PLAN_BF16,       /* everything BF16 (or F16), experts too */
-    MX_PLAN_LAYOUTS,
-    MX_PLAN_UNKNOWN = MX_PLAN_LAYOUTS, /* files whose size is that of none of them: counted as MX_PLAN_MXFP4_BF16 */
+    MX_PLAN_LAYOUTS
 } mx_plan_layout;
 
 const char *mx_plan_layout_name(mx_plan_layout layout); /* "MXFP4 experts, BF16" */
@@ -42,8 +41,8 @@ typedef struct mx_plan_model {
     mx_plan_layout layout;
     mx_config config;
     mx_plan_bytes bytes;
-    double weights; /* bytes of the files' tensors */
-    bool here;      /* it is on this machine: weights were counted, not computed */
+    double weights; /* bytes of all tensors */
+    bool here;      /* it is on this machine: they were counted, not computed */
 } mx_plan_model;
 
 /* Models that are known without any file: the two gpt-oss shapes (gpt-oss-safeguard has the same), as published and as
@@ -51,11 +50,10 @@ typedef struct mx_plan_model {
 enum { MX_PLAN_KNOWN = 4 };
 mx_status mx_plan_known(int index, mx_plan_model *out, mx_error *error);
 
-/* A model in a folder or file that mx_config_read reads. Its layout is the one whose size is nearest to that of its
- * files (.safetensors or .gguf). MX_INVALID_FILE where there are none. */
-mx_status mx_plan_model_read(const char *path, mx_plan_model *out, mx_error *error);
-/* Bytes of its .safetensors or .gguf files; 0: there are none. *largest [size], may be NULL: the path of the largest.
- */
-double mx_plan_files(const char *path, char *largest, size_t size);
+/* A model in any layout that mxrun reads; its tensors are counted, none is read. `form`: what becomes of experts of 16
+ * bits when it is loaded. */
+mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_model *out, mx_error *error);
+/* Path of the largest of its files; "": there is none. */
+void mx_plan_largest_file(const char *path, char *out, size_t size);
 
 #endif
