@@ -134,7 +134,7 @@ static double free_space(const char *folder) {
     return *path ? (double)disk.f_bavail * (double)disk.f_frsize : 0;
 }
 
-void mx_plan_look_at_disk(const char *model, bool quick, mx_plan_machine *out) {
+void mx_plan_look_at_disk(const char *model, mx_plan_machine *out) {
     char file[MX_PLAN_NAME + 600] = "";
     struct stat info;
     if (model)
@@ -143,10 +143,6 @@ void mx_plan_look_at_disk(const char *model, bool quick, mx_plan_machine *out) {
         mx_plan_cache_folder(out->folder, sizeof out->folder);
     out->disk = 0;
     out->disk_free = free_space(out->folder);
-    if (quick) {
-        snprintf(out->disk_note, sizeof out->disk_note, "not measured");
-        return;
-    }
     if (model)
         mx_plan_largest_file(model, file, sizeof file);
     else

@@ -197,7 +197,7 @@ static mx_status measure(const mx_plan_look *look, mx_plan_machine *out, mx_erro
     out->given = look->bandwidth > 0 || look->peaks;
     if (look->bandwidth > 0) out->bandwidth = (mx_plan_range){look->bandwidth, look->bandwidth, look->bandwidth};
     if (look->peaks) out->peaks = *look->peaks;
-    if (look->quick || (look->bandwidth > 0 && look->peaks)) return MX_OK;
+    if (look->bandwidth > 0 && look->peaks) return MX_OK;
     mx_status status = mx_pool_create_on(0, MX_NUMA_AUTO, &pool, error);
     if (status) return status;
     mx_pool_enter(pool);
@@ -218,6 +218,6 @@ mx_status mx_plan_machine_look(const mx_plan_look *look, mx_plan_machine *out, m
     mx_plan_look_at_processor(look->root, out);
     out->cores = mx_cpu_count();
     mx_plan_look_at_gpus(look->nvml, out);
-    mx_plan_look_at_disk(look->model, look->quick, out);
+    mx_plan_look_at_disk(look->model, out);
     return measure(look, out, error);
 }

@@ -58,7 +58,6 @@ typedef struct mx_plan_look {
     const char *model;     /* a model's folder or file, where the disk is measured; NULL: where downloads go */
     double bandwidth;      /* bytes/s, instead of measuring; 0: measure */
     const mx_peaks *peaks; /* instead of measuring; NULL: measure */
-    bool quick;            /* measure nothing */
 } mx_plan_look;
 
 /* Looks and measures, for about two seconds. Fails on a wrong MXRUN_CPU, or without memory for a pool of threads. */
@@ -68,8 +67,8 @@ mx_status mx_plan_machine_look(const mx_plan_look *look, mx_plan_machine *out, m
 
 void mx_plan_look_at_processor(const char *root, mx_plan_machine *out); /* all of it but tier, precision and cores */
 void mx_plan_look_at_gpus(const char *library, mx_plan_machine *out);
-/* Free space and, unless `quick`, the rate of direct reads, in about 0.4 s. */
-void mx_plan_look_at_disk(const char *model, bool quick, mx_plan_machine *out);
+/* Free space and the rate of direct reads, in about 0.4 s. `model`: as in mx_plan_look. */
+void mx_plan_look_at_disk(const char *model, mx_plan_machine *out);
 
 /* Where Hugging Face's tools keep models: HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub, or
  * ~/.cache/huggingface/hub. */

@@ -153,18 +153,16 @@ static void a_large_file_is_read_and_nothing_else_is_guessed(void **state) {
     mx_plan_machine m = {0};
     char path[300];
     setenv("HF_HUB_CACHE", root, 1);
-    mx_plan_look_at_disk(NULL, false, &m);
+    mx_plan_look_at_disk(NULL, &m);
     assert_true(m.disk == 0 && strstr(m.disk_note, "no file of 64 MB") && m.disk_free > 0);
     assert_string_equal(m.folder, root);
     put("/models--openai--gpt-oss-20b/blobs/abc", "");
     snprintf(path, sizeof path, "%s/models--openai--gpt-oss-20b/blobs/abc", root);
     assert_int_equal(truncate(path, 100000000), 0); /* a hole, which takes no disk */
-    mx_plan_look_at_disk(NULL, true, &m);
-    assert_true(m.disk == 0);
-    mx_plan_look_at_disk(NULL, false, &m); /* where the file system has direct reads */
+    mx_plan_look_at_disk(NULL, &m);                 /* where the file system has direct reads */
     assert_true(m.disk > 0 ? strstr(m.disk_note, "of abc") != NULL : strstr(m.disk_note, "not measured") != NULL);
     setenv("HF_HUB_CACHE", "/nowhere/at/all", 1);
-    mx_plan_look_at_disk(NULL, false, &m);
+    mx_plan_look_at_disk(NULL, &m);
     assert_true(m.disk == 0 && m.disk_free > 0); /* of / */
     unsetenv("HF_HUB_CACHE");
 }
