@@ -125,6 +125,11 @@ static int name_width(const mx_plan_report *r) {
     return width;
 }
 
+static const char *verdict(const mx_plan_memory *m) {
+    if (m->room <= 0) return "unknown";
+    return m->left >= 0 ? "fits" : m->context > 0 ? "fits with less context" : "does not fit";
+}
+
 static bool text_row(mx_bytes *out, const mx_plan_fit *f, const mx_plan_memory *m, int width) {
     char cell[6][TEXT];
     const double mb = 1e-6;
@@ -138,10 +143,7 @@ static bool text_row(mx_bytes *out, const mx_plan_fit *f, const mx_plan_memory *
         snprintf(cell[4], TEXT, "unknown");
     with_commas(cell[5], (double)m->context);
     return mx_bytes_addf(out, "  %-*.*s %10s %8s %8s %10s %12s %13s  %s\n", width, width, f->model.name, cell[0],
-                         cell[1], cell[2], cell[3], cell[4], cell[5],
-                         m->left >= 0 && m->room > 0 ? "fits"
-                         : m->context > 0            ? "fits with less context"
-                                                     : "does not fit");
+                         cell[1], cell[2], cell[3], cell[4], cell[5], verdict(m));
 }
 
 static bool text_tables(mx_bytes *out, const mx_plan_report *r) {

@@ -227,7 +227,9 @@ static bool say_gpu(const mx_plan_gpu *g, const mx_plan_fit *fit, int count, int
 bool mx_plan_advise(const mx_plan_machine *machine, const mx_plan_request *request, const mx_plan_fit *fit, int count,
                     bool asked, mx_bytes *out) {
     bool ok = true;
-    if (asked && fit->memory.left >= 0) {
+    if (machine->memory_free <= 0) {
+        ok = mx_bytes_add_string(out, "How much memory is free is unknown: compare what the models need.\n");
+    } else if (asked && fit->memory.left >= 0) {
         const int choice = mx_plan_choice(fit, count);
         ok =
             mx_bytes_addf(out, "%s fits: %.1f GB of the %.1f GB that are free, a stream may have %lld tokens.\n",

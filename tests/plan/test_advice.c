@@ -139,6 +139,16 @@ static void huge_pages_that_are_off_are_named(void **state) {
     says("Huge pages are switched off");
 }
 
+static void without_a_known_memory_nothing_is_advised(void **state) {
+    (void)state;
+    mx_plan_machine m = made_up_zen5(50);
+    m.memory_free = m.memory_total = 0;
+    advise(&m, 8192, 1, -1);
+    says("How much memory is free is unknown");
+    says_not("Run ");
+    says_not("needs");
+}
+
 /* ---- before a load ----------------------------------------------------------------------------------------------- */
 
 static void a_load_that_will_not_fit_is_warned_of(void **state) {
@@ -176,6 +186,7 @@ int main(void) {
         cmocka_unit_test(with_64_gb_120b_does_not_fit_and_with_96_it_does),
         cmocka_unit_test(gpus_are_judged_by_family_and_not_used_yet),
         cmocka_unit_test(kernels_follow_tier_and_capability),
+        cmocka_unit_test(without_a_known_memory_nothing_is_advised),
         cmocka_unit_test(huge_pages_that_are_off_are_named),
         cmocka_unit_test(a_load_that_will_not_fit_is_warned_of),
     };
