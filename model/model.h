@@ -334,6 +334,12 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
 mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 uint64_t *out, mx_error *error);
 
+/* Of these bytes those that become resident while no step has more than `rows` rows, `wanted` of them with logits:
+ * memory comes in huge pages, when it is first written. Attention's parts in a context beyond MX_SEGMENT are left out:
+ * they take a few MB. `threads`: of the pool. */
+mx_status mx_cpu_backend_resident(const mx_config *config, int threads, const mx_backend_options *options, int rows,
+                                  int wanted, uint64_t *out, mx_error *error);
+
 mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 
 /* Bytes of one KV page for this model: kv_heads * 2 * head_dim * MX_TILE elements. */
