@@ -23,7 +23,7 @@ enum {
     MX_SEGMENT = 1024, /* positions whose attention may be computed apart; a multiple of MX_TILE */
 };
 
-typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_FORMATS } mx_format;
+typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML, MX_FORMATS } mx_format;
 
 enum { MX_Q8_0_BYTES = 34 }; /* of one block of 32 columns: see mx_q8_0_widen */
 
