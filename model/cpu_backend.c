@@ -258,7 +258,8 @@ const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_for
 static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
     const mx_weights *w = b->weights;
     static const char *const formats[MX_FORMATS] = {
-        [MX_F32] = "F32", [MX_F16] = "F16", [MX_BF16] = "BF16", [MX_MXFP4] = "MXFP4", [MX_Q8_0] = "Q8_0"};
+        [MX_F32] = "F32",     [MX_F16] = "F16",   [MX_BF16] = "BF16",
+        [MX_MXFP4] = "MXFP4", [MX_Q8_0] = "Q8_0", [MX_MXFP4_GGML] = "GGUF's MXFP4"};
     const mx_kernels *scalar;
     char name[MX_PRECISION_NAME];
     int exact = 0;
@@ -279,6 +280,8 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
             {MX_CLASS_O, l->o.format, true},
             {MX_CLASS_ROUTER, l->router.format, true},
             {MX_CLASS_GATE_UP, l->gate_up.matrix.format, l->gate_up.bf16_safe},
+            {MX_CLASS_GATE_UP, l->up.matrix.rows ? l->up.matrix.format : l->gate_up.matrix.format,
+             l->gate_up.bf16_safe},
             {MX_CLASS_DOWN, l->down.matrix.format, l->down.bf16_safe},
             {MX_CLASS_LM_HEAD, w->lm_head.format, true},
         };
@@ -289,8 +292,10 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
                                "layer %d: the %s kernels have no product for %s weights at precision %s%s", i,
                                b->kernels->name, formats[all[j].format], name,
                                b->kernels->product[all[j].format][MX_X_FP32] ? ": try --precision fp32" : "");
-            slow |= b->kernels != scalar && p == scalar->product[MX_MXFP4][MX_X_INT8];
-            exact += all[j].format == MX_MXFP4 && p != b->kernels->product[MX_MXFP4][b->precision.of[all[j].class]];
+            const mx_format f = all[j].format;
+            if (f != MX_MXFP4 && f != MX_MXFP4_GGML) continue;
+            slow |= b->kernels != scalar && p == scalar->product[f][MX_X_INT8];
+            exact += p != b->kernels->product[f][b->precision.of[all[j].class]];
         }
     }
     if (exact)
