@@ -26,7 +26,7 @@ enum {
     CALL_PRODUCTS = 64 << 20, /* multiplications of one call with many rows: the outputs are cut, as in a step */
 };
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
+static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
 typedef struct bench {
@@ -182,10 +182,16 @@ static bool seen(const mx_product *product, const mx_kernels *const *tiers, int 
 
 static void products(bench *b, const mx_kernels *const *tiers, int count) {
     static const shape shapes[] = {
-        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"}, {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
-        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},         {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"}, {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},           {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"},
+        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
+        {MX_MXFP4_GGML, 2880, HIDDEN, MX_STORE, "gate"},
+        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down"},
+        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
+        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},
+        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
         {MX_F16, 4096, HIDDEN, MX_STORE, "q"},
     };
     static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
