@@ -79,6 +79,8 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # clients are killed in these tests
 
     def finish_request(self, request, address):
+        with self.hub.lock:
+            self.hub.connections += 1
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls:
             request.settimeout(10)
@@ -102,6 +104,7 @@ class Hub:
         self.ranges, self.etags, self.downgrade, self.delay, self.rate = ranges, etags, downgrade, delay, rate
         self.retry_after = retry_after
         self.log, self.count, self.injected = [], 0, {}
+        self.connections = self.sending = self.most_sending = 0  # so far; answers with bytes at this time; at most
         self.lock = threading.Lock()
         self.scheme = 'https' if tls else 'http'
         context = None
@@ -247,7 +250,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Range', f'bytes {begin}-{end - 1}/{content.size}')
         self.end_headers()
         if self.body:
-            self.send_bytes(content, begin, end, fault)
+            self.count_sending(1)
+            try:
+                self.send_bytes(content, begin, end, fault)
+            finally:
+                self.count_sending(-1)
+
+    def count_sending(self, change):
+        hub = self.server.hub
+        with hub.lock:
+            hub.sending += change
+            hub.most_sending = max(hub.most_sending, hub.sending)
 
     def send_bytes(self, content, begin, end, fault):
         hub = self.server.hub

@@ -22,6 +22,7 @@ FULL = '--full' in sys.argv
 TOKEN = 'hf_secret'
 INVALID_ARGUMENT, INVALID_FILE, IO, INVALID_STATE, CANCELLED, NOT_FOUND, DENIED, NO_SPACE = 11, 12, 13, 17, 18, 19, 20, 21
 PIECE = 128 << 10
+STOP = 3  # seconds; it is below one where the machine is not as busy as it may be in tests
 DATA = random.Random(1).randbytes(1_500_000)
 QUICK = {'BACKOFF': '0.005', 'PATIENCE': '0.4', 'PIECE': str(PIECE), 'EVENTS': '1', 'TOKEN': TOKEN}
 
@@ -151,10 +152,10 @@ class Servers(Case):
         with Hub({'weights.bin': DATA}, tls=tls, faults={'short': 0.2}, seed=2) as hub:
             self.check(fetch('files', *self.file(hub, 'weights.bin'), SSL_CERT_FILE=tls[0]), hub, 'weights.bin')
             self.assertEqual(fetch('stat', hub.url('weights.bin'), CURL_CA_BUNDLE=tls[0]).returncode, 0)
-            begun = time.monotonic()
+            hub.connections = 0
             for args in (['stat', hub.url('weights.bin')], ['files', *self.file(hub, 'other.bin')]):
-                self.fails(fetch(*args, BACKOFF=5), IO, 'certificate', published=['weights.bin'])
-            self.assertLess(time.monotonic() - begun, 3)
+                self.fails(fetch(*args), IO, 'certificate', published=['weights.bin'])
+            self.assertEqual(hub.connections, 2)  # asking again would not help
 
     def test_from_https_to_http(self):
         tls = make_certificate(self.root)
@@ -202,9 +203,8 @@ class Servers(Case):
     def test_parallel(self):
         """Several ranges at once, conditional ones; the redirect is asked for once."""
         with Hub({'weights.bin': DATA}, rate=1_000_000) as hub:
-            begun = time.monotonic()
             self.check(fetch('files', *self.file(hub, 'weights.bin')), hub, 'weights.bin')
-            self.assertLess(time.monotonic() - begun, 1.2)
+            self.assertIn(hub.most_sending, range(3, 9))
             self.assertEqual(len([r for r in hub.log if r['host'] == hub.hosts[0]]), 1)
             etag = f'"{hub.files["weights.bin"].source_etag}"'
             self.assertEqual(sum(r['If-Range'] == etag for r in hub.log), len(DATA) // PIECE)
@@ -228,10 +228,8 @@ class Servers(Case):
                     self.fails(fetch(*word, TOKEN=token), DENIED, '(HF_TOKEN)' if not token else 'licence')
 
     def test_no_server(self):
-        begun = time.monotonic()
         self.fails(fetch('stat', 'http://127.0.0.1:9/x', RETRIES=2), IO, '127.0.0.1:9')
         self.fails(fetch('stat', 'ftp://127.0.0.1/x'), IO, 'protocol')
-        self.assertLess(time.monotonic() - begun, 2)
 
 
 class Again(Case):
@@ -249,7 +247,7 @@ class Again(Case):
         begun = time.monotonic()
         process.send_signal(end)
         process.out, process.err = process.communicate()
-        self.assertLess(time.monotonic() - begun, 1)
+        self.assertLess(time.monotonic() - begun, STOP)
         return process
 
     def test_killed(self):
@@ -272,7 +270,7 @@ class Again(Case):
             process.send_signal(signal.SIGINT)
             process.communicate()
             self.assertEqual(process.returncode, CANCELLED)
-            self.assertLess(time.monotonic() - begun, 1)
+            self.assertLess(time.monotonic() - begun, STOP)
         with Hub({'weights.bin': DATA}, delay=2) as hub:
             process = start('stat', hub.url('weights.bin'))
             time.sleep(0.2)
@@ -280,7 +278,7 @@ class Again(Case):
             process.send_signal(signal.SIGINT)
             process.communicate()
             self.assertEqual(process.returncode, CANCELLED)
-            self.assertLess(time.monotonic() - begun, 1)
+            self.assertLess(time.monotonic() - begun, STOP)
 
     def test_another_version(self):
         """Changed while nobody looked; and while it came."""
