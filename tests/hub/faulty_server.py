@@ -1,7 +1,7 @@
 """A model hub on this machine that misbehaves on demand, for tests; Python's standard library alone.
 
-It imitates what the Hugging Face hub does: /ORG/NAME/resolve/REVISION/FILE answers with X-Repo-Commit, X-Linked-ETag and
-X-Linked-Size and leads to another host, where a signed address has the bytes; small files come from the hub itself;
+It imitates what the Hugging Face hub does: /ORG/NAME/resolve/REVISION/FILE answers with X-Repo-Commit, X-Linked-ETag
+and X-Linked-Size and leads to another host, where a signed address has the bytes; small files come from the hub itself;
 /api/models/ORG/NAME[/revision/REVISION] lists the files. The hub listens on 127.0.0.1, the other host is 127.0.0.2.
 
 In a test:    with Hub({'weights.bin': data}, faults={'reset': 0.2}, seed=1) as hub: ... hub.url('weights.bin') ...
@@ -79,6 +79,8 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # clients are killed in these tests
 
     def finish_request(self, request, address):
+        with self.hub.lock:
+            self.hub.connections += 1
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls:
             request.settimeout(10)
@@ -90,8 +92,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Hub:
-    """faults: name -> probability of each request ('corrupt': once); plan: faults of the next requests that send bytes, one each, None for
-    a good one; hub_plan: the same for the hub's own redirects. `log` has a dict for every request."""
+    """faults: name -> probability of each request ('corrupt': once); plan: faults of the next requests that send bytes,
+    one each, None for a good one; hub_plan: the same for the hub's own redirects. `log` has a dict for every request."""
 
     def __init__(self, files, faults=None, plan=(), hub_plan=(), seed=0, redirect=True, tls=None, token=None,
                  signatures=0, ranges=True, etags=True, downgrade=False, delay=0.0, rate=0, port=0, retry_after=0):
@@ -102,6 +104,7 @@ class Hub:
         self.ranges, self.etags, self.downgrade, self.delay, self.rate = ranges, etags, downgrade, delay, rate
         self.retry_after = retry_after
         self.log, self.count, self.injected = [], 0, {}
+        self.connections = self.sending = self.most_sending = 0  # so far; answers with bytes at this time; at most
         self.lock = threading.Lock()
         self.scheme = 'https' if tls else 'http'
         context = None
@@ -247,7 +250,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Range', f'bytes {begin}-{end - 1}/{content.size}')
         self.end_headers()
         if self.body:
-            self.send_bytes(content, begin, end, fault)
+            self.count_sending(1)
+            try:
+                self.send_bytes(content, begin, end, fault)
+            finally:
+                self.count_sending(-1)
+
+    def count_sending(self, change):
+        hub = self.server.hub
+        with hub.lock:
+            hub.sending += change
+            hub.most_sending = max(hub.most_sending, hub.sending)
 
     def send_bytes(self, content, begin, end, fault):
         hub = self.server.hub
