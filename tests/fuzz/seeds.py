@@ -95,7 +95,7 @@ def every_kind():
     return keys | {"text": "word", "words": ["one", "", "three"], "none": [], "general.alignment": 64}
 
 
-SHAPE = {"layers": 2, "hidden": 32, "inter": 32, "heads": 2, "kv": 1, "dim": 16, "experts": 2, "vocab": 4}
+SHAPE = {"layers": 1, "hidden": 32, "inter": 32, "heads": 2, "kv": 1, "dim": 16, "experts": 2, "vocab": 4}
 
 
 def model_gguf(dense, experts, names=("attn_sinks.weight",), **keys):
