@@ -30,6 +30,7 @@ typedef struct session {
     void (*event)(void *user, const mx_download_event *event);
     void *user;
     double started, told, hold_until; /* mx_seconds() */
+    bool freed;                       /* a transfer has ended: perhaps another can begin at once */
     double ramped;
     int64_t ramp_bytes;
 } session;
@@ -63,12 +64,13 @@ static void take_off(session *s, mx_transfer *t) {
 }
 
 /* The transfer has no file any more. */
-static void settle(mx_transfer *t) {
+static void settle(session *s, mx_transfer *t) {
     mx_incoming *f = t->file;
     task_of(t)->busy = false;
     if (t->whole) f->whole = false;
     f->active--;
     t->file = NULL;
+    s->freed = true;
 }
 
 static void abort_all(session *s, const mx_incoming *f) {
@@ -76,7 +78,7 @@ static void abort_all(session *s, const mx_incoming *f) {
         mx_transfer *t = &s->transfer[i];
         if (!t->file || (f && t->file != f)) continue;
         take_off(s, t);
-        settle(t);
+        settle(s, t);
     }
 }
 
@@ -101,7 +103,7 @@ static mx_status again(session *s, mx_transfer *t, mx_error *error) {
     if (t->retry_after > 0 && s->hold_until < now + delay) s->hold_until = now + delay;
     char text[sizeof t->error.text + 40];
     snprintf(text, sizeof text, "%s; again in %.1f s", t->error.text, delay);
-    settle(t);
+    settle(s, t);
     tell(s, MX_DOWNLOAD_RETRY, f->d, text);
     return MX_OK;
 }
@@ -115,10 +117,10 @@ static mx_status act(session *s, mx_transfer *t, mx_verdict verdict, mx_error *e
         return add(s, t, error);
     case MX_GOT:
         if (f->begun) *task_of(t) = (mx_piece_task){0};
-        settle(t);
+        settle(s, t);
         return MX_OK;
     case MX_ANEW:
-        settle(t);
+        settle(s, t);
         return MX_OK;
     case MX_AGAIN:
         return again(s, t, error);
@@ -307,6 +309,10 @@ static mx_status run(session *s, mx_error *error) {
             tell(s, MX_DOWNLOAD_PROGRESS, NULL, NULL);
         }
         if (!left) break;
+        if (s->freed) {
+            s->freed = false;
+            continue;
+        }
         curl_multi_poll(s->multi, NULL, 0, s->allowed < s->connections ? WAIT_MS / 4 : WAIT_MS, NULL);
     }
     return status;

@@ -1,7 +1,7 @@
 """A model hub on this machine that misbehaves on demand, for tests; Python's standard library alone.
 
-It imitates what the Hugging Face hub does: /ORG/NAME/resolve/REVISION/FILE answers with X-Repo-Commit, X-Linked-ETag and
-X-Linked-Size and leads to another host, where a signed address has the bytes; small files come from the hub itself;
+It imitates what the Hugging Face hub does: /ORG/NAME/resolve/REVISION/FILE answers with X-Repo-Commit, X-Linked-ETag
+and X-Linked-Size and leads to another host, where a signed address has the bytes; small files come from the hub itself;
 /api/models/ORG/NAME[/revision/REVISION] lists the files. The hub listens on 127.0.0.1, the other host is 127.0.0.2.
 
 In a test:    with Hub({'weights.bin': data}, faults={'reset': 0.2}, seed=1) as hub: ... hub.url('weights.bin') ...
@@ -90,8 +90,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Hub:
-    """faults: name -> probability of each request ('corrupt': once); plan: faults of the next requests that send bytes, one each, None for
-    a good one; hub_plan: the same for the hub's own redirects. `log` has a dict for every request."""
+    """faults: name -> probability of each request ('corrupt': once); plan: faults of the next requests that send bytes,
+    one each, None for a good one; hub_plan: the same for the hub's own redirects. `log` has a dict for every request."""
 
     def __init__(self, files, faults=None, plan=(), hub_plan=(), seed=0, redirect=True, tls=None, token=None,
                  signatures=0, ranges=True, etags=True, downgrade=False, delay=0.0, rate=0, port=0, retry_after=0):

@@ -1,6 +1,6 @@
 """Downloads from a hub that misbehaves: test_download.py FETCH [--full] [WORD]...
 
-FETCH is the program of fetch.c. --full: 2 GB, 200 kills and faults, and nothing else. WORD: tests with it in their name.
+FETCH is the program of fetch.c. --full: 2 GB, 200 kills and faults, and nothing else. WORD: in the names of tests.
 """
 import concurrent.futures
 import os
@@ -83,7 +83,8 @@ class Faults(Case):
         folder = Path(tempfile.mkdtemp(dir=self.root))
         with Hub({'weights.bin': DATA}, seed=3, **options) as hub:
             content = hub.files['weights.bin']
-            done = fetch('files', hub.url('weights.bin'), folder / 'weights.bin', content.size, content.sha256, content.etag)
+            done = fetch('files', hub.url('weights.bin'), folder / 'weights.bin', content.size, content.sha256,
+                         content.etag)
             self.assertEqual(done.returncode, 0, f'{fault}\n{done.err}')
             self.assertEqual((folder / 'weights.bin').read_bytes(), DATA)
             self.assertEqual([p.name for p in folder.iterdir()], ['weights.bin'])
@@ -205,7 +206,8 @@ class Servers(Case):
             self.check(fetch('files', *self.file(hub, 'weights.bin')), hub, 'weights.bin')
             self.assertLess(time.monotonic() - begun, 1.2)
             self.assertEqual(len([r for r in hub.log if r['host'] == hub.hosts[0]]), 1)
-            self.assertEqual(sum(r['If-Range'] == f'"{hub.files["weights.bin"].source_etag}"' for r in hub.log), len(DATA) // PIECE)
+            etag = f'"{hub.files["weights.bin"].source_etag}"'
+            self.assertEqual(sum(r['If-Range'] == etag for r in hub.log), len(DATA) // PIECE)
 
     def test_stat_and_get(self):
         with Hub({'weights.bin': DATA, 'c.json': Content(b'{}', large=False)}, token=TOKEN, hub_plan=['503']) as hub:
@@ -429,7 +431,7 @@ class Kills(Case):
                 file.write(dice.randbytes(1_000_000))
         faults = {name: 0.012 for name in OF_BYTES}
         for tls in (None, make_certificate(self.root)):
-            variables = {'PIECE': 8 << 20, 'PATIENCE': 2, 'SSL_CERT_FILE': tls[0]} if tls else {'PIECE': 8 << 20, 'PATIENCE': 2}
+            variables = {'PIECE': 8 << 20, 'PATIENCE': 2} | ({'SSL_CERT_FILE': tls[0]} if tls else {})
             with Hub({'weights.bin': big}, faults=faults, seed=13, tls=tls) as hub:
                 begun = time.monotonic()
                 starts, had = self.kill_until_done(hub, 100, 1.5, **variables)

@@ -43,7 +43,8 @@ with tempfile.TemporaryDirectory(dir=FOLDER) as name:
     with source.open('wb') as file:
         for at in range(0, BYTES, 1 << 20):
             file.write(os.urandom(min(1 << 20, BYTES - at)))
-    server = subprocess.Popen([sys.executable, '-B', faulty_server.__file__, '--direct', folder], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, '-B', faulty_server.__file__, '--direct', folder],
+                              stdout=subprocess.PIPE, text=True)
     try:
         server.stdout.readline()
         url = server.stdout.readline().strip()
@@ -54,11 +55,12 @@ with tempfile.TemporaryDirectory(dir=FOLDER) as name:
             ours.append(run(FETCH, 'files', url, str(folder / 'f'), '-', '-', '-'))
             (folder / 'f').unlink()
             hash_rates.append(sha256())
-            print(f'{"warm-up  " if i == 0 else ""}curl {theirs[-1][0]:.3f}  fetch {ours[-1][0]:.3f}  sha256 {hash_rates[-1]:.3f} GB/s', flush=True)
+            told = f'curl {theirs[-1][0]:.3f}  fetch {ours[-1][0]:.3f}  sha256 {hash_rates[-1]:.3f} GB/s'
+            print(told if i else f'warm-up: {told}', flush=True)
     finally:
         server.kill()
 
-curl, fetch, most = (statistics.median(x) for x in ([t[0] for t in theirs[1:]], [o[0] for o in ours[1:]], hash_rates[1:]))
-print(f'median: curl {curl:.3f}, fetch {fetch:.3f}, sha256 {most:.3f} GB/s: {100 * fetch / min(curl, most):.1f} % of the smaller')
-print(f'processor time for a GB: curl {statistics.median(t[1] for t in theirs[1:]):.2f} s, '
-      f'fetch {statistics.median(o[1] for o in ours[1:]):.2f} s')
+(curl, curl_cpu), (fetch, fetch_cpu) = ([statistics.median(x) for x in zip(*runs[1:])] for runs in (theirs, ours))
+most = statistics.median(hash_rates[1:])
+print(f'median: curl {curl:.3f}, fetch {fetch:.3f}, sha256 {most:.3f} GB/s: {100 * fetch / min(curl, most):.1f} % of the '
+      f'smaller; processor time for a GB: curl {curl_cpu:.2f} s, fetch {fetch_cpu:.2f} s')
