@@ -10,6 +10,7 @@
 #include "commands/models.h"
 #include "commands/official_greedy.h"
 #include "model/model.h"
+#include "plan/advice.h"
 
 /* mxrun verify: how far this build, on this machine, is from the truth. It calls the model's backend directly: one
  * sequence whose pages it hands out itself. */
@@ -546,6 +547,12 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
+    if (!status && load.way != MX_LOAD_LAZY)
+        mx_plan_warn(&(mx_plan_load){.path = folder,
+                                     .kv = kv->format,
+                                     .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                     .copied = load.way == MX_LOAD_READ,
+                                     .threads = load.threads});
     if (!status) status = mx_weights_load(folder, &load, r.pool, &r.weights, &error);
     mx_loading_end(&loading);
     if (!status) {

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "checkpoint_maker.h"
 #include "layout_maker.h"
 #include "model/model.h"
@@ -644,12 +645,97 @@ static void what_a_folder_holds(void **state) {
     maker_remove(folder);
 }
 
+/* ---- random damage ------------------------------------------------------------------------------------------------
+ */
+
+static uint32_t random_state = 1;
+static uint32_t any(void) {
+    random_state = random_state * 1664525 + 1013904223;
+    return random_state >> 8;
+}
+
+static void ignore_line(void *user, mx_log_level level, const char *line) {
+    (void)user;
+    (void)level;
+    (void)line;
+}
+
+/* Makes every tensor of what still opens, whatever its sizes: a wrong pointer shows under ASan. */
+static unsigned make_everything(const char *name) {
+    unsigned sum = 0;
+    mx_checkpoint *ck = NULL;
+    mx_error error = {.text = ""};
+    if (mx_checkpoint_open(made_path(folder, name), &ck, &error)) {
+        if (!*error.text || !one_line(error.text)) fail_msg("no clean line: \"%s\"", error.text);
+        return 0;
+    }
+    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+        const mx_tensor *t = mx_checkpoint_at(ck, i);
+        uint8_t *made = malloc(t->bytes + 1);
+        assert_non_null(made);
+        mx_tensor_slices(t, 0, t->shape[0], made);
+        sum += made[0] + made[t->bytes / 2];
+        free(made);
+    }
+    mx_checkpoint_close(ck);
+    return sum;
+}
+
+/* The first `size` bytes of FOLDER/NAME with some changed: it opens, or is refused in one line. */
+static void damage(const char *name, const uint8_t *right, size_t size, int rounds) {
+    int opened = 0;
+    unsigned sum = 0;
+    uint8_t *bytes = malloc(size);
+    assert_non_null(bytes);
+    for (int round = 0; round < rounds; round++) {
+        mx_weights *w = NULL;
+        mx_error error = {.text = ""};
+        memcpy(bytes, right, size);
+        for (uint32_t n = 1 + any() % 3; n > 0; n--) {
+            const uint32_t at = any() % (uint32_t)size;
+            bytes[at] = (uint8_t)(any() % 2 ? bytes[at] ^ 1u << any() % 8 : any());
+        }
+        FILE *f = fopen(made_path(folder, name), "r+b");
+        assert_non_null(f);
+        assert_int_equal(fwrite(bytes, 1, size, f), size);
+        assert_int_equal(fclose(f), 0);
+        sum += make_everything(name);
+        const mx_status status = mx_weights_open(made_path(folder, name), NULL, &w, &error);
+        if (status && (!*error.text || !one_line(error.text))) fail_msg("no clean line: \"%s\"", error.text);
+        opened += !status;
+        mx_weights_close(w);
+    }
+    free(bytes);
+    print_message("%s: of %d damaged headers %d opened (%u)\n", name, rounds, opened, sum);
+    assert_true(opened < rounds);
+}
+
+static void damaged_headers(void **state) {
+    (void)state;
+    static gguf g;
+    mx_bytes metal = {0}, file = {0};
+    made_folder(folder);
+    gguf_from(&g, &mqa, &as_published);
+    gguf_write(&g, made_path(folder, "model.gguf"));
+    gguf_free(&g);
+    assert_int_equal(mx_read_file(made_path(folder, "model.gguf"), 1 << 24, &file, NULL), MX_OK);
+    metal_from(&metal, &base, NULL);
+    made_file(folder, "model.bin", metal.data, metal.size);
+    mx_log_set_sink(ignore_line, NULL);
+    damage("model.gguf", (const uint8_t *)file.data, 4000, 200);
+    damage("model.bin", (const uint8_t *)metal.data, METAL_REGEX, 100);
+    mx_log_set_sink(NULL, NULL);
+    mx_bytes_free(&file);
+    mx_bytes_free(&metal);
+    maker_remove(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gguf_files),          cmocka_unit_test(gguf_defaults),
         cmocka_unit_test(split_files),         cmocka_unit_test(metal_files),
         cmocka_unit_test(original_folders),    cmocka_unit_test(bf16_experts_folders),
-        cmocka_unit_test(what_a_folder_holds),
+        cmocka_unit_test(what_a_folder_holds), cmocka_unit_test(damaged_headers),
     };
     return cmocka_run_group_tests_name("layouts that are wrong", tests, set_up, tear_down);
 }
