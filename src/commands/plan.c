@@ -113,7 +113,7 @@ static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error)
     if (index >= 0) {
         status = mx_plan_known(index, &p->asked, error);
     } else {
-        status = mx_resolve_model(given.model, folder, MX_PLAN_NAME, error);
+        status = mx_find_model(given.model, folder, MX_PLAN_NAME, error);
         if (!status) status = mx_plan_model_read(folder, form, &p->asked, error);
     }
     snprintf(p->asked.name, sizeof p->asked.name, "%s", given.model);
@@ -136,7 +136,7 @@ static mx_status add_all(plan *p, mx_error *error) {
     }
     if (status || (given.model && !strcmp(given.model, "stories"))) return status;
     char folder[MX_PLAN_NAME];
-    if (mx_resolve_model("stories", folder, sizeof folder, NULL) ||
+    if (mx_find_model("stories", folder, sizeof folder, NULL) ||
         mx_plan_model_read(folder, MX_EXPERTS_KEPT, &model, NULL))
         return MX_OK; /* it was not installed: nothing to say about it */
     snprintf(model.name, sizeof model.name, "stories");
