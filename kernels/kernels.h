@@ -23,17 +23,20 @@ enum {
     MX_SEGMENT = 1024, /* positions whose attention may be computed apart; a multiple of MX_TILE */
 };
 
-typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_FORMATS } mx_format;
+typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML, MX_FORMATS } mx_format;
 
-enum { MX_Q8_0_BYTES = 34 }; /* of one block of 32 columns: see mx_q8_0_widen */
+/* Of one block of 32 columns: see mx_q8_0_widen, mx_mxfp4_ggml_widen. */
+enum { MX_Q8_0_BYTES = 34, MX_MXFP4_GGML_BYTES = 17 };
 
-/* Bytes that `columns` columns of a row take, MXFP4's scales not counted; a multiple of 32 for MXFP4 and Q8_0. */
+/* Bytes that `columns` columns of a row take, MXFP4's scales not counted; a multiple of 32 for those of blocks. */
 static inline int64_t mx_columns_bytes(mx_format format, int64_t columns) {
     switch (format) {
     case MX_MXFP4:
         return columns / 2;
     case MX_Q8_0:
         return columns / 32 * MX_Q8_0_BYTES;
+    case MX_MXFP4_GGML:
+        return columns / 32 * MX_MXFP4_GGML_BYTES;
     case MX_F32:
         return columns * 4;
     default:
@@ -54,7 +57,8 @@ typedef enum mx_precision {
 typedef struct mx_matrix {
     mx_format format;
     int64_t rows, cols;    /* MXFP4, Q8_0: cols is a multiple of 32 */
-    const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column; Q8_0: 34 bytes, scale first */
+    const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column; Q8_0: 34 bytes, scale first;
+                            * MXFP4_GGML: 17 bytes, scale first (E8M0, never 0xFF), then low nibbles = columns 0..15 */
     int64_t row_stride;    /* bytes from one row to the next */
     const uint8_t *scales; /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
     int64_t scale_stride;  /* bytes from one row's scales to the next row's */
@@ -191,6 +195,10 @@ float mx_swiglu(float gate, float up, float limit, float alpha);
 
 /* One MXFP4 block, 16 bytes and its scale (0..254), to 32 exact floats in column order. The specification. */
 void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale);
+
+/* One block of GGML's MXFP4, the scale byte and 16 bytes of which byte j has column j in its low nibble and column
+ * j + 16 in the high one, to the same floats. The specification. */
+void mx_mxfp4_ggml_widen(float out[32], const uint8_t block[MX_MXFP4_GGML_BYTES]);
 
 /* One block of GGML's Q8_0, a scale d in F16 (finite, of either sign) and 32 integers q of -128..127, to 32 exact
  * floats d * q: 11 bits times 8 bits, at least 2^-24. The specification. */

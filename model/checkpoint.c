@@ -241,7 +241,7 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
     case MX_LAYOUT_TENSORS:
         return open_one(ck, place->path, error);
     case MX_LAYOUT_GGUF:
-        status = mx_gguf_layout_read(ck, place->path, error);
+        status = mx_gguf_layout_read(ck, place->path, form, error);
         break;
     case MX_LAYOUT_METAL:
         status = mx_metal_read(ck, place->path, error);

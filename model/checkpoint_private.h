@@ -40,7 +40,7 @@ void mx_tensor_place(mx_pool *pool, const mx_tensor *t);
 
 /* The readers. Each adds its tensors; `path` is the folder or the first file. */
 mx_status mx_original_read(mx_checkpoint *ck, const char *path, mx_error *error); /* safetensors are open */
-mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_error *error);
+mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_expert_form form, mx_error *error);
 mx_status mx_metal_read(mx_checkpoint *ck, const char *path, mx_error *error);
 /* Hugging Face's: those of the open safetensors, experts of 16 bits in the form asked for. */
 mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *error);

@@ -127,11 +127,9 @@ static mx_status no_memory(const mx_gguf *file, mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its tensors", file->file.path);
 }
 
-static mx_status add_as_it_is(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, int layer,
-                              const char *name, mx_error *error) {
-    mx_dtype dtype;
+static mx_status add_as(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, mx_dtype dtype, int layer,
+                        const char *name, mx_error *error) {
     int64_t shape[4];
-    if (!dtype_of(g, &dtype)) return other_type(file, g, error);
     mx_tensor *t = layer < 0 ? mx_checkpoint_add(ck, file->file.path, "%s", name)
                              : mx_checkpoint_add(ck, file->file.path, "model.layers.%d.%s", layer, name);
     if (!t) return no_memory(file, error);
@@ -139,6 +137,12 @@ static mx_status add_as_it_is(mx_checkpoint *ck, const mx_gguf *file, const mx_g
     mx_tensor_form(t, dtype, g->dims, shape);
     t->data = g->data;
     return MX_OK;
+}
+
+static mx_status add_as_it_is(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, int layer,
+                              const char *name, mx_error *error) {
+    mx_dtype dtype;
+    return dtype_of(g, &dtype) ? add_as(ck, file, g, dtype, layer, name, error) : other_type(file, g, error);
 }
 
 /* ---- experts ----------------------------------------------------------------------------------------------------- */
@@ -249,7 +253,28 @@ static mx_status find_up(const mx_checkpoint *ck, expert_source *s, int layer, c
                    name);
 }
 
-static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, mx_error *error) {
+/* ffn_gate_exps, ffn_up_exps or ffn_down_exps, where it lies. `rest`: the name behind "blk.N.". */
+static mx_status add_in_place(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, int layer,
+                              const char *rest, mx_error *error) {
+    char name[60];
+    const char *kind = rest + strlen("ffn_"), *part = strchr(rest, '.') + 1;
+    const int length = (int)strcspn(kind, "_");
+    const bool weight = !strcmp(part, "weight");
+    snprintf(name, sizeof name, "mlp.experts.%.*s_proj%s", length, kind, weight ? ".weight" : "_bias");
+    if (weight && g->type == MX_GGUF_TENSOR_MXFP4) return add_as(ck, file, g, MX_DTYPE_MXFP4, layer, name, error);
+    return add_as_it_is(ck, file, g, layer, name, error);
+}
+
+static bool is_experts(const char *rest) {
+    static const char *const names[] = {"ffn_gate_exps.weight", "ffn_gate_exps.bias",   "ffn_up_exps.weight",
+                                        "ffn_up_exps.bias",     "ffn_down_exps.weight", "ffn_down_exps.bias"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(rest, names[i])) return true;
+    return false;
+}
+
+static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, mx_expert_form form,
+                            mx_error *error) {
     char name[MX_TENSOR_NAME];
     int layer, end = 0;
     snprintf(name, sizeof name, "%.*s", (int)(g->name.size < MX_TENSOR_NAME ? g->name.size : MX_TENSOR_NAME - 1),
@@ -261,6 +286,7 @@ static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_ggu
     }
     const char *rest = name + end;
     expert_source s = {.file = file, .gate = g};
+    if (form == MX_EXPERTS_IN_PLACE && is_experts(rest)) return add_in_place(ck, file, g, layer, rest, error);
     if (!strncmp(rest, "ffn_up_exps.", 12)) return MX_OK; /* goes with ffn_gate_exps */
     if (!strcmp(rest, "ffn_down_exps.weight")) return add_experts(ck, &s, layer, "down_proj", error);
     if (!strcmp(rest, "ffn_gate_exps.weight")) {
@@ -323,7 +349,7 @@ static mx_status open_parts(mx_checkpoint *ck, const char *path, int64_t parts, 
     return MX_OK;
 }
 
-mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_error *error) {
+mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_expert_form form, mx_error *error) {
     ck->gguf = calloc(MOST_FILES, sizeof *ck->gguf);
     if (!ck->gguf) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
     ck->gguf_count = 1;
@@ -334,6 +360,6 @@ mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_error *err
     if (!status) status = open_parts(ck, path, parts, error);
     for (int i = 0; i < ck->gguf_count && !status; i++)
         for (int j = 0; j < ck->gguf[i].tensors && !status; j++)
-            status = add_tensor(ck, &ck->gguf[i], &ck->gguf[i].tensor[j], error);
+            status = add_tensor(ck, &ck->gguf[i], &ck->gguf[i].tensor[j], form, error);
     return status;
 }

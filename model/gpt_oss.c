@@ -480,15 +480,18 @@ static void experts(struct step *step) {
     run_products(b, 1);
     mx_parallel_for(b->pool, rows, 64, route_rows, step);
     group_by_expert(b, rows);
-    run_experts(b, &l->gate_up,
-                &(mx_job){.product = gate_up,
-                          .m = {.x = packed,
-                                .epilogue = MX_SWIGLU,
-                                .limit = c->swiglu_limit,
-                                .alpha = c->swiglu_alpha,
-                                .y = s->act,
-                                .y_stride = c->intermediate}},
-                false);
+    const bool apart = l->up.matrix.rows > 0; /* gate first, then up, which takes it from s->act */
+    mx_job up = {.product = gate_up,
+                 .m = {.x = packed,
+                       .epilogue = apart ? MX_STORE : MX_SWIGLU,
+                       .limit = c->swiglu_limit,
+                       .alpha = c->swiglu_alpha,
+                       .y = s->act,
+                       .y_stride = c->intermediate}};
+    run_experts(b, &l->gate_up, &up, false);
+    up.product = apart ? mx_cpu_product(b, MX_CLASS_GATE_UP, l->up.matrix.format, l->up.bf16_safe) : gate_up;
+    up.m.epilogue = MX_GATED;
+    if (apart) run_experts(b, &l->up, &up, false);
     pack(b, down, s->act_packed, s->act, (int64_t)rows * c->top_k, c->intermediate);
     run_experts(b, &l->down,
                 &(mx_job){.product = down,

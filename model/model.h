@@ -80,7 +80,8 @@ typedef enum mx_dtype {
     MX_DTYPE_I32,
     MX_DTYPE_I64,
     MX_DTYPE_F8_E8M0,
-    MX_DTYPE_Q8_0, /* GGML's: 32 columns in 34 bytes, an F16 scale and 32 int8 */
+    MX_DTYPE_Q8_0,  /* GGML's: 32 columns in 34 bytes, an F16 scale and 32 int8 */
+    MX_DTYPE_MXFP4, /* GGML's: 32 columns in 17 bytes, a scale, then low nibbles 0..15 and high nibbles 16..31 */
     MX_DTYPE_OTHER
 } mx_dtype;
 
@@ -105,10 +106,13 @@ void mx_tensor_slices(const mx_tensor *t, int64_t first, int64_t count, uint8_t 
 
 typedef struct mx_checkpoint mx_checkpoint;
 
-/* What becomes of experts that a file holds in 16 bits. */
+/* What becomes of experts that a file does not hold in Hugging Face's form. */
 typedef enum mx_expert_form {
-    MX_EXPERTS_KEPT,  /* BF16, turned to [experts, out, in] */
-    MX_EXPERTS_MXFP4, /* rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
+    MX_EXPERTS_KEPT,     /* MXFP4 takes that form; BF16 is turned to [experts, out, in] */
+    MX_EXPERTS_MXFP4,    /* BF16 is rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
+    MX_EXPERTS_IN_PLACE, /* as KEPT, but GGUF's stay as they are, for which there are kernels: mlp.experts.gate_proj,
+                            up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
+                            gate_proj_bias, up_proj_bias, down_proj_bias */
 } mx_expert_form;
 
 /* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
@@ -150,6 +154,7 @@ typedef struct mx_layer {
     const float *router_bias;
     const float *sinks;       /* [heads] */
     mx_experts gate_up, down; /* [2 * intermediate, hidden] interleaved, [hidden, intermediate] */
+    mx_experts up;            /* with rows: gate_up is gate alone, and this is up, both [intermediate, hidden] */
 } mx_layer;
 
 typedef struct mx_weights {
@@ -333,6 +338,12 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
  * `options->pages` does not matter. */
 mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 uint64_t *out, mx_error *error);
+
+/* Of these bytes those that become resident while no step has more than `rows` rows, `wanted` of them with logits:
+ * memory comes in huge pages, when it is first written. Attention's parts in a context beyond MX_SEGMENT are left out:
+ * they take a few MB. `threads`: of the pool. */
+mx_status mx_cpu_backend_resident(const mx_config *config, int threads, const mx_backend_options *options, int rows,
+                                  int wanted, uint64_t *out, mx_error *error);
 
 mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 

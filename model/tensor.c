@@ -29,7 +29,7 @@ void mx_tensor_form(mx_tensor *t, mx_dtype dtype, int dims, const int64_t *shape
     } types[] = {
         [MX_DTYPE_U8] = {"U8", 1, 1},      [MX_DTYPE_BF16] = {"BF16", 1, 2},   [MX_DTYPE_F16] = {"F16", 1, 2},
         [MX_DTYPE_F32] = {"F32", 1, 4},    [MX_DTYPE_I32] = {"I32", 1, 4},     [MX_DTYPE_I64] = {"I64", 1, 8},
-        [MX_DTYPE_F8_E8M0] = {"U8", 1, 1}, [MX_DTYPE_Q8_0] = {"Q8_0", 32, 34},
+        [MX_DTYPE_F8_E8M0] = {"U8", 1, 1}, [MX_DTYPE_Q8_0] = {"Q8_0", 32, 34}, [MX_DTYPE_MXFP4] = {"MXFP4", 32, 17},
     };
     uint64_t elements = 1;
     t->dtype = dtype;

@@ -1,6 +1,5 @@
 #include <math.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 #include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/load.h"
+#include "model/scales.h"
 #include "model/show.h"
 
 /* The checkpoint's tensors by their role. Matrices stay views into the mapped files; the small vectors (norms, biases
@@ -19,10 +19,9 @@ enum { NAME_ROOM = 160, FLOATS_PER_LINE = 16 };
 typedef struct loader {
     mx_weights *w;
     const char *folder;
-    bool *used;                         /* by tensor of the checkpoint */
-    float *room;                        /* the rest of the owned block */
-    const mx_tensor **scales, **blocks; /* of every expert tensor, to be searched for what is no number */
-    mx_experts **searched;              /* where the answer goes */
+    bool *used;            /* by tensor of the checkpoint */
+    float *room;           /* the rest of the owned block */
+    mx_scale_view *scales; /* of every expert tensor, to be searched for what is no number */
     int scale_count;
     mx_error *error;
 } loader;
@@ -40,7 +39,6 @@ static const char *other_layout(const mx_checkpoint *ck, const char *prefix) {
     } layouts[] = {
         {"gate_up_projs.0.weight", "its experts lie in one tensor each"},
         {"0.gate_up_proj.weight", "its experts lie in one tensor each"},
-        {"gate_proj.weight", "its experts are in MLX's form"},
     };
     char name[NAME_ROOM];
     for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
@@ -108,6 +106,9 @@ static bool format_of(const mx_tensor *t, mx_format *format) {
     case MX_DTYPE_Q8_0:
         *format = MX_Q8_0;
         return true;
+    case MX_DTYPE_MXFP4:
+        *format = MX_MXFP4_GGML;
+        return true;
     default:
         return false;
     }
@@ -152,9 +153,17 @@ static mx_status mxfp4_experts(loader *l, const char *prefix, const char *name, 
                  (long long)blocks);
         return wrong(l, scales, MX_INVALID_FILE, expected);
     }
-    l->blocks[l->scale_count] = data;
-    l->searched[l->scale_count] = out;
-    l->scales[l->scale_count++] = scales;
+    l->scales[l->scale_count++] = (mx_scale_view){.tensor = scales,
+                                                  .scale = scales->data,
+                                                  .block = data->data,
+                                                  .scale_step = 1,
+                                                  .block_step = 16,
+                                                  .scale_stride = scales->slice_stride,
+                                                  .block_stride = data->slice_stride,
+                                                  .experts = count,
+                                                  .rows = rows,
+                                                  .per_row = blocks,
+                                                  .bf16_safe = &out->bf16_safe};
 
     out->matrix = (mx_matrix){.format = MX_MXFP4,
                               .rows = rows,
@@ -168,7 +177,7 @@ static mx_status mxfp4_experts(loader *l, const char *prefix, const char *name, 
     return MX_OK;
 }
 
-/* Another format than MXFP4: [experts, out, in]. */
+/* Another format, or MXFP4 as GGUF has it: [experts, out, in]. */
 static mx_status dense_experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols,
                                mx_experts *out) {
     const int64_t count = l->w->config.experts;
@@ -179,13 +188,25 @@ static mx_status dense_experts(loader *l, const char *prefix, const char *name, 
     if (status) return status;
     out->matrix = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
     if (!has_shape(t, 3, (int64_t[]){count, rows, cols}) || !format_of(t, &out->matrix.format)) {
-        snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld, %lld]", (long long)count,
+        snprintf(expected, sizeof expected, "MXFP4, BF16, F16, F32 or Q8_0 [%lld, %lld, %lld]", (long long)count,
                  (long long)rows, (long long)cols);
         return wrong(l, t, MX_INVALID_FILE, expected);
     }
     out->matrix.row_stride = mx_columns_bytes(out->matrix.format, cols);
     out->data_stride = (int64_t)t->slice_stride;
     out->bf16_safe = true;
+    if (out->matrix.format == MX_MXFP4_GGML) /* the scale before its block */
+        l->scales[l->scale_count++] = (mx_scale_view){.tensor = t,
+                                                      .scale = t->data,
+                                                      .block = t->data + 1,
+                                                      .scale_step = 17,
+                                                      .block_step = 17,
+                                                      .scale_stride = t->slice_stride,
+                                                      .block_stride = t->slice_stride,
+                                                      .experts = count,
+                                                      .rows = rows,
+                                                      .per_row = cols / 32,
+                                                      .bf16_safe = &out->bf16_safe};
     return MX_OK;
 }
 
@@ -254,7 +275,19 @@ static mx_status one_layer(loader *l, int index) {
     if (!status) status = vector(l, prefix, "post_attention_layernorm.weight", c->hidden, &layer->mlp_norm);
     if (!status) status = matrix(l, prefix, "mlp.router.weight", c->experts, c->hidden, &layer->router);
     if (!status) status = vector(l, prefix, "mlp.router.bias", c->experts, &layer->router_bias);
-    if (!status) status = experts(l, prefix, "gate_up_proj", 2 * (int64_t)c->intermediate, c->hidden, &layer->gate_up);
+    char apart[NAME_ROOM];
+    snprintf(apart, sizeof apart, "%smlp.experts.gate_proj.weight", prefix);
+    layer->up = (mx_experts){0};
+    if (status) return status;
+    if (mx_checkpoint_find(l->w->checkpoint, apart)) {
+        status = experts(l, prefix, "gate_proj", c->intermediate, c->hidden, &layer->gate_up);
+        if (!status) status = experts(l, prefix, "up_proj", c->intermediate, c->hidden, &layer->up);
+        if (!status && layer->up.matrix.format != layer->gate_up.matrix.format)
+            status = mx_fail(l->error, MX_UNSUPPORTED, "%s: %smlp.experts: gate and up have different types", l->folder,
+                             prefix);
+    } else {
+        status = experts(l, prefix, "gate_up_proj", 2 * (int64_t)c->intermediate, c->hidden, &layer->gate_up);
+    }
     if (!status) status = experts(l, prefix, "down_proj", c->hidden, c->intermediate, &layer->down);
     return status;
 }
@@ -285,122 +318,6 @@ static void warn_unused(const loader *l) {
                unused == 1 ? " is" : "s are", first, unused > 1 ? ", ..." : "");
 }
 
-/* ---- scale bytes ----------------------------------------------------------------------------------------- */
-
-enum {
-    BF16_LEAST_SCALE = 2,  /* 0.5 * 2^(2 - 127) is the smallest normal number */
-    BF16_MOST_SCALE = 252, /* 6 * 2^(252 - 127) is below the largest */
-};
-
-typedef struct search {
-    const mx_tensor *const *scales, *const *blocks;
-    const int64_t *first_chunk; /* of each tensor, an expert each, and their total behind the last */
-    atomic_bool *extreme;       /* of each tensor: a scale outside 2..252 was seen */
-    int count;
-    atomic_llong found; /* lowest chunk with a bad scale */
-} search;
-
-static int tensor_of_chunk(const search *s, int64_t chunk) {
-    int low = 0, high = s->count - 1;
-    while (low < high) {
-        int middle = (low + high + 1) / 2;
-        if (s->first_chunk[middle] <= chunk)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
-
-/* The smallest and the largest scale. Written for the compiler to make vectors of. */
-static void range_of(const uint8_t *scale, uint64_t n, uint8_t *low, uint8_t *high) {
-    uint8_t least = 255, most = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        least = scale[i] < least ? scale[i] : least;
-        most = scale[i] > most ? scale[i] : most;
-    }
-    *low = least;
-    *high = most;
-}
-
-/* The block's largest value times 2^(scale - 127) must not pass FLT_MAX: with scale 253 that refuses 4 and 6 (codes 6
- * and 7 without their sign), with 254 also 2 and 3. 6 * 2^125, with scale 252, is below it. */
-static bool overflows(uint8_t scale, const uint8_t *block) {
-    const int first = scale == 254 ? 4 : 6;
-    if (scale < 253) return false;
-    for (int i = 0; i < 16; i++)
-        if ((block[i] & 7) >= first || (block[i] >> 4 & 7) >= first) return true;
-    return false;
-}
-
-/* The first bad scale of a chunk: 0xFF, or one with which a weight is infinite. -1: there is none. Notes whether any is
- * extreme. */
-static int64_t find_in_chunk(search *s, int64_t chunk, int *tensor) {
-    const int t = *tensor = tensor_of_chunk(s, chunk);
-    const uint64_t expert = (uint64_t)(chunk - s->first_chunk[t]), n = mx_tensor_slice_bytes(s->scales[t]);
-    const uint8_t *scale = s->scales[t]->data + expert * s->scales[t]->slice_stride;
-    const uint8_t *block = s->blocks[t]->data + expert * s->blocks[t]->slice_stride;
-    uint8_t low, high;
-    range_of(scale, n, &low, &high);
-    if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[t], true);
-    if (high < 253) return -1;
-    for (uint64_t i = 0; i < n; i++)
-        if (scale[i] == 255 || overflows(scale[i], block + 16 * i)) return (int64_t)(expert * n + i);
-    return -1;
-}
-
-static void search_range(void *arg, int64_t begin, int64_t end, int thread) {
-    (void)thread;
-    search *s = arg;
-    int tensor;
-    for (int64_t chunk = begin; chunk < end && chunk < atomic_load(&s->found); chunk++) {
-        if (find_in_chunk(s, chunk, &tensor) < 0) continue;
-        long long now = atomic_load(&s->found);
-        while (chunk < now && !atomic_compare_exchange_weak(&s->found, &now, chunk)) {
-        }
-    }
-}
-
-/* E8M0's 0xFF is NaN, and a weight beyond fp32 would be infinite, which no kernel looks for: refused here, once. Sets
- * every mx_experts.bf16_safe. */
-static mx_status check_scales(const loader *l, mx_pool *pool) {
-    int64_t *first = calloc((size_t)l->scale_count + 1, sizeof *first);
-    atomic_bool *extreme = calloc((size_t)l->scale_count + 1, sizeof *extreme);
-    if (!first || !extreme) {
-        free(first);
-        free(extreme);
-        return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
-    }
-    for (int i = 0; i < l->scale_count; i++) first[i + 1] = first[i] + l->scales[i]->shape[0];
-    search s = {
-        .scales = l->scales, .blocks = l->blocks, .first_chunk = first, .extreme = extreme, .count = l->scale_count};
-    int64_t chunks = first[l->scale_count];
-    atomic_init(&s.found, chunks);
-    if (pool)
-        mx_parallel_for(pool, chunks, 1, search_range, &s);
-    else
-        search_range(&s, 0, chunks, 0);
-
-    mx_status status = MX_OK;
-    if (atomic_load(&s.found) < chunks) {
-        int tensor;
-        int64_t index = find_in_chunk(&s, atomic_load(&s.found), &tensor);
-        const mx_tensor *t = l->scales[tensor];
-        const int64_t blocks = t->shape[2], rows = t->shape[1];
-        const int scale =
-            t->data[(uint64_t)(index / blocks / rows) * t->slice_stride + (uint64_t)(index % (blocks * rows))];
-        status = mx_fail(l->error, MX_INVALID_FILE,
-                         "%s: %s: the scale of expert %lld, row %lld, block %lld is 0x%02X (%s): the file is damaged",
-                         t->file, t->name, (long long)(index / blocks / rows), (long long)(index / blocks % rows),
-                         (long long)(index % blocks), (unsigned)scale,
-                         scale == 255 ? "NaN" : "with it a weight is beyond fp32");
-    }
-    for (int i = 0; i < l->scale_count; i++) l->searched[i]->bf16_safe = !atomic_load(&extreme[i]);
-    free(first);
-    free(extreme);
-    return status;
-}
-
 /* ---- opening --------------------------------------------------------------------------------------------- */
 
 /* Floats of all small vectors, each rounded up to a cache line. */
@@ -425,22 +342,24 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     w->layer = calloc((size_t)c->layers, sizeof *w->layer);
     w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
-    l.scales = calloc(2 * (size_t)c->layers, sizeof *l.scales);
-    l.blocks = calloc(2 * (size_t)c->layers, sizeof *l.blocks);
-    l.searched = calloc(2 * (size_t)c->layers, sizeof *l.searched);
+    l.scales = calloc(3 * (size_t)c->layers, sizeof *l.scales);
     l.room = w->owned;
-    if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.searched)
+    if (!w->layer || !w->owned || !l.used || !l.scales)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
     if (!status) status = mx_checkpoint_make_room(w->checkpoint, name, error);
     if (!status) status = all_tensors(&l);
     const bool look = options && options->way == MX_LOAD_LOOK;
     if (!status && !look) status = mx_load_checkpoint(w->checkpoint, options, error);
-    if (!status && !(look && mx_checkpoint_made(w->checkpoint))) status = check_scales(&l, pool);
+    if (!status && !(look && mx_checkpoint_made(w->checkpoint)))
+        status = mx_scales_check(l.scales, l.scale_count, pool, error);
+    for (int i = 0; i < c->layers && !status; i++) { /* multiplied in the same way */
+        mx_layer *layer = &w->layer[i];
+        if (layer->up.matrix.rows)
+            layer->gate_up.bf16_safe = layer->up.bf16_safe = layer->gate_up.bf16_safe && layer->up.bf16_safe;
+    }
     if (!status) warn_unused(&l);
     free(l.used);
     free(l.scales);
-    free(l.blocks);
-    free(l.searched);
     return status;
 }
 
@@ -485,7 +404,7 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     *out = NULL;
     mx_checkpoint *checkpoint;
     mx_config config;
-    const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT;
+    const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
     mx_status status = open_model(path, form, &config, &checkpoint, error);
     return status ? status : create(path, &config, checkpoint, options, pool, out, error);
 }

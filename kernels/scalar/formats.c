@@ -57,6 +57,15 @@ void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale) {
     }
 }
 
+void mx_mxfp4_ggml_widen(float out[32], const uint8_t block[MX_MXFP4_GGML_BYTES]) {
+    float pairs[32];
+    mx_mxfp4_widen(pairs, block + 1, block[0]);
+    for (int i = 0; i < 16; i++) {
+        out[i] = pairs[2 * i];
+        out[16 + i] = pairs[2 * i + 1];
+    }
+}
+
 void mx_q8_0_widen(float out[32], const uint8_t block[MX_Q8_0_BYTES]) {
     const float scale = mx_f16_to_f32(mx_load_u16(block));
     for (int i = 0; i < 32; i++) out[i] = scale * (float)(int8_t)block[2 + i];

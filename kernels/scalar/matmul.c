@@ -52,6 +52,8 @@ static void widen_block(float out[LANES], const mx_matrix *w, int64_t n, int64_t
     const uint8_t *row = w->data + n * w->row_stride;
     if (w->format == MX_MXFP4) {
         mx_mxfp4_widen(out, row + 16 * block, w->scales[n * w->scale_stride + block]);
+    } else if (w->format == MX_MXFP4_GGML) {
+        mx_mxfp4_ggml_widen(out, row + MX_MXFP4_GGML_BYTES * block);
     } else {
         mx_scalar_widen(out, row + mx_columns_bytes(w->format, LANES * block), w->format, LANES);
     }

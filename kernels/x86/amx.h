@@ -12,8 +12,8 @@
 #endif
 
 /* [0] MX_X_BF16X2, [1] MX_X_BF16 */
-extern const mx_product MX_AMX(bf16_product)[2], MX_AMX(mxfp4_product)[2];
-extern const mx_product MX_AMX(int8_product); /* of MXFP4 weights */
-enum { MX_AMX_MATMUL_SCRATCH = 148000 };      /* floats */
+extern const mx_product MX_AMX(bf16_product)[2], MX_AMX(mxfp4_product)[2], MX_AMX(mxfp4_ggml_product)[2];
+extern const mx_product MX_AMX(int8_product), MX_AMX(int8_ggml_product); /* of MXFP4 weights */
+enum { MX_AMX_MATMUL_SCRATCH = 148000 };                                 /* floats */
 
 #endif

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/mxfp4.h"
 #include "kernels/x86/amx.h"
 #include "kernels/x86/amx_tile.h"
 #include "kernels/x86/avx512_epilogue.h"
@@ -92,7 +93,13 @@ static void gather_x(tile x[BLOCKS][2], const mx_matmul *m, int64_t t0, int64_t 
 MX_INLINE __m512i decode(const mx_matrix *w, mx_format format, int64_t n, int64_t b) {
     const uint8_t *row = w->data + n * w->row_stride;
     if (format == MX_BF16) return _mm512_loadu_si512(row + 64 * b);
-    __m512i values = _mm512_load_si512(mx_e2m1_bf16[w->scales[n * w->scale_stride + b]]);
+    __m512i values = _mm512_load_si512(mx_e2m1_bf16[w->scales[n * w->scale_stride + b * mx_scale_step(format)]]);
+    if (format == MX_MXFP4_GGML) {
+        __m256i words =
+            _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(row + mx_columns_bytes(format, 32 * b))));
+        __m512i codes = _mm512_inserti64x4(_mm512_castsi256_si512(words), _mm256_srli_epi16(words, 4), 1);
+        return _mm512_permutexvar_epi16(codes, values); /* looks at 5 bits; values are there twice */
+    }
     __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(row + 16 * b)));
     return _mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), values);
 }
@@ -263,6 +270,14 @@ static void matmul_mxfp4_bf16x2(const mx_matmul *m) {
 static void matmul_mxfp4_bf16(const mx_matmul *m) {
     matmul(m, MX_MXFP4, 1);
 }
+static void matmul_mxfp4_ggml_bf16x2(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, 2);
+}
+static void matmul_mxfp4_ggml_bf16(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, 1);
+}
 
 const mx_product MX_AMX(bf16_product)[2] = {
     {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
@@ -271,4 +286,8 @@ const mx_product MX_AMX(bf16_product)[2] = {
 const mx_product MX_AMX(mxfp4_product)[2] = {
     {packed_bf16x2, pack_bf16x2, matmul_mxfp4_bf16x2, true},
     {packed_bf16, pack_bf16, matmul_mxfp4_bf16, true},
+};
+const mx_product MX_AMX(mxfp4_ggml_product)[2] = {
+    {packed_bf16x2, pack_bf16x2, matmul_mxfp4_ggml_bf16x2, true},
+    {packed_bf16, pack_bf16, matmul_mxfp4_ggml_bf16, true},
 };

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/mxfp4.h"
 #include "kernels/x86/avx2.h"
 #include "kernels/x86/avx2_epilogue.h"
 
@@ -17,9 +18,9 @@ enum {
     BLOCKS = 16, /* blocks of 32 columns in a chunk */
     GROUP = 8,   /* weight rows of a register */
     BLOCK_N = 2 * GROUP,
-    TILE = 3,      /* activation rows of a tile */
-    BLOCK_T = 512, /* rows that share a decoded panel */
-    CHUNK_BYTES = BLOCKS * 16
+    TILE = 3,                                  /* activation rows of a tile */
+    BLOCK_T = 512,                             /* rows that share a decoded panel */
+    CHUNK_BYTES = BLOCKS * MX_MXFP4_GGML_BYTES /* at most */
 };
 
 /* A chunk of 8 weight rows. */
@@ -31,7 +32,7 @@ typedef struct panel {
 /* Scratch of one thread. */
 typedef struct scratch {
     panel panel[2];
-    uint8_t data[GROUP][CHUNK_BYTES], scales[GROUP][BLOCKS]; /* of a group that is not full */
+    uint8_t data[GROUP][CHUNK_BYTES], scales[GROUP][CHUNK_BYTES]; /* of a group that is not full, apart or not */
     float sums[BLOCK_T][BLOCK_N];
     float bias[BLOCK_N];
 } scratch;
@@ -60,7 +61,7 @@ MX_INLINE int32_t sum_of_bytes(__m256i q) {
     return _mm_cvtsi128_si32(v);
 }
 
-static void pack_block(mx_int8_block *out, const float *from) {
+MX_INLINE void pack_block(mx_int8_block *out, const float *from, mx_format format) {
     const __m256i even_odd =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
     __m256 x[4];
@@ -76,19 +77,26 @@ static void pack_block(mx_int8_block *out, const float *from) {
     for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], inverse));
     __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); /* columns in order */
-    bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, even_odd), 0xd8);
+    if (format == MX_MXFP4) bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, even_odd), 0xd8);
     _mm256_storeu_si256((__m256i *)out->x, bytes);
     out->start = -12 * sum_of_bytes(bytes);
     out->scale = most / 127.0f;
 }
 
-void mx_avx2_pack_int8(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+MX_INLINE void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols, mx_format format) {
     const int64_t stride = mx_int8_packed_bytes(cols), blocks = cols / 32,
                   used = blocks * (int64_t)sizeof(mx_int8_block);
     for (int64_t t = 0; t < rows; t++, out += stride, x += cols) {
-        for (int64_t b = 0; b < blocks; b++) pack_block((mx_int8_block *)out + b, x + 32 * b);
+        for (int64_t b = 0; b < blocks; b++) pack_block((mx_int8_block *)out + b, x + 32 * b, format);
         memset(out + used, 0, (size_t)(stride - used));
     }
+}
+
+void mx_avx2_pack_int8(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pack(out, x, rows, cols, MX_MXFP4);
+}
+void mx_avx2_pack_int8_ggml(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pack(out, x, rows, cols, MX_MXFP4_GGML);
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
@@ -119,15 +127,20 @@ MX_INLINE void decode(uint8_t w[8][32], const uint8_t *at, int64_t stride) {
 
 /* `blocks` blocks of weight rows n ... n + count - 1 from block b0 on. A group that is not full is copied, with zeros
  * for the rows that are not there. */
-static void fill_panel(panel *p, const mx_matrix *w, int64_t n, int64_t count, int64_t b0, int64_t blocks, scratch *s) {
-    const uint8_t *data = w->data + n * w->row_stride + 16 * b0, *scales = w->scales + n * w->scale_stride + b0;
+MX_INLINE void fill_panel(panel *p, const mx_matrix *w, mx_format format, int64_t n, int64_t count, int64_t b0,
+                          int64_t blocks, scratch *s) {
+    const int64_t step = mx_columns_bytes(format, 32), scale_step = mx_scale_step(format);
+    const uint8_t *data = w->data + n * w->row_stride + step * b0,
+                  *scales = w->scales + n * w->scale_stride + scale_step * b0;
     int64_t stride = w->row_stride, scale_stride = w->scale_stride;
     if (count < GROUP) {
         memset(s->data, 0, sizeof s->data);
         memset(s->scales, 0, sizeof s->scales);
         for (int64_t i = 0; i < count; i++) {
-            memcpy(s->data[i], data + i * stride, (size_t)blocks * 16);
-            memcpy(s->scales[i], scales + i * scale_stride, (size_t)blocks);
+            for (int64_t b = 0; b < blocks; b++) {
+                memcpy(s->data[i] + step * b, data + i * stride + step * b, 16);
+                s->scales[i][scale_step * b] = scales[i * scale_stride + scale_step * b];
+            }
         }
         data = s->data[0];
         scales = s->scales[0];
@@ -135,8 +148,8 @@ static void fill_panel(panel *p, const mx_matrix *w, int64_t n, int64_t count, i
         scale_stride = sizeof s->scales[0];
     }
     for (int64_t b = 0; b < blocks; b++) {
-        decode(p->w[b], data + 16 * b, stride);
-        for (int i = 0; i < GROUP; i++) p->power[b][i] = mx_int8_power(scales[i * scale_stride + b]);
+        decode(p->w[b], data + step * b, stride);
+        for (int i = 0; i < GROUP; i++) p->power[b][i] = mx_int8_power(scales[i * scale_stride + scale_step * b]);
     }
 }
 
@@ -171,24 +184,26 @@ MX_INLINE void multiply(float (*sums)[BLOCK_N], const mx_int8_block *const *x, c
 
 /* Fetches a chunk of weight rows n + from ... n + to - 1 into L2; addresses behind the matrix do no harm. Inline, as
  * gcc drops calls of functions that only fetch. */
-MX_INLINE void fetch_rows(const mx_matrix *w, int64_t n, int64_t b0, int64_t from, int64_t to) {
+MX_INLINE void fetch_rows(const mx_matrix *w, mx_format format, int64_t n, int64_t b0, int64_t from, int64_t to) {
+    const int64_t bytes = BLOCKS * mx_columns_bytes(format, 32);
     for (int64_t i = n + from; i < n + to; i++) {
-        const char *data = (const char *)w->data + i * w->row_stride + 16 * b0;
-        for (int line = 0; line < CHUNK_BYTES; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
-        _mm_prefetch(data + CHUNK_BYTES - 1, _MM_HINT_T1);
-        _mm_prefetch((const char *)w->scales + i * w->scale_stride + b0, _MM_HINT_T1);
+        const char *data = (const char *)w->data + i * w->row_stride + mx_columns_bytes(format, 32 * b0);
+        for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
+        _mm_prefetch(data + bytes - 1, _MM_HINT_T1);
+        if (format == MX_MXFP4) _mm_prefetch((const char *)w->scales + i * w->scale_stride + b0, _MM_HINT_T1);
     }
 }
 
 /* Rows t0 ... t0 + rows - 1 times weight rows n0 ... n0 + count - 1, to s->sums. */
-static void sum_rows(const mx_matmul *m, int64_t t0, int64_t rows, int64_t n0, int64_t count, scratch *s) {
+MX_INLINE void sum_rows(const mx_matmul *m, mx_format format, int64_t t0, int64_t rows, int64_t n0, int64_t count,
+                        scratch *s) {
     const int64_t all = m->w.cols / 32;
     memset(s->sums, 0, (size_t)rows * sizeof s->sums[0]);
     for (int64_t b0 = 0; b0 < all; b0 += BLOCKS) {
         int64_t blocks = all - b0 < BLOCKS ? all - b0 : BLOCKS;
         bool last = b0 + BLOCKS >= all;
-        fill_panel(&s->panel[0], &m->w, n0, count, b0, blocks, s);
-        if (count > GROUP) fill_panel(&s->panel[1], &m->w, n0 + GROUP, count - GROUP, b0, blocks, s);
+        fill_panel(&s->panel[0], &m->w, format, n0, count, b0, blocks, s);
+        if (count > GROUP) fill_panel(&s->panel[1], &m->w, format, n0 + GROUP, count - GROUP, b0, blocks, s);
         for (int64_t t = 0; t < rows; t += TILE) {
             const mx_int8_block *x[TILE];
             int64_t here = rows - t < TILE ? rows - t : TILE;
@@ -196,7 +211,7 @@ static void sum_rows(const mx_matmul *m, int64_t t0, int64_t rows, int64_t n0, i
                 int64_t row = m->x_row ? m->x_row[t0 + t + i] : t0 + t + i;
                 x[i] = (const mx_int8_block *)(m->x + row * m->x_stride) + b0;
             }
-            fetch_rows(&m->w, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, t * BLOCK_N / rows,
+            fetch_rows(&m->w, format, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, t * BLOCK_N / rows,
                        (t + here) * BLOCK_N / rows);
             if (here == 1) multiply(s->sums + t, x, s->panel, 1, blocks);
             if (here == 2) multiply(s->sums + t, x, s->panel, 2, blocks);
@@ -205,17 +220,26 @@ static void sum_rows(const mx_matmul *m, int64_t t0, int64_t rows, int64_t n0, i
     }
 }
 
-static void matmul(const mx_matmul *m) {
+MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
         for (int64_t t0 = 0; t0 < m->rows; t0 += BLOCK_T) {
             int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T;
-            sum_rows(m, t0, rows, n0, count, s);
+            sum_rows(m, format, t0, rows, n0, count, s);
             for (int64_t t = 0; t < rows; t++) mx_finish_row(m, t0 + t, n0, count, s->sums[t], s->bias);
         }
     }
 }
 
-const mx_product mx_avx2_int8 = {mx_int8_packed_bytes, mx_avx2_pack_int8, matmul, false};
+static void matmul_mxfp4(const mx_matmul *m) {
+    matmul(m, MX_MXFP4);
+}
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
+
+const mx_product mx_avx2_int8 = {mx_int8_packed_bytes, mx_avx2_pack_int8, matmul_mxfp4, false};
+const mx_product mx_avx2_int8_ggml = {mx_int8_packed_bytes, mx_avx2_pack_int8_ggml, matmul_mxfp4_ggml, false};

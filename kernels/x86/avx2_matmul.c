@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/mxfp4.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx2.h"
 #include "kernels/x86/avx2_epilogue.h"
@@ -33,6 +34,34 @@ typedef struct scratch {
 
 _Static_assert(sizeof(scratch) == MX_AVX2_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
+/* ---- activations ------------------------------------------------------------------------------------------------ */
+
+/* For MXFP4 in GGML's layout each 32 columns are 0, 16, 1, 17 ... 15, 31, the order of nibbles; out may be x. For all
+ * else they are in their own. */
+static void pair_halves(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 32) {
+        __m256 low[4];
+        for (int k = 0; k < 4; k++) low[k] = _mm256_loadu_ps(x + i + 8 * k);
+        for (int k = 0; k < 2; k++) {
+            __m256 a = _mm256_unpacklo_ps(low[k], low[2 + k]), b = _mm256_unpackhi_ps(low[k], low[2 + k]);
+            _mm256_storeu_ps(out + i + 16 * k, _mm256_permute2f128_ps(a, b, 0x20));
+            _mm256_storeu_ps(out + i + 16 * k + 8, _mm256_permute2f128_ps(a, b, 0x31));
+        }
+    }
+}
+
+static void pack_ggml_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pair_halves((float *)out, x, rows * cols);
+}
+static void pack_ggml_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16x2((float *)out, x, rows * cols);
+    pair_halves((float *)out, (const float *)out, rows * cols);
+}
+static void pack_ggml_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16((float *)out, x, rows * cols);
+    pair_halves((float *)out, (const float *)out, rows * cols);
+}
+
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
 /* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
@@ -44,14 +73,14 @@ static void fill_powers(float power[256]) {
     }
 }
 
-/* 32 weights in their own order; power: their scale, MXFP4 only. */
+/* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
 MX_INLINE void decode(__m256 out[4], mx_format format, const uint8_t *at, const float *power) {
     if (format == MX_Q8_0) {
         const __m256 scale = mx_q8_0_scale(at);
         for (int i = 0; i < 4; i++) out[i] = _mm256_mul_ps(scale, mx_load8_int8(at + 2 + 8 * i));
         return;
     }
-    if (format != MX_MXFP4) {
+    if (!mx_is_mxfp4(format)) {
         for (int i = 0; i < 4; i++) out[i] = mx_load8(at + mx_columns_bytes(format, 8 * i), format);
         return;
     }
@@ -103,7 +132,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t bytes = C * mx_columns_bytes(format, 32); /* per 32 columns */
     const uint8_t *data = w->data + n * w->row_stride,
-                  *scales = format == MX_MXFP4 ? w->scales + n * w->scale_stride : NULL;
+                  *scales = mx_is_mxfp4(format) ? w->scales + n * w->scale_stride : NULL;
     const char *ahead = (const char *)data + C * w->row_stride;
     float out[8];
     __m256 total = _mm256_setzero_ps();
@@ -117,7 +146,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             for (int c = 0; c < C; c++) {
                 __m256 weight[4];
                 decode(weight, format, data + c * w->row_stride + mx_columns_bytes(format, 32 * b),
-                       format == MX_MXFP4 ? &power[scales[c * w->scale_stride + b]] : NULL);
+                       mx_is_mxfp4(format) ? &power[scales[c * w->scale_stride + b * mx_scale_step(format)]] : NULL);
                 for (int i = 0; i < 4; i++) {
                     for (int t = 0; t < R; t++) {
                         __m256 xt = _mm256_loadu_ps(x[t] + 32 * b + 8 * i);
@@ -169,11 +198,12 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
-        const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
+        const uint8_t *scale = NULL;
+        if (mx_is_mxfp4(format)) scale = w->scales + (n0 + i) * w->scale_stride + c0 / 32 * mx_scale_step(format);
         for (int64_t b = 0; b < blocks; b++) {
             __m256 weight[4];
             decode(weight, format, from + mx_columns_bytes(format, 32 * b),
-                   format == MX_MXFP4 ? &s->power[scale[b]] : NULL);
+                   mx_is_mxfp4(format) ? &s->power[scale[b * mx_scale_step(format)]] : NULL);
             for (int k = 0; k < 4; k++) _mm256_storeu_ps(s->panel[i / GROUP][4 * b + k][i % GROUP], weight[k]);
         }
     }
@@ -231,7 +261,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
-    if (format == MX_MXFP4) fill_powers(s->power);
+    if (mx_is_mxfp4(format)) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
@@ -258,9 +288,18 @@ static void matmul_mxfp4(const mx_matmul *m) {
 static void matmul_q8_0(const mx_matmul *m) {
     matmul(m, MX_Q8_0);
 }
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
 
 const mx_product mx_avx2_product[MX_FORMATS][3] = {
-    [MX_F32] = MX_SCALAR_PACKED(matmul_f32),   [MX_F16] = MX_SCALAR_PACKED(matmul_f16),
-    [MX_BF16] = MX_SCALAR_PACKED(matmul_bf16), [MX_MXFP4] = MX_SCALAR_PACKED(matmul_mxfp4),
+    [MX_F32] = MX_SCALAR_PACKED(matmul_f32),
+    [MX_F16] = MX_SCALAR_PACKED(matmul_f16),
+    [MX_BF16] = MX_SCALAR_PACKED(matmul_bf16),
+    [MX_MXFP4] = MX_SCALAR_PACKED(matmul_mxfp4),
     [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
+    [MX_MXFP4_GGML] = {[MX_X_FP32] = {mx_packed_floats, pack_ggml_fp32, matmul_mxfp4_ggml, false},
+                       [MX_X_BF16X2] = {mx_packed_floats, pack_ggml_bf16x2, matmul_mxfp4_ggml, false},
+                       [MX_X_BF16] = {mx_packed_floats, pack_ggml_bf16, matmul_mxfp4_ggml, false}},
 };

@@ -15,9 +15,9 @@ enum {
     GROUP = 16,  /* weight rows of a register */
     BLOCK_N = 32,
     TILE = INT8_TILE,
-    BLOCK_T = 512, /* rows that share a decoded panel */
-    FEW = 8,       /* up to this many rows the weights are decoded in registers */
-    CHUNK_BYTES = BLOCKS * 16
+    BLOCK_T = 512,                             /* rows that share a decoded panel */
+    FEW = 8,                                   /* up to this many rows the weights are decoded in registers */
+    CHUNK_BYTES = BLOCKS * MX_MXFP4_GGML_BYTES /* at most */
 };
 
 /* A chunk of 16 weight rows. */
@@ -29,7 +29,7 @@ typedef struct panel {
 /* Scratch of one thread. */
 typedef struct scratch {
     panel panel[2];
-    uint8_t data[GROUP][CHUNK_BYTES], scales[GROUP][BLOCKS]; /* of a group that is not full */
+    uint8_t data[GROUP][CHUNK_BYTES], scales[GROUP][CHUNK_BYTES]; /* of a group that is not full, apart or not */
     float sums[BLOCK_T][BLOCK_N];
     float bias[BLOCK_N];
 } scratch;
@@ -51,8 +51,8 @@ MX_INLINE rows16 rows_from(const uint8_t *at, int64_t stride) {
     return rows;
 }
 
-MX_INLINE void next_block(rows16 *rows) {
-    for (int l = 0; l < 4; l++) rows->at[l] += 16;
+MX_INLINE void next_block(rows16 *rows, mx_format format) {
+    for (int l = 0; l < 4; l++) rows->at[l] += mx_columns_bytes(format, 32);
 }
 
 /* out[d] has in lane r the bytes 4 d ... 4 d + 3 of row r: a transpose of dwords. Lane l of in[i]: row 4 l + i. */
@@ -65,15 +65,32 @@ MX_INLINE void transpose(__m512i out[4], const __m512i in[4]) {
     out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* The first `count` <= 16 bytes of each row, the rest zeros. */
-MX_INLINE void load_rows(__m512i out[4], rows16 rows, int64_t count) {
+/* The scales of 16 blocks or fewer of a row in GGML's layout, the rest zeros. 17 b = 64 j + 16 l + (4 j + l) for block
+ * b = 4 j + l: in 64 bytes from 64 j on, lane l has its scale at its byte 4 j + l, which is b. */
+MX_INLINE __m128i scales_of_row(const uint8_t *at, int64_t blocks) {
+    const uint64_t all = 1 | 1ull << 17 | 1ull << 34 | 1ull << 51;
+    __m512i sparse = _mm512_setzero_si512();
+    for (int j = 0; j < 4; j++) {
+        const int64_t here = blocks - 4 * j;
+        const __mmask64 mask = here >= 4 ? all << 4 * j : here <= 0 ? 0 : (all & ((1ull << 17 * here) - 1)) << 4 * j;
+        sparse = _mm512_mask_loadu_epi8(sparse, mask, at + 64 * j);
+    }
+    __m256i half = _mm256_or_si256(_mm512_castsi512_si256(sparse), _mm512_extracti64x4_epi64(sparse, 1));
+    return _mm_or_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* The first `count` <= 16 bytes of each row, the rest zeros, or the scales of as many blocks. */
+MX_INLINE void load_rows(__m512i out[4], rows16 rows, int64_t count, bool between) {
     const __mmask16 mask = mx_first_lanes(count);
     __m512i in[4];
     for (int i = 0; i < 4; i++) {
         __m128i lane[4];
         for (int l = 0; l < 4; l++) {
             const uint8_t *at = rows.at[l] + i * rows.stride;
-            lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8(mask, at);
+            if (between)
+                lane[l] = count >= 16 ? scales_of_row(at, 16) : scales_of_row(at, count);
+            else
+                lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8(mask, at);
         }
         __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[0]), lane[1], 1);
         __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[2]), lane[3], 1);
@@ -87,7 +104,7 @@ MX_INLINE void decode(__m512i w[8], rows16 rows) {
     const __m512i values = _mm512_broadcast_i32x4(_mm_add_epi8(_mm_setr_epi8(MX_INT8_WEIGHTS), _mm_set1_epi8(12)));
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i codes[4];
-    load_rows(codes, rows, 16);
+    load_rows(codes, rows, 16, false);
     for (int d = 0; d < 4; d++) {
         w[d] = _mm512_shuffle_epi8(values, _mm512_and_si512(codes[d], nibble));
         w[4 + d] = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes[d], 4), nibble));
@@ -95,9 +112,9 @@ MX_INLINE void decode(__m512i w[8], rows16 rows) {
 }
 
 /* s - 128 of the first `blocks` scale bytes of 16 rows, by block. */
-MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], rows16 scales, int64_t blocks) {
+MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], mx_format format, rows16 scales, int64_t blocks) {
     __m512i bytes[4];
-    load_rows(bytes, scales, blocks);
+    load_rows(bytes, scales, blocks, format == MX_MXFP4_GGML);
     for (int b = 0; b < BLOCKS; b++) {
         __m512i s = _mm512_and_si512(_mm512_srli_epi32(bytes[b / 4], b % 4 * 8), _mm512_set1_epi32(255));
         exponent[b] = _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(128)));
@@ -106,9 +123,11 @@ MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], rows16 scales, int64_t 
 
 /* `blocks` blocks of weight rows n ... n + count - 1 from block b0 on. A group that is not full is copied, with zeros
  * for the rows that are not there. */
-MX_INLINE void find_rows(rows16 *data, rows16 *scales, const mx_matrix *w, int64_t n, int64_t count, int64_t b0,
-                         int64_t blocks, scratch *s) {
-    const uint8_t *data_at = w->data + n * w->row_stride + 16 * b0, *scales_at = w->scales + n * w->scale_stride + b0;
+MX_INLINE void find_rows(rows16 *data, rows16 *scales, const mx_matrix *w, mx_format format, int64_t n, int64_t count,
+                         int64_t b0, int64_t blocks, scratch *s) {
+    const int64_t step = mx_columns_bytes(format, 32), scale_step = mx_scale_step(format);
+    const uint8_t *data_at = w->data + n * w->row_stride + step * b0,
+                  *scales_at = w->scales + n * w->scale_stride + scale_step * b0;
     if (count >= GROUP) {
         *data = rows_from(data_at, w->row_stride);
         *scales = rows_from(scales_at, w->scale_stride);
@@ -117,8 +136,10 @@ MX_INLINE void find_rows(rows16 *data, rows16 *scales, const mx_matrix *w, int64
     memset(s->data, 0, sizeof s->data);
     memset(s->scales, 0, sizeof s->scales);
     for (int64_t i = 0; i < count; i++) {
-        memcpy(s->data[i], data_at + i * w->row_stride, (size_t)blocks * 16);
-        memcpy(s->scales[i], scales_at + i * w->scale_stride, (size_t)blocks);
+        for (int64_t b = 0; b < blocks; b++) {
+            memcpy(s->data[i] + step * b, data_at + i * w->row_stride + step * b, 16);
+            s->scales[i][scale_step * b] = scales_at[i * w->scale_stride + scale_step * b];
+        }
     }
     *data = rows_from(s->data[0], sizeof s->data[0]);
     *scales = rows_from(s->scales[0], sizeof s->scales[0]);
@@ -140,24 +161,26 @@ MX_INLINE const mx_int8_block *x_of_row(const mx_matmul *m, int64_t t) {
 }
 
 /* sums[t][at + lane], t < R, for 16 weight rows. The rows behind these are fetched into L2 meanwhile. */
-MX_INLINE void few_tile(const mx_matmul *m, const mx_int8_block *const *x, int R, int64_t n, int64_t count, int64_t at,
-                        scratch *s) {
+MX_INLINE void few_tile(const mx_matmul *m, mx_format format, const mx_int8_block *const *x, int R, int64_t n,
+                        int64_t count, int64_t at, scratch *s) {
     const char *ahead = (const char *)m->w.data + (n + GROUP) * m->w.row_stride;
-    const char *scales_ahead = (const char *)m->w.scales + (n + GROUP) * m->w.scale_stride;
     const int64_t all = m->w.cols / 32;
+    /* the scales, or what is left of GGML's rows behind 256 bytes a block: as many bytes */
+    const char *rest_ahead =
+        format == MX_MXFP4 ? (const char *)m->w.scales + (n + GROUP) * m->w.scale_stride : ahead + GROUP * 16 * all;
     __m512 sum[FEW];
     for (int t = 0; t < R; t++) sum[t] = _mm512_setzero_ps();
     for (int64_t b0 = 0; b0 < all; b0 += BLOCKS) {
         int64_t blocks = all - b0 < BLOCKS ? all - b0 : BLOCKS;
         rows16 data, scales;
-        find_rows(&data, &scales, &m->w, n, count, b0, blocks, s);
-        decode_exponents(s->panel[0].exponent, scales, blocks);
-        for (int64_t b = 0; b < blocks; b++, next_block(&data)) {
+        find_rows(&data, &scales, &m->w, format, n, count, b0, blocks, s);
+        decode_exponents(s->panel[0].exponent, format, scales, blocks);
+        for (int64_t b = 0; b < blocks; b++, next_block(&data, format)) {
             __m512i w[8];
             decode(w, data);
             for (int i = 0; i < 4; i++) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
-            if (b % 4 == 0) _mm_prefetch(scales_ahead, _MM_HINT_T1);
-            if (b % 4 == 0) scales_ahead += 64;
+            if (b % 4 == 0) _mm_prefetch(rest_ahead, _MM_HINT_T1);
+            if (b % 4 == 0) rest_ahead += 64;
             ahead += 256;
             for (int t = 0; t < R; t++) {
                 const mx_int8_block *xt = x[t] + b0 + b;
@@ -175,29 +198,30 @@ MX_INLINE void few_tile(const mx_matmul *m, const mx_int8_block *const *x, int R
     for (int t = 0; t < R; t++) _mm512_store_ps(&s->sums[t][at], sum[t]);
 }
 
-static void few_rows(const mx_matmul *m, int64_t n0, int64_t count, scratch *s) {
+MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
     const mx_int8_block *x[FEW];
     for (int64_t i = 0; i < FEW; i++) x[i] = x_of_row(m, i < m->rows ? i : m->rows - 1);
     for (int64_t i = 0; i < count; i += GROUP) {
         if (m->rows == 1) {
-            few_tile(m, x, 1, n0 + i, count - i, i, s);
+            few_tile(m, format, x, 1, n0 + i, count - i, i, s);
         } else if (m->rows == 2) {
-            few_tile(m, x, 2, n0 + i, count - i, i, s);
+            few_tile(m, format, x, 2, n0 + i, count - i, i, s);
         } else if (m->rows <= 4) {
-            few_tile(m, x, 4, n0 + i, count - i, i, s);
+            few_tile(m, format, x, 4, n0 + i, count - i, i, s);
         } else {
-            few_tile(m, x, 8, n0 + i, count - i, i, s);
+            few_tile(m, format, x, 8, n0 + i, count - i, i, s);
         }
     }
 }
 
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
 
-static void fill_panel(panel *p, const mx_matrix *w, int64_t n, int64_t count, int64_t b0, int64_t blocks, scratch *s) {
+MX_INLINE void fill_panel(panel *p, const mx_matrix *w, mx_format format, int64_t n, int64_t count, int64_t b0,
+                          int64_t blocks, scratch *s) {
     rows16 data, scales;
-    find_rows(&data, &scales, w, n, count, b0, blocks, s);
-    decode_exponents(p->exponent, scales, blocks);
-    for (int64_t b = 0; b < blocks; b++, next_block(&data)) decode(p->w[b], data);
+    find_rows(&data, &scales, w, format, n, count, b0, blocks, s);
+    decode_exponents(p->exponent, format, scales, blocks);
+    for (int64_t b = 0; b < blocks; b++, next_block(&data, format)) decode(p->w[b], data);
 }
 
 /* sums[t][n] += activation row t, t < R, times both panels; x[t]: the row's first block of this chunk. */
@@ -238,16 +262,17 @@ static void multiply_tile(float (*sums)[BLOCK_N], const mx_int8_block *const *x,
 
 /* Fetches a chunk of weight rows n + from ... n + to - 1 into L2; addresses behind the matrix do no harm. Inline, as
  * gcc drops calls of functions that only fetch. */
-MX_INLINE void fetch_rows(const mx_matrix *w, int64_t n, int64_t b0, int64_t from, int64_t to) {
+MX_INLINE void fetch_rows(const mx_matrix *w, mx_format format, int64_t n, int64_t b0, int64_t from, int64_t to) {
+    const int64_t bytes = BLOCKS * mx_columns_bytes(format, 32);
     for (int64_t i = n + from; i < n + to; i++) {
-        const char *data = (const char *)w->data + i * w->row_stride + 16 * b0;
-        for (int line = 0; line < CHUNK_BYTES; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
-        _mm_prefetch(data + CHUNK_BYTES - 1, _MM_HINT_T1);
-        _mm_prefetch((const char *)w->scales + i * w->scale_stride + b0, _MM_HINT_T1);
+        const char *data = (const char *)w->data + i * w->row_stride + mx_columns_bytes(format, 32 * b0);
+        for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
+        _mm_prefetch(data + bytes - 1, _MM_HINT_T1);
+        if (format == MX_MXFP4) _mm_prefetch((const char *)w->scales + i * w->scale_stride + b0, _MM_HINT_T1);
     }
 }
 
-static void many_rows(const mx_matmul *m, int64_t n0, int64_t count, scratch *s) {
+MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
     const int64_t all = m->w.cols / 32;
     for (int64_t t0 = 0; t0 < m->rows; t0 += BLOCK_T) {
         int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T, tiles = (rows + TILE - 1) / TILE;
@@ -255,13 +280,13 @@ static void many_rows(const mx_matmul *m, int64_t n0, int64_t count, scratch *s)
         for (int64_t b0 = 0; b0 < all; b0 += BLOCKS) {
             int64_t blocks = all - b0 < BLOCKS ? all - b0 : BLOCKS;
             bool last = b0 + BLOCKS >= all;
-            fill_panel(&s->panel[0], &m->w, n0, count, b0, blocks, s);
-            if (count > GROUP) fill_panel(&s->panel[1], &m->w, n0 + GROUP, count - GROUP, b0, blocks, s);
+            fill_panel(&s->panel[0], &m->w, format, n0, count, b0, blocks, s);
+            if (count > GROUP) fill_panel(&s->panel[1], &m->w, format, n0 + GROUP, count - GROUP, b0, blocks, s);
             for (int64_t k = 0; k < tiles; k++) {
                 const mx_int8_block *x[TILE];
                 int64_t t = rows * k / tiles, here = rows * (k + 1) / tiles - t;
                 for (int64_t i = 0; i < here; i++) x[i] = x_of_row(m, t0 + t + i) + b0;
-                fetch_rows(&m->w, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, BLOCK_N * k / tiles,
+                fetch_rows(&m->w, format, last ? n0 + BLOCK_N : n0, last ? 0 : b0 + BLOCKS, BLOCK_N * k / tiles,
                            BLOCK_N * (k + 1) / tiles);
                 multiply_tile(s->sums + t, x, s->panel, here, blocks);
             }
@@ -270,16 +295,24 @@ static void many_rows(const mx_matmul *m, int64_t n0, int64_t count, scratch *s)
     }
 }
 
-static void matmul(const mx_matmul *m) {
+MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
         if (m->rows > FEW) {
-            many_rows(m, n0, count, s);
+            many_rows(m, format, n0, count, s);
             continue;
         }
-        few_rows(m, n0, count, s);
+        few_rows(m, format, n0, count, s);
         for (int64_t t = 0; t < m->rows; t++) mx_finish_row(m, t, n0, count, s->sums[t], s->bias);
     }
+}
+
+static void matmul_mxfp4(const mx_matmul *m) {
+    matmul(m, MX_MXFP4);
+}
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/mxfp4.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx512.h"
 #include "kernels/x86/avx512_epilogue.h"
@@ -36,7 +37,8 @@ typedef struct scratch {
 _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
 /* In each 16 columns lane 2 q + i is column 8 i + q: what shifts make of 8 copies of 8 bytes of MXFP4, so that the
- * nibbles need no shuffle to come apart. F16 and Q8_0 have theirs in order. */
+ * nibbles need no shuffle to come apart. F16 and Q8_0 have theirs in order. Of GGML's MXFP4 the 16 columns are 0, 16,
+ * 1, 17 ... 7, 23, then 8, 24, 9, 25 ... 15, 31. */
 #define COLUMNS _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
 
 static void pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
@@ -56,6 +58,27 @@ static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) 
     pack_fp32(out, (const float *)out, rows, cols);
 }
 
+static void pack_ggml_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    const __m512i first = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    float *to = (float *)out;
+    for (int64_t i = 0; i < rows * cols; i += 32) {
+        __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + i + 16);
+        _mm512_store_ps(to + i, _mm512_permutex2var_ps(low, first, high));
+        _mm512_store_ps(to + i + 16, _mm512_permutex2var_ps(low, second, high));
+    }
+}
+
+static void pack_ggml_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16x2((float *)out, x, rows * cols);
+    pack_ggml_fp32(out, (const float *)out, rows, cols);
+}
+
+static void pack_ggml_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_round_to_bf16((float *)out, x, rows * cols);
+    pack_ggml_fp32(out, (const float *)out, rows, cols);
+}
+
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
 /* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
@@ -69,7 +92,7 @@ static void fill_powers(float power[256]) {
 
 /* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
 MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const float *power) {
-    if (format == MX_MXFP4) {
+    if (mx_is_mxfp4(format)) {
         const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
                                            -2.0f, -3.0f, -4.0f, -6.0f);
         const __m512i nibble = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
@@ -115,7 +138,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                         float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
     const int lines = (C * (int)mx_columns_bytes(format, 32) + 63) / 64; /* of 64 bytes, per 32 columns */
-    const uint8_t *data = w->data + n * stride, *scales = format == MX_MXFP4 ? w->scales + n * scale_stride : NULL;
+    const uint8_t *data = w->data + n * stride, *scales = mx_is_mxfp4(format) ? w->scales + n * scale_stride : NULL;
     const char *ahead = (const char *)data + C * stride;
     const char *scales_ahead = format == MX_MXFP4 ? (const char *)scales + C * scale_stride : NULL;
     float out[16] __attribute__((aligned(64)));
@@ -127,8 +150,8 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
         for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
             /* two bases and multiples of a stride that addresses can hold: few registers */
             const uint8_t *base = data + mx_columns_bytes(format, 32 * b), *base4 = base + 4 * stride;
-            const uint8_t *scale = format == MX_MXFP4 ? scales + b : NULL;
-            const uint8_t *scale4 = format == MX_MXFP4 ? scale + 4 * scale_stride : NULL;
+            const uint8_t *scale = mx_is_mxfp4(format) ? scales + b * mx_scale_step(format) : NULL;
+            const uint8_t *scale4 = mx_is_mxfp4(format) ? scale + 4 * scale_stride : NULL;
             for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
             ahead += C * mx_columns_bytes(format, 32);
             if (format == MX_MXFP4) {
@@ -143,7 +166,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                 }
                 for (int c = 0; c < C; c++) {
                     decode(&first, &second, format, (c < 4 ? base : base4) + (c & 3) * stride,
-                           format == MX_MXFP4 ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
+                           mx_is_mxfp4(format) ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
                     for (int t = 0; t < R; t++) {
                         acc[c * R + t] = _mm512_fmadd_ps(first, x0[t], acc[c * R + t]);
                         acc[c * R + t] = _mm512_fmadd_ps(second, x1[t], acc[c * R + t]);
@@ -153,7 +176,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                 __m512 first[4], second[4];
                 for (int c = 0; c < C; c++) {
                     decode(&first[c], &second[c], format, base + c * stride,
-                           format == MX_MXFP4 ? &power[scale[c * scale_stride]] : NULL);
+                           mx_is_mxfp4(format) ? &power[scale[c * scale_stride]] : NULL);
                 }
                 for (int t = 0; t < R; t++) {
                     __m512 x0 = mx_load_once(x[t] + 32 * b), x1 = mx_load_once(x[t] + 32 * b + 16);
@@ -208,11 +231,12 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
-        const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
+        const uint8_t *scale = NULL;
+        if (mx_is_mxfp4(format)) scale = w->scales + (n0 + i) * w->scale_stride + c0 / 32 * mx_scale_step(format);
         for (int64_t b = 0; b < blocks; b++) {
             __m512 first, second;
             decode(&first, &second, format, from + mx_columns_bytes(format, 32 * b),
-                   format == MX_MXFP4 ? &s->power[scale[b]] : NULL);
+                   mx_is_mxfp4(format) ? &s->power[scale[b * mx_scale_step(format)]] : NULL);
             _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], first);
             _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], second);
         }
@@ -291,7 +315,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
-    if (format == MX_MXFP4) fill_powers(s->power);
+    if (mx_is_mxfp4(format)) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
@@ -318,6 +342,10 @@ static void matmul_mxfp4(const mx_matmul *m) {
 static void matmul_q8_0(const mx_matmul *m) {
     matmul(m, MX_Q8_0);
 }
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
 
 #define PRODUCTS(matmul)                                                                                               \
     {                                                                                                                  \
@@ -327,6 +355,12 @@ static void matmul_q8_0(const mx_matmul *m) {
     }
 
 const mx_product mx_avx512_product[MX_FORMATS][3] = {
-    [MX_F32] = PRODUCTS(matmul_f32),     [MX_F16] = MX_SCALAR_PACKED(matmul_f16),   [MX_BF16] = PRODUCTS(matmul_bf16),
-    [MX_MXFP4] = PRODUCTS(matmul_mxfp4), [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
+    [MX_F32] = PRODUCTS(matmul_f32),
+    [MX_F16] = MX_SCALAR_PACKED(matmul_f16),
+    [MX_BF16] = PRODUCTS(matmul_bf16),
+    [MX_MXFP4] = PRODUCTS(matmul_mxfp4),
+    [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
+    [MX_MXFP4_GGML] = {[MX_X_FP32] = {mx_packed_floats, pack_ggml_fp32, matmul_mxfp4_ggml, false},
+                       [MX_X_BF16X2] = {mx_packed_floats, pack_ggml_bf16x2, matmul_mxfp4_ggml, false},
+                       [MX_X_BF16] = {mx_packed_floats, pack_ggml_bf16, matmul_mxfp4_ggml, false}},
 };

@@ -6,7 +6,7 @@
 #include "kernels/x86/avx512.h"
 
 /* [precision]; MX_X_BF16X2 and MX_X_BF16 are there. */
-extern const mx_product mx_avx512bf16_bf16[3], mx_avx512bf16_mxfp4[3];
+extern const mx_product mx_avx512bf16_bf16[3], mx_avx512bf16_mxfp4[3], mx_avx512bf16_mxfp4_ggml[3];
 
 /* [scale byte][code]: the 16 values of E2M1 times 2^(scale - 127) in BF16, exact for scales 2 ... 252; twice, since a
  * permute of words looks at 5 bits. */

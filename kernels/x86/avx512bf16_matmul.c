@@ -7,6 +7,7 @@
  * by: twice as many lines from the second level would be more than it has to give. (Zen 4 has 32 KB, and half the
  * multiplications in which to wait for the second level.) Weights are never copied: a block of MXFP4 becomes a vector
  * of BF16 with one shift and one permute of a table that holds the block's scale already. */
+#include "kernels/mxfp4.h"
 #include "kernels/x86/avx512_epilogue.h"
 #include "kernels/x86/avx512bf16.h"
 
@@ -32,19 +33,23 @@ _Static_assert(sizeof(scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
 /* Rows are [block of 32 columns][hi, or hi and lo][32]. For BF16 weights the 32 are in their own order. For MXFP4 place
- * 8 q + j holds column 4 j + q, which is what a shift by 4 q leaves in the low bits of word j of a block. */
-MX_INLINE void pack_row(uint8_t *out, const float *x, int64_t cols, bool mxfp4, bool split) {
-    const __m512i columns = _mm512_set_epi16(31, 27, 23, 19, 15, 11, 7, 3, 30, 26, 22, 18, 14, 10, 6, 2, 29, 25, 21, 17,
-                                             13, 9, 5, 1, 28, 24, 20, 16, 12, 8, 4, 0);
+ * 8 q + j holds column 4 j + q, which is what a shift by 4 q leaves in the low bits of word j of a block; in GGML's
+ * layout that is column 2 j + {0, 16, 1, 17}[q]. */
+MX_INLINE void pack_row(uint8_t *out, const float *x, int64_t cols, mx_format format, bool split) {
+    const __m512i pairs = _mm512_set_epi16(31, 27, 23, 19, 15, 11, 7, 3, 30, 26, 22, 18, 14, 10, 6, 2, 29, 25, 21, 17,
+                                           13, 9, 5, 1, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m512i ggml = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22,
+                                          20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i columns = format == MX_MXFP4_GGML ? ggml : pairs;
     for (int64_t i = 0; i < cols; i += 32, out += split ? 128 : 64) {
         __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
         __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-        _mm512_store_si512(out, mxfp4 ? _mm512_permutexvar_epi16(columns, hi) : hi);
+        _mm512_store_si512(out, mx_is_mxfp4(format) ? _mm512_permutexvar_epi16(columns, hi) : hi);
         if (split) {
             a = _mm512_sub_ps(a, mx_load16((const uint8_t *)&hi, MX_BF16));
             b = _mm512_sub_ps(b, mx_load16((const uint8_t *)&hi + 32, MX_BF16));
             __m512i lo = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-            _mm512_store_si512(out + 64, mxfp4 ? _mm512_permutexvar_epi16(columns, lo) : lo);
+            _mm512_store_si512(out + 64, mx_is_mxfp4(format) ? _mm512_permutexvar_epi16(columns, lo) : lo);
         }
     }
 }
@@ -54,8 +59,8 @@ MX_INLINE int64_t packed_bytes(int64_t cols, bool split) {
     return split ? cols * 4 : cols % 2048 ? cols * 2 : cols * 2 + 64;
 }
 
-MX_INLINE void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols, bool mxfp4, bool split) {
-    for (int64_t t = 0; t < rows; t++) pack_row(out + t * packed_bytes(cols, split), x + t * cols, cols, mxfp4, split);
+MX_INLINE void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols, mx_format format, bool split) {
+    for (int64_t t = 0; t < rows; t++) pack_row(out + t * packed_bytes(cols, split), x + t * cols, cols, format, split);
 }
 
 static int64_t packed_bytes_bf16(int64_t cols) {
@@ -65,16 +70,22 @@ static int64_t packed_bytes_bf16x2(int64_t cols) {
     return packed_bytes(cols, true);
 }
 static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, false, false);
+    pack(out, x, rows, cols, MX_BF16, false);
 }
 static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, false, true);
+    pack(out, x, rows, cols, MX_BF16, true);
 }
 static void pack_mxfp4_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, true, false);
+    pack(out, x, rows, cols, MX_MXFP4, false);
 }
 static void pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, true, true);
+    pack(out, x, rows, cols, MX_MXFP4, true);
+}
+static void pack_ggml_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pack(out, x, rows, cols, MX_MXFP4_GGML, false);
+}
+static void pack_ggml_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pack(out, x, rows, cols, MX_MXFP4_GGML, true);
 }
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------ */
@@ -93,10 +104,6 @@ MX_INLINE __m512i look_up(__m512i codes, uint8_t scale) {
 
 MX_INLINE __m512i decode(mx_format format, const uint8_t *at, const uint8_t *scale) {
     return format == MX_BF16 ? _mm512_loadu_si512(at) : look_up(codes_of(at), *scale);
-}
-
-MX_INLINE int64_t block_bytes(mx_format format) {
-    return format == MX_BF16 ? 64 : 16;
 }
 
 MX_INLINE int64_t x_bytes(bool split) {
@@ -143,10 +150,10 @@ MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *
         __m512i weight[GROUP_FEW];
         for (int i = 0; i < f.lines; i++) _mm_prefetch(f.at + 64 * i, _MM_HINT_T1);
         if (f.lines) f.at += f.step;
-        const uint8_t *data4 = data + 4 * stride, *scales4 = format == MX_MXFP4 ? scales + 4 * scale_stride : NULL;
+        const uint8_t *data4 = data + 4 * stride, *scales4 = mx_is_mxfp4(format) ? scales + 4 * scale_stride : NULL;
         for (int c = 0; c < C; c++) {
             weight[c] = decode(format, (c < 4 ? data : data4) + (c & 3) * stride,
-                               format == MX_MXFP4 ? (c < 4 ? scales : scales4) + (c & 3) * scale_stride : NULL);
+                               mx_is_mxfp4(format) ? (c < 4 ? scales : scales4) + (c & 3) * scale_stride : NULL);
         }
         for (int half = 0; half < (split ? 2 : 1); half++) {
             for (int t = 0; t < R; t++) {
@@ -156,8 +163,8 @@ MX_INLINE void tile(const mx_matrix *w, mx_format format, const uint8_t *const *
                 }
             }
         }
-        data += block_bytes(format);
-        if (format == MX_MXFP4) scales++;
+        data += mx_columns_bytes(format, 32);
+        if (mx_is_mxfp4(format)) scales += mx_scale_step(format);
     }
     add_folded(sums, acc, R, C);
 }
@@ -194,7 +201,7 @@ MX_INLINE x_rows rows_of(const mx_matmul *m, int64_t tiles, int64_t k) {
 }
 
 MX_INLINE int64_t chunks_of(const mx_matmul *m, mx_format format, bool split) {
-    const int64_t most = format == MX_MXFP4 && !split ? 2 * CHUNK : CHUNK;
+    const int64_t most = mx_is_mxfp4(format) && !split ? 2 * CHUNK : CHUNK;
     return (m->w.cols / 32 + most - 1) / most;
 }
 
@@ -218,8 +225,8 @@ MX_INLINE piece piece_of(const mx_matmul *m, mx_format format, bool split, x_row
 MX_INLINE void multiply(const mx_matmul *m, mx_format format, bool split, const piece *p, int C, int64_t n, bool repeat,
                         float *sums, fetch f) {
     mx_matrix w = m->w;
-    w.data += n * w.row_stride + p->first * block_bytes(format);
-    if (format == MX_MXFP4) w.scales += n * w.scale_stride + p->first;
+    w.data += n * w.row_stride + p->first * mx_columns_bytes(format, 32);
+    if (mx_is_mxfp4(format)) w.scales += n * w.scale_stride + p->first * mx_scale_step(format);
     if (repeat) w.row_stride = w.scale_stride = 0;
     tile_of(&w, format, p->x, p->rows, C, split, p->blocks, sums, f);
 }
@@ -255,17 +262,28 @@ MX_INLINE void fetch_all(const uint8_t *at, int64_t bytes) {
     for (int64_t i = 0; i < bytes + 63; i += 64) _mm_prefetch((const char *)at + i, _MM_HINT_T1);
 }
 
+/* Bytes of a block that are fetched evenly over the way. Of MXFP4 the 17th is fetched with those of all other blocks,
+ * from rest_of on: its scale, or, where scales lie between the codes, what C rows one behind the other end with. */
+MX_INLINE int64_t even_bytes(mx_format format) {
+    return format == MX_BF16 ? 64 : 16;
+}
+
+MX_INLINE const uint8_t *rest_of(const mx_matmul *m, mx_format format, int64_t n, int C) {
+    if (format == MX_MXFP4) return m->w.scales + n * m->w.scale_stride;
+    return m->w.data + n * m->w.row_stride + C * (m->w.cols / 32) * even_bytes(format);
+}
+
 /* Outputs n0 ... n0 + count - 1 of one or two rows: whole, they fit the first cache level beside eight weight rows. A
  * group of these meets them before the next one; memory likes that best. A group behind it is fetched: the next one, or
  * the one after it where groups are so short (MXFP4) that memory would not answer in time. */
 MX_INLINE void multiply_few(const mx_matmul *m, mx_format format, bool split, int64_t n0, int64_t count, scratch *s) {
     enum { C = GROUP_FEW };
-    const int64_t chunks = chunks_of(m, format, split), step = C * block_bytes(format);
+    const int64_t chunks = chunks_of(m, format, split), step = C * even_bytes(format);
     const x_rows r = {0, m->rows};
     for (int64_t i = 0; i + C <= count; i += C) {
-        const int64_t next = rows_ahead(m, n0 + i + (format == MX_MXFP4 ? 2 * C : C), C);
+        const int64_t next = rows_ahead(m, n0 + i + (mx_is_mxfp4(format) ? 2 * C : C), C);
         fetch f = {(const char *)m->w.data + next * m->w.row_stride, (int)step / 64, step};
-        if (format == MX_MXFP4) fetch_all(m->w.scales + next * m->w.scale_stride, C * m->w.scale_stride);
+        if (mx_is_mxfp4(format)) fetch_all(rest_of(m, format, next, C), C * (m->w.cols / 32));
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const piece p = piece_of(m, format, split, r, chunk);
             multiply(m, format, split, &p, C, n0 + i, false, &s->sums[0][i], f);
@@ -282,17 +300,17 @@ MX_INLINE void multiply_many(const mx_matmul *m, mx_format format, bool split, i
                              int64_t n0, int64_t count, scratch *s) {
     enum { C = GROUP };
     const int64_t chunks = chunks_of(m, format, split), fetching = tiles < FETCHING ? tiles : FETCHING;
-    const int64_t parts = fetching * chunks, bytes = C * m->w.row_stride, scale_bytes = C * m->w.scale_stride;
+    const int64_t parts = fetching * chunks, rest = C * (m->w.cols / 32), bytes = rest * even_bytes(format);
     const x_rows r = rows_of(m, tiles, k);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         const piece p = piece_of(m, format, split, r, chunk);
         const int64_t part = (k - (tiles - fetching)) * chunks + chunk, at = bytes * part / parts,
-                      scales_at = scale_bytes * part / parts, step = (bytes / parts + p.blocks - 1) / p.blocks,
-                      scales = scale_bytes / parts;
+                      rest_at = rest * part / parts, step = (bytes / parts + p.blocks - 1) / p.blocks,
+                      rest_bytes = rest / parts;
         for (int64_t i = 0; i + C <= count; i += C) {
             const int64_t next = rows_ahead(m, n0 + count + i, C);
             const fetch f = {(const char *)m->w.data + next * m->w.row_stride + at, lines, step};
-            if (format == MX_MXFP4 && lines) fetch_all(m->w.scales + next * m->w.scale_stride + scales_at, scales);
+            if (mx_is_mxfp4(format) && lines) fetch_all(rest_of(m, format, next, C) + rest_at, rest_bytes);
             multiply(m, format, split, &p, C, n0 + i, false, &s->sums[0][i], f);
         }
     }
@@ -303,7 +321,7 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format, bool split) {
     scratch *s = (scratch *)m->scratch;
     const int64_t tiles = m->rows <= 2 ? 1 : (m->rows + TILE - 1) / TILE;
     const int64_t block_n = format == MX_BF16 ? BLOCK_N / 2 : BLOCK_N;
-    const int lines = (int)block_bytes(format) * GROUP / 64;
+    const int lines = (int)even_bytes(format) * GROUP / 64;
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += block_n) {
         const int64_t count = m->n1 - n0 < block_n ? m->n1 - n0 : block_n;
         mx_widen_bias(s->bias, m, n0, count);
@@ -337,6 +355,14 @@ static void matmul_mxfp4(const mx_matmul *m) {
 static void matmul_mxfp4_x2(const mx_matmul *m) {
     matmul(m, MX_MXFP4, true);
 }
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, false);
+}
+static void matmul_mxfp4_ggml_x2(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, true);
+}
 
 const mx_product mx_avx512bf16_bf16[3] = {
     [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_bf16x2, matmul_bf16_x2, true},
@@ -346,4 +372,9 @@ const mx_product mx_avx512bf16_bf16[3] = {
 const mx_product mx_avx512bf16_mxfp4[3] = {
     [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_mxfp4_bf16x2, matmul_mxfp4_x2, true},
     [MX_X_BF16] = {packed_bytes_bf16, pack_mxfp4_bf16, matmul_mxfp4, true},
+};
+
+const mx_product mx_avx512bf16_mxfp4_ggml[3] = {
+    [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_ggml_bf16x2, matmul_mxfp4_ggml_x2, true},
+    [MX_X_BF16] = {packed_bytes_bf16, pack_ggml_bf16, matmul_mxfp4_ggml, true},
 };

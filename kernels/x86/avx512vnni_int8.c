@@ -3,6 +3,7 @@
 
 #include "base/bytes.h"
 #include "kernels/int8.h"
+#include "kernels/mxfp4.h"
 #include "kernels/x86/avx512.h"
 #include "kernels/x86/avx512_epilogue.h"
 
@@ -12,4 +13,5 @@
 #define INT8_END(dot, sum)   (sum)
 #include "kernels/x86/avx512_int8.h"
 
-const mx_product mx_avx512vnni_int8 = {mx_int8_packed_bytes, mx_avx2_pack_int8, matmul, false};
+const mx_product mx_avx512vnni_int8 = {mx_int8_packed_bytes, mx_avx2_pack_int8, matmul_mxfp4, false};
+const mx_product mx_avx512vnni_int8_ggml = {mx_int8_packed_bytes, mx_avx2_pack_int8_ggml, matmul_mxfp4_ggml, false};

@@ -94,6 +94,7 @@ void mx_cost_add(mx_cost *cost, const mx_weights *w, mx_format kv, const mx_batc
                                     : (double)c->top_k;
         cost->experts += read;
         experts_of(cost, MX_CLASS_GATE_UP, &l->gate_up, read, pairs);
+        if (l->up.matrix.rows) experts_of(cost, MX_CLASS_GATE_UP, &l->up, read, pairs);
         experts_of(cost, MX_CLASS_DOWN, &l->down, read, pairs);
     }
     if (wanted < 1) return;

@@ -122,7 +122,7 @@ bool mx_open_tokenizer(const mx_command *command, const char *model, const char 
     }
     char path[4096];
     mx_error error = {0};
-    mx_status status = model ? mx_resolve_model(model, path, sizeof path, &error) : MX_OK;
+    mx_status status = model ? mx_find_model(model, path, sizeof path, &error) : MX_OK;
     if (!status) status = mx_tokenizer_open(model ? path : file, out, &error);
     if (status) *exit_code = mx_command_fail(command, &error);
     return !status;

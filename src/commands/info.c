@@ -295,7 +295,8 @@ static mx_status open_tokenizer(const char *path, mx_tokenizer **out, mx_error *
 
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
-        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0,
+         "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the text", NULL},
         POPT_TABLEEND,
     };
@@ -311,7 +312,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_model *model = NULL;
     mx_tokenizer *tokenizer = NULL;
     const mx_kernels *kernels = NULL;
-    mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
+    mx_status status = mx_find_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_model_open(folder, &(mx_load_options){.way = MX_LOAD_LOOK}, &model, &error);
     if (!status) status = open_tokenizer(folder, &tokenizer, &error);

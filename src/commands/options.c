@@ -12,8 +12,10 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "engine/model_parts.h"
 #include "model/model.h"
+#include "plan/advice.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
@@ -50,7 +52,11 @@ static mx_number numbers[NUMBERS] = {
 #define STRING POPT_ARG_STRING
 const struct poptOption mx_model_options[] = {
     {"model", 'm', STRING, &given.model, 0,
-     "The model: a name, a folder or a file (see mxrun list), or \"stories\", which comes with mxrun", "MODEL"},
+     "The model: a name (\"mxrun list --all\"), a folder, a file, or ORG/NAME[@REVISION][:FILE.gguf] of the Hugging "
+     "Face "
+     "hub",
+     "MODEL"},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"kv-memory", '\0', STRING, &given.kv_memory, 0,
@@ -194,7 +200,7 @@ static bool check_settings(const mx_command *command, bool raw) {
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
     if (!given.model) {
-        mx_command_usage(command, "no model given: -m takes a folder or the name \"stories\"");
+        mx_command_usage(command, "no model given: -m takes a name such as \"stories\", or a path");
         return false;
     }
     if (!check_numbers(command)) return false;
@@ -321,6 +327,18 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
     return count;
 }
 
+/* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
+static void warn_of_memory(const mx_session *s) {
+    if (given.way == MX_LOAD_LAZY) return;
+    mx_plan_warn(&(mx_plan_load){.path = s->path,
+                                 .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
+                                 .kv_memory = (double)given.kv_bytes,
+                                 .kv = given.kv ? given.kv->format : MX_F16,
+                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                 .copied = given.way == MX_LOAD_READ,
+                                 .threads = (int)numbers[THREADS].value});
+}
+
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
     int threads = (int)numbers[THREADS].value;
     mx_loading loading = {0};
@@ -330,6 +348,7 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
                                           .quantize_experts = given.quantize != NULL,
                                           .progress = mx_loading_shown,
                                           .user = &loading};
+    warn_of_memory(s);
     mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;

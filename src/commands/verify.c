@@ -7,8 +7,10 @@
 #include "base/bytes.h"
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/official_greedy.h"
 #include "model/model.h"
+#include "plan/advice.h"
 
 /* mxrun verify: how far this build, on this machine, is from the truth. It calls the model's backend directly: one
  * sequence whose pages it hands out itself. */
@@ -496,7 +498,9 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
 
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
-        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0,
+         "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
@@ -543,6 +547,12 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
+    if (!status && load.way != MX_LOAD_LAZY)
+        mx_plan_warn(&(mx_plan_load){.path = folder,
+                                     .kv = kv->format,
+                                     .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                     .copied = load.way == MX_LOAD_READ,
+                                     .threads = load.threads});
     if (!status) status = mx_weights_load(folder, &load, r.pool, &r.weights, &error);
     mx_loading_end(&loading);
     if (!status) {
