@@ -25,6 +25,22 @@ enum {
 
 typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_FORMATS } mx_format;
 
+enum { MX_Q8_0_BYTES = 34 }; /* of one block of 32 columns: see mx_q8_0_widen */
+
+/* Bytes that `columns` columns of a row take, MXFP4's scales not counted; a multiple of 32 for MXFP4 and Q8_0. */
+static inline int64_t mx_columns_bytes(mx_format format, int64_t columns) {
+    switch (format) {
+    case MX_MXFP4:
+        return columns / 2;
+    case MX_Q8_0:
+        return columns / 32 * MX_Q8_0_BYTES;
+    case MX_F32:
+        return columns * 4;
+    default:
+        return columns * 2;
+    }
+}
+
 /* How an activation enters a product. */
 typedef enum mx_precision {
     MX_X_FP32,   /* as it is */
@@ -37,8 +53,8 @@ typedef enum mx_precision {
 /* A weight matrix [rows, cols] = [out, in], row-major, as it lies in the file. */
 typedef struct mx_matrix {
     mx_format format;
-    int64_t rows, cols;    /* MXFP4: cols is a multiple of 32 */
-    const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column */
+    int64_t rows, cols;    /* MXFP4, Q8_0: cols is a multiple of 32 */
+    const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column; Q8_0: 34 bytes, scale first */
     int64_t row_stride;    /* bytes from one row to the next */
     const uint8_t *scales; /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
     int64_t scale_stride;  /* bytes from one row's scales to the next row's */
@@ -130,7 +146,7 @@ static inline int64_t mx_attention_part(int head_dim, int group) {
 typedef struct mx_kernels {
     const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "neondot", "neonbf16" */
 
-    /* NULL: not supported (MX_F16 for now; int8 for dense weights, which it cannot hold exactly). */
+    /* NULL: not supported (int8 for all weights but MXFP4: their products with integers would not be exact). */
     const mx_product *product[MX_FORMATS][MX_PRECISIONS];
     int64_t matmul_scratch; /* floats, the most that any of them takes */
 
@@ -163,7 +179,7 @@ typedef struct mx_kernels {
 
     void (*add)(float *y, const float *x, int64_t n); /* y += x */
 
-    /* n values of a file's format (F32, F16, BF16), at any alignment, to fp32. */
+    /* n values of a file's format (F32, F16, BF16, or Q8_0 with n a multiple of 32), at any alignment, to fp32. */
     void (*widen)(float *out, const uint8_t *in, mx_format format, int64_t n);
 } mx_kernels;
 
@@ -172,6 +188,10 @@ float mx_swiglu(float gate, float up, float limit, float alpha);
 
 /* One MXFP4 block, 16 bytes and its scale (0..254), to 32 exact floats in column order. The specification. */
 void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale);
+
+/* One block of GGML's Q8_0, a scale d in F16 (finite, of either sign) and 32 integers q of -128..127, to 32 exact
+ * floats d * q: 11 bits times 8 bits, at least 2^-24. The specification. */
+void mx_q8_0_widen(float out[32], const uint8_t block[MX_Q8_0_BYTES]);
 
 float mx_bf16_to_f32(uint16_t v);
 uint16_t mx_f32_to_bf16(float v); /* to nearest even; NaN stays NaN */

@@ -9,8 +9,10 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/load.h"
+#include "model/metal.h"
 #include "model/show.h"
 
 /* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
@@ -98,7 +100,7 @@ static mx_status nothing_there(const char *folder, bool torch, mx_error *error) 
     if (torch)
         return mx_fail(error, MX_UNSUPPORTED,
                        "%s: holds PyTorch .bin files, which mxrun does not read, and no .safetensors", folder);
-    return mx_fail(error, MX_INVALID_FILE, "%s: no model in this folder (.safetensors, .gguf, model.bin)", folder);
+    return mx_fail(error, MX_INVALID_FILE, "%s: no .safetensors file in this folder, nor a .gguf or model.bin", folder);
 }
 
 static mx_status list_folder(const char *folder, names *out, mx_error *error) {
@@ -253,6 +255,9 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
         if (!status) status = mx_experts16_read(ck, form, error);
         break;
     }
+    if (!status && form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF)
+        mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are",
+               place->path);
     return status ? status : sort(ck, error);
 }
 
@@ -286,11 +291,13 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
     if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", name);
     ck->tensor = tensor;
     ck->count = count;
+    for (int i = 0; i < count; i++) tensor[i].slice_stride = mx_tensor_slice_bytes(&tensor[i]);
     mx_status status = sort(ck, error);
     if (status) {
         free(ck);
         return status;
     }
+    ck->layout = MX_LAYOUT_TENSORS;
     ck->memory = memory;
     *out = ck;
     return MX_OK;
@@ -320,6 +327,23 @@ mx_mapped *mx_checkpoint_file(mx_checkpoint *ck, int index) {
     if (index < ck->safetensors_count) return &ck->safetensors[index].file;
     index -= ck->safetensors_count;
     return index < ck->gguf_count ? &ck->gguf[index].file : &ck->metal;
+}
+
+uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index) {
+    if (index < ck->safetensors_count) return 8 + mx_load_u64(ck->safetensors[index].file.data);
+    index -= ck->safetensors_count;
+    if (index >= ck->gguf_count) return mx_metal_header(&ck->metal);
+    const mx_gguf *g = &ck->gguf[index];
+    uint64_t least = g->file.size;
+    for (int i = 0; i < g->tensors; i++) {
+        const mx_gguf_tensor *t = &g->tensor[i];
+        if (t->data && (uint64_t)(t->data - g->file.data) < least) least = (uint64_t)(t->data - g->file.data);
+    }
+    return least;
+}
+
+uint64_t mx_checkpoint_made(const mx_checkpoint *ck) {
+    return mx_checkpoint_files(ck) ? ck->memory.used : 0;
 }
 
 int mx_checkpoint_count(const mx_checkpoint *ck) {

@@ -34,6 +34,10 @@ void mx_tensor_form(mx_tensor *t, mx_dtype dtype, int dims, const int64_t *shape
 /* A tensor of `recipe`'s slices; the recipe is copied. false: no memory. */
 bool mx_tensor_made(mx_checkpoint *ck, mx_tensor *t, const mx_recipe *recipe);
 
+/* Each node's threads bring their part of the matrix, or of each expert's, into memory (the first touch), before it is
+ * filled in the order of its addresses: these are the nodes that multiply with it (run_products in gpt_oss.c). */
+void mx_tensor_place(mx_pool *pool, const mx_tensor *t);
+
 /* The readers. Each adds its tensors; `path` is the folder or the first file. */
 mx_status mx_original_read(mx_checkpoint *ck, const char *path, mx_error *error); /* safetensors are open */
 mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_error *error);

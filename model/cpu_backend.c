@@ -259,7 +259,7 @@ const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_for
 static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
     const mx_weights *w = b->weights;
     static const char *const formats[MX_FORMATS] = {
-        [MX_F32] = "F32", [MX_F16] = "F16", [MX_BF16] = "BF16", [MX_MXFP4] = "MXFP4"};
+        [MX_F32] = "F32", [MX_F16] = "F16", [MX_BF16] = "BF16", [MX_MXFP4] = "MXFP4", [MX_Q8_0] = "Q8_0"};
     const mx_kernels *scalar;
     char name[MX_PRECISION_NAME];
     int exact = 0;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/show.h"
 
@@ -43,49 +44,56 @@ static void make_turned(const mx_recipe *r, int64_t first, int64_t count, uint8_
  * round to the nearest, ties to the even code, and saturate at 6. A block of zeros has the scale 2^0. The largest is a
  * BF16 value: its exponent field is floor(log2) + 127, but for subnormals, which round to a scale of 2^-127. */
 static uint8_t block_scale(const uint16_t block[TILE]) {
-    uint16_t largest = 0;
+    int16_t largest = 0;
     for (int i = 0; i < TILE; i++) {
-        const uint16_t magnitude = block[i] & 0x7FFF;
+        const int16_t magnitude = block[i] & 0x7FFF;
         largest = magnitude > largest ? magnitude : largest;
     }
     const int exponent = largest >> 7;
     return !largest ? 127 : exponent > 2 ? (uint8_t)(exponent - 2) : 0;
 }
 
-static unsigned code_of(uint16_t value, float per_scale) {
-    const float x = mx_bf16_to_f32((uint16_t)(value & 0x7FFF)) * per_scale;
-    /* 0, 0.5, 1, 1.5, 2, 3, 4, 6: a value in the middle goes to the even code. */
-    const unsigned code =
-        (x > 0.25f) + (x >= 0.75f) + (x > 1.25f) + (x >= 1.75f) + (x > 2.5f) + (x >= 3.5f) + (x > 5.0f);
-    return code | (value >> 15) << 3;
-}
-
+/* 0, 0.5, 1, 1.5, 2, 3, 4, 6: what lies in the middle of two goes to the even code. Written for the compiler to make
+ * vectors of. */
 static void round_block(const uint16_t block[TILE], uint8_t scale, uint8_t out[16]) {
     const float per_scale = ldexpf(1.0f, 127 - scale);
-    for (int i = 0; i < 16; i++)
-        out[i] = (uint8_t)(code_of(block[2 * i], per_scale) | code_of(block[2 * i + 1], per_scale) << 4);
+    int32_t code[TILE];
+    for (int i = 0; i < TILE; i++) {
+        const uint32_t bits = (uint32_t)(block[i] & 0x7FFF) << 16;
+        float x;
+        memcpy(&x, &bits, sizeof x);
+        x *= per_scale;
+        code[i] = (x > 0.25f) + (x >= 0.75f) + (x > 1.25f) + (x >= 1.75f) + (x > 2.5f) + (x >= 3.5f) + (x > 5.0f) +
+                  (block[i] >> 15 << 3);
+    }
+    for (int i = 0; i < 16; i++) out[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
 }
 
-/* Blocks (factor 16: bytes of each) or scales (factor 1). */
-static void make_rounded(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
-    const int64_t blocks = r->cols / TILE;
+/* Either output may be NULL. */
+static void round_both(const mx_recipe *r, int64_t first, int64_t count, uint8_t *blocks, uint8_t *scales) {
+    const int64_t per_row = r->cols / TILE, per_slice = r->rows * per_row;
     for (int64_t e = 0; e < count; e++) {
         const uint8_t *from = r->from + (uint64_t)(first + e) * r->from_stride;
-        uint8_t *to = out + e * r->rows * blocks * r->factor;
         for (int64_t n0 = 0; n0 < r->rows; n0 += TILE)
-            for (int64_t b = 0; b < blocks; b++) {
+            for (int64_t b = 0; b < per_row; b++) {
                 uint16_t tile[TILE][TILE];
                 const int rows = load_tile(tile, r, from, n0, b * TILE);
                 for (int n = 0; n < rows; n++) {
+                    const int64_t at = e * per_slice + (n0 + n) * per_row + b;
                     const uint8_t scale = block_scale(tile[n]);
-                    uint8_t *at = to + ((n0 + n) * blocks + b) * r->factor;
-                    if (r->factor == 1)
-                        *at = scale;
-                    else
-                        round_block(tile[n], scale, at);
+                    if (scales) scales[at] = scale;
+                    if (blocks) round_block(tile[n], scale, blocks + 16 * at);
                 }
             }
     }
+}
+
+static void round_blocks(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
+    round_both(r, first, count, out, NULL);
+}
+
+static void round_scales(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
+    round_both(r, first, count, NULL, out);
 }
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
@@ -121,8 +129,8 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
         if (form == MX_EXPERTS_KEPT) {
             mx_tensor_form(t, MX_DTYPE_BF16, 3, (int64_t[]){experts, rows, cols});
         } else {
-            recipe.make = make_rounded;
-            recipe.factor = part ? 1 : 16;
+            recipe.make = part ? round_scales : round_blocks;
+            recipe.make_both = part ? NULL : round_both;
             mx_tensor_form(t, MX_DTYPE_U8, part ? 3 : 4, (int64_t[]){experts, rows, cols / TILE, 16});
         }
         ok = mx_tensor_made(ck, t, &recipe);
@@ -133,11 +141,18 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
 
 mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *error) {
     mx_status status = MX_OK;
+    int turned = 0;
     for (int i = ck->count - 1; i >= 0 && !status; i--) {
         const mx_tensor *t = &ck->tensor[i];
-        if (t->dims == 3 &&
-            (ends_with(t->name, ".mlp.experts.gate_up_proj") || ends_with(t->name, ".mlp.experts.down_proj")))
-            status = turn(ck, i, form, error);
+        if (t->dims != 3 ||
+            !(ends_with(t->name, ".mlp.experts.gate_up_proj") || ends_with(t->name, ".mlp.experts.down_proj")))
+            continue;
+        status = turn(ck, i, form, error);
+        turned++;
     }
+    if (!status && turned && form == MX_EXPERTS_MXFP4)
+        mx_log(MX_LOG_INFO, "%d expert tensors are rounded from BF16 to MXFP4, to nearest (OCP's scales)", turned);
+    else if (!status && form == MX_EXPERTS_MXFP4)
+        mx_log(MX_LOG_WARNING, "no expert is BF16: there is nothing to round to MXFP4");
     return status;
 }

@@ -13,19 +13,20 @@ enum { MOST_FILES = 512, BLOCK_BYTES = 17 };
 
 /* ---- MXFP4 ------------------------------------------------------------------------------------------------------- */
 
-/* The low nibbles of 8 bytes, two by two, as 4 bytes: byte i is nibble 2 i and, above it, nibble 2 i + 1. */
-static uint32_t pair_nibbles(uint64_t x) {
-    x &= 0x0F0F0F0F0F0F0F0F;
-    x = (x | x >> 4) & 0x00FF00FF00FF00FF;
-    x = (x | x >> 8) & 0x0000FFFF0000FFFF;
-    return (uint32_t)(x | x >> 16);
-}
+typedef uint16_t pairs __attribute__((vector_size(16))); /* of bytes */
+typedef uint8_t half __attribute__((vector_size(8)));
 
-/* 16 bytes whose low nibbles are elements 0..15 and high nibbles 16..31, to bytes of elements 2 j and 2 j + 1. */
-static void reorder(uint8_t out[16], const uint8_t qs[16]) {
-    const uint64_t a = mx_load_u64(qs), b = mx_load_u64(qs + 8);
-    const uint32_t quarter[] = {pair_nibbles(a), pair_nibbles(b), pair_nibbles(a >> 4), pair_nibbles(b >> 4)};
-    memcpy(out, quarter, sizeof quarter);
+/* 16 bytes whose low nibbles are elements 0..15 and high nibbles 16..31, to bytes of elements 2 j and, above it,
+ * 2 j + 1. (Little endian: the first byte of a pair is its low one.) */
+static inline void reorder(uint8_t out[16], const uint8_t qs[16]) {
+    pairs x;
+    memcpy(&x, qs, sizeof x);
+    pairs low = x & 0x0F0F, high = x >> 4 & 0x0F0F;
+    low = (low | low >> 4) & 0x00FF;
+    high = (high | high >> 4) & 0x00FF;
+    const half first = __builtin_convertvector(low, half), second = __builtin_convertvector(high, half);
+    memcpy(out, &first, sizeof first);
+    memcpy(out + 8, &second, sizeof second);
 }
 
 /* Row n of a slice: with two sources the even ones are of the first (gate), the odd ones of the second (up). */
@@ -35,22 +36,25 @@ static const uint8_t *source_row(const mx_recipe *r, int64_t slice, int64_t n, u
                  : r->from + (uint64_t)slice * r->from_stride + (uint64_t)(n / 2) * row_bytes;
 }
 
-static void make_blocks(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
-    const int64_t blocks = r->cols / 32;
+/* Either output may be NULL. */
+static void make_both(const mx_recipe *r, int64_t first, int64_t count, uint8_t *blocks, uint8_t *scales) {
+    const int64_t per_row = r->cols / 32;
     for (int64_t e = first; e < first + count; e++)
         for (int64_t n = 0; n < r->rows; n++) {
-            const uint8_t *row = source_row(r, e, n, (uint64_t)blocks * BLOCK_BYTES);
-            for (int64_t b = 0; b < blocks; b++, out += 16) reorder(out, row + b * BLOCK_BYTES + 1);
+            const uint8_t *at = source_row(r, e, n, (uint64_t)per_row * BLOCK_BYTES);
+            if (blocks)
+                for (int64_t b = 0; b < per_row; b++, blocks += 16) reorder(blocks, at + b * BLOCK_BYTES + 1);
+            if (scales)
+                for (int64_t b = 0; b < per_row; b++) *scales++ = at[b * BLOCK_BYTES];
         }
 }
 
+static void make_blocks(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
+    make_both(r, first, count, out, NULL);
+}
+
 static void make_scales(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
-    const int64_t blocks = r->cols / 32;
-    for (int64_t e = first; e < first + count; e++)
-        for (int64_t n = 0; n < r->rows; n++) {
-            const uint8_t *row = source_row(r, e, n, (uint64_t)blocks * BLOCK_BYTES);
-            for (int64_t b = 0; b < blocks; b++) *out++ = row[b * BLOCK_BYTES];
-        }
+    make_both(r, first, count, NULL, out);
 }
 
 /* Rows as they are, of `factor` bytes. */
@@ -179,9 +183,11 @@ static mx_status add_experts(mx_checkpoint *ck, const expert_source *s, int laye
     const int64_t shape[4] = {g->ne[2], r.rows, r.cols / 32, 16};
     if (g->type == MX_GGUF_TENSOR_MXFP4) {
         r.make = make_blocks;
+        r.make_both = make_both;
         snprintf(full, sizeof full, "%s_blocks", name);
         mx_status status = add_made(ck, s, layer, full, MX_DTYPE_U8, 4, shape, &r, error);
         r.make = make_scales;
+        r.make_both = NULL;
         snprintf(full, sizeof full, "%s_scales", name);
         return status ? status : add_made(ck, s, layer, full, MX_DTYPE_U8, 3, shape, &r, error);
     }
@@ -191,7 +197,7 @@ static mx_status add_experts(mx_checkpoint *ck, const expert_source *s, int laye
     if (!u) return add_as_it_is(ck, s->file, g, layer, full, error);
     r.make = make_rows;
     const uint64_t rows = (uint64_t)g->ne[1] * (uint64_t)g->ne[2];
-    r.factor = rows ? (int)(g->bytes / rows) : 0;
+    r.factor = rows ? (int64_t)(g->bytes / rows) : 0;
     return add_made(ck, s, layer, full + strlen("mlp.experts."), dtype, 3, (int64_t[]){g->ne[2], r.rows, r.cols}, &r,
                     error);
 }

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#include "model/model.h"
+#include "model/load.h"
 
 enum { PIECE = 4 << 20 }; /* bytes that are hashed as one; part of what the identity is */
 
@@ -107,6 +107,16 @@ static void add_tensor(XXH3_state_t *hash, const mx_tensor *t, const XXH128_hash
     XXH3_128bits_update(hash, piece, sizeof *piece * (size_t)pieces_of(t));
 }
 
+/* Files that are a whole model hold its configuration and vocabulary, too. */
+static void add_headers(XXH3_state_t *hash, const mx_checkpoint *ck) {
+    const mx_layout layout = mx_checkpoint_layout(ck);
+    if (layout != MX_LAYOUT_GGUF && layout != MX_LAYOUT_METAL) return;
+    for (int i = 0; i < mx_checkpoint_files(ck); i++) {
+        const mx_mapped *f = mx_checkpoint_file((mx_checkpoint *)(uintptr_t)ck, i);
+        XXH3_128bits_update(hash, f->data, mx_checkpoint_header(ck, i));
+    }
+}
+
 static mx_status identify(const mx_config *config, const mx_checkpoint *checkpoint, const mx_identity_options *o,
                           char out[MX_IDENTITY], mx_error *error) {
     pieces p = {.checkpoint = checkpoint, .progress = o->progress, .user = o->user};
@@ -126,6 +136,7 @@ static mx_status identify(const mx_config *config, const mx_checkpoint *checkpoi
     XXH3_128bits_reset(hash);
     if (config) add_config(hash, config);
     for (int i = 0; i < count; i++) add_tensor(hash, mx_checkpoint_at(checkpoint, i), p.hash + p.first[i]);
+    add_headers(hash, checkpoint);
     const XXH128_hash_t h = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
     free_pieces(&p);

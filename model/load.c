@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -153,33 +154,42 @@ static int node_of(const direct *d, const mx_pool *pool, const uint8_t *byte) {
     return node;
 }
 
-/* The blocks of the file that hold tensors, sorted by the node of their middle; first [nodes + 1]. NULL: no memory. */
-static uint32_t *choose_blocks(const mx_checkpoint *ck, const mx_mapped *f, const mx_pool *pool, int64_t *first) {
+/* The blocks of a file that hold tensors or the header, sorted by the node of their middle. */
+typedef struct blocks {
+    uint32_t *order;
+    int64_t first[MX_POOL_NODES + 1];
+    uint64_t bytes;
+} blocks;
+
+static mx_status choose_blocks(mx_checkpoint *ck, int index, const mx_pool *pool, blocks *out, mx_error *error) {
+    const mx_mapped *f = mx_checkpoint_file(ck, index);
     const int nodes = mx_pool_nodes(pool);
-    const int64_t blocks = (int64_t)((f->size + BLOCK - 1) / BLOCK);
+    const int64_t count = (int64_t)((f->size + BLOCK - 1) / BLOCK);
     direct d;
     d.tensor = find_direct(ck, f, &d.count);
-    uint32_t *order = malloc((size_t)blocks * sizeof *order + 1);
-    bool *wanted = calloc((size_t)blocks + 1, sizeof *wanted);
+    uint32_t *order = malloc((size_t)count * sizeof *order + 1);
+    bool *wanted = calloc((size_t)count + 1, sizeof *wanted);
     int64_t n = 0;
-    for (int i = 0; d.tensor && wanted && i < d.count; i++)
+    const bool ok = d.tensor && order && wanted;
+    /* The header, too: keys and names are looked at later. */
+    for (uint64_t at = 0; ok && at < mx_checkpoint_header(ck, index); at += BLOCK) wanted[at / BLOCK] = true;
+    for (int i = 0; ok && i < d.count; i++)
         for (int64_t b = (d.tensor[i]->data - f->data) / BLOCK; b <= (end_of(d.tensor[i]) - 1 - f->data) / BLOCK; b++)
             wanted[b] = true;
-    for (int node = 0; d.tensor && wanted && order && node < nodes; node++) {
-        first[node] = n;
-        for (int64_t i = 0; i < blocks; i++) {
+    for (int node = 0; ok && node < nodes; node++) {
+        out->first[node] = n;
+        for (int64_t i = 0; i < count; i++) {
             const uint64_t middle = (uint64_t)i * BLOCK + BLOCK / 2;
             if (wanted[i] && (nodes == 1 || node_of(&d, pool, f->data + middle) == node)) order[n++] = (uint32_t)i;
         }
     }
-    first[nodes] = n;
-    if (!d.tensor || !wanted) {
-        free(order);
-        order = NULL;
-    }
+    out->first[nodes] = n;
+    out->bytes = (uint64_t)n * BLOCK;
+    if (ok && count && wanted[count - 1]) out->bytes -= (uint64_t)count * BLOCK - f->size;
+    out->order = order;
     free(d.tensor);
     free(wanted);
-    return order;
+    return ok ? MX_OK : mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its blocks", f->path);
 }
 
 /* ---- one file -------------------------------------------------------------------------------------------- */
@@ -223,24 +233,20 @@ static mx_status failure(const struct loading *l, mx_error *error) {
                    reason < 0 ? "it has been cut off, or the disk fails" : strerror(reason));
 }
 
-static mx_status load_file(struct loading *l, mx_pool *pool, mx_error *error) {
+static mx_status load_file(struct loading *l, const blocks *b, mx_pool *pool, mx_error *error) {
     mx_mapped *f = l->file;
     const bool read = l->options->way == MX_LOAD_READ;
-    int64_t first[MX_POOL_NODES + 1] = {0};
-    uint32_t *order = choose_blocks(l->checkpoint, f, pool, first);
-    if (!order) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to sort its blocks", f->path);
     atomic_store(&l->done, 0);
     l->fd = -1;
     mx_status status = read ? make_room(l, error) : MX_OK;
     if (!status) {
-        l->order = order;
+        l->order = b->order;
         if (mx_pool_nodes(pool) > 1)
-            mx_parallel_for_nodes(pool, first, 1, false, load_blocks, l);
+            mx_parallel_for_nodes(pool, b->first, 1, false, load_blocks, l);
         else
-            mx_parallel_for(pool, first[1], 1, load_blocks, l);
+            mx_parallel_for(pool, b->first[1], 1, load_blocks, l);
         status = failure(l, error);
     }
-    free(order);
     if (l->fd >= 0) close(l->fd);
     if (read && !status) mprotect(f->data, f->size, PROT_READ);
     return status;
@@ -279,6 +285,27 @@ static void advise_sources(const mx_recipe *r, int64_t first, int64_t count, boo
     }
 }
 
+static uint8_t *place_of(const mx_tensor *t, int64_t slice) {
+    return (uint8_t *)(uintptr_t)t->data + (uint64_t)slice * t->slice_stride;
+}
+
+static void make_slices(const mx_tensor *t, int64_t first, int64_t count) {
+    const mx_recipe *r = t->recipe;
+    if (r->make_both && r->scales)
+        r->make_both(r, first, count, place_of(t, first), place_of(r->scales, first));
+    else
+        r->make(r, first, count, place_of(t, first));
+}
+
+/* Scales that are made with their blocks. */
+static bool is_taken_along(const mx_checkpoint *ck, const mx_tensor *t) {
+    char name[MX_TENSOR_NAME];
+    const int stem = (int)strlen(t->name) - (int)strlen("_scales");
+    snprintf(name, sizeof name, "%.*s_blocks", stem > 0 ? stem : 0, t->name);
+    const mx_tensor *other = mx_checkpoint_find(ck, name);
+    return other && other->recipe && other->recipe->scales == t;
+}
+
 static void make_pieces(void *arg, int64_t begin, int64_t end, int thread) {
     making *m = arg;
     struct loading *l = m->l;
@@ -298,10 +325,11 @@ static void make_pieces(void *arg, int64_t begin, int64_t end, int thread) {
             fail_at(l, 0, ECANCELED);
             return;
         }
-        const uint64_t bytes = (uint64_t)count * mx_tensor_slice_bytes(t);
+        uint64_t bytes = (uint64_t)count * mx_tensor_slice_bytes(t);
         if (bytes >= PIECE / 2) advise_sources(t->recipe, first, count, true);
-        mx_tensor_slices(t, first, count, (uint8_t *)(uintptr_t)t->data + (uint64_t)first * t->slice_stride);
+        make_slices(t, first, count);
         if (bytes >= PIECE / 2) advise_sources(t->recipe, first, count, false);
+        if (t->recipe->scales) bytes += (uint64_t)count * mx_tensor_slice_bytes(t->recipe->scales);
         const uint64_t done = atomic_fetch_add(&l->done, bytes) + bytes;
         if (thread == 0 && l->options->progress) l->options->progress(l->options->user, done, l->total);
     }
@@ -314,6 +342,11 @@ static uint64_t made_bytes(const mx_checkpoint *ck) {
     return sum;
 }
 
+static void place(mx_pool *pool, const mx_tensor *t) {
+    mx_tensor_place(pool, t);
+    if (t->recipe->scales) mx_tensor_place(pool, t->recipe->scales);
+}
+
 /* Fills the memory of all tensors with a recipe; from then on they have none. */
 static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     mx_checkpoint *ck = l->checkpoint;
@@ -324,7 +357,8 @@ static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
     int64_t pieces = 0;
     for (int i = 0; i < ck->count && !status; i++) {
         mx_tensor *t = &ck->tensor[i];
-        if (!t->recipe || !t->shape[0]) continue;
+        if (!t->recipe || !t->shape[0] || is_taken_along(ck, t)) continue;
+        if (mx_pool_nodes(pool) > 1) place(pool, t);
         m.first[m.count] = pieces;
         m.tensor[m.count++] = t;
         pieces += (t->shape[0] + slices_of_piece(t) - 1) / slices_of_piece(t);
@@ -335,7 +369,7 @@ static mx_status make_all(struct loading *l, mx_pool *pool, mx_error *error) {
         mx_parallel_for(pool, pieces, 1, make_pieces, &m);
         status = failure(l, error);
     }
-    for (int i = 0; i < m.count && !status; i++) m.tensor[i]->recipe = NULL;
+    for (int i = 0; i < ck->count && !status; i++) ck->tensor[i].recipe = NULL;
     free(m.tensor);
     free(m.first);
     return status;
@@ -424,15 +458,24 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
     }
     const double start = mx_seconds();
     mx_pool_enter(pool);
+    blocks *file = calloc((size_t)files, sizeof *file);
+    if (!file) status = mx_fail(error, MX_NO_MEMORY, "no memory to load a model of %d files", files);
+    l.total = made;
+    for (int i = 0; fits && i < files && !status; i++) {
+        status = choose_blocks(ck, i, pool, &file[i], error);
+        l.total += file[i].bytes;
+    }
     bool slow = false;
-    if (made) status = make_all(&l, pool, error);
+    if (made && !status) status = make_all(&l, pool, error);
     l.before = made;
     for (int i = 0; fits && i < files && !status; i++) {
         l.file = mx_checkpoint_file(ck, i);
-        status = load_file(&l, pool, error);
-        l.before += atomic_load(&l.done);
+        status = load_file(&l, &file[i], pool, error);
+        l.before += file[i].bytes;
         slow |= atomic_load(&l.slow);
     }
+    for (int i = 0; file && i < files; i++) free(file[i].order);
+    free(file);
     if (interleaved) mx_numa_interleave_thread(false);
     mx_pool_leave(pool);
     if (!status && mx_pool_nodes(pool) > 1)

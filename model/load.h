@@ -14,6 +14,7 @@ mx_status mx_load_checkpoint(mx_checkpoint *ck, const mx_load_options *options, 
 /* The files of a checkpoint; 0 of one in memory. (checkpoint.c) */
 int mx_checkpoint_files(const mx_checkpoint *ck);
 mx_mapped *mx_checkpoint_file(mx_checkpoint *ck, int index);
+uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index); /* bytes of it before the first tensor */
 
 /* mx_load_options.without */
 enum { MX_WITHOUT_DIRECT = 1, MX_WITHOUT_POPULATE = 2, MX_WITHOUT_MEMORY = 4 };

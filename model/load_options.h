@@ -22,6 +22,8 @@ typedef enum mx_load_way {
     MX_LOAD_READ,
     /* Mapped, and read when it is first used. */
     MX_LOAD_LAZY,
+    /* Nothing that would have to be rearranged is: enough to say what a model is made of, not to compute. */
+    MX_LOAD_LOOK,
 } mx_load_way;
 
 typedef struct mx_load_options {

@@ -299,12 +299,16 @@ static uint64_t vocabulary_bytes(const mx_mapped *m) {
            mx_load_u32(m->data + TOKENIZER_HEADER + 12);
 }
 
+uint64_t mx_metal_header(const mx_mapped *m) {
+    return HEADER + vocabulary_bytes(m);
+}
+
 mx_status mx_metal_read(mx_checkpoint *ck, const char *path, mx_error *error) {
     mx_config c;
     mx_status status = mx_mapped_open(path, HEADER, &ck->metal, error);
     if (!status) status = read_config(&ck->metal, &c, error);
     if (status) return status;
-    walk w = {.ck = ck, .m = &ck->metal, .error = error, .at = HEADER + vocabulary_bytes(&ck->metal)};
+    walk w = {.ck = ck, .m = &ck->metal, .error = error, .at = mx_metal_header(&ck->metal)};
     align(&w, PAGE);
     plain(&w, -1, "model.embed_tokens.weight", 2, (int64_t[]){c.vocab, c.hidden});
     for (int i = 0; i < c.layers; i++) dense(&w, &c, i);

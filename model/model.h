@@ -121,6 +121,8 @@ typedef enum mx_expert_form {
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
 mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkpoint **out, mx_error *error);
 mx_layout mx_checkpoint_layout(const mx_checkpoint *ck);
+/* Bytes of tensors that lie in no file, once weights are open: they were made of what it holds. */
+uint64_t mx_checkpoint_made(const mx_checkpoint *ck);
 /* Tensors that lie in memory, no two of one name. On success `tensor` [count], from malloc, and `memory` are the
  * checkpoint's; everything that the tensors point to lives in `memory` or for ever. */
 mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count, mx_arena memory, mx_checkpoint **out,

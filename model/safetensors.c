@@ -41,6 +41,8 @@ static const struct {
 
 /* Files that are often taken for a checkpoint. `head`: the first 8 bytes. */
 static mx_status not_safetensors(const char *path, const uint8_t *head, mx_error *error) {
+    if (!memcmp(head, "GGUF", 4))
+        return mx_fail(error, MX_UNSUPPORTED, "%s: a GGUF file by the name of another kind: call it .gguf", path);
     if (!memcmp(head, "version ", 8))
         return mx_fail(error, MX_INVALID_FILE, "%s: a Git LFS pointer, not the file itself: fetch it with git lfs pull",
                        path);

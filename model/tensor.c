@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "model/checkpoint_private.h"
@@ -47,6 +48,14 @@ bool mx_tensor_made(mx_checkpoint *ck, mx_tensor *t, const mx_recipe *recipe) {
     return true;
 }
 
+/* "..._blocks" takes "..._scales" along. */
+static void join(const mx_checkpoint *ck, const mx_tensor *blocks) {
+    char name[MX_TENSOR_NAME];
+    const int stem = (int)strlen(blocks->name) - (int)strlen("_blocks");
+    snprintf(name, sizeof name, "%.*s_scales", stem > 0 ? stem : 0, blocks->name);
+    ((mx_recipe *)(uintptr_t)blocks->recipe)->scales = mx_checkpoint_find(ck, name);
+}
+
 mx_status mx_checkpoint_make_room(mx_checkpoint *ck, const char *name, mx_error *error) {
     uint64_t total = 0;
     for (int i = 0; i < ck->count; i++)
@@ -64,5 +73,23 @@ mx_status mx_checkpoint_make_room(mx_checkpoint *ck, const char *name, mx_error 
         mx_tensor_slices(t, 0, t->shape[0], data);
         t->recipe = NULL;
     }
+    for (int i = 0; i < ck->count; i++)
+        if (ck->tensor[i].recipe && ck->tensor[i].recipe->make_both) join(ck, &ck->tensor[i]);
     return MX_OK;
+}
+
+/* ---- NUMA nodes -------------------------------------------------------------------------------------------------- */
+
+enum { PAGE = 4096, PAGES_AT_ONCE = 512 };
+
+static void touch_pages(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) ((volatile uint8_t *)arg)[i * PAGE] = 0;
+}
+
+void mx_tensor_place(mx_pool *pool, const mx_tensor *t) {
+    const uint64_t matrices = t->dims >= 3 && t->shape[0] ? (uint64_t)t->shape[0] : 1, bytes = t->bytes / matrices;
+    for (uint64_t i = 0; i < matrices; i++)
+        mx_parallel_for(pool, (int64_t)((bytes + PAGE - 1) / PAGE), PAGES_AT_ONCE, touch_pages,
+                        (uint8_t *)(uintptr_t)t->data + i * bytes);
 }

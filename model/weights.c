@@ -93,24 +93,20 @@ static mx_status vector(loader *l, const char *prefix, const char *name, int64_t
     return MX_OK;
 }
 
-/* The kernels' format of a tensor of weights and the bytes of a row; false: they have none. */
-static bool format_of(const mx_tensor *t, int64_t cols, mx_format *format, int64_t *row_bytes) {
+/* The kernels' format of a tensor of weights; false: they have none. */
+static bool format_of(const mx_tensor *t, mx_format *format) {
     switch (t->dtype) {
     case MX_DTYPE_BF16:
         *format = MX_BF16;
-        *row_bytes = 2 * cols;
         return true;
     case MX_DTYPE_F16:
         *format = MX_F16;
-        *row_bytes = 2 * cols;
         return true;
     case MX_DTYPE_F32:
         *format = MX_F32;
-        *row_bytes = 4 * cols;
         return true;
     case MX_DTYPE_Q8_0:
         *format = MX_Q8_0;
-        *row_bytes = cols / 32 * 34;
         return true;
     default:
         return false;
@@ -126,8 +122,9 @@ static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t
     if (status) return status;
     snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld]", (long long)rows, (long long)cols);
     *out = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
-    if (!has_shape(t, 2, (int64_t[]){rows, cols}) || !format_of(t, cols, &out->format, &out->row_stride))
+    if (!has_shape(t, 2, (int64_t[]){rows, cols}) || !format_of(t, &out->format))
         return wrong(l, t, MX_INVALID_FILE, expected);
+    out->row_stride = mx_columns_bytes(out->format, cols);
     return MX_OK;
 }
 
@@ -181,12 +178,12 @@ static mx_status dense_experts(loader *l, const char *prefix, const char *name, 
     mx_status status = take(l, full, &t);
     if (status) return status;
     out->matrix = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
-    if (!has_shape(t, 3, (int64_t[]){count, rows, cols}) ||
-        !format_of(t, cols, &out->matrix.format, &out->matrix.row_stride)) {
+    if (!has_shape(t, 3, (int64_t[]){count, rows, cols}) || !format_of(t, &out->matrix.format)) {
         snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld, %lld]", (long long)count,
                  (long long)rows, (long long)cols);
         return wrong(l, t, MX_INVALID_FILE, expected);
     }
+    out->matrix.row_stride = mx_columns_bytes(out->matrix.format, cols);
     out->data_stride = (int64_t)t->slice_stride;
     out->bf16_safe = true;
     return MX_OK;
@@ -436,8 +433,9 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
     if (!status) status = mx_checkpoint_make_room(w->checkpoint, name, error);
     if (!status) status = all_tensors(&l);
-    if (!status) status = mx_load_checkpoint(w->checkpoint, options, error);
-    if (!status) status = check_scales(&l, pool);
+    const bool look = options && options->way == MX_LOAD_LOOK;
+    if (!status && !look) status = mx_load_checkpoint(w->checkpoint, options, error);
+    if (!status && !(look && mx_checkpoint_made(w->checkpoint))) status = check_scales(&l, pool);
     if (!status) warn_unused(&l);
     free(l.used);
     free(l.scales);

@@ -11,6 +11,7 @@
 #include <arm_neon.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "kernels/kernels.h"
 
 #define MX_INLINE static inline __attribute__((always_inline))
@@ -18,6 +19,7 @@
 extern const mx_product mx_neon_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 
 extern const mx_product mx_neonbf16_dense[2]; /* MX_X_BF16X2, MX_X_BF16 with BF16 weights */
+extern const mx_product mx_neonbf16_q8_0[2];
 extern const mx_product mx_neondot_int8, mx_neonbf16_int8;
 extern const mx_product mx_neonbf16_mxfp4[2];                                /* the same with MXFP4 weights */
 enum { MX_NEON_MATMUL_SCRATCH = 29104, MX_NEONBF16_MATMUL_SCRATCH = 32944 }; /* floats */
@@ -49,6 +51,17 @@ MX_INLINE float32x4_t mx_load4(const uint8_t *at, mx_format format) {
     uint8x8_t half = vld1_u8(at);
     if (format == MX_F16) return vcvt_f32_f16(vreinterpret_f16_u8(half));
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(half), 16));
+}
+
+/* Eight columns of a block of Q8_0, from column `first` on; scale: mx_q8_0_scale of the block. */
+MX_INLINE void mx_load8_q8_0(float32x4_t out[2], const uint8_t *block, int first, float scale) {
+    int16x8_t q = vmovl_s8(vreinterpret_s8_u8(vld1_u8(block + 2 + first)));
+    out[0] = vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(q))), scale);
+    out[1] = vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(q)), scale);
+}
+
+MX_INLINE float mx_q8_0_scale(const uint8_t *block) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(mx_load_u16(block)))), 0);
 }
 
 /* exp(x) within 2^-22.9 of the true value, subnormal results included; NaN stays NaN. x = n ln 2 + r, |r| <= ln 2 / 2,

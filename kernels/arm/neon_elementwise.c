@@ -11,6 +11,16 @@ void mx_neon_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
         memcpy(out, in, (size_t)n * sizeof *out);
         return;
     }
+    if (format == MX_Q8_0) {
+        for (int64_t i = 0; i < n; i += 8) {
+            const uint8_t *block = in + mx_columns_bytes(MX_Q8_0, i);
+            float32x4_t v[2];
+            mx_load8_q8_0(v, block, i % 32, mx_q8_0_scale(block));
+            vst1q_f32(out + i, v[0]);
+            vst1q_f32(out + i + 4, v[1]);
+        }
+        return;
+    }
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) {
         vst1q_f32(out + i, format == MX_F16 ? mx_load4(in + 2 * i, MX_F16) : mx_load4(in + 2 * i, MX_BF16));

@@ -33,7 +33,7 @@ _Static_assert(sizeof(scratch) == MX_NEON_MATMUL_SCRATCH * sizeof(float), "the t
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
 /* In each 8 columns the even ones, then the odd ones: so the two nibbles of a byte and the two halves of 32 bits need
- * no shuffle to come apart. */
+ * no shuffle to come apart. F16 and Q8_0 have theirs in order. */
 static void reorder(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += 8) {
         float32x4x2_t v = vld2q_f32(x + i);
@@ -58,10 +58,6 @@ static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) 
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
-MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
-    return format == MX_MXFP4 ? columns / 2 : format == MX_BF16 ? columns * 2 : columns * 4;
-}
-
 /* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
 static void fill_powers(float power[256]) {
     const uint32_t first[4] = {0, 1, 2, 3};
@@ -71,7 +67,7 @@ static void fill_powers(float power[256]) {
     }
 }
 
-/* 32 weights in the order of pack; power: their scale, MXFP4 only. */
+/* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
 MX_INLINE void decode(float32x4_t out[8], mx_format format, const uint8_t *at, float power) {
     if (format == MX_MXFP4) {
         /* The upper bytes of the 16 values in F16; the lower ones are 0. */
@@ -95,6 +91,11 @@ MX_INLINE void decode(float32x4_t out[8], mx_format format, const uint8_t *at, f
             out[2 * i] = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
             out[2 * i + 1] = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000)));
         }
+    } else if (format == MX_F16) {
+        for (int i = 0; i < 8; i++) out[i] = mx_load4(at + 8 * i, MX_F16);
+    } else if (format == MX_Q8_0) {
+        const float scale = mx_q8_0_scale(at);
+        for (int i = 0; i < 4; i++) mx_load8_q8_0(out + 2 * i, at, 8 * i, scale);
     } else {
         for (int i = 0; i < 4; i++) {
             float32x4_t low = mx_load4(at + 32 * i, MX_F32), high = mx_load4(at + 32 * i + 16, MX_F32);
@@ -160,7 +161,7 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
  * the C are kept. While it works the C rows behind these are fetched into L2, evenly over the way. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
-    const int64_t bytes = C * bytes_of_columns(format, 32); /* per 32 columns */
+    const int64_t bytes = C * mx_columns_bytes(format, 32); /* per 32 columns */
     const uint8_t *data = w->data + n * w->row_stride,
                   *scales = format == MX_MXFP4 ? w->scales + n * w->scale_stride : NULL;
     const uint8_t *ahead = data + C * w->row_stride;
@@ -176,7 +177,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             ahead += bytes;
             for (int c = 0; c < C; c++) {
                 float32x4_t weight[8];
-                decode(weight, format, data + c * w->row_stride + bytes_of_columns(format, 32 * b),
+                decode(weight, format, data + c * w->row_stride + mx_columns_bytes(format, 32 * b),
                        format == MX_MXFP4 ? power[scales[c * w->scale_stride + b]] : 1.0f);
                 for (int i = 0; i < 8; i++) {
                     for (int t = 0; t < R; t++) {
@@ -227,11 +228,11 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
+        const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
         const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             float32x4_t weight[8];
-            decode(weight, format, from + bytes_of_columns(format, 32 * b),
+            decode(weight, format, from + mx_columns_bytes(format, 32 * b),
                    format == MX_MXFP4 ? s->power[scale[b]] : 1.0f);
             for (int k = 0; k < 8; k++) vst1q_f32(s->panel[i / GROUP][8 * b + k][i % GROUP], weight[k]);
         }
@@ -304,11 +305,17 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
 static void matmul_f32(const mx_matmul *m) {
     matmul(m, MX_F32);
 }
+static void matmul_f16(const mx_matmul *m) {
+    matmul(m, MX_F16);
+}
 static void matmul_bf16(const mx_matmul *m) {
     matmul(m, MX_BF16);
 }
 static void matmul_mxfp4(const mx_matmul *m) {
     matmul(m, MX_MXFP4);
+}
+static void matmul_q8_0(const mx_matmul *m) {
+    matmul(m, MX_Q8_0);
 }
 
 #define PACKED(matmul)                                                                                                 \
@@ -319,7 +326,6 @@ static void matmul_mxfp4(const mx_matmul *m) {
     }
 
 const mx_product mx_neon_product[MX_FORMATS][3] = {
-    [MX_F32] = PACKED(matmul_f32),
-    [MX_BF16] = PACKED(matmul_bf16),
-    [MX_MXFP4] = PACKED(matmul_mxfp4),
+    [MX_F32] = PACKED(matmul_f32),     [MX_F16] = MX_SCALAR_PACKED(matmul_f16),   [MX_BF16] = PACKED(matmul_bf16),
+    [MX_MXFP4] = PACKED(matmul_mxfp4), [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
 };

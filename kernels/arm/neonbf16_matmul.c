@@ -6,10 +6,10 @@
  * columns (16 such steps, 32 of hi and lo) starts from zero, and the blocks' sums add up in ascending order in fp32 by
  * IEEE. That leaves sums about as exact as fp32 in one chain per lane.
  *
- * The scale of an MXFP4 block is multiplied onto its sum, not onto its 32 weights: codes become BF16 by two table
- * lookups, and one FMA a block does the rest. It is the same arithmetic for few rows (decoded in registers) and many
- * rows (from a panel), and an odd row out is multiplied twice: BFMMLA for everything, as BFDOT would sum in another
- * order. */
+ * The scale of a block of MXFP4 or Q8_0 is multiplied onto its sum, not onto its 32 weights: codes become BF16 by two
+ * table lookups, integers as they are (8 bits), and one FMA a block does the rest. It is the same arithmetic for few
+ * rows (decoded in registers) and many rows (from a panel), and an odd row out is multiplied twice: BFMMLA for
+ * everything, as BFDOT would sum in another order. */
 #include <string.h>
 
 #include "kernels/arm/neon.h"
@@ -92,10 +92,6 @@ static void pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
 
-MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
-    return format == MX_MXFP4 ? columns / 2 : columns * 2;
-}
-
 /* power[s] = 2^(s - 127); s lies in 2 ... 252. */
 static void fill_powers(float power[256]) {
     const uint32_t first[4] = {0, 1, 2, 3};
@@ -111,12 +107,28 @@ MX_INLINE uint8x16_t halves(uint8x16_t a, uint8x16_t b, int second) {
     return vreinterpretq_u8_u64(second ? vzip2q_u64(low, high) : vzip1q_u64(low, high));
 }
 
-/* A block of two weight rows, MXFP4 without its scales. */
+/* Four integers to BF16, exactly. */
+MX_INLINE uint16x4_t narrow_integers(int16x4_t q) {
+    return vshrn_n_u32(vreinterpretq_u32_f32(vcvtq_f32_s32(vmovl_s16(q))), 16);
+}
+
+/* A block of two weight rows, MXFP4 and Q8_0 without its scales. */
 MX_INLINE void decode(bfloat16x8_t out[GROUPS_OF_4], mx_format format, const uint8_t *first, const uint8_t *second) {
     if (format == MX_BF16) {
         for (int i = 0; i < GROUPS_OF_4; i++) {
             uint8x16_t a = vld1q_u8(first + i / 2 * 16), b = vld1q_u8(second + i / 2 * 16);
             out[i] = vreinterpretq_bf16_u8(halves(a, b, i % 2));
+        }
+        return;
+    }
+    if (format == MX_Q8_0) {
+        for (int i = 0; i < GROUPS_OF_4; i += 2) {
+            int16x8_t a = vmovl_s8(vreinterpret_s8_u8(vld1_u8(first + 2 + 4 * i)));
+            int16x8_t b = vmovl_s8(vreinterpret_s8_u8(vld1_u8(second + 2 + 4 * i)));
+            out[i] = vreinterpretq_bf16_u16(
+                vcombine_u16(narrow_integers(vget_low_s16(a)), narrow_integers(vget_low_s16(b))));
+            out[i + 1] = vreinterpretq_bf16_u16(
+                vcombine_u16(narrow_integers(vget_high_s16(a)), narrow_integers(vget_high_s16(b))));
         }
         return;
     }
@@ -140,11 +152,21 @@ MX_INLINE void decode(bfloat16x8_t out[GROUPS_OF_4], mx_format format, const uin
 
 /* The sum of the blocks before, and this one's. */
 MX_INLINE float32x4_t add_block(float32x4_t total, float32x4_t sum, mx_format format, float32x4_t scale) {
-    return format == MX_MXFP4 ? vfmaq_f32(total, sum, scale) : vaddq_f32(total, sum);
+    return format == MX_BF16 ? vaddq_f32(total, sum) : vfmaq_f32(total, sum, scale);
 }
 
-MX_INLINE float32x4_t scale_pair(const float *power, uint8_t first, uint8_t second) {
-    return vcombine_f32(vdup_n_f32(power[first]), vdup_n_f32(power[second]));
+/* The scales of block b of weight rows n and next: each twice, for the sums of two activation rows. */
+MX_INLINE float32x4_t scale_pair(const mx_matrix *w, mx_format format, int64_t n, int64_t next, int64_t b,
+                                 const float *power) {
+    float first, second;
+    if (format == MX_MXFP4) {
+        first = power[w->scales[n * w->scale_stride + b]];
+        second = power[w->scales[next * w->scale_stride + b]];
+    } else {
+        first = mx_q8_0_scale(w->data + n * w->row_stride + MX_Q8_0_BYTES * b);
+        second = mx_q8_0_scale(w->data + next * w->row_stride + MX_Q8_0_BYTES * b);
+    }
+    return vcombine_f32(vdup_n_f32(first), vdup_n_f32(second));
 }
 
 MX_INLINE const uint8_t *x_of_row(const mx_matmul *m, int64_t t) {
@@ -162,14 +184,11 @@ MX_INLINE int64_t row_of(int64_t n, int64_t i, int64_t keep) {
  * behind these are fetched into L2, evenly over the way. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int parts, int64_t n, const uint8_t *const *x, int P,
                         int N, float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
-    const int64_t bytes = bytes_of_columns(format, BLOCK);
-    const uint8_t *row[2 * FEW_PAIRS], *scales[2 * FEW_PAIRS], *ahead = w->data + (n + 2 * N) * w->row_stride;
+    const int64_t bytes = mx_columns_bytes(format, BLOCK);
+    const uint8_t *row[2 * FEW_PAIRS], *ahead = w->data + (n + 2 * N) * w->row_stride;
     float32x4_t total[FEW_PAIRS * FEW / 2];
     for (int i = 0; i < N * P; i++) total[i] = vdupq_n_f32(0);
-    for (int i = 0; i < 2 * N; i++) {
-        row[i] = w->data + row_of(n, i, keep) * w->row_stride;
-        scales[i] = format == MX_MXFP4 ? w->scales + row_of(n, i, keep) * w->scale_stride : NULL;
-    }
+    for (int i = 0; i < 2 * N; i++) row[i] = w->data + row_of(n, i, keep) * w->row_stride;
     for (int64_t b = 0; b < w->cols / BLOCK; b++) {
         const int64_t at_x = b * BLOCK * 2 * parts;
         bfloat16x8_t xs[FEW / 2][2][GROUPS_OF_4];
@@ -184,7 +203,8 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int parts, int64_t
             bfloat16x8_t weight[GROUPS_OF_4];
             float32x4_t scale = vdupq_n_f32(1.0f);
             decode(weight, format, row[2 * i] + b * bytes, row[2 * i + 1] + b * bytes);
-            if (format == MX_MXFP4) scale = scale_pair(power, scales[2 * i][b], scales[2 * i + 1][b]);
+            if (format != MX_BF16)
+                scale = scale_pair(w, format, row_of(n, 2 * i, keep), row_of(n, 2 * i + 1, keep), b, power);
             for (int p = 0; p < P; p++) {
                 float32x4_t sum = vdupq_n_f32(0);
                 for (int part = 0; part < parts; part++) {
@@ -230,20 +250,17 @@ MX_INLINE void fill_panel(scratch *s, const mx_matrix *w, mx_format format, int6
                           int64_t blocks) {
     for (int64_t i = 0; i < count; i += 2) {
         const int64_t group = i / GROUP, pair = i % GROUP / 2, next = row_of(n0 + i, 1, count - i);
-        const uint8_t *first = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
-        const uint8_t *second = w->data + next * w->row_stride + bytes_of_columns(format, c0);
+        const uint8_t *first = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
+        const uint8_t *second = w->data + next * w->row_stride + mx_columns_bytes(format, c0);
         for (int64_t b = 0; b < blocks; b++) {
             bfloat16x8_t weight[GROUPS_OF_4];
-            const int64_t at = b * bytes_of_columns(format, BLOCK);
+            const int64_t at = b * mx_columns_bytes(format, BLOCK);
             decode(weight, format, first + at, second + at);
             for (int g = 0; g < GROUPS_OF_4; g++) {
                 vst1q_u16(s->panel[group][b][g][pair], vreinterpretq_u16_bf16(weight[g]));
             }
-            if (format == MX_MXFP4) {
-                const uint8_t *scales = w->scales + c0 / BLOCK + b;
-                vst1q_f32(s->scales[group][b][pair],
-                          scale_pair(s->power, scales[(n0 + i) * w->scale_stride], scales[next * w->scale_stride]));
-            }
+            if (format != MX_BF16)
+                vst1q_f32(s->scales[group][b][pair], scale_pair(w, format, n0 + i, next, c0 / BLOCK + b, s->power));
         }
     }
 }
@@ -283,7 +300,7 @@ MX_INLINE void many_tile(float sums[PAIRS][X_PAIRS][4], const scratch *s, mx_for
             }
         }
         for (int i = 0; i < PAIRS * X_PAIRS; i++) {
-            float32x4_t scale = format == MX_MXFP4 ? vld1q_f32(s->scales[group][b][i / X_PAIRS]) : vdupq_n_f32(1.0f);
+            float32x4_t scale = format == MX_BF16 ? vdupq_n_f32(1.0f) : vld1q_f32(s->scales[group][b][i / X_PAIRS]);
             total[i] = add_block(total[i], sum[i], format, scale);
         }
     }
@@ -338,8 +355,16 @@ static void mxfp4_bf16(const mx_matmul *m) {
 static void mxfp4_bf16x2(const mx_matmul *m) {
     matmul(m, MX_MXFP4, 2);
 }
+static void q8_0_bf16(const mx_matmul *m) {
+    matmul(m, MX_Q8_0, 1);
+}
+static void q8_0_bf16x2(const mx_matmul *m) {
+    matmul(m, MX_Q8_0, 2);
+}
 
 const mx_product mx_neonbf16_dense[2] = {{packed_bf16x2, pack_dense_bf16x2, dense_bf16x2, true},
                                          {packed_bf16, pack_dense_bf16, dense_bf16, true}};
 const mx_product mx_neonbf16_mxfp4[2] = {{packed_bf16x2, pack_mxfp4_bf16x2, mxfp4_bf16x2, true},
                                          {packed_bf16, pack_mxfp4_bf16, mxfp4_bf16, true}};
+const mx_product mx_neonbf16_q8_0[2] = {{packed_bf16x2, pack_dense_bf16x2, q8_0_bf16x2, true},
+                                        {packed_bf16, pack_dense_bf16, q8_0_bf16, true}};

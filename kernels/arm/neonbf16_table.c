@@ -12,8 +12,11 @@ const mx_kernels mx_kernels_neonbf16 = {
     .name = "neonbf16",
     .product = {[MX_F32] = {&mx_neon_product[MX_F32][MX_X_FP32], &mx_neon_product[MX_F32][MX_X_BF16X2],
                             &mx_neon_product[MX_F32][MX_X_BF16]},
+                [MX_F16] = {&mx_neon_product[MX_F16][MX_X_FP32], &mx_neon_product[MX_F16][MX_X_BF16X2],
+                            &mx_neon_product[MX_F16][MX_X_BF16]},
                 [MX_BF16] = BY_BFMMLA(MX_BF16, mx_neonbf16_dense, ),
-                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_neonbf16_int8)},
+                [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_neonbf16_int8),
+                [MX_Q8_0] = BY_BFMMLA(MX_Q8_0, mx_neonbf16_q8_0, )},
     .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
     MX_NEON_BUT_PRODUCTS,
 };

@@ -3,8 +3,8 @@
 
 #include "kernels/kernels.h"
 
-/* Dense products (F32 and BF16 weights, fp32 activations) by the OpenBLAS of this machine, which is loaded at the first
- * call. Not batch-invariant: a mode that has to be asked for. x_row must be NULL and w.cols at most
+/* Dense products (weights of any format but MXFP4, fp32 activations) by the OpenBLAS of this machine, which is loaded
+ * at the first call. Not batch-invariant: a mode that has to be asked for. x_row must be NULL and w.cols at most
  * MX_OPENBLAS_COLS. */
 enum { MX_OPENBLAS_COLS = 16384 };
 

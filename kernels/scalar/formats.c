@@ -57,11 +57,18 @@ void mx_mxfp4_widen(float out[32], const uint8_t block[16], uint8_t scale) {
     }
 }
 
+void mx_q8_0_widen(float out[32], const uint8_t block[MX_Q8_0_BYTES]) {
+    const float scale = mx_f16_to_f32(mx_load_u16(block));
+    for (int i = 0; i < 32; i++) out[i] = scale * (float)(int8_t)block[2 + i];
+}
+
 void mx_scalar_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
     if (format == MX_F32) {
         memcpy(out, in, (size_t)n * sizeof *out);
     } else if (format == MX_BF16) {
         for (int64_t i = 0; i < n; i++) out[i] = mx_bf16_to_f32(mx_load_u16(in + 2 * i));
+    } else if (format == MX_Q8_0) {
+        for (int64_t b = 0; b < n / 32; b++) mx_q8_0_widen(out + 32 * b, in + MX_Q8_0_BYTES * b);
     } else {
         for (int64_t i = 0; i < n; i++) out[i] = mx_f16_to_f32(mx_load_u16(in + 2 * i));
     }

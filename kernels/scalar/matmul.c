@@ -53,7 +53,7 @@ static void widen_block(float out[LANES], const mx_matrix *w, int64_t n, int64_t
     if (w->format == MX_MXFP4) {
         mx_mxfp4_widen(out, row + 16 * block, w->scales[n * w->scale_stride + block]);
     } else {
-        mx_scalar_widen(out, row + LANES * block * (w->format == MX_F32 ? 4 : 2), w->format, LANES);
+        mx_scalar_widen(out, row + mx_columns_bytes(w->format, LANES * block), w->format, LANES);
     }
 }
 

@@ -10,7 +10,11 @@
 
 const mx_kernels mx_kernels_scalar = {
     .name = "scalar",
-    .product = {[MX_F32] = EVERY(), [MX_BF16] = EVERY(), [MX_MXFP4] = EVERY([MX_X_INT8] = &mx_scalar_int8)},
+    .product = {[MX_F32] = EVERY(),
+                [MX_F16] = EVERY(),
+                [MX_BF16] = EVERY(),
+                [MX_MXFP4] = EVERY([MX_X_INT8] = &mx_scalar_int8),
+                [MX_Q8_0] = EVERY()},
     .matmul_scratch = 0,
     .attention = mx_scalar_attention,
     .attention_scratch = mx_scalar_attention_scratch,

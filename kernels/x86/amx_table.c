@@ -18,10 +18,12 @@ const mx_kernels MX_AMX(kernels) = {
     .product =
         {
             [MX_F32] = {AVX512(MX_F32, MX_X_FP32), AVX512(MX_F32, MX_X_BF16X2), AVX512(MX_F32, MX_X_BF16)},
+            [MX_F16] = {AVX512(MX_F16, MX_X_FP32), AVX512(MX_F16, MX_X_BF16X2), AVX512(MX_F16, MX_X_BF16)},
             [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(bf16_product)[0],
                          [MX_X_BF16] = &MX_AMX(bf16_product)[1]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_product)[0],
                           [MX_X_BF16] = &MX_AMX(mxfp4_product)[1], [MX_X_INT8] = &MX_AMX(int8_product)},
+            [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), AVX512(MX_Q8_0, MX_X_BF16)},
         },
     .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
     MX_AVX512_BUT_PRODUCTS,

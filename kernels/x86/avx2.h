@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "kernels/kernels.h"
 
 #define MX_INLINE static inline __attribute__((always_inline))
@@ -31,6 +32,16 @@ MX_INLINE __m256 mx_load8(const uint8_t *at, mx_format format) {
     __m128i half = _mm_loadu_si128((const __m128i *)at);
     if (format == MX_F16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* Eight integers at any address. */
+MX_INLINE __m256 mx_load8_int8(const uint8_t *at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+
+/* The scale of a block of Q8_0, eight times. */
+MX_INLINE __m256 mx_q8_0_scale(const uint8_t *block) {
+    return _mm256_cvtph_ps(_mm_set1_epi16((short)mx_load_u16(block)));
 }
 
 /* exp(x) within 2^-22.9 of the true value, subnormal results included; NaN stays NaN. x = n ln 2 + r, |r| <= ln 2 / 2,

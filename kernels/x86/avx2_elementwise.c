@@ -10,6 +10,13 @@ void mx_avx2_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
         memcpy(out, in, (size_t)n * sizeof *out);
         return;
     }
+    if (format == MX_Q8_0) {
+        for (int64_t i = 0; i < n; i += 8) {
+            const uint8_t *block = in + mx_columns_bytes(MX_Q8_0, i);
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(mx_q8_0_scale(block), mx_load8_int8(block + 2 + i % 32)));
+        }
+        return;
+    }
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {
         __m256 v = format == MX_F16 ? mx_load8(in + 2 * i, MX_F16) : mx_load8(in + 2 * i, MX_BF16);

@@ -35,10 +35,6 @@ _Static_assert(sizeof(scratch) == MX_AVX2_MATMUL_SCRATCH * sizeof(float), "the t
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
-MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
-    return format == MX_MXFP4 ? columns / 2 : format == MX_BF16 ? columns * 2 : columns * 4;
-}
-
 /* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
 static void fill_powers(float power[256]) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -50,8 +46,13 @@ static void fill_powers(float power[256]) {
 
 /* 32 weights in their own order; power: their scale, MXFP4 only. */
 MX_INLINE void decode(__m256 out[4], mx_format format, const uint8_t *at, const float *power) {
+    if (format == MX_Q8_0) {
+        const __m256 scale = mx_q8_0_scale(at);
+        for (int i = 0; i < 4; i++) out[i] = _mm256_mul_ps(scale, mx_load8_int8(at + 2 + 8 * i));
+        return;
+    }
     if (format != MX_MXFP4) {
-        for (int i = 0; i < 4; i++) out[i] = mx_load8(at + bytes_of_columns(format, 8 * i), format);
+        for (int i = 0; i < 4; i++) out[i] = mx_load8(at + mx_columns_bytes(format, 8 * i), format);
         return;
     }
     const __m256i nibble = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
@@ -100,7 +101,7 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
  * first one's few outstanding misses would wait for memory too long. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
-    const int64_t bytes = C * bytes_of_columns(format, 32); /* per 32 columns */
+    const int64_t bytes = C * mx_columns_bytes(format, 32); /* per 32 columns */
     const uint8_t *data = w->data + n * w->row_stride,
                   *scales = format == MX_MXFP4 ? w->scales + n * w->scale_stride : NULL;
     const char *ahead = (const char *)data + C * w->row_stride;
@@ -115,7 +116,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             ahead += bytes;
             for (int c = 0; c < C; c++) {
                 __m256 weight[4];
-                decode(weight, format, data + c * w->row_stride + bytes_of_columns(format, 32 * b),
+                decode(weight, format, data + c * w->row_stride + mx_columns_bytes(format, 32 * b),
                        format == MX_MXFP4 ? &power[scales[c * w->scale_stride + b]] : NULL);
                 for (int i = 0; i < 4; i++) {
                     for (int t = 0; t < R; t++) {
@@ -167,11 +168,11 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
+        const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
         const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             __m256 weight[4];
-            decode(weight, format, from + bytes_of_columns(format, 32 * b),
+            decode(weight, format, from + mx_columns_bytes(format, 32 * b),
                    format == MX_MXFP4 ? &s->power[scale[b]] : NULL);
             for (int k = 0; k < 4; k++) _mm256_storeu_ps(s->panel[i / GROUP][4 * b + k][i % GROUP], weight[k]);
         }
@@ -245,15 +246,21 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
 static void matmul_f32(const mx_matmul *m) {
     matmul(m, MX_F32);
 }
+static void matmul_f16(const mx_matmul *m) {
+    matmul(m, MX_F16);
+}
 static void matmul_bf16(const mx_matmul *m) {
     matmul(m, MX_BF16);
 }
 static void matmul_mxfp4(const mx_matmul *m) {
     matmul(m, MX_MXFP4);
 }
+static void matmul_q8_0(const mx_matmul *m) {
+    matmul(m, MX_Q8_0);
+}
 
 const mx_product mx_avx2_product[MX_FORMATS][3] = {
-    [MX_F32] = MX_SCALAR_PACKED(matmul_f32),
-    [MX_BF16] = MX_SCALAR_PACKED(matmul_bf16),
-    [MX_MXFP4] = MX_SCALAR_PACKED(matmul_mxfp4),
+    [MX_F32] = MX_SCALAR_PACKED(matmul_f32),   [MX_F16] = MX_SCALAR_PACKED(matmul_f16),
+    [MX_BF16] = MX_SCALAR_PACKED(matmul_bf16), [MX_MXFP4] = MX_SCALAR_PACKED(matmul_mxfp4),
+    [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
 };

@@ -12,8 +12,10 @@
 const mx_kernels mx_kernels_avx2 = {
     .name = "avx2",
     .product = {[MX_F32] = EVERY(MX_F32, ),
+                [MX_F16] = EVERY(MX_F16, ),
                 [MX_BF16] = EVERY(MX_BF16, ),
-                [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx2_int8)},
+                [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx2_int8),
+                [MX_Q8_0] = EVERY(MX_Q8_0, )},
     .matmul_scratch = MX_AVX2_MATMUL_SCRATCH,
     .attention = mx_avx2_attention,
     .attention_scratch = mx_avx2_attention_scratch,

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "kernels/kernels.h"
 
 #define MX_INLINE static inline __attribute__((always_inline))
@@ -53,6 +54,16 @@ MX_INLINE __m512 mx_load16_masked(const uint8_t *at, mx_format format, __mmask16
     __m256i half = _mm256_maskz_loadu_epi16(mask, at);
     if (format == MX_F16) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* Sixteen integers at any address. */
+MX_INLINE __m512 mx_load16_int8(const uint8_t *at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
+
+/* The scale of a block of Q8_0, sixteen times. */
+MX_INLINE __m512 mx_q8_0_scale(const uint8_t *block) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)mx_load_u16(block)));
 }
 
 /* exp(x) within 2^-22.9 of the true value, subnormal results included; NaN stays NaN. x = n ln 2 + r, |r| <= ln 2 / 2,

@@ -5,6 +5,13 @@
 #include "kernels/x86/avx512.h"
 
 void mx_avx512_widen(float *out, const uint8_t *in, mx_format format, int64_t n) {
+    if (format == MX_Q8_0) {
+        for (int64_t i = 0; i < n; i += 16) {
+            const uint8_t *block = in + mx_columns_bytes(MX_Q8_0, i);
+            _mm512_storeu_ps(out + i, _mm512_mul_ps(mx_q8_0_scale(block), mx_load16_int8(block + 2 + i % 32)));
+        }
+        return;
+    }
     int64_t size = format == MX_F32 ? 4 : 2;
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 mask = mx_first_lanes(n - i);

@@ -36,7 +36,7 @@ typedef struct scratch {
 _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
 /* In each 16 columns lane 2 q + i is column 8 i + q: what shifts make of 8 copies of 8 bytes of MXFP4, so that the
- * nibbles need no shuffle to come apart. */
+ * nibbles need no shuffle to come apart. F16 and Q8_0 have theirs in order. */
 #define COLUMNS _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
 
 static void pack_fp32(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
@@ -58,10 +58,6 @@ static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) 
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
-MX_INLINE int64_t bytes_of_columns(mx_format format, int64_t columns) {
-    return format == MX_MXFP4 ? columns / 2 : format == MX_BF16 ? columns * 2 : columns * 4;
-}
-
 /* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
 static void fill_powers(float power[256]) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -71,7 +67,7 @@ static void fill_powers(float power[256]) {
     }
 }
 
-/* 32 weights in the order of pack; power: their scale, MXFP4 only. */
+/* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
 MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const float *power) {
     if (format == MX_MXFP4) {
         const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
@@ -89,6 +85,13 @@ MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uin
         __m512i pairs = _mm512_permutexvar_epi16(halves, _mm512_loadu_si512(at));
         *first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
         *second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+    } else if (format == MX_F16) {
+        *first = mx_load16(at, MX_F16);
+        *second = mx_load16(at + 32, MX_F16);
+    } else if (format == MX_Q8_0) {
+        const __m512 scale = mx_q8_0_scale(at);
+        *first = _mm512_mul_ps(scale, mx_load16_int8(at + 2));
+        *second = _mm512_mul_ps(scale, mx_load16_int8(at + 18));
     } else {
         *first = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at));
         *second = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at + 64));
@@ -111,9 +114,7 @@ MX_INLINE void fetch(const char *at) {
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
-    const int lines = format == MX_MXFP4  ? (C + 3) / 4
-                      : format == MX_BF16 ? C
-                                          : 2 * C; /* 64 bytes each, per 32 columns */
+    const int lines = (C * (int)mx_columns_bytes(format, 32) + 63) / 64; /* of 64 bytes, per 32 columns */
     const uint8_t *data = w->data + n * stride, *scales = format == MX_MXFP4 ? w->scales + n * scale_stride : NULL;
     const char *ahead = (const char *)data + C * stride;
     const char *scales_ahead = format == MX_MXFP4 ? (const char *)scales + C * scale_stride : NULL;
@@ -125,11 +126,11 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
         for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
         for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
             /* two bases and multiples of a stride that addresses can hold: few registers */
-            const uint8_t *base = data + bytes_of_columns(format, 32 * b), *base4 = base + 4 * stride;
+            const uint8_t *base = data + mx_columns_bytes(format, 32 * b), *base4 = base + 4 * stride;
             const uint8_t *scale = format == MX_MXFP4 ? scales + b : NULL;
             const uint8_t *scale4 = format == MX_MXFP4 ? scale + 4 * scale_stride : NULL;
             for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
-            ahead += C * bytes_of_columns(format, 32);
+            ahead += C * mx_columns_bytes(format, 32);
             if (format == MX_MXFP4) {
                 fetch(scales_ahead);
                 scales_ahead += C;
@@ -206,11 +207,11 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of_columns(format, c0);
+        const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
         const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             __m512 first, second;
-            decode(&first, &second, format, from + bytes_of_columns(format, 32 * b),
+            decode(&first, &second, format, from + mx_columns_bytes(format, 32 * b),
                    format == MX_MXFP4 ? &s->power[scale[b]] : NULL);
             _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], first);
             _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], second);
@@ -305,11 +306,17 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
 static void matmul_f32(const mx_matmul *m) {
     matmul(m, MX_F32);
 }
+static void matmul_f16(const mx_matmul *m) {
+    matmul(m, MX_F16);
+}
 static void matmul_bf16(const mx_matmul *m) {
     matmul(m, MX_BF16);
 }
 static void matmul_mxfp4(const mx_matmul *m) {
     matmul(m, MX_MXFP4);
+}
+static void matmul_q8_0(const mx_matmul *m) {
+    matmul(m, MX_Q8_0);
 }
 
 #define PRODUCTS(matmul)                                                                                               \
@@ -320,7 +327,6 @@ static void matmul_mxfp4(const mx_matmul *m) {
     }
 
 const mx_product mx_avx512_product[MX_FORMATS][3] = {
-    [MX_F32] = PRODUCTS(matmul_f32),
-    [MX_BF16] = PRODUCTS(matmul_bf16),
-    [MX_MXFP4] = PRODUCTS(matmul_mxfp4),
+    [MX_F32] = PRODUCTS(matmul_f32),     [MX_F16] = MX_SCALAR_PACKED(matmul_f16),   [MX_BF16] = PRODUCTS(matmul_bf16),
+    [MX_MXFP4] = PRODUCTS(matmul_mxfp4), [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
 };

@@ -12,8 +12,10 @@
 const mx_kernels mx_kernels_avx512 = {
     .name = "avx512",
     .product = {[MX_F32] = EVERY(MX_F32, ),
+                [MX_F16] = EVERY(MX_F16, ),
                 [MX_BF16] = EVERY(MX_BF16, ),
-                [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx512_int8)},
+                [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx512_int8),
+                [MX_Q8_0] = EVERY(MX_Q8_0, )},
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     MX_AVX512_BUT_PRODUCTS,
 };

@@ -12,10 +12,12 @@ const mx_kernels mx_kernels_avx512bf16 = {
     .product =
         {
             [MX_F32] = {AVX512(MX_F32, MX_X_FP32), AVX512(MX_F32, MX_X_BF16X2), AVX512(MX_F32, MX_X_BF16)},
+            [MX_F16] = {AVX512(MX_F16, MX_X_FP32), AVX512(MX_F16, MX_X_BF16X2), AVX512(MX_F16, MX_X_BF16)},
             [MX_BF16] = {AVX512(MX_BF16, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_bf16[MX_X_BF16X2],
                          [MX_X_BF16] = &mx_avx512bf16_bf16[MX_X_BF16]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4[MX_X_BF16X2],
                           [MX_X_BF16] = &mx_avx512bf16_mxfp4[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8},
+            [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), AVX512(MX_Q8_0, MX_X_BF16)},
         },
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     MX_AVX512_BUT_PRODUCTS,

@@ -25,7 +25,8 @@ enum {
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
 static struct {
-    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *compare;
+    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *quantize,
+        *compare;
     char **precision;
     int json, markdown;
 } given;
@@ -58,6 +59,8 @@ static const struct poptOption options[] = {
      "Weights of -m: map (default: page cache, the faster start), read (a copy from the disk) or lazy (mapped, read "
      "when used)",
      "WAY"},
+    {"quantize-experts", 0, POPT_ARG_STRING, &given.quantize, 0,
+     "Round experts of -m that are BF16 when loading: mxfp4", "FORMAT"},
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
@@ -148,6 +151,7 @@ static bool check_options(const mx_command *self, plan *p) {
         return false;
     }
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
+    if (given.quantize && !mx_quantize_find(self, given.quantize)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
         mx_command_usage(self, "give --json or --markdown, not both");
@@ -243,8 +247,12 @@ static mx_status open_weights(const plan *p, const mx_config *c, const char *fol
                               mx_error *error) {
     if (!given.synthetic) {
         mx_loading loading = {0};
-        const mx_load_options load = {
-            .way = p->load, .numa = p->numa, .progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
+        const mx_load_options load = {.way = p->load,
+                                      .numa = p->numa,
+                                      .quantize_experts = given.quantize != NULL,
+                                      .progress = mx_loading_shown,
+                                      .user = &loading,
+                                      .stop = &mx_interrupted};
         mx_status status = mx_weights_load(folder, &load, pool, out, error);
         mx_loading_end(&loading);
         return status;

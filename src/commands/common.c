@@ -33,6 +33,12 @@ bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out)
     return false;
 }
 
+bool mx_quantize_find(const mx_command *command, const char *name) {
+    if (!strcmp(name, "mxfp4")) return true;
+    mx_command_usage(command, "--quantize-experts %s: expected mxfp4", name);
+    return false;
+}
+
 bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out) {
     static const char *const names[] = {[MX_NUMA_AUTO] = "auto",
                                         [MX_NUMA_OFF] = "off",

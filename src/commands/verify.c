@@ -321,7 +321,8 @@ static void add_row(mx_bytes *out, const golden *g, const result *r) {
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
-static const char *option_model, *option_kv, *option_precision, *option_load, *option_numa, *option_cases;
+static const char *option_model, *option_kv, *option_precision, *option_load, *option_numa, *option_quantize,
+    *option_cases;
 static int option_json;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 static mx_number option_chunk = {"--chunk", NULL, MOST_ROWS, 1, MOST_ROWS, true, false};
@@ -503,6 +504,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "Of activations in products: fp32 (default), bf16x2, mixed, bf16, int8", "NAME"},
         {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
         {"load", 0, POPT_ARG_STRING, &option_load, 0, "Weights: map (default), read or lazy", "WAY"},
+        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts when loading: mxfp4",
+         "FORMAT"},
         {"numa", 0, POPT_ARG_STRING, &option_numa, 0, "auto (default), off, interleave or spread", "HOW"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
@@ -510,6 +513,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     };
     option_model = option_cases = NULL;
     option_load = "map";
+    option_quantize = NULL;
     option_numa = "auto";
     option_kv = "f32";
     option_precision = "fp32";
@@ -522,6 +526,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!kv || !mx_number_check(self, &option_chunk) || !mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     mx_loading loading = {0};
     mx_load_options load = {.threads = (int)option_threads.value, .progress = mx_loading_shown, .user = &loading};
+    load.quantize_experts = option_quantize != NULL;
+    if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
     if (!mx_load_find(self, option_load, &load.way) || !mx_numa_find(self, option_numa, &load.numa))
         return MX_EXIT_USAGE;
     if (!(option_max_kl >= 0)) return mx_command_usage(self, "--max-kl: expected a number from 0");

@@ -26,7 +26,7 @@ enum {
     CALL_PRODUCTS = 64 << 20, /* multiplications of one call with many rows: the outputs are cut, as in a step */
 };
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4"};
+static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
 typedef struct bench {
@@ -141,7 +141,7 @@ typedef struct shape {
 
 static void bench_product(bench *b, const mx_kernels *k, const shape *s, mx_precision precision, int64_t rows) {
     bool mxfp4 = s->format == MX_MXFP4;
-    int64_t row = mxfp4 ? s->cols / 2 : s->cols * 2, scales = mxfp4 ? s->cols / 32 : 0;
+    int64_t row = mx_columns_bytes(s->format, s->cols), scales = mxfp4 ? s->cols / 32 : 0;
     int64_t n = CALL_PRODUCTS / (s->cols * rows) / 96 * 96;
     n = n < 96 ? 96 : n > s->n ? s->n : n;
     char line[160], size[32];
@@ -184,7 +184,9 @@ static void products(bench *b, const mx_kernels *const *tiers, int count) {
     static const shape shapes[] = {
         {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"}, {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
         {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},         {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"}, {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},           {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_F16, 4096, HIDDEN, MX_STORE, "q"},
     };
     static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
     heading("products");

@@ -113,6 +113,28 @@ static uint8_t random_scale(rng *r, weight_kind kind, int of_row) {
     return 0;
 }
 
+/* Finite F16 bits. */
+static uint16_t random_f16(rng *r, weight_kind kind) {
+    static const uint16_t special[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x0400, 0x8400, 0x3c00, 0x7bff, 0xfbff};
+    if (kind == LARGEST) return rng_below(r, 2) ? 0x7bff : 0xfbff;
+    if (kind != ORDINARY && rng_below(r, 4) == 0) return special[rng_below(r, sizeof special / sizeof *special)];
+    return mx_f32_to_f16(rng_normal(r) * 0.1f);
+}
+
+static void fill_q8_0(rng *r, weights *w, uint8_t *data, weight_kind kind) {
+    const mx_matrix *m = &w->matrix;
+    for (int64_t i = 0; i < m->rows * m->cols; i += 32) {
+        uint8_t *block = data + i / m->cols * m->row_stride + i % m->cols / 32 * MX_Q8_0_BYTES;
+        const uint16_t scale = kind == ORDINARY ? mx_f32_to_f16(rng_normal(r) * 0.002f) : random_f16(r, kind);
+        memcpy(block, &scale, 2);
+        for (int j = 0; j < 32; j++) {
+            const int q = kind == LARGEST ? (rng_below(r, 2) ? 127 : -128) : (int)rng_below(r, 256) - 128;
+            block[2 + j] = (uint8_t)q;
+            w->exact[i + j] = exact_f16(scale) * q;
+        }
+    }
+}
+
 static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weight_kind kind) {
     static const double e2m1[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
     const mx_matrix *m = &w->matrix;
@@ -134,7 +156,7 @@ static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weigh
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind) {
     static const int64_t pads[] = {0, 0, 1, 2, 16};
     weights w = {.matrix = {.format = format, .rows = rows, .cols = cols}};
-    int64_t row = format == MX_MXFP4 ? cols / 2 : cols * element_size(format);
+    int64_t row = mx_columns_bytes(format, cols);
     w.matrix.row_stride = row + pads[rng_below(r, 5)];
     w.exact = guarded(rows * cols * (int64_t)sizeof *w.exact, 8, "exact weights");
     uint8_t *data = guarded((rows - 1) * w.matrix.row_stride + row, 1, "weights");
@@ -147,11 +169,15 @@ weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, wei
         return w;
     }
     assert_null(w.matrix.scales); /* as in a checkpoint: kernels must not even add to it */
+    if (format == MX_Q8_0) {
+        fill_q8_0(r, &w, data, kind);
+        return w;
+    }
     for (int64_t i = 0; i < rows * cols; i++) {
         uint8_t *at = data + i / cols * w.matrix.row_stride + i % cols * element_size(format);
-        uint16_t bf16 = random_bf16(r, kind);
-        float f32 = mx_bf16_to_f32(bf16) * 1.01f;
-        memcpy(at, format == MX_F32 ? (void *)&f32 : (void *)&bf16, (size_t)element_size(format));
+        uint16_t half = format == MX_F16 ? random_f16(r, kind) : random_bf16(r, kind);
+        float f32 = mx_bf16_to_f32(half) * 1.01f;
+        memcpy(at, format == MX_F32 ? (void *)&f32 : (void *)&half, (size_t)element_size(format));
         w.exact[i] = exact_value(at, format);
     }
     return w;

@@ -108,6 +108,23 @@ static void test_widen(void **state) {
     }
 }
 
+static void test_widen_q8_0(void **state) {
+    (void)state;
+    rng r = rng_seeded(24);
+    FOR_EACH_TIER(k) {
+        for (int i = 0; i < 60; i++) {
+            const weight_kind kind = (weight_kind)(i % 4);
+            const int64_t cols = 32 * (1 + i / 4);
+            case_begin("%s widen %lld of q8_0", k->name, (long long)cols);
+            weights w = weights_random(&r, MX_Q8_0, 1, cols, kind);
+            float *out = guarded_row(cols, "out");
+            k->widen(out, w.matrix.data, MX_Q8_0, cols);
+            for (int64_t c = 0; c < cols; c++) check_close(out[c], w.exact[c], 0.0, "[%lld]", (long long)c);
+            case_end();
+        }
+    }
+}
+
 static void test_kv_write(void **state) {
     (void)state;
     static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16};
@@ -410,6 +427,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_half_conversions),
     cmocka_unit_test(test_mxfp4_widen),
     cmocka_unit_test(test_widen),
+    cmocka_unit_test(test_widen_q8_0),
     cmocka_unit_test(test_kv_write),
     cmocka_unit_test(test_rmsnorm),
     cmocka_unit_test(test_rope),

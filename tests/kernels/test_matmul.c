@@ -34,7 +34,7 @@ typedef struct problem {
     mx_matmul call; /* without x, y and scratch */
 } problem;
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4"};
+static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
 static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu"};
 static const char *const kind_names[] = {"ordinary", "extreme", "largest", "wide"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
@@ -397,6 +397,8 @@ static void run_case(rng *r, const test_case *c) {
 
 /* ---- tests ------------------------------------------------------------------------------------------------------ */
 
+static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0};
+
 #define PICK(table) (table)[rng_below(&r, sizeof(table) / sizeof *(table))]
 
 /* Every format, epilogue and bias, on random shapes. */
@@ -406,16 +408,15 @@ static void test_shapes(void **state) {
     static const int64_t outputs[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 95, 97, 130, 193};
     static const int64_t rows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  12, 15,  16,  17,  24,
                                    25, 31, 32, 33, 48, 63, 64, 65, 70, 96, 100, 127, 129, 130};
-    static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
     const int64_t most = settings.longer ? 80000000 : 8000000;
     rng r = rng_seeded(1);
-    for (int i = 0; i < (settings.longer ? 36 * 40 : 36 * 4); i++) {
-        test_case c = {.format = formats[i % 3],
+    for (int i = 0; i < 60 * (settings.longer ? 40 : 3); i++) {
+        test_case c = {.format = formats[i % 5],
                        .cols = PICK(cols),
                        .n = PICK(outputs),
                        .rows = PICK(rows),
-                       .epilogue = (mx_epilogue)(i / 3 % 4),
-                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 12 % 3]};
+                       .epilogue = (mx_epilogue)(i / 5 % 4),
+                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 20 % 3]};
         while (c.cols * c.n * c.rows > most) c.rows = 1 + c.rows / 2, c.n = 1 + c.n * 2 / 3;
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
@@ -425,9 +426,8 @@ static void test_shapes(void **state) {
 /* More rows than any tier takes at once. */
 static void test_many_rows(void **state) {
     (void)state;
-    static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
     rng r = rng_seeded(2);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 5; i++) {
         run_case(&r, &(test_case){formats[i], 100, 608, 300, MX_SWIGLU, MX_BF16, ORDINARY});
         run_case(&r, &(test_case){formats[i], 31, 96, 521, MX_SCALE, MX_F32, ORDINARY});
     }
@@ -439,17 +439,16 @@ static const int64_t chunk_cols[] = {1536, 1568, 3072, 3104};
 /* Codes and scales at the ends of their ranges, subnormals, zeros of both signs, sums that cancel. */
 static void test_extreme_values(void **state) {
     (void)state;
-    static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
     static const weight_kind kinds[] = {EXTREME, LARGEST, WIDE};
     rng r = rng_seeded(3);
-    for (int i = 0; i < (settings.longer ? 36 * 30 : 36 * 4); i++) {
-        test_case c = {.format = formats[i % 3],
+    for (int i = 0; i < 60 * (settings.longer ? 30 : 3); i++) {
+        test_case c = {.format = formats[i % 5],
                        .n = 1 + rng_below(&r, 40),
                        .cols = i % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / 4 % 4],
                        .rows = 1 + rng_below(&r, 40),
-                       .epilogue = (mx_epilogue)(i / 9 % 4),
-                       .bias = i % 5 ? -1 : MX_F32,
-                       .kind = kinds[i / 3 % 3]};
+                       .epilogue = (mx_epilogue)(i / 15 % 4),
+                       .bias = i % 7 ? -1 : MX_F32,
+                       .kind = kinds[i / 5 % 3]};
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
     }
@@ -503,16 +502,15 @@ static void check_threads(rng *r, const mx_kernels *k, problem *p, mx_precision 
 
 static void test_threads(void **state) {
     (void)state;
-    static const mx_format formats[] = {MX_F32, MX_BF16, MX_MXFP4};
     static const int64_t rows[] = {1, 3, 16, 40};
     mx_pool *pools[MAX_THREADS];
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
     for (int i = 0; i < MAX_THREADS; i++) assert_int_equal(mx_pool_create(i + 1, &pools[i], NULL), MX_OK);
     rng r = rng_seeded(4);
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 20; i++) {
         const int64_t cols = i % 2 ? chunk_cols[i / 2 % 4] : 288;
-        test_case c = {formats[i % 3], 700, cols, rows[i / 3], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
+        test_case c = {formats[i % 5], 700, cols, rows[i / 5], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
         case_begin("inputs of a matrix product");
         problem p = problem_make(&r, &c);
         for (int tier = 0; tier < count; tier++) {
@@ -560,6 +558,47 @@ static void test_mxfp4_exact(void **state) {
                                .scratch = scratch};
                 product->matmul(&m);
                 for (int i = 0; i < rows; i++) check_close(y[i], expected[i], 0.0, "scale %d: %d", scale, i);
+            }
+        }
+        case_end();
+    }
+}
+
+/* The same of Q8_0: every integer, scales of every exponent and sign, at every precision. */
+static void test_q8_0_exact(void **state) {
+    (void)state;
+    enum { COLS = 256, ROW = COLS / 32 * MX_Q8_0_BYTES };
+    const mx_kernels *tiers[MAX_TIERS];
+    int count = tiers_here(tiers);
+    for (int at = 0; at < count * (MX_X_BF16 + 1); at++) {
+        const mx_kernels *k = tiers[at % count];
+        const mx_product *product = k->product[MX_Q8_0][at / count];
+        case_begin("%s q8_0 %s of every integer", k->name, precision_names[at / count]);
+        float *x = guarded_floats(COLS * COLS, "x"), *y = guarded_floats(COLS, "y");
+        float *scratch = guarded_floats(k->matmul_scratch, "scratch");
+        uint8_t *packed = guarded(COLS * product->packed_bytes(COLS), 64, "packed x"), *row = guarded(ROW, 1, "row");
+        for (int i = 0; i < COLS * COLS; i++) x[i] = i % (COLS + 1) == 0 ? 1.0f : 0.0f; /* unit vectors */
+        product->pack(packed, x, COLS, COLS);
+        for (int scale = 0; scale < 0x10000; scale += 0x3ff) {
+            if ((scale & 0x7c00) == 0x7c00) continue; /* no number */
+            for (int i = 0; i < COLS; i++) {
+                memcpy(row + i / 32 * MX_Q8_0_BYTES, &(uint16_t){(uint16_t)(scale ^ i / 32)}, 2);
+                row[i / 32 * MX_Q8_0_BYTES + 2 + i % 32] = (uint8_t)(37 * i); /* odd: all of them */
+            }
+            for (int rows = 1; rows <= COLS; rows += COLS - 1) {
+                mx_matmul m = {.w = {MX_Q8_0, 1, COLS, row, ROW, NULL, 0},
+                               .x = packed,
+                               .x_stride = product->packed_bytes(COLS),
+                               .rows = rows,
+                               .n1 = 1,
+                               .y = y,
+                               .y_stride = 1,
+                               .scratch = scratch};
+                product->matmul(&m);
+                for (int i = 0; i < rows; i++) {
+                    double expected = exact_f16((uint16_t)(scale ^ i / 32)) * (int8_t)(37 * i);
+                    check_close(y[i], expected, 0.0, "scale %#x: %d", (unsigned)scale, i);
+                }
             }
         }
         case_end();
@@ -616,8 +655,9 @@ static void test_swiglu_extremes(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shapes),         cmocka_unit_test(test_many_rows),   cmocka_unit_test(test_threads),
-    cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_mxfp4_exact), cmocka_unit_test(test_swiglu_extremes),
+    cmocka_unit_test(test_shapes),          cmocka_unit_test(test_many_rows),   cmocka_unit_test(test_threads),
+    cmocka_unit_test(test_extreme_values),  cmocka_unit_test(test_mxfp4_exact), cmocka_unit_test(test_q8_0_exact),
+    cmocka_unit_test(test_swiglu_extremes),
 };
 
 const test_group matmul_group = {"matmul", tests, sizeof tests / sizeof *tests, NULL};

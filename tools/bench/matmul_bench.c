@@ -50,7 +50,7 @@ static void multiply(void *arg, int64_t begin, int64_t end, int thread) {
 }
 
 static mx_matrix matrix(const bench *b, const shape *s, int64_t index) {
-    int64_t row = s->format == MX_MXFP4 ? s->cols / 2 : s->cols * 2, scales = s->format == MX_MXFP4 ? s->cols / 32 : 0;
+    int64_t row = mx_columns_bytes(s->format, s->cols), scales = s->format == MX_MXFP4 ? s->cols / 32 : 0;
     int64_t bytes = s->n * (row + scales);
     uint8_t *at = b->weights + index % (WEIGHT_BYTES / bytes) * bytes;
     return (mx_matrix){s->format, s->n, s->cols, at, row, scales ? at + s->n * row : NULL, scales};
@@ -85,7 +85,7 @@ static void measure(bench *b, const shape *s, int64_t rows, double seconds, doub
     fflush(stdout);
 }
 
-/* Everything from one arena; weights are any bytes whose BF16 and E8M0 values are finite. */
+/* Everything from one arena; weights are any bytes whose BF16, F16 and E8M0 values are finite. */
 static mx_status prepare(bench *b, const char *tier, int threads, mx_error *error) {
     mx_status status = mx_kernels_get(tier, &b->kernels, error);
     if (!status) status = mx_pool_create(threads, &b->pool, error);
@@ -118,10 +118,9 @@ static mx_peak_loop peak_loop(const bench *b) {
 
 int main(int argc, char **argv) {
     static const shape shapes[] = {
-        {"MXFP4 expert 2880 x 2880", MX_MXFP4, 2880, 2880},
-        {"MXFP4 gate_up 5760 x 2880", MX_MXFP4, 5760, 2880},
-        {"BF16 q_proj 4096 x 2880", MX_BF16, 4096, 2880},
-        {"BF16 o_proj 2880 x 4096", MX_BF16, 2880, 4096},
+        {"MXFP4 expert 2880 x 2880", MX_MXFP4, 2880, 2880}, {"MXFP4 gate_up 5760 x 2880", MX_MXFP4, 5760, 2880},
+        {"BF16 q_proj 4096 x 2880", MX_BF16, 4096, 2880},   {"BF16 o_proj 2880 x 4096", MX_BF16, 2880, 4096},
+        {"Q8_0 q_proj 4096 x 2880", MX_Q8_0, 4096, 2880},   {"Q8_0 o_proj 2880 x 4096", MX_Q8_0, 2880, 4096},
     };
     static const int64_t rows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512};
     static bench b;
