@@ -65,7 +65,7 @@ mx_status mx_convert(const char *in, const char *path, const mx_convert_options 
     if (!status) status = plan(&origin, &out, result);
     if (!status) status = mx_output_create(&out);
     if (!status && options->to == MX_LAYOUT_HF) status = mx_hf_check_config(&origin, &out, &result->restored);
-    if (!status) status = mx_output_fill(&out, options);
+    if (!status) status = mx_output_fill(&out, origin.ck, options);
     if (!status) {
         result->bytes = mx_output_size(&out);
         result->files = out.files;

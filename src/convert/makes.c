@@ -101,13 +101,14 @@ static const char *convert(uint8_t *out, mx_dtype to, const uint8_t *from, mx_dt
 /* ---- rows ---------------------------------------------------------------------------------------------------------
  */
 
-static const char *rows(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *rows(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
     int64_t skipped = 0;
     for (int i = 0; i < m->froms && count; i++) {
         const mx_tensor *t = m->from[i];
         const int64_t begin = first - skipped, here = slices_of(t) - begin < count ? slices_of(t) - begin : count;
         skipped += slices_of(t);
         if (here <= 0) continue;
+        *source = i;
         if (t->dtype == m->dtype) {
             mx_tensor_slices(t, begin, here, out);
         } else {
@@ -130,7 +131,8 @@ mx_made mx_make_rows(const mx_tensor *t, const mx_tensor *also, const mx_tensor 
     return m;
 }
 
-static const char *every(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *every(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
+    (void)source;
     const mx_tensor *t = m->from[0];
     const uint64_t row = mx_tensor_slice_bytes(t) / (uint64_t)m->rows;
     const uint64_t made = m->slice_bytes / (uint64_t)(m->rows / m->parts);
@@ -178,7 +180,8 @@ static void reorder(uint8_t out[16], const uint8_t block[16]) {
     }
 }
 
-static const char *mxfp4(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *mxfp4(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
+    (void)source;
     for (int64_t e = first; e < first + count; e++) {
         const uint8_t *blocks = view(m->from[0], e, 1, scratch);
         const uint8_t *scales = view(m->from[1], e, 1, scratch + mx_tensor_slice_bytes(m->from[0]));
@@ -203,7 +206,8 @@ mx_made mx_make_mxfp4(const mx_tensor *blocks, const mx_tensor *scales, int part
 
 enum { TILE = 32 };
 
-static const char *turned(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *turned(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
+    (void)source;
     for (int64_t e = first; e < first + count; e++, out += m->slice_bytes) {
         const uint8_t *from = view(m->from[0], e, 1, scratch);
         for (int64_t n0 = 0; n0 < m->rows; n0 += TILE)
@@ -230,11 +234,12 @@ mx_made mx_make_turned(const mx_tensor *t) {
 enum { HEAD = 64, SCALE_SHIFT = 14 };
 
 /* Row 2 i + j of a head is row j * 32 + i of the checkpoint's. Halving and quartering must come back. */
-static const char *qkv(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *qkv(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
     const int64_t q = m->heads[0] * HEAD, qk = q + m->heads[1] * HEAD;
     for (int64_t n = first; n < first + count; n++) {
         const int64_t in_head = n % HEAD, row = n < qk ? n - in_head + in_head % 2 * (HEAD / 2) + in_head / 2 : n;
-        const mx_tensor *t = m->from[n < q ? 0 : n < qk ? 1 : 2];
+        *source = n < q ? 0 : n < qk ? 1 : 2;
+        const mx_tensor *t = m->from[*source];
         const uint8_t *from = view(t, row - (n < q ? 0 : n < qk ? q : qk), 1, scratch);
         const float factor = n < q ? 0.5f : n < qk ? 0.25f : 1.0f;
         if (t->dtype == MX_DTYPE_F32) {
@@ -263,7 +268,8 @@ mx_made mx_make_qkv(const mx_tensor *q, const mx_tensor *k, const mx_tensor *v) 
     return m;
 }
 
-static const char *raised(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch) {
+static const char *raised(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
+    (void)source;
     for (int64_t e = first; e < first + count; e++) {
         const uint8_t *from = view(m->from[0], e, 1, scratch);
         for (uint64_t i = 0; i < m->slice_bytes; i++) {

@@ -80,7 +80,7 @@ static mx_status read_gguf(mx_origin *o) {
     mx_gguf g;
     mx_status status = mx_gguf_open(o->place.path, &g, o->error);
     if (!status) status = mx_record_of_gguf(&o->record, &g, o->error);
-    if (!status && !o->record.files) status = mx_vocabulary_from_gguf(o, &g);
+    if (!status && !o->record.files) status = mx_origin_read_vocabulary(o, &g);
     mx_gguf_close(&g);
     return status;
 }

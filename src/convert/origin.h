@@ -36,7 +36,7 @@ mx_status mx_origin_no_memory(const mx_origin *o);
 
 /* For layouts whose vocabulary is in the file: tokenizer.json and what goes with it, put into the record.
  * (vocabulary_json.c) */
-mx_status mx_vocabulary_from_gguf(mx_origin *o, const mx_gguf *g);
+mx_status mx_origin_read_vocabulary(mx_origin *o, const mx_gguf *g);
 
 /* The layouts, each a description of everything in `out`. */
 mx_status mx_hf_plan(mx_origin *o, mx_output *out, bool *restored);

@@ -15,8 +15,9 @@ struct mx_made {
     uint64_t slice_bytes; /* in the file */
     int64_t slices;
     /* Slices first .. first + count to `out` without gaps. NULL, or what is wrong with them ("is F32, not BF16"). Any
-     * thread; `scratch` has `scratch` bytes for each slice. */
-    const char *(*make)(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch);
+     * thread; `scratch` has `scratch` bytes for each slice; *source, 0 before, is the index in `from` that it is about.
+     */
+    const char *(*make)(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source);
     uint64_t scratch;
     const mx_tensor *from[3]; /* for most: the first dimension goes on from one to the next */
     int froms;
@@ -65,7 +66,8 @@ mx_status mx_output_try(mx_output *o, const mx_made *made, int count, const mx_c
 mx_status mx_output_create(mx_output *o);
 /* Writes the head of a file again, of whatever size; for files without tensors. */
 mx_status mx_output_rewrite(mx_output *o, int file);
-mx_status mx_output_fill(mx_output *o, const mx_convert_options *options);
+/* `from`: what it is made of, so that it does not pile up in memory. */
+mx_status mx_output_fill(mx_output *o, const mx_checkpoint *from, const mx_convert_options *options);
 mx_status mx_output_publish(mx_output *o); /* syncs, and gives it its name */
 void mx_output_end(mx_output *o);          /* removes what was not published */
 

@@ -10,7 +10,7 @@
 #include "base/arena.h"
 #include "convert/output.h"
 
-enum { PIECE = 4 << 20 };
+enum { PIECE = 4 << 20, PILE = 256 << 20 };
 
 typedef struct piece {
     int made;
@@ -26,12 +26,13 @@ typedef struct pump {
     mx_arena memory; /* for each thread: a piece, and what it is made from */
     uint64_t piece_bytes, scratch_bytes;
     bool *possible; /* not NULL: only whether it can be made; nothing is written */
-    atomic_ullong done;
+    const mx_checkpoint *from;
+    atomic_ullong done, forgotten; /* bytes; of them, done when memory was last given back */
     uint64_t total;
     atomic_int failed;  /* 1: somebody writes `problem` */
     atomic_int problem; /* errno; 0: see `wrong` */
     const char *wrong;  /* what is wrong with made[at] */
-    int at;
+    int at, source;     /* its from[source] */
 } pump;
 
 static int64_t slices_of_piece(const mx_made *m) {
@@ -62,9 +63,10 @@ static mx_status cut(pump *p, int count) {
     return mx_arena_create((uint64_t)mx_pool_threads(p->options->pool) * each + 64, &p->memory, p->o->error);
 }
 
-static void fail(pump *p, int made, int problem, const char *wrong) {
+static void fail(pump *p, int made, int source, int problem, const char *wrong) {
     if (atomic_exchange(&p->failed, 1)) return;
     p->at = made;
+    p->source = source;
     p->wrong = wrong;
     atomic_store(&p->problem, problem);
 }
@@ -93,17 +95,21 @@ static void do_pieces(void *arg, int64_t begin, int64_t end, int thread) {
         const piece *q = &p->piece[i];
         const mx_made *m = &p->made[q->made];
         if (atomic_load(&p->failed) || (p->options->stop && *p->options->stop)) return;
-        const char *wrong = m->make(m, q->first, q->count, out, out + p->piece_bytes);
+        int source = 0;
+        const char *wrong = m->make(m, q->first, q->count, out, out + p->piece_bytes, &source);
         const uint64_t bytes = (uint64_t)q->count * m->slice_bytes;
         if (p->possible) {
             if (wrong) __atomic_store_n(&p->possible[q->made], false, __ATOMIC_RELAXED);
             continue;
         }
         if (wrong)
-            fail(p, q->made, 0, wrong);
+            fail(p, q->made, source, 0, wrong);
         else if (!write_at(p->o->file[m->file].fd, out, bytes, m->at + (uint64_t)q->first * m->stride))
-            fail(p, q->made, errno, NULL);
+            fail(p, q->made, source, errno, NULL);
         const uint64_t done = atomic_fetch_add(&p->done, bytes) + bytes;
+        unsigned long long before = atomic_load(&p->forgotten);
+        if (p->from && done > before + PILE && atomic_compare_exchange_strong(&p->forgotten, &before, done))
+            mx_checkpoint_forget(p->from);
         if (thread == 0 && p->options->progress) p->options->progress(p->options->user, done, p->total);
     }
 }
@@ -122,8 +128,9 @@ static mx_status outcome(const pump *p) {
     return MX_OK;
 }
 
-static mx_status work(mx_output *o, const mx_made *made, int count, const mx_convert_options *options, bool *possible) {
-    pump p = {.o = o, .made = made, .options = options, .possible = possible};
+static mx_status work(mx_output *o, const mx_made *made, int count, const mx_checkpoint *from,
+                      const mx_convert_options *options, bool *possible) {
+    pump p = {.o = o, .made = made, .from = from, .options = options, .possible = possible};
     mx_status status = cut(&p, count);
     if (!status) {
         mx_parallel_for(options->pool, p.pieces, 1, do_pieces, &p);
@@ -137,9 +144,9 @@ static mx_status work(mx_output *o, const mx_made *made, int count, const mx_con
 mx_status mx_output_try(mx_output *o, const mx_made *made, int count, const mx_convert_options *options,
                         bool *possible) {
     for (int i = 0; i < count; i++) possible[i] = true;
-    return work(o, made, count, options, possible);
+    return work(o, made, count, NULL, options, possible);
 }
 
-mx_status mx_output_fill(mx_output *o, const mx_convert_options *options) {
-    return work(o, o->made, o->mades, options, NULL);
+mx_status mx_output_fill(mx_output *o, const mx_checkpoint *from, const mx_convert_options *options) {
+    return work(o, o->made, o->mades, from, options, NULL);
 }

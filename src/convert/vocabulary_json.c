@@ -1,20 +1,12 @@
 /* The vocabulary of a GGUF as tokenizer.json, tokenizer_config.json and chat_template.jinja, in the form that
  * transformers writes: what a Hugging Face folder needs beside its weights. */
-#include "convert/vocabulary.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "convert/origin.h"
-
-const char mx_o200k_pattern[] =
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+"
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*"
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+#include "tokenizer/source.h" /* the split pattern */
 
 /* llama.cpp's numbers. */
 enum { NORMAL = 1, CONTROL = 3, USER_DEFINED = 4 };
@@ -131,7 +123,7 @@ static bool keep(mx_record *r, const char *name, mx_bytes *text) {
     return true;
 }
 
-mx_status mx_vocabulary_from_gguf(mx_origin *o, const mx_gguf *g) {
+mx_status mx_origin_read_vocabulary(mx_origin *o, const mx_gguf *g) {
     const vocabulary v = {g, mx_gguf_find(g, "tokenizer.ggml.tokens"), mx_gguf_find(g, "tokenizer.ggml.token_type"),
                           mx_gguf_find(g, "tokenizer.ggml.merges")};
     const mx_gguf_value *template = mx_gguf_find(g, "tokenizer.chat_template");
