@@ -42,7 +42,8 @@ static void make_turned(const mx_recipe *r, int64_t first, int64_t count, uint8_
 
 /* OCP MX v1.0, section 6.3: the scale is 2^(floor(log2(largest)) - 2), 2 being the exponent of E2M1's largest; values
  * round to the nearest, ties to the even code, and saturate at 6. A block of zeros has the scale 2^0. The largest is a
- * BF16 value: its exponent field is floor(log2) + 127, but for subnormals, which round to a scale of 2^-127. */
+ * BF16 value: its exponent field is floor(log2) + 127, but for subnormals, which round to a scale of 2^-127. With an
+ * infinity or a NaN in it a block is NaN, which the search for such scales refuses. */
 static uint8_t block_scale(const uint16_t block[TILE]) {
     int16_t largest = 0;
     for (int i = 0; i < TILE; i++) {
@@ -50,6 +51,7 @@ static uint8_t block_scale(const uint16_t block[TILE]) {
         largest = magnitude > largest ? magnitude : largest;
     }
     const int exponent = largest >> 7;
+    if (exponent == 255) return 255;
     return !largest ? 127 : exponent > 2 ? (uint8_t)(exponent - 2) : 0;
 }
 

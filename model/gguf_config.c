@@ -4,6 +4,7 @@
 
 #include "model/config_private.h"
 #include "model/gguf_layout.h"
+#include "model/show.h"
 
 /* Keys of one file while they are read. The first failure is kept; what follows it does nothing. */
 typedef struct keys {
@@ -16,10 +17,36 @@ static const mx_gguf_value *find(const keys *k, const char *key) {
     return mx_gguf_find(k->g, key);
 }
 
-static void refuse(keys *k, const char *key, const char *expected) {
+/* A value as a message shows it, on one line whatever it holds. */
+static const char *show(char *out, size_t size, const mx_gguf_value *v) {
+    double number;
+    int64_t whole;
+    if (!v) return "missing";
+    if (v->kind == MX_GGUF_STRING && mx_is_one_line(v->as.string.text, v->as.string.size))
+        snprintf(out, size, "\"%.*s\"", v->as.string.size > 60 ? 60 : (int)v->as.string.size, v->as.string.text);
+    else if (v->kind == MX_GGUF_BOOL)
+        snprintf(out, size, "%s", v->as.u ? "true" : "false");
+    else if (mx_gguf_int64(v, INT64_MIN, INT64_MAX, &whole))
+        snprintf(out, size, "%lld", (long long)whole);
+    else if (mx_gguf_double(v, &number))
+        snprintf(out, size, "%g", number);
+    else
+        snprintf(out, size, "%s",
+                 v->kind == MX_GGUF_ARRAY    ? "an array"
+                 : v->kind == MX_GGUF_STRING ? "a text of several lines"
+                                             : "no number");
+    return out;
+}
+
+static void refuse_as(keys *k, mx_status status, const char *key, const char *expected) {
+    char found[80];
     if (!k->status)
-        k->status = mx_fail(k->error, MX_INVALID_FILE, "%s: %s is %s, expected %s", k->g->file.path, key,
-                            find(k, key) ? "something else" : "missing", expected);
+        k->status = mx_fail(k->error, status, "%s: %s is %s, expected %s", k->g->file.path, key,
+                            show(found, sizeof found, find(k, key)), expected);
+}
+
+static void refuse(keys *k, const char *key, const char *expected) {
+    refuse_as(k, MX_INVALID_FILE, key, expected);
 }
 
 /* `fallback` below `low`: the key is required. */
@@ -97,7 +124,8 @@ static void read_rope(keys *k, mx_config *c) {
     const mx_gguf_value *type = find(k, "gpt-oss.rope.scaling.type");
     if (!type || mx_gguf_is_string(type, "none")) return;
     if (!mx_gguf_is_string(type, "yarn")) {
-        refuse(k, "gpt-oss.rope.scaling.type", "\"yarn\" or \"none\"");
+        refuse_as(k, type->kind == MX_GGUF_STRING ? MX_UNSUPPORTED : MX_INVALID_FILE, "gpt-oss.rope.scaling.type",
+                  "\"yarn\" or \"none\"");
         return;
     }
     c->yarn = true;

@@ -175,6 +175,9 @@ static mx_status add_made(mx_checkpoint *ck, const expert_source *s, int layer, 
 static mx_status add_experts(mx_checkpoint *ck, const expert_source *s, int layer, const char *name, mx_error *error) {
     const mx_gguf_tensor *g = s->gate, *u = s->up;
     char full[40];
+    mx_dtype dtype = MX_DTYPE_U8;
+    /* First: sizes of an unknown type are no file's, their products may overflow. */
+    if (g->type != MX_GGUF_TENSOR_MXFP4 && !dtype_of(g, &dtype)) return other_type(s->file, g, error);
     if (g->dims != 3 || (u && (u->dims != 3 || u->type != g->type || memcmp(u->ne, g->ne, sizeof u->ne))))
         return mx_fail(error, MX_INVALID_FILE, "%s: %.*s: has %d dimensions, expected 3%s", s->file->file.path,
                        (int)g->name.size, g->name.text, g->dims,
@@ -191,8 +194,6 @@ static mx_status add_experts(mx_checkpoint *ck, const expert_source *s, int laye
         snprintf(full, sizeof full, "%s_scales", name);
         return status ? status : add_made(ck, s, layer, full, MX_DTYPE_U8, 3, shape, &r, error);
     }
-    mx_dtype dtype;
-    if (!dtype_of(g, &dtype)) return other_type(s->file, g, error);
     snprintf(full, sizeof full, "mlp.experts.%s.weight", name);
     if (!u) return add_as_it_is(ck, s->file, g, layer, full, error);
     r.make = make_rows;
@@ -276,17 +277,26 @@ static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_ggu
     return add_as_it_is(ck, file, g, -1, name, error);
 }
 
-/* The further files of a split model: NAME-00001-of-00003.gguf names them all. */
-static mx_status open_parts(mx_checkpoint *ck, const char *path, mx_error *error) {
-    int64_t parts = 1, number = 0, tensors = 0, held = 0;
-    const mx_gguf_value *count = mx_gguf_find(&ck->gguf[0], "split.count");
-    if (count && !mx_gguf_int64(count, 0, MOST_FILES, &parts))
-        return mx_fail(error, MX_INVALID_FILE, "%s: split.count: expected a whole number up to %d", path, MOST_FILES);
-    if (parts < 2) return MX_OK;
-    if (!mx_gguf_int64(mx_gguf_find(&ck->gguf[0], "split.no"), 0, MOST_FILES, &number) || number != 0)
+/* How many files the model has. A further one of them is refused: it lacks the keys, which the first one holds. */
+static mx_status count_parts(const mx_gguf *g, int64_t *parts, mx_error *error) {
+    const mx_gguf_value *count = mx_gguf_find(g, "split.count");
+    int64_t number = 0;
+    *parts = 1;
+    if (count && !mx_gguf_int64(count, 0, MOST_FILES, parts))
+        return mx_fail(error, MX_INVALID_FILE, "%s: split.count: expected a whole number up to %d", g->file.path,
+                       MOST_FILES);
+    if (*parts < 2) return MX_OK;
+    if (!mx_gguf_int64(mx_gguf_find(g, "split.no"), 0, MOST_FILES, &number) || number != 0)
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "%s: is part %lld of %lld: give the first one, -00001-of-%05lld.gguf", path,
-                       (long long)number + 1, (long long)parts, (long long)parts);
+                       "%s: is part %lld of %lld: give the first one, -00001-of-%05lld.gguf", g->file.path,
+                       (long long)number + 1, (long long)*parts, (long long)*parts);
+    return MX_OK;
+}
+
+/* The further files of a split model: NAME-00001-of-00003.gguf names them all. */
+static mx_status open_parts(mx_checkpoint *ck, const char *path, int64_t parts, mx_error *error) {
+    int64_t tensors = 0, held = 0;
+    if (parts < 2) return MX_OK;
     char tail[40];
     snprintf(tail, sizeof tail, "-00001-of-%05lld.gguf", (long long)parts);
     const size_t length = strlen(path), n = strlen(tail);
@@ -317,9 +327,11 @@ mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_error *err
     ck->gguf = calloc(MOST_FILES, sizeof *ck->gguf);
     if (!ck->gguf) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
     ck->gguf_count = 1;
+    int64_t parts;
     mx_status status = mx_gguf_open(path, &ck->gguf[0], error);
+    if (!status) status = count_parts(&ck->gguf[0], &parts, error);
     if (!status) status = mx_gguf_check_architecture(&ck->gguf[0], error);
-    if (!status) status = open_parts(ck, path, error);
+    if (!status) status = open_parts(ck, path, parts, error);
     for (int i = 0; i < ck->gguf_count && !status; i++)
         for (int j = 0; j < ck->gguf[i].tensors && !status; j++)
             status = add_tensor(ck, &ck->gguf[i], &ck->gguf[i].tensor[j], error);

@@ -391,7 +391,7 @@ static mx_status check_memory(const mx_load_options *o, const char *path, uint64
                        "%s: a copy of the weights needs %.1f MiB, %.1f MiB of memory is free: end other programs, or "
                        "map them (--load map), which lets the kernel keep what fits",
                        path, (double)total * mib, (double)available * mib);
-    if (made && mx_memory_beside(made) <= 0)
+    if (made && (o->without & MX_WITHOUT_ROOM || mx_memory_beside(made) <= 0))
         return mx_fail(
             error, MX_NO_MEMORY,
             "%s: %.1f MiB of its weights must be rearranged in memory, %.1f MiB of memory is free: end other "

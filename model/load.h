@@ -16,7 +16,7 @@ int mx_checkpoint_files(const mx_checkpoint *ck);
 mx_mapped *mx_checkpoint_file(mx_checkpoint *ck, int index);
 uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index); /* bytes of it before the first tensor */
 
-/* mx_load_options.without */
-enum { MX_WITHOUT_DIRECT = 1, MX_WITHOUT_POPULATE = 2, MX_WITHOUT_MEMORY = 4 };
+/* mx_load_options.without. MEMORY: for all weights; ROOM, with MEMORY: for those that are rearranged, too. */
+enum { MX_WITHOUT_DIRECT = 1, MX_WITHOUT_POPULATE = 2, MX_WITHOUT_MEMORY = 4, MX_WITHOUT_ROOM = 8 };
 
 #endif

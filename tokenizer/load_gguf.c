@@ -23,13 +23,15 @@ typedef struct reader {
     mx_error *error;
 } reader;
 
+static mx_status lacks(const reader *r, const char *key) {
+    return mx_fail(r->error, MX_INVALID_FILE, "%s: lacks the key %s; --tokenizer takes a tokenizer.json",
+                   r->g->file.path, key);
+}
+
 static mx_status need_array(const reader *r, const char *key, mx_gguf_kind kind, const char *name,
                             const mx_gguf_value **out) {
     *out = mx_gguf_find(r->g, key);
-    if (!*out)
-        return mx_fail(r->error, MX_INVALID_FILE,
-                       "%s: lacks the key %s; give --tokenizer, or the first file if it is one of several",
-                       r->g->file.path, key);
+    if (!*out) return lacks(r, key);
     if ((*out)->kind == MX_GGUF_ARRAY && (*out)->as.array.kind == kind) return MX_OK;
     return mx_fail(r->error, MX_INVALID_FILE, "%s: key %s: expected an array of %s", r->g->file.path, key, name);
 }
@@ -47,7 +49,11 @@ static mx_gguf_string word_of(const mx_gguf *g, const char *key) {
 static mx_status check_kind(const reader *r) {
     static const char *const splits[] = {"gpt-4o", "gpt-oss", "o200k"};
     if (!mx_gguf_find(r->g, MODEL) && !mx_gguf_find(r->g, TOKENS))
-        return mx_fail(r->error, MX_IO, "%s: holds no vocabulary; --tokenizer takes a tokenizer.json", r->g->file.path);
+        return mx_fail(r->error, MX_IO,
+                       "%s: holds no vocabulary: give the first file if it is one of several; --tokenizer takes a "
+                       "tokenizer.json",
+                       r->g->file.path);
+    if (!mx_gguf_find(r->g, MODEL)) return lacks(r, MODEL);
     if (!mx_gguf_is_string(mx_gguf_find(r->g, MODEL), "gpt2")) {
         mx_gguf_string s = word_of(r->g, MODEL);
         return mx_fail(r->error, MX_UNSUPPORTED,

@@ -325,8 +325,12 @@ static int compare_strings(mx_gguf_string a, mx_gguf_string b) {
     return order ? order : (a.size > b.size) - (a.size < b.size);
 }
 
+static int by_key(const void *a, const void *b) {
+    return compare_strings((*(const mx_gguf_value *const *)a)->key, (*(const mx_gguf_value *const *)b)->key);
+}
+
 static int by_name(const void *a, const void *b) {
-    return compare_strings(**(const mx_gguf_string *const *)a, **(const mx_gguf_string *const *)b);
+    return compare_strings((*(const mx_gguf_tensor *const *)a)->name, (*(const mx_gguf_tensor *const *)b)->name);
 }
 
 static int by_place(const void *a, const void *b) {
@@ -334,11 +338,25 @@ static int by_place(const void *a, const void *b) {
     return (x->data > y->data) - (x->data < y->data);
 }
 
-static mx_status check_names(const cursor *c, const char *what, const mx_gguf_string **name, size_t count) {
-    qsort(name, count, sizeof *name, by_name);
-    for (size_t i = 1; i < count; i++)
-        if (compare_strings(*name[i - 1], *name[i]) == 0)
-            return BAD(c, "%s: %s is there twice, expected once", path_of(c), name_of(what, *name[i], 0).text);
+static mx_status twice(const cursor *c, const char *what, mx_gguf_string name) {
+    return BAD(c, "%s: %s is there twice, expected once", path_of(c), name_of(what, name, 0).text);
+}
+
+static mx_status check_keys(const cursor *c, const mx_gguf_value **list) {
+    const mx_gguf *g = c->g;
+    for (int i = 0; i < g->values; i++) list[i] = &g->value[i];
+    qsort(list, (size_t)g->values, sizeof *list, by_key);
+    for (int i = 1; i < g->values; i++)
+        if (compare_strings(list[i - 1]->key, list[i]->key) == 0) return twice(c, "key", list[i]->key);
+    return MX_OK;
+}
+
+static mx_status check_names(const cursor *c, const mx_gguf_tensor **list) {
+    const mx_gguf *g = c->g;
+    for (int i = 0; i < g->tensors; i++) list[i] = &g->tensor[i];
+    qsort(list, (size_t)g->tensors, sizeof *list, by_name);
+    for (int i = 1; i < g->tensors; i++)
+        if (compare_strings(list[i - 1]->name, list[i]->name) == 0) return twice(c, "tensor", list[i]->name);
     return MX_OK;
 }
 
@@ -353,17 +371,17 @@ static mx_status check_overlap(const cursor *c, const mx_gguf_tensor **tensor, s
 
 /* No name twice, no byte in two tensors. */
 static mx_status check_once(const cursor *c) {
-    const mx_gguf *g = c->g;
+    mx_gguf *g = c->g;
     size_t most = (size_t)(g->values > g->tensors ? g->values : g->tensors), placed = 0;
-    const void **list = malloc((most ? most : 1) * sizeof *list);
-    if (!list) return mx_fail(c->error, MX_NO_MEMORY, "%s: no memory to check %zu names", path_of(c), most);
-    const mx_gguf_string **name = (const mx_gguf_string **)list;
+    const void **list = malloc((most + 1) * sizeof *list);
+    g->by_name = malloc(((size_t)g->tensors + 1) * sizeof *g->by_name);
+    mx_status status = MX_OK;
+    if (!list || !g->by_name)
+        status = mx_fail(c->error, MX_NO_MEMORY, "%s: no memory to check %zu names", path_of(c), most);
+    if (status == MX_OK) status = check_keys(c, (const mx_gguf_value **)list);
+    if (status == MX_OK) status = check_names(c, g->by_name);
     const mx_gguf_tensor **tensor = (const mx_gguf_tensor **)list;
-    for (int i = 0; i < g->values; i++) name[i] = &g->value[i].key;
-    mx_status status = check_names(c, "key", name, (size_t)g->values);
-    for (int i = 0; i < g->tensors; i++) name[i] = &g->tensor[i].name;
-    if (status == MX_OK) status = check_names(c, "tensor", name, (size_t)g->tensors);
-    for (int i = 0; i < g->tensors; i++)
+    for (int i = 0; status == MX_OK && i < g->tensors; i++)
         if (g->tensor[i].data) tensor[placed++] = &g->tensor[i];
     if (status == MX_OK) status = check_overlap(c, tensor, placed);
     free(list);
@@ -412,6 +430,7 @@ void mx_gguf_close(mx_gguf *g) {
     mx_mapped_close(&g->file);
     free(g->value);
     free(g->tensor);
+    free(g->by_name);
     *g = (mx_gguf){0};
 }
 
@@ -429,10 +448,10 @@ const mx_gguf_value *mx_gguf_find(const mx_gguf *g, const char *key) {
 }
 
 const mx_gguf_tensor *mx_gguf_find_tensor(const mx_gguf *g, const char *name) {
-    size_t size = strlen(name);
-    for (int i = 0; i < g->tensors; i++)
-        if (equals(g->tensor[i].name, name, size)) return &g->tensor[i];
-    return NULL;
+    const mx_gguf_tensor wanted = {.name = {name, strlen(name)}}, *key = &wanted;
+    const mx_gguf_tensor **found =
+        g->tensors ? bsearch(&key, g->by_name, (size_t)g->tensors, sizeof *g->by_name, by_name) : NULL;
+    return found ? *found : NULL;
 }
 
 static bool is_unsigned(mx_gguf_kind kind) {

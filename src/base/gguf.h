@@ -76,6 +76,7 @@ typedef struct mx_gguf {
     mx_gguf_value *value;   /* [values], in the file's order */
     mx_gguf_tensor *tensor; /* [tensors], in the file's order */
     int values, tensors;
+    const mx_gguf_tensor **by_name; /* [tensors]; for mx_gguf_find_tensor */
 } mx_gguf;
 
 /* Checked: every length against the file, kinds, names (one line, no control characters, each once), dims, products

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -13,19 +15,20 @@
 #include "base/bytes.h"
 #include "base/gguf.h"
 
-static char path[200];
+/* A file in memory: some tests write thousands. */
+static char path[40];
+static int descriptor;
 
 static int make_path(void **state) {
     (void)state;
-    const char *folder = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%.150s/mxrun-gguf-XXXXXX", folder && *folder ? folder : "/tmp");
-    int fd = mkstemp(path);
-    return fd < 0 ? -1 : close(fd);
+    descriptor = memfd_create("gguf", 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    return descriptor < 0 ? -1 : 0;
 }
 
 static int remove_path(void **state) {
     (void)state;
-    return unlink(path);
+    return close(descriptor);
 }
 
 static void add(mx_bytes *b, const void *data, size_t size) {
@@ -66,10 +69,8 @@ static void pad(mx_bytes *b, size_t alignment) {
 }
 
 static mx_status open_bytes(const mx_bytes *b, mx_gguf *g, mx_error *error) {
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    assert_int_equal(fwrite(b->data, 1, b->size, file), b->size);
-    assert_int_equal(fclose(file), 0);
+    assert_int_equal(ftruncate(descriptor, 0), 0);
+    assert_int_equal(pwrite(descriptor, b->data, b->size, 0), b->size);
     return mx_gguf_open(path, g, error);
 }
 
@@ -247,6 +248,32 @@ static void test_vocabulary_only(void **state) {
     mx_bytes_free(&b);
 }
 
+/* Looking up each of many tensors takes no longer than reading them. */
+static void test_many_tensors(void **state) {
+    (void)state;
+    enum { COUNT = 100000 };
+    mx_bytes b = {0};
+    mx_gguf g;
+    mx_error error = {0};
+    char name[40];
+    add_header(&b, COUNT, 0);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "blk.%06d.weight", (int)(i * 7919LL % COUNT));
+        add_tensor(&b, name, 1, (const uint64_t[]){1}, 12, 0);
+    }
+    pad(&b, 32);
+    if (open_bytes(&b, &g, &error) != MX_OK) fail_msg("%s", error.text);
+    clock_t start = clock();
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof name, "blk.%06d.weight", (int)(i * 7919LL % COUNT));
+        assert_ptr_equal(mx_gguf_find_tensor(&g, name), &g.tensor[i]);
+    }
+    assert_true(clock() - start < 5 * CLOCKS_PER_SEC); /* by one after another it takes far longer */
+    assert_null(mx_gguf_find_tensor(&g, "blk.000000.weigh"));
+    mx_gguf_close(&g);
+    mx_bytes_free(&b);
+}
+
 /* ---- refused ----------------------------------------------------------------------------------------------------- */
 
 static void expect_refused(const char *what, const mx_bytes *b, mx_status status, const char *says) {
@@ -276,6 +303,8 @@ static const struct {
     {NULL, 4, "\0\0\0\3", 4, MX_UNSUPPORTED, "big-endian"},
     {NULL, 8, "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8, MX_INVALID_FILE, "18446744073709551615 tensors"},
     {NULL, 16, "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 8, MX_INVALID_FILE, "18446744073709551615 keys"},
+    {NULL, 8, "\0\1", 2, MX_INVALID_FILE, "256 tensors; its "},
+    {NULL, 16, "\0\1", 2, MX_INVALID_FILE, "256 keys; its "},
     {NULL, 16, "\0\0\0\0\1", 5, MX_INVALID_FILE, "keys"},
     {NULL, 16, "\x10", 1, MX_INVALID_FILE, "tensor 0: its name has 0 bytes"}, /* a tensor read as a key */
     {NULL, 8, "\4", 1, MX_INVALID_FILE, "tensor 3: its name"},
@@ -452,9 +481,9 @@ static void test_samples(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small),    cmocka_unit_test(test_type_names),     cmocka_unit_test(test_vocabulary_only),
-        cmocka_unit_test(test_damages),  cmocka_unit_test(test_other_refusals), cmocka_unit_test(test_cut_off),
-        cmocka_unit_test(test_any_byte), cmocka_unit_test(test_samples),
+        cmocka_unit_test(test_small),        cmocka_unit_test(test_type_names), cmocka_unit_test(test_vocabulary_only),
+        cmocka_unit_test(test_many_tensors), cmocka_unit_test(test_damages),    cmocka_unit_test(test_other_refusals),
+        cmocka_unit_test(test_cut_off),      cmocka_unit_test(test_any_byte),   cmocka_unit_test(test_samples),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }
