@@ -9,7 +9,7 @@
 
 /* mxrun convert: a model in another layout. */
 
-static const char *option_to;
+static const char *option_to, *option_quantize;
 static int option_force, option_allow_loss;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 
@@ -32,6 +32,7 @@ static int convert(const mx_command *self, const char *in, const char *out, mx_l
         const mx_convert_options options = {.to = to,
                                             .force = option_force,
                                             .allow_loss = option_allow_loss,
+                                            .quantize_experts = option_quantize != NULL,
                                             .pool = pool,
                                             .stop = &mx_interrupted,
                                             .progress = mx_loading_shown,
@@ -57,10 +58,11 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"force", 'f', POPT_ARG_NONE, &option_force, 0, "Replace OUT, once the new model is whole", NULL},
         {"allow-loss", 0, POPT_ARG_NONE, &option_allow_loss, 0,
          "Convert also where the layout cannot say everything, and warn", NULL},
+        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts: mxfp4", "FORMAT"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all cores)", "N"},
         POPT_TABLEEND,
     };
-    option_to = NULL;
+    option_to = option_quantize = NULL;
     option_force = option_allow_loss = 0;
     option_threads.text = NULL;
     option_threads.value = 0;
@@ -73,6 +75,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!option_to) return mx_command_usage(self, "--to is missing: hf, gguf, original or metal");
     if (!mx_convert_layout(option_to, &to))
         return mx_command_usage(self, "--to %s: expected hf, gguf, original or metal", option_to);
+    if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
     if (!mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     return convert(self, positional[0], positional[1], to);
 }

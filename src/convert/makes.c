@@ -123,11 +123,23 @@ static const char *rows(const mx_made *m, int64_t first, int64_t count, uint8_t 
     return NULL;
 }
 
+/* Numbers of less than a byte, whose slices end within one. */
+static const char *whole(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source) {
+    (void)first;
+    (void)count;
+    (void)scratch;
+    (void)source;
+    memcpy(out, m->from[0]->data, m->slice_bytes);
+    return NULL;
+}
+
 mx_made mx_make_rows(const mx_tensor *t, const mx_tensor *also, const mx_tensor *last, mx_dtype dtype) {
     mx_made m = {.make = rows, .dtype = dtype, .from = {t, also, last}};
     while (m.froms < 3 && m.from[m.froms]) m.slices += slices_of(m.from[m.froms++]);
     m.slice_bytes = dtype == t->dtype ? mx_tensor_slice_bytes(t) : mx_dtype_bytes(dtype, elements_of_slice(t));
     m.scratch = mx_tensor_slice_bytes(t);
+    if (m.froms == 1 && dtype == MX_DTYPE_OTHER && m.slice_bytes * (uint64_t)m.slices != t->bytes)
+        return (mx_made){.make = whole, .from = {t}, .froms = 1, .dtype = dtype, .slices = 1, .slice_bytes = t->bytes};
     return m;
 }
 

@@ -96,19 +96,40 @@ static mx_status read_carried(mx_origin *o) {
     }
 }
 
+static bool holds_mxfp4(const mx_origin *o) {
+    return mx_checkpoint_find(o->ck, "model.layers.0.mlp.experts.down_proj_blocks") != NULL;
+}
+
+/* Experts of 16 bits become MXFP4: the files are not those that they were. */
+static mx_status round_experts(mx_origin *o, const char *path) {
+    if (holds_mxfp4(o))
+        return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                       "%s: its experts are MXFP4 already: leave --quantize-experts away", path);
+    mx_checkpoint_close(o->ck);
+    mx_status status = mx_checkpoint_open_as(path, MX_EXPERTS_MXFP4, &o->ck, o->error);
+    if (!status && !holds_mxfp4(o))
+        status = mx_fail(o->error, MX_UNSUPPORTED,
+                         "%s: its experts are not rounded: that is done with BF16 in a Hugging Face folder", path);
+    if (!status) mx_log(MX_LOG_INFO, "%s: experts are rounded to MXFP4, which loses what BF16 has more", path);
+    return status;
+}
+
 mx_status mx_origin_open(mx_origin *o, const char *path, const mx_convert_options *options, mx_error *error) {
     *o = (mx_origin){.options = options, .error = error};
     mx_status status = mx_location_find(path, &o->place, error);
-    if (!status && o->place.layout == options->to)
+    if (!status && o->place.layout == options->to && !options->quantize_experts)
         status = mx_fail(error, MX_INVALID_ARGUMENT, "%s: is in the layout %s already: copy it", path,
                          mx_layout_name(options->to));
     if (!status) status = mx_config_read(path, &o->config, error);
     if (!status) status = mx_checkpoint_open(path, &o->ck, error);
+    if (!status && options->quantize_experts) status = round_experts(o, path);
     if (!status) o->used = calloc((size_t)mx_checkpoint_count(o->ck) + 1, sizeof *o->used);
     if (!status && !o->used) status = mx_origin_no_memory(o);
     if (status) return status;
-    o->mxfp4 = mx_checkpoint_find(o->ck, "model.layers.0.mlp.experts.down_proj_blocks") != NULL;
-    return read_carried(o);
+    o->mxfp4 = holds_mxfp4(o);
+    status = read_carried(o);
+    if (!status && options->quantize_experts) mx_record_make_stale(&o->record);
+    return status;
 }
 
 void mx_origin_close(mx_origin *o) {

@@ -121,8 +121,8 @@ static mx_status outcome(const pump *p) {
         if (p->problem)
             return mx_fail(o->error, MX_IO, "%s%s%s: cannot be written: %s", o->grows, o->folder ? "/" : "",
                            o->file[m->file].name, strerror(p->problem));
-        return mx_fail(o->error, MX_UNSUPPORTED, "%s: %s: %s", m->from[0]->file ? m->from[0]->file : o->path,
-                       m->from[0]->name, p->wrong);
+        return mx_fail(o->error, MX_UNSUPPORTED, "%s: %s: %s", m->from[p->source]->file, m->from[p->source]->name,
+                       p->wrong);
     }
     if (p->options->stop && *p->options->stop) return mx_fail(o->error, MX_CANCELLED, "interrupted");
     return MX_OK;

@@ -56,6 +56,14 @@ void mx_record_drop(mx_record *r, const char *name) {
     }
 }
 
+void mx_record_make_stale(mx_record *r) {
+    free_entries(r->shard, r->shards);
+    r->shard = NULL;
+    r->shards = 0;
+    mx_record_drop(r, "model.safetensors.index.json");
+    mx_record_drop(r, "config.json");
+}
+
 /* ---- of a folder --------------------------------------------------------------------------------------------------
  */
 
@@ -97,6 +105,9 @@ static char **list_folder(const char *folder, int *count) {
     *count = 0;
     for (struct dirent *e; list && *count < MOST_FILES && (e = readdir(dir));)
         if (*e->d_name != '.' && !holds_weights(e->d_name) && (list[*count] = strdup(e->d_name))) ++*count;
+    if (list && *count == MOST_FILES)
+        mx_log(MX_LOG_WARNING, "%s: holds %d files or more beside the weights: not all are carried along", folder,
+               MOST_FILES);
     if (dir) closedir(dir);
     if (list) qsort(list, (size_t)*count, sizeof *list, by_name);
     return list;

@@ -23,8 +23,8 @@ typedef struct mx_record {
     int files, shards;
 } mx_record;
 
-/* Of the folder that `ck` was opened from. Files of more than 64 MB, further folders and hidden files are left out; a
- * line in the log says so. */
+/* Of the folder that `ck` was opened from: its files but weights, hidden ones and folders. One of more than 64 MB is
+ * left out; a line in the log says so. */
 mx_status mx_record_of_folder(mx_record *r, const char *folder, const mx_checkpoint *ck, mx_error *error);
 /* Of the keys, checked: names of files, each once. Without such keys: empty. */
 mx_status mx_record_of_gguf(mx_record *r, const mx_gguf *g, mx_error *error);
@@ -33,6 +33,7 @@ mx_status mx_record_add(mx_record *r, const char *folder, const char *name, mx_e
 void mx_record_put(const mx_record *r, mx_gguf_text *g);
 const mx_bytes *mx_record_file(const mx_record *r, const char *name); /* NULL: not there */
 void mx_record_drop(mx_record *r, const char *name);
+void mx_record_make_stale(mx_record *r); /* drops what tells of the weights: headers, index, config.json */
 void mx_record_free(mx_record *r);
 
 #endif

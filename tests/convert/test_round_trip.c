@@ -53,6 +53,21 @@ static void test_experts_of_16_bits(void **state) {
     refuse(folder, temporary("none"), MX_LAYOUT_ORIGINAL, MX_UNSUPPORTED, "experts that are not MXFP4");
 }
 
+static void test_rounded_experts(void **state) {
+    (void)state;
+    const char *folder = shared("checkpoints/random/base-bf16-experts"), *out = temporary("rounded");
+    if (!folder) skip();
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_HF, .pool = pool, .quantize_experts = true};
+    if (mx_convert(folder, out, &options, &done, &error)) fail_msg("%s", error.text);
+    expect_same_tensors(checkout("tests/data/base"), out); /* which it was made of */
+    mx_weights *weights;
+    if (mx_weights_open(out, NULL, &weights, &error)) fail_msg("%s", error.text);
+    mx_weights_close(weights);
+    assert_int_equal(mx_convert(checkout("tests/data/base"), temporary("none"), &options, &done, &error),
+                     MX_INVALID_ARGUMENT);
+}
+
 /* What it carries goes on from layout to layout. */
 static void test_long_way(void **state) {
     (void)state;
@@ -228,6 +243,7 @@ int main(void) {
         cmocka_unit_test(test_metal),
         cmocka_unit_test(test_shards),
         cmocka_unit_test(test_experts_of_16_bits),
+        cmocka_unit_test(test_rounded_experts),
         cmocka_unit_test(test_long_way),
         cmocka_unit_test(test_rows_beyond_metal),
         cmocka_unit_test(test_like_gguf_py),
