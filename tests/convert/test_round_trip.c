@@ -203,37 +203,90 @@ static void test_q8_0(void **state) {
     refuse(gguf, temporary("none"), MX_LAYOUT_ORIGINAL, MX_UNSUPPORTED, "Q8_0");
 }
 
-/* What was carried along is of another model. */
-static void test_what_does_not_fit(void **state) {
-    (void)state;
+/* ---- what was carried along is of another model -------------------------------------------------------------------
+ */
+
+/* The GGUF of base with `from` replaced by `to`, of the same length, the first time behind `after`. */
+static const char *changed(const char *after, const char *from, const char *to) {
     const char *gguf = temporary("changed.gguf");
     convert_anyway(checkout("tests/data/base"), gguf, MX_LAYOUT_GGUF);
     mx_bytes bytes = content(gguf);
-    char *at = memmem(bytes.data, bytes.size, "\"lm_head.weight\"", 16);
+    char *at = memmem(bytes.data, bytes.size, after, strlen(after));
     assert_non_null(at);
-    at[2] = 'x';
+    at = memmem(at, bytes.size - (size_t)(at - bytes.data), from, strlen(from));
+    assert_non_null(at);
+    assert_int_equal(strlen(from), strlen(to));
+    memcpy(at, to, strlen(to));
     write_file(gguf, bytes.data, bytes.size);
-    assert_false(convert(gguf, temporary("changed"), MX_LAYOUT_HF).restored);
-    expect_logged("do not fit its tensors any more");
-    expect_same_tensors(checkout("tests/data/base"), temporary("changed"));
+    mx_bytes_free(&bytes);
+    return gguf;
+}
 
-    at[2] = 'm';
-    at = memmem(bytes.data, bytes.size, "\"sliding_window\": 128", 21);
-    assert_non_null(at);
-    at[20] = '7';
-    write_file(gguf, bytes.data, bytes.size);
+static void test_headers_that_do_not_fit(void **state) {
+    (void)state;
+    static const char last[] =
+        ",\"lm_head.weight\":{\"dtype\":\"BF16\",\"shape\":[512,192],\"data_offsets\":[3150848,3347456]}";
+    char blanks[sizeof last];
+    memset(blanks, ' ', sizeof blanks);
+    blanks[sizeof last - 1] = 0;
+    const struct {
+        const char *from, *to;
+    } cases[] = {{"\"lm_head.weight\"", "\"lm_heax.weight\""},
+                 {"\"BF16\"", "\"F16\" "},
+                 {"[512,192]", "[512,191]"},
+                 {"[0,196608]", "[2,196610]"},
+                 {last, blanks},
+                 {"{\"__metadata__\"", " \"__metadata__\""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *gguf = changed("mxrun.source.headers", cases[i].from, cases[i].to);
+        assert_false(convert_anyway(gguf, temporary("changed"), MX_LAYOUT_HF).restored);
+        expect_logged("do not fit its tensors any more");
+        expect_same_tensors(checkout("tests/data/base"), temporary("changed"));
+    }
+}
+
+static void test_config_that_does_not_fit(void **state) {
+    (void)state;
+    const char *gguf = changed("mxrun.source.contents", "\"sliding_window\": 128", "\"sliding_window\": 127");
     assert_false(convert_anyway(gguf, temporary("changed"), MX_LAYOUT_HF).restored);
     expect_logged("config.json that it was made of does not fit");
     mx_config config;
     if (mx_config_read(temporary("changed"), &config, &error)) fail_msg("%s", error.text);
     assert_int_equal(config.window, 128);
+}
 
-    at[20] = '8';
-    at = memmem(bytes.data, bytes.size, "config.json", 11);
-    memcpy(at, "../fig.json", 11);
+static void test_names_that_are_none(void **state) {
+    (void)state;
+    static const char *const names[] = {"../fig.json", "a/nfig.json", ".onfig.json", "con\ng.json!"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        refuse(changed("mxrun.source.files", "config.json", names[i]), temporary("none"), MX_LAYOUT_HF, MX_INVALID_FILE,
+               "mxrun.source.files: expected names of files");
+}
+
+/* A number in F32 that is none in BF16: the tensor stays F32, and OpenAI's layouts have no place for it. */
+static void test_numbers_of_F32(void **state) {
+    (void)state;
+    const char *gguf = changed("GGUF", "GGUF", "GGUF");
+    mx_gguf g;
+    if (mx_gguf_open(gguf, &g, &error)) fail_msg("%s", error.text);
+    const size_t at = (size_t)(mx_gguf_find_tensor(&g, "output_norm.weight")->data - g.file.data);
+    mx_gguf_close(&g);
+    mx_bytes bytes = content(gguf);
+    bytes.data[at] = 1;
     write_file(gguf, bytes.data, bytes.size);
-    refuse(gguf, temporary("none"), MX_LAYOUT_HF, MX_INVALID_FILE, "mxrun.source.files: expected names of files");
+    assert_false(convert_anyway(gguf, temporary("changed"), MX_LAYOUT_HF).restored);
+    mx_checkpoint *ck;
+    if (mx_checkpoint_open(temporary("changed"), &ck, &error)) fail_msg("%s", error.text);
+    const mx_tensor *t = mx_checkpoint_find(ck, "model.norm.weight");
+    assert_int_equal(t->dtype, MX_DTYPE_F32);
+    assert_memory_equal(t->data, bytes.data + at, t->bytes);
+    assert_int_equal(mx_checkpoint_find(ck, "model.layers.0.self_attn.sinks")->dtype, MX_DTYPE_BF16);
+    mx_checkpoint_close(ck);
     mx_bytes_free(&bytes);
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_ORIGINAL, .pool = pool, .allow_loss = true};
+    assert_int_equal(mx_convert(gguf, temporary("none"), &options, &done, &error), MX_UNSUPPORTED);
+    assert_non_null(strstr(error.text, "model.norm.weight: holds numbers of F32 that are none of BF16"));
 }
 
 int main(void) {
@@ -251,7 +304,10 @@ int main(void) {
         cmocka_unit_test(test_foreign_original),
         cmocka_unit_test(test_original_in_a_repository),
         cmocka_unit_test(test_q8_0),
-        cmocka_unit_test(test_what_does_not_fit),
+        cmocka_unit_test(test_headers_that_do_not_fit),
+        cmocka_unit_test(test_config_that_does_not_fit),
+        cmocka_unit_test(test_names_that_are_none),
+        cmocka_unit_test(test_numbers_of_F32),
     };
     return cmocka_run_group_tests(tests, convert_set_up, convert_tear_down);
 }
