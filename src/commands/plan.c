@@ -107,7 +107,7 @@ static int known_model(const char *name) {
 
 /* What -m names: files that are here, or else a known model, which needs none. */
 static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error) {
-    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT;
+    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
     *folder = 0;
     if (!given.model) return MX_OK;
     mx_status status = mx_find_model(given.model, folder, MX_PLAN_NAME, error);
@@ -138,7 +138,7 @@ static mx_status add_all(plan *p, mx_error *error) {
     }
     if (status || (given.model && !strcmp(given.model, "stories"))) return status;
     char folder[MX_PLAN_NAME];
-    if (mx_find_stories(folder, sizeof folder, NULL) || mx_plan_model_read(folder, MX_EXPERTS_KEPT, &model, NULL))
+    if (mx_find_stories(folder, sizeof folder, NULL) || mx_plan_model_read(folder, MX_EXPERTS_IN_PLACE, &model, NULL))
         return MX_OK; /* it was not installed: nothing to say about it */
     snprintf(model.name, sizeof model.name, "stories");
     return add(p, &model, error);
