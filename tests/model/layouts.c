@@ -232,6 +232,37 @@ static void check_tensor(const layout *l, const source *s, const mx_checkpoint *
     free(x);
 }
 
+/* A GGUF's experts as weights have them: the file's bytes, gate and up apart. */
+static void check_experts_in_place(const layout *l, const mx_checkpoint *ck) {
+    gguf *g = calloc(1, sizeof *g);
+    assert_non_null(g);
+    gguf_from(g, source_of(l), &l->gguf);
+    for (int i = 0; i < g->pile.count; i++) {
+        const piece *p = &g->pile.piece[i];
+        int layer, end = 0;
+        char which[8], part[8], name[120];
+        if (sscanf(p->name, "blk.%d.ffn_%7[a-z]_exps.%7[a-z]%n", &layer, which, part, &end) != 3 || !end) continue;
+        snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%s_proj%s", layer, which,
+                 !strcmp(part, "bias") ? "_bias" : ".weight");
+        const mx_tensor *t = mx_checkpoint_find(ck, name);
+        if (!t) fail_msg("%s: no %s", l->name, name);
+        assert_null(t->recipe);
+        if (p->type == MADE_MXFP4)
+            assert_int_equal(t->dtype, MX_DTYPE_MXFP4);
+        else
+            assert_int_equal(type_of(t), p->type);
+        assert_int_equal(t->dims, p->dims);
+        assert_memory_equal(t->shape, p->shape, (size_t)p->dims * sizeof *p->shape);
+        assert_int_equal(t->bytes, p->bytes);
+        uint8_t *have = bytes_of(t, true);
+        check_middle(t, have);
+        if (memcmp(have, p->data, p->bytes)) fail_msg("%s: %s: other bytes", l->name, name);
+        free(have);
+    }
+    gguf_free(g);
+    free(g);
+}
+
 static void check_tensors(const layout *l, const mx_checkpoint *ck, bool loaded) {
     const source *s = source_of(l);
     int pairs = 0;
@@ -242,6 +273,21 @@ static void check_tensors(const layout *l, const mx_checkpoint *ck, bool loaded)
     const bool dense_experts = l->gguf.experts && l->gguf.experts != MADE_MXFP4;
     assert_int_equal(mx_checkpoint_count(ck),
                      mx_checkpoint_count(s->ck) - (l->gguf.tied ? 1 : 0) - (dense_experts ? pairs : 0));
+}
+
+/* Of opened weights, which keep a GGUF's experts where they lie. */
+static void check_weights(const layout *l, const mx_weights *w, bool loaded) {
+    if (l->form != GGUF) {
+        check_tensors(l, w->checkpoint, loaded);
+        return;
+    }
+    const source *s = source_of(l);
+    for (int i = 0; i < mx_checkpoint_count(s->ck); i++)
+        if (!strstr(mx_checkpoint_at(s->ck, i)->name, ".mlp.experts."))
+            check_tensor(l, s, w->checkpoint, mx_checkpoint_at(s->ck, i), loaded);
+    check_experts_in_place(l, w->checkpoint);
+    /* Six of a layer's experts in both forms. */
+    assert_int_equal(mx_checkpoint_count(w->checkpoint), mx_checkpoint_count(s->ck) - (l->gguf.tied ? 1 : 0));
 }
 
 static void tensors_are_the_same(void **state) {
@@ -318,14 +364,14 @@ static void configurations_are_the_same(void **state) {
     }
 }
 
-static const char *const rearranged[] = {"three", "base-BF16", "model.bin", "bf16-experts.gguf"};
+static const char *const rearranged[] = {"base-BF16", "model.bin"};
 enum { REARRANGED = sizeof rearranged / sizeof *rearranged };
 
 /* One of each kind; the others are loaded in one way. */
 static bool in_every_way(const layout *l) {
     for (int i = 0; i < REARRANGED; i++)
         if (!strcmp(l->name, rearranged[i])) return true;
-    return !strcmp(l->name, "base-original");
+    return !strcmp(l->name, "base-original") || !strcmp(l->name, "three") || !strcmp(l->name, "bf16-experts.gguf");
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------------------
@@ -343,8 +389,9 @@ static void every_way_of_loading(void **state) {
                 if (!in_every_way(&layouts[i]) && (way != MX_LOAD_LAZY || threads > 1)) continue;
                 assert_int_equal(mx_pool_create(threads, &pool, &error), MX_OK);
                 if (mx_weights_load(path[i], &options, pool, &w, &error)) fail_msg("%s", error.text);
-                check_tensors(&layouts[i], w->checkpoint, way != MX_LOAD_LOOK);
-                assert_int_equal(mx_checkpoint_made(w->checkpoint) > 0, layouts[i].form != ORIGINAL);
+                check_weights(&layouts[i], w, way != MX_LOAD_LOOK);
+                assert_int_equal(mx_checkpoint_made(w->checkpoint) > 0,
+                                 layouts[i].form == EXPERTS16 || layouts[i].form == METAL);
                 if (layouts[i].gguf.tied) assert_ptr_equal(w->lm_head.data, w->embedding.data);
                 mx_weights_close(w);
                 mx_pool_destroy(pool);
@@ -382,7 +429,7 @@ static void progress_rises(void **state) {
             assert_false(seen.wrong);
             assert_true(seen.calls >= 1 && seen.done <= seen.total);
             if (way == MX_LOAD_LAZY) assert_true(seen.total <= mx_checkpoint_made(w->checkpoint));
-            check_tensors(l, w->checkpoint, true);
+            check_weights(l, w, true);
             mx_weights_close(w);
         }
 }
@@ -432,7 +479,7 @@ static void memory_that_does_not_suffice(void **state) {
         mx_log_set_sink(NULL, NULL);
         if (status) fail_msg("%s", error.text);
         assert_int_equal(warnings, 1);
-        check_tensors(l, w->checkpoint, true);
+        check_weights(l, w, true);
         mx_weights_close(w);
         for (int way = MX_LOAD_MAP; way <= MX_LOAD_LAZY; way++) {
             options = (mx_load_options){.way = (mx_load_way)way, .without = MX_WITHOUT_MEMORY | MX_WITHOUT_ROOM};
