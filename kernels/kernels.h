@@ -66,6 +66,9 @@ typedef enum mx_epilogue {
     MX_ADD,    /* y[t][n] += sum + bias[n]               (residual) */
     MX_SCALE,  /* y[t][n]  = (sum + bias[n]) * factor[t] (routing weight) */
     MX_SWIGLU, /* w's rows are gate, up, gate, up ...: y[t][n / 2] = swiglu(gate, up), see mx_swiglu */
+    MX_GATED,  /* w's rows are up, y has what MX_STORE made of gate: y[t][n] = swiglu(y[t][n], sum + bias[n]); the same
+                  bits as MX_SWIGLU */
+    MX_EPILOGUES
 } mx_epilogue;
 
 /* y = x W^T for output rows n0 <= n < n1 of w (MX_SWIGLU: both even). Every pointer is that of row 0 / column 0.
@@ -81,7 +84,7 @@ typedef struct mx_matmul {
     mx_format bias_format;
     mx_epilogue epilogue;
     const float *factor;  /* [rows], MX_SCALE only */
-    float limit, alpha;   /* MX_SWIGLU only */
+    float limit, alpha;   /* MX_SWIGLU and MX_GATED only */
     float *y;             /* [*, y_stride] */
     int64_t y_stride;     /* floats */
     const int32_t *y_row; /* [rows]: result of row t goes to y + y_row[t] * y_stride; NULL: y_row[t] = t */

@@ -1,5 +1,7 @@
 #include <dirent.h>
 #include <errno.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,23 +9,16 @@
 
 #include "base/bytes.h"
 #include "base/json.h"
+#include "base/log.h"
+#include "model/checkpoint_private.h"
 #include "model/load.h"
-#include "model/model.h"
-#include "model/safetensors.h"
+#include "model/metal.h"
 #include "model/show.h"
 
 /* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
  * above this file: blocks and scales of one tensor may lie in different ones. */
 
 enum { MOST_FILES = 4096, INDEX_LIMIT = 16 << 20 };
-
-struct mx_checkpoint {
-    mx_safetensors *file;
-    int files;
-    mx_tensor *tensor; /* [count], by name */
-    int count;
-    mx_arena memory; /* of the tensors, where they are in no file */
-};
 
 /* File names in order, each once. */
 typedef struct names {
@@ -57,43 +52,69 @@ static mx_status names_add(names *n, const char *folder, const char *name, mx_er
     return MX_OK;
 }
 
+/* ---- building ---------------------------------------------------------------------------------------------------- */
+
+struct mx_owned {
+    struct mx_owned *next;
+    max_align_t data[];
+};
+
+void *mx_checkpoint_alloc(mx_checkpoint *ck, size_t size) {
+    struct mx_owned *o = calloc(1, sizeof *o + size);
+    if (!o) return NULL;
+    o->next = ck->owned;
+    ck->owned = o;
+    return o->data;
+}
+
+mx_tensor *mx_checkpoint_add(mx_checkpoint *ck, const char *file, const char *format, ...) {
+    char name[MX_TENSOR_NAME];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(name, sizeof name, format, list);
+    va_end(list);
+    char *own = mx_checkpoint_alloc(ck, strlen(name) + 1);
+    if (!own) return NULL;
+    memcpy(own, name, strlen(name) + 1);
+    if (ck->count == ck->capacity) {
+        const int capacity = ck->capacity ? 2 * ck->capacity : 512;
+        mx_tensor *more = realloc(ck->tensor, (size_t)capacity * sizeof *more);
+        if (!more) return NULL;
+        ck->tensor = more;
+        ck->capacity = capacity;
+    }
+    mx_tensor *t = &ck->tensor[ck->count++];
+    *t = (mx_tensor){.name = own, .file = file};
+    return t;
+}
+
+/* ---- files of safetensors ---------------------------------------------------------------------------------------- */
+
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), m = strlen(end);
     return n >= m && !strcmp(text + n - m, end);
 }
 
 /* No .safetensors in the folder: say what is there instead. */
-static mx_status nothing_there(const char *folder, bool gguf, bool torch, bool original, mx_error *error) {
-    if (gguf)
-        return mx_fail(error, MX_UNSUPPORTED,
-                       "%s: holds a .gguf file, which mxrun does not read yet, and no .safetensors: give a folder in "
-                       "the Hugging Face layout",
-                       folder);
+static mx_status nothing_there(const char *folder, bool torch, mx_error *error) {
     if (torch)
         return mx_fail(error, MX_UNSUPPORTED,
                        "%s: holds PyTorch .bin files, which mxrun does not read, and no .safetensors", folder);
-    if (original)
-        return mx_fail(error, MX_UNSUPPORTED,
-                       "%s: holds original/ (OpenAI's own layout), which mxrun does not read yet, but no .safetensors "
-                       "of the Hugging Face layout: download those too",
-                       folder);
-    return mx_fail(error, MX_INVALID_FILE, "%s: no .safetensors file in this folder", folder);
+    return mx_fail(error, MX_INVALID_FILE, "%s: no .safetensors file in this folder, nor a .gguf or model.bin", folder);
 }
 
 static mx_status list_folder(const char *folder, names *out, mx_error *error) {
     DIR *dir = opendir(folder);
     if (!dir) return mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
-    bool gguf = false, torch = false, original = false;
+    bool torch = false;
     mx_status status = MX_OK;
     for (struct dirent *e; !status && (e = readdir(dir));) {
         if (e->d_name[0] == '.') continue;
-        gguf |= ends_with(e->d_name, ".gguf");
         torch |= ends_with(e->d_name, ".bin") || ends_with(e->d_name, ".pt");
-        original |= !strcmp(e->d_name, "original");
         if (ends_with(e->d_name, ".safetensors")) status = names_add(out, folder, e->d_name, error);
     }
     closedir(dir);
-    if (!status && !out->count) status = nothing_there(folder, gguf, torch, original, error);
+    if (!status && !out->count) status = nothing_there(folder, torch, error);
     return status;
 }
 
@@ -150,30 +171,31 @@ static mx_status sort(mx_checkpoint *ck, mx_error *error) {
     return MX_OK;
 }
 
-/* All files' tensors in one sorted list. */
+/* All files' tensors in one list. */
 static mx_status gather(mx_checkpoint *ck, const char *path, mx_error *error) {
     int64_t total = 0;
-    for (int i = 0; i < ck->files; i++) total += ck->file[i].count;
+    for (int i = 0; i < ck->safetensors_count; i++) total += ck->safetensors[i].count;
     ck->tensor = calloc((size_t)total + 1, sizeof *ck->tensor);
     if (!ck->tensor || total > INT32_MAX)
         return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %lld tensors", path, (long long)total);
-    for (int i = 0; i < ck->files; i++) {
-        if (ck->file[i].count)
-            memcpy(ck->tensor + ck->count, ck->file[i].tensor, (size_t)ck->file[i].count * sizeof *ck->tensor);
-        ck->count += ck->file[i].count;
+    ck->capacity = (int)total;
+    for (int i = 0; i < ck->safetensors_count; i++) {
+        const mx_safetensors *st = &ck->safetensors[i];
+        if (st->count) memcpy(ck->tensor + ck->count, st->tensor, (size_t)st->count * sizeof *ck->tensor);
+        ck->count += st->count;
     }
     return sort(ck, error);
 }
 
 static mx_status open_files(mx_checkpoint *ck, const char *folder, const names *list, mx_error *error) {
-    ck->file = calloc((size_t)list->count, sizeof *ck->file);
-    if (!ck->file) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %d files", folder, list->count);
+    ck->safetensors = calloc((size_t)list->count, sizeof *ck->safetensors);
+    if (!ck->safetensors) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %d files", folder, list->count);
     for (int i = 0; i < list->count; i++) {
         char path[4096];
         if (snprintf(path, sizeof path, "%s/%s", folder, list->name[i]) >= (int)sizeof path)
             return mx_fail(error, MX_INVALID_ARGUMENT, "a file of the model folder has a path longer than %zu bytes",
                            sizeof path);
-        mx_status status = mx_safetensors_open(path, &ck->file[ck->files++], error);
+        mx_status status = mx_safetensors_open(path, &ck->safetensors[ck->safetensors_count++], error);
         if (status) return status;
     }
     return gather(ck, folder, error);
@@ -204,27 +226,62 @@ static mx_status open_folder(mx_checkpoint *ck, const char *folder, mx_error *er
     return status;
 }
 
-mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error) {
+static mx_status open_one(mx_checkpoint *ck, const char *path, mx_error *error) {
+    ck->safetensors = calloc(1, sizeof *ck->safetensors);
+    if (!ck->safetensors) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
+    ck->safetensors_count = 1;
+    mx_status status = mx_safetensors_open(path, ck->safetensors, error);
+    return status ? status : gather(ck, path, error);
+}
+
+static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expert_form form, mx_error *error) {
+    mx_status status = MX_OK;
+    ck->layout = place->layout;
+    switch (place->layout) {
+    case MX_LAYOUT_TENSORS:
+        return open_one(ck, place->path, error);
+    case MX_LAYOUT_GGUF:
+        status = mx_gguf_layout_read(ck, place->path, error);
+        break;
+    case MX_LAYOUT_METAL:
+        status = mx_metal_read(ck, place->path, error);
+        break;
+    case MX_LAYOUT_ORIGINAL:
+        status = open_folder(ck, place->path, error);
+        if (!status) status = mx_original_read(ck, place->path, error);
+        break;
+    default:
+        status = open_folder(ck, place->path, error);
+        if (!status) status = mx_experts16_read(ck, form, error);
+        break;
+    }
+    if (!status && form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF)
+        mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are",
+               place->path);
+    return status ? status : sort(ck, error);
+}
+
+mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkpoint **out, mx_error *error) {
     *out = NULL;
-    struct stat info;
-    if (stat(path, &info) != 0) return mx_fail(error, MX_IO, "%s: %s", path, strerror(errno));
+    mx_location place;
+    mx_status status = mx_location_find(path, &place, error);
+    if (status) return status;
     mx_checkpoint *ck = calloc(1, sizeof *ck);
     if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
-    mx_status status;
-    if (S_ISDIR(info.st_mode)) {
-        status = open_folder(ck, path, error);
-    } else {
-        ck->file = calloc(1, sizeof *ck->file);
-        ck->files = ck->file != NULL;
-        status = ck->file ? mx_safetensors_open(path, ck->file, error)
-                          : mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
-        if (!status) status = gather(ck, path, error);
-    }
+    status = open_place(ck, &place, form, error);
     if (status)
         mx_checkpoint_close(ck);
     else
         *out = ck;
     return status;
+}
+
+mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error) {
+    return mx_checkpoint_open_as(path, MX_EXPERTS_KEPT, out, error);
+}
+
+mx_layout mx_checkpoint_layout(const mx_checkpoint *ck) {
+    return ck->layout;
 }
 
 mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count, mx_arena memory, mx_checkpoint **out,
@@ -234,11 +291,13 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
     if (!ck) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", name);
     ck->tensor = tensor;
     ck->count = count;
+    for (int i = 0; i < count; i++) tensor[i].slice_stride = mx_tensor_slice_bytes(&tensor[i]);
     mx_status status = sort(ck, error);
     if (status) {
         free(ck);
         return status;
     }
+    ck->layout = MX_LAYOUT_TENSORS;
     ck->memory = memory;
     *out = ck;
     return MX_OK;
@@ -246,19 +305,45 @@ mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count
 
 void mx_checkpoint_close(mx_checkpoint *ck) {
     if (!ck) return;
-    for (int i = 0; i < ck->files; i++) mx_safetensors_close(&ck->file[i]);
-    free(ck->file);
+    for (int i = 0; i < ck->safetensors_count; i++) mx_safetensors_close(&ck->safetensors[i]);
+    for (int i = 0; i < ck->gguf_count; i++) mx_gguf_close(&ck->gguf[i]);
+    mx_mapped_close(&ck->metal);
+    for (struct mx_owned *next; ck->owned; ck->owned = next) {
+        next = ck->owned->next;
+        free(ck->owned);
+    }
+    free(ck->safetensors);
+    free(ck->gguf);
     free(ck->tensor);
     mx_arena_destroy(&ck->memory);
     free(ck);
 }
 
 int mx_checkpoint_files(const mx_checkpoint *ck) {
-    return ck->files;
+    return ck->safetensors_count + ck->gguf_count + (ck->metal.data != NULL);
 }
 
-mx_safetensors *mx_checkpoint_file(mx_checkpoint *ck, int index) {
-    return &ck->file[index];
+mx_mapped *mx_checkpoint_file(mx_checkpoint *ck, int index) {
+    if (index < ck->safetensors_count) return &ck->safetensors[index].file;
+    index -= ck->safetensors_count;
+    return index < ck->gguf_count ? &ck->gguf[index].file : &ck->metal;
+}
+
+uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index) {
+    if (index < ck->safetensors_count) return 8 + mx_load_u64(ck->safetensors[index].file.data);
+    index -= ck->safetensors_count;
+    if (index >= ck->gguf_count) return mx_metal_header(&ck->metal);
+    const mx_gguf *g = &ck->gguf[index];
+    uint64_t least = g->file.size;
+    for (int i = 0; i < g->tensors; i++) {
+        const mx_gguf_tensor *t = &g->tensor[i];
+        if (t->data && (uint64_t)(t->data - g->file.data) < least) least = (uint64_t)(t->data - g->file.data);
+    }
+    return least;
+}
+
+uint64_t mx_checkpoint_made(const mx_checkpoint *ck) {
+    return mx_checkpoint_files(ck) ? ck->memory.used : 0;
 }
 
 int mx_checkpoint_count(const mx_checkpoint *ck) {

@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 
 #include "base/json.h"
-#include "model/model.h"
+#include "model/config_private.h"
+#include "model/gguf_layout.h"
+#include "model/metal.h"
 #include "model/show.h"
 
 /* config.json, field by field. Whatever the computation depends on must stand in the file and lie in a range in which
@@ -19,18 +21,25 @@ typedef struct fields {
     const mx_json *object;
     mx_error *error;
     mx_status status;
+    const char *const (*names)[2]; /* keys that are called otherwise in this file, {NULL} at the end; NULL: none */
 } fields;
+
+static const char *name_of(const fields *f, const char *key) {
+    for (const char *const(*n)[2] = f->names; n && **n; n++)
+        if (!strcmp((*n)[0], key)) return (*n)[1];
+    return key;
+}
 
 static void refuse(fields *f, mx_status status, const char *key, const mx_json *found, const char *expected) {
     if (f->status) return;
     char text[80];
-    f->status = mx_fail(f->error, status, "%s: %s%s is %s, expected %s", f->path, f->inside, key,
+    f->status = mx_fail(f->error, status, "%s: %s%s is %s, expected %s", f->path, f->inside, name_of(f, key),
                         found ? mx_show_json(text, sizeof text, found) : "missing", expected);
 }
 
 /* The member `key`; NULL when it is absent or null. */
 static const mx_json *member(const fields *f, const char *key) {
-    const mx_json *v = mx_json_get(f->object, key);
+    const mx_json *v = mx_json_get(f->object, name_of(f, key));
     return v && v->type != MX_JSON_NULL ? v : NULL;
 }
 
@@ -64,22 +73,30 @@ static bool boolean(fields *f, const char *key, bool fallback) {
     return x;
 }
 
-static void multiple_of_32(fields *f, const char *what, int64_t value) {
-    if (!f->status && value % 32)
-        f->status = mx_fail(f->error, MX_UNSUPPORTED,
-                            "%s: %s is %lld, which is no multiple of 32: MXFP4 blocks hold 32 columns", f->path, what,
-                            (long long)value);
+static mx_status multiple_of_32(const char *path, const char *what, int64_t value, mx_error *error) {
+    if (value % 32 == 0) return MX_OK;
+    return mx_fail(error, MX_UNSUPPORTED, "%s: %s is %lld, which is no multiple of 32: MXFP4 blocks hold 32 columns",
+                   path, what, (long long)value);
+}
+
+mx_status mx_config_check(const mx_config *c, const char *path, mx_error *error) {
+    if (c->top_k > c->experts)
+        return mx_fail(error, MX_INVALID_FILE, "%s: %d experts a token are %s", path, c->top_k, "more than there are");
+    if (c->heads % c->kv_heads)
+        return mx_fail(error, MX_INVALID_FILE, "%s: %d attention heads are no multiple of %d key and value heads", path,
+                       c->heads, c->kv_heads);
+    if (c->head_dim % 2)
+        return mx_fail(error, MX_INVALID_FILE, "%s: the head dimension is %d, expected an even number", path,
+                       c->head_dim);
+    mx_status status = multiple_of_32(path, "hidden_size", c->hidden, error);
+    if (!status) status = multiple_of_32(path, "intermediate_size", c->intermediate, error);
+    if (!status)
+        status = multiple_of_32(path, "num_attention_heads * head_dim", (int64_t)c->heads * c->head_dim, error);
+    return status;
 }
 
 static void read_kind(fields *f) {
     const mx_json *type = member(f, "model_type");
-    if (!type && member(f, "num_experts") && member(f, "rope_scaling_factor")) {
-        f->status = mx_fail(f->error, MX_UNSUPPORTED,
-                            "%s: model_type is missing; this is OpenAI's original/ layout, which mxrun does not read "
-                            "yet: give the folder in the Hugging Face layout (one level up in OpenAI's repositories)",
-                            f->path);
-        return;
-    }
     if (!mx_json_is_string(type, "gpt_oss"))
         refuse(f, type ? MX_UNSUPPORTED : MX_INVALID_FILE, "model_type", type, "\"gpt_oss\"");
     const mx_json *act = member(f, "hidden_act");
@@ -101,7 +118,6 @@ static void read_sizes(fields *f, mx_config *c) {
     c->head_dim = whole_in(f, "head_dim", 2, 1 << 10);
     c->experts = whole_in(f, "num_local_experts", 1, 1 << 14);
     c->vocab = whole_in(f, "vocab_size", 1, 1 << 24);
-    c->max_positions = whole_in(f, "max_position_embeddings", 1, 1 << 24);
 
     const char *key = member(f, "num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token";
     if (!member(f, key)) key = "num_experts_per_tok";
@@ -116,9 +132,7 @@ static void read_sizes(fields *f, mx_config *c) {
         refuse(f, MX_INVALID_FILE, "num_attention_heads", member(f, "num_attention_heads"),
                "a multiple of num_key_value_heads");
     if (c->head_dim % 2) refuse(f, MX_INVALID_FILE, "head_dim", member(f, "head_dim"), "an even number");
-    multiple_of_32(f, "hidden_size", c->hidden);
-    multiple_of_32(f, "intermediate_size", c->intermediate);
-    multiple_of_32(f, "num_attention_heads * head_dim", (int64_t)c->heads * c->head_dim);
+    if (!f->status) f->status = mx_config_check(c, f->path, f->error);
 }
 
 /* layer_types; without it even layers slide (the default of transformers). */
@@ -170,7 +184,7 @@ static void read_rope(fields *f, mx_config *c) {
     }
     char inside[40];
     snprintf(inside, sizeof inside, "%s.", key);
-    fields r = {f->path, inside, rope, f->error, f->status};
+    fields r = {f->path, inside, rope, f->error, f->status, NULL};
     /* theta 1 has no logarithm to divide by. */
     c->rope_theta = real_in(member(&r, "rope_theta") ? &r : f, "rope_theta", 1.001, 1e15, NAN);
     if (!r.status) r.status = f->status;
@@ -232,6 +246,7 @@ static void read_config(fields *f, mx_config *c) {
     read_kind(f);
     if (f->status) return;
     read_sizes(f, c);
+    c->max_positions = whole_in(f, "max_position_embeddings", 1, 1 << 24);
     if (f->status) return; /* the rest counts with these sizes */
     read_layers(f, c);
     read_rope(f, c);
@@ -243,6 +258,38 @@ static void read_config(fields *f, mx_config *c) {
     read_eos(f, c);
 }
 
+/* OpenAI's original/config.json. What it lacks is hard-coded in their program (gpt_oss/torch/model.py): eps, and that
+ * every second layer slides, beginning with the first; and what ends an answer. */
+static void read_original(fields *f, mx_config *c) {
+    static const char *const names[][2] = {
+        {"num_local_experts", "num_experts"}, {"num_experts_per_tok", "experts_per_token"}, {NULL, NULL}};
+    f->names = names;
+    read_sizes(f, c);
+    if (f->status) return;
+    read_layers(f, c);
+    c->yarn_original_positions = whole_in(f, "initial_context_length", 1, 1 << 24);
+    c->rope_theta = real_in(f, "rope_theta", 1.001, 1e15, NAN);
+    c->yarn_factor = real_in(f, "rope_scaling_factor", 1, 4096, 1);
+    c->yarn = c->yarn_factor > 1;
+    c->yarn_beta_slow = real_in(f, "rope_ntk_alpha", 1e-6, 1e6, 1);
+    c->yarn_beta_fast = real_in(f, "rope_ntk_beta", 1e-6, 1e6, 32);
+    if (c->yarn_beta_fast < c->yarn_beta_slow)
+        refuse(f, MX_INVALID_FILE, "rope_ntk_beta", member(f, "rope_ntk_beta"), "at least rope_ntk_alpha");
+    const double positions = c->yarn_original_positions * c->yarn_factor;
+    c->max_positions = positions < 1 << 24 ? (int)positions : 1 << 24;
+    c->rms_eps = 1e-5f;
+    c->swiglu_limit = (float)real_in(f, "swiglu_limit", 1e-3, 1e6, 7.0);
+    c->swiglu_alpha = 1.702f;
+    c->attention_bias = true;
+    mx_config_harmony_eos(c);
+}
+
+void mx_config_harmony_eos(mx_config *c) {
+    static const int ids[] = {200002, 199999}; /* <|return|>, <|endoftext|> */
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+        if (ids[i] < c->vocab) c->eos[c->eos_count++] = ids[i];
+}
+
 /* Parses the file and hands its fields to `read`. */
 static mx_status read_fields(const char *path, void (*read)(fields *, mx_config *), mx_config *c, mx_error *error) {
     mx_bytes text = {0};
@@ -250,7 +297,7 @@ static mx_status read_fields(const char *path, void (*read)(fields *, mx_config 
     mx_status status = mx_read_regular_file(path, FILE_LIMIT, &text, error);
     if (!status) status = mx_json_parse(path, text.data ? text.data : "", text.size, &document, error);
     if (!status) {
-        fields f = {path, "", mx_json_root(document), error, MX_OK};
+        fields f = {path, "", mx_json_root(document), error, MX_OK, NULL};
         if (f.object->type != MX_JSON_OBJECT)
             f.status = mx_fail(error, MX_INVALID_FILE, "%s: the file is no JSON object", path);
         else
@@ -262,19 +309,48 @@ static mx_status read_fields(const char *path, void (*read)(fields *, mx_config 
     return status;
 }
 
-mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error) {
-    char path[4096];
+static mx_status read_folder(const char *folder, mx_config *out, mx_error *error) {
+    char path[MX_PATH + 40];
     struct stat info;
-    *out = (mx_config){.temperature = 1, .top_p = 1};
-    if (snprintf(path, sizeof path, "%s/generation_config.json", folder) >= (int)sizeof path)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "the path of the model folder is longer than %zu bytes",
-                       sizeof path);
+    snprintf(path, sizeof path, "%s/generation_config.json", folder);
     bool generation = stat(path, &info) == 0;
     snprintf(path, sizeof path, "%s/config.json", folder);
     mx_status status = read_fields(path, read_config, out, error);
     if (status || !generation) return status;
     snprintf(path, sizeof path, "%s/generation_config.json", folder);
     return read_fields(path, read_generation, out, error);
+}
+
+static mx_status read_gguf(const char *path, mx_config *out, mx_error *error) {
+    mx_gguf g;
+    mx_status status = mx_gguf_open(path, &g, error);
+    if (!status) status = mx_gguf_config(&g, out, error);
+    mx_gguf_close(&g);
+    return status;
+}
+
+mx_status mx_config_read(const char *path, mx_config *out, mx_error *error) {
+    mx_location place;
+    char file[MX_PATH + 40];
+    *out = (mx_config){.temperature = 1, .top_p = 1};
+    mx_status status = mx_location_find(path, &place, error);
+    if (status) return status;
+    switch (place.layout) {
+    case MX_LAYOUT_HF:
+        return read_folder(place.path, out, error);
+    case MX_LAYOUT_ORIGINAL:
+        snprintf(file, sizeof file, "%s/config.json", place.path);
+        return read_fields(file, read_original, out, error);
+    case MX_LAYOUT_GGUF:
+        return read_gguf(place.path, out, error);
+    case MX_LAYOUT_METAL:
+        return mx_metal_config(place.path, out, error);
+    default:
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s: a file, expected a model: the folder that holds config.json and .safetensors, a .gguf "
+                       "file, or a model.bin",
+                       path);
+    }
 }
 
 void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration) {

@@ -195,7 +195,7 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     size_t hidden = (size_t)c->hidden, heads = (size_t)c->heads * (size_t)c->head_dim,
            kv = (size_t)c->kv_heads * (size_t)c->head_dim;
     size_t half = (size_t)c->head_dim / 2, jobs = (size_t)(c->experts > 3 ? c->experts : 3),
-           threads = (size_t)mx_pool_threads(b->pool);
+           threads = (size_t)b->threads;
     bool ok = true;
 #define TAKE(field, count) ok = ((s->field = mx_arena_take(arena, (count) * sizeof *s->field)) != NULL) && ok
     TAKE(x, T * hidden);
@@ -225,8 +225,8 @@ static bool lay_out(mx_cpu_backend *b, mx_arena *arena) {
     TAKE(logits, W * (size_t)c->vocab);
     TAKE(probabilities, threads * (size_t)sampler_floats(b));
     TAKE(job, jobs);
-    TAKE(first_tile, jobs * (size_t)mx_pool_nodes(b->pool) + 1);
-    TAKE(first_of_node, (size_t)mx_pool_nodes(b->pool) + 1);
+    TAKE(first_tile, jobs * (size_t)b->nodes + 1);
+    TAKE(first_of_node, (size_t)b->nodes + 1);
     TAKE(thread, threads * (size_t)s->thread_floats);
 #undef TAKE
     return ok;
@@ -242,10 +242,9 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
                  (size_t)c->head_dim + (size_t)c->experts + 16 +
                  (size_t)c->top_k * (6 + 2 * (size_t)c->intermediate + (size_t)c->hidden);
     size_t floats = T * row + W * ((size_t)c->hidden + (size_t)c->vocab) + 3 * (size_t)c->experts +
-                    (size_t)mx_pool_threads(b->pool) * (size_t)(b->s.thread_floats + sampler_floats(b));
+                    (size_t)b->threads * (size_t)(b->s.thread_floats + sampler_floats(b));
     floats += (size_t)(b->s.parts_held * mx_attention_part(c->head_dim, c->heads / c->kv_heads));
-    return floats * sizeof(float) +
-           ((size_t)c->experts + 4) * (sizeof(mx_job) + (size_t)mx_pool_nodes(b->pool) * sizeof(int64_t)) +
+    return floats * sizeof(float) + ((size_t)c->experts + 4) * (sizeof(mx_job) + (size_t)b->nodes * sizeof(int64_t)) +
            T * (sizeof(mx_run) + sizeof(int32_t)) + W * sizeof(mx_row) + 64 * 64;
 }
 
@@ -374,6 +373,8 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
     b->base.ops = &cpu_ops;
     b->weights = weights;
     b->pool = pool;
+    b->threads = mx_pool_threads(pool);
+    b->nodes = mx_pool_nodes(pool);
     b->options = *options;
     mx_status status = create(b, error);
     if (status)
@@ -385,12 +386,103 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
 
 mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 uint64_t *out, mx_error *error) {
-    mx_cpu_backend b = {.weights = weights, .pool = pool, .options = *options};
+    mx_cpu_backend b = {
+        .weights = weights, .threads = mx_pool_threads(pool), .nodes = mx_pool_nodes(pool), .options = *options};
     mx_status status = mx_kernels_get(options->tier, &b.kernels, error);
     if (status) return status;
     measure(&b, 0);
     *out = scratch_bytes(&b);
     return MX_OK;
+}
+
+/* ---- what of it becomes resident --------------------------------------------------------------------------------- */
+
+/* Huge pages of the arena, a byte each. */
+struct touched {
+    const char *base;
+    size_t blocks;
+    unsigned char *block;
+};
+
+static void touch(struct touched *t, const void *array, size_t bytes) {
+    if (!bytes) return;
+    const size_t at = (size_t)((const char *)array - t->base);
+    for (size_t i = at / MX_HUGE_PAGE; i <= (at + bytes - 1) / MX_HUGE_PAGE && i < t->blocks; i++) t->block[i] = 1;
+}
+
+/* Bytes of a packed row of the widest of `count` classes; *forms: in how many forms rows of these classes are packed,
+ * and kept beside each other. */
+static size_t packed_row(const mx_cpu_backend *b, const mx_class *class, int count, int64_t cols, int *forms) {
+    const mx_product *seen[MX_CLASSES];
+    size_t most = 0;
+    *forms = 0;
+    for (int i = 0; i < count; i++) {
+        const bool experts = class[i] == MX_CLASS_GATE_UP || class[i] == MX_CLASS_DOWN;
+        const mx_product *p = b->kernels->product[experts ? MX_MXFP4 : MX_BF16][b->precision.of[class[i]]];
+        if (!p) p = b->kernels->product[experts ? MX_MXFP4 : MX_BF16][MX_X_FP32];
+        int k = 0;
+        while (k < *forms && seen[k]->pack != p->pack) k++;
+        if (k == *forms) seen[(*forms)++] = p;
+        if ((size_t)p->packed_bytes(cols) > most) most = (size_t)p->packed_bytes(cols);
+    }
+    return most;
+}
+
+/* What a step writes of each array of lay_out. Drawing uses a row of probabilities for each thread at work. */
+static void touch_all(const mx_cpu_backend *b, struct touched *t, size_t rows, size_t wanted) {
+    static const mx_class input[] = {MX_CLASS_QKV, MX_CLASS_O, MX_CLASS_ROUTER, MX_CLASS_GATE_UP, MX_CLASS_LM_HEAD},
+                          down[] = {MX_CLASS_DOWN};
+    const mx_config *c = &b->weights->config;
+    const mx_scratch *s = &b->s;
+    const size_t hidden = (size_t)c->hidden, heads = (size_t)c->heads * (size_t)c->head_dim,
+                 kv = (size_t)c->kv_heads * (size_t)c->head_dim, half = (size_t)c->head_dim / 2,
+                 slots = rows * (size_t)c->top_k, drawing = wanted < (size_t)b->threads ? wanted : (size_t)b->threads;
+    int forms;
+    const size_t in = packed_row(b, input, 5, (int64_t)(hidden > heads ? hidden : heads), &forms);
+    touch(t, s->x, 4 * rows * hidden);
+    for (int i = 0; i < forms && i < MX_MOST_PACKINGS; i++) touch(t, s->packed[i], rows * in);
+    touch(t, s->q, 4 * rows * heads);
+    touch(t, s->k, 4 * rows * kv);
+    touch(t, s->v, 4 * rows * kv);
+    touch(t, s->attended, 4 * rows * heads);
+    touch(t, s->cos, 4 * rows * half);
+    touch(t, s->sin, 4 * rows * half);
+    touch(t, s->router, 4 * rows * (size_t)c->experts);
+    touch(t, s->act, 4 * slots * (size_t)c->intermediate);
+    touch(t, s->act_packed, slots * packed_row(b, down, 1, c->intermediate, &forms));
+    touch(t, s->expert_out, 4 * slots * hidden);
+    touch(t, s->run, rows * sizeof *s->run);
+    touch(t, s->wanted, 4 * wanted * hidden);
+    touch(t, s->logits, 4 * wanted * (size_t)c->vocab);
+    touch(t, s->probabilities, 4 * drawing * (size_t)sampler_floats(b));
+    touch(t, s->thread, 4 * (size_t)b->threads * (size_t)s->thread_floats);
+}
+
+mx_status mx_cpu_backend_resident(const mx_config *config, int threads, const mx_backend_options *options, int rows,
+                                  int wanted, uint64_t *out, mx_error *error) {
+    const mx_weights shape = {.config = *config};
+    mx_cpu_backend b = {.weights = &shape, .threads = threads, .nodes = 1, .options = *options};
+    mx_status status = mx_kernels_get(options->tier, &b.kernels, error);
+    if (status) return status;
+    b.precision = options->precision ? *options->precision : mx_precisions_default(b.kernels);
+    measure(&b, 0);
+    const size_t size = (scratch_bytes(&b) + MX_HUGE_PAGE - 1) / MX_HUGE_PAGE * MX_HUGE_PAGE;
+    mx_arena arena = {.base = NULL, .size = size};
+    struct touched t = {.blocks = size / MX_HUGE_PAGE};
+    t.block = calloc(t.blocks, 1);
+    /* Address space alone, for the places of the arrays: nothing is written there. */
+    if (t.block) status = mx_arena_create(size, &arena, error);
+    if (!t.block || (!status && !lay_out(&b, &arena)))
+        status = mx_fail(error, MX_NO_MEMORY, "no memory to lay the activations out");
+    *out = 0;
+    if (!status) {
+        t.base = arena.base;
+        touch_all(&b, &t, (size_t)rows, (size_t)wanted);
+        for (size_t i = 0; i < t.blocks; i++) *out += t.block[i] ? MX_HUGE_PAGE : 0;
+    }
+    mx_arena_destroy(&arena);
+    free(t.block);
+    return status;
 }
 
 mx_precisions mx_cpu_backend_precision(const mx_backend *b) {

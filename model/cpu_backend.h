@@ -69,6 +69,7 @@ typedef struct mx_cpu_backend {
     mx_backend base;
     const mx_weights *weights;
     mx_pool *pool;
+    int threads, nodes; /* the pool's */
     const mx_kernels *kernels;
     mx_precisions precision;
     const mx_product *openblas; /* for dense weights; NULL: the kernels' own */

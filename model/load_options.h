@@ -2,6 +2,7 @@
 #define MX_LOAD_OPTIONS_H
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/numa_choice.h"
@@ -21,6 +22,8 @@ typedef enum mx_load_way {
     MX_LOAD_READ,
     /* Mapped, and read when it is first used. */
     MX_LOAD_LAZY,
+    /* Nothing that would have to be rearranged is: enough to say what a model is made of, not to compute. */
+    MX_LOAD_LOOK,
 } mx_load_way;
 
 typedef struct mx_load_options {
@@ -31,8 +34,9 @@ typedef struct mx_load_options {
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
     const volatile sig_atomic_t
-        *stop;        /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
-    unsigned without; /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
+        *stop;             /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
+    bool quantize_experts; /* round experts of 16 bits to MXFP4 (OCP's rule, to nearest); others stay as they are */
+    unsigned without;      /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
 } mx_load_options;
 
 #endif

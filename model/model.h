@@ -40,10 +40,32 @@ typedef struct mx_config {
     int sample_top_k;
 } mx_config;
 
-/* Reads FOLDER/config.json (and generation_config.json where it is). Every number is in a range in which no product of
- * sizes overflows; matrix widths are multiples of 32. MX_INVALID_FILE for what is wrong, MX_UNSUPPORTED for another
- * model, activation, RoPE or quantisation. */
-mx_status mx_config_read(const char *folder, mx_config *out, mx_error *error);
+/* How a model lies on the disk. */
+typedef enum mx_layout {
+    MX_LAYOUT_HF,       /* a folder: config.json, generation_config.json, .safetensors by Hugging Face's names */
+    MX_LAYOUT_ORIGINAL, /* a folder: OpenAI's config.json, dtypes.json, .safetensors by their own names */
+    MX_LAYOUT_GGUF,     /* a file, or the first of several */
+    MX_LAYOUT_METAL,    /* a file: OpenAI's model.bin */
+    MX_LAYOUT_TENSORS,  /* one .safetensors without a configuration: goldens */
+    MX_LAYOUTS
+} mx_layout;
+const char *mx_layout_name(mx_layout layout); /* "Hugging Face", "OpenAI original/", "GGUF", "OpenAI metal" ... */
+
+enum { MX_PATH = 4096 };
+typedef struct mx_location {
+    mx_layout layout;
+    char path[MX_PATH]; /* the folder, or the (first) file */
+} mx_location;
+
+/* What lies at `path`: a folder in one of the layouts, one that holds original/ or metal/ or a GGUF model and nothing
+ * better, or a file. Looks at names and first bytes only. */
+mx_status mx_location_find(const char *path, mx_location *out, mx_error *error);
+
+/* The configuration of the model at `path`, in any layout but MX_LAYOUT_TENSORS: config.json (and
+ * generation_config.json where it is), the keys of a GGUF, the header of a model.bin. Every number is in a range in
+ * which no product of sizes overflows; matrix widths are multiples of 32. MX_INVALID_FILE for what is wrong,
+ * MX_UNSUPPORTED for another model, activation, RoPE or quantisation. */
+mx_status mx_config_read(const char *path, mx_config *out, mx_error *error);
 
 /* inv_freq [head_dim / 2] (radians per position) and the factor on cos and sin, docs/gpt_oss.md. */
 void mx_config_rope(const mx_config *c, double *inv_freq, double *concentration);
@@ -58,6 +80,7 @@ typedef enum mx_dtype {
     MX_DTYPE_I32,
     MX_DTYPE_I64,
     MX_DTYPE_F8_E8M0,
+    MX_DTYPE_Q8_0, /* GGML's: 32 columns in 34 bytes, an F16 scale and 32 int8 */
     MX_DTYPE_OTHER
 } mx_dtype;
 
@@ -67,16 +90,39 @@ typedef struct mx_tensor {
     const char *dtype_name; /* as the file spells it */
     int dims;
     int64_t shape[8];
-    const uint8_t *data; /* into the mapping */
-    uint64_t bytes;
+    uint64_t bytes; /* of all of it, without gaps */
+    /* Where it lies: in the mapped file, or, with a recipe, in memory that is filled when weights are loaded. */
+    const uint8_t *data;
+    uint64_t slice_stride;          /* bytes from one index of the first dimension to the next: slice_bytes or more */
+    const struct mx_recipe *recipe; /* how it is made of what the file holds; NULL: the file holds it as it is */
 } mx_tensor;
+
+/* Bytes of one index of the first dimension (of all, where it has none). */
+uint64_t mx_tensor_slice_bytes(const mx_tensor *t);
+/* Slices first .. first + count without gaps, as a file in the Hugging Face layout would hold them: copied or made,
+ * whether weights are loaded or not. Any thread. */
+void mx_tensor_slices(const mx_tensor *t, int64_t first, int64_t count, uint8_t *out);
 
 typedef struct mx_checkpoint mx_checkpoint;
 
-/* `path`: a folder with one or many .safetensors (with or without model.safetensors.index.json), or one such file.
- * Maps every file and checks every header: lengths, offsets, overlaps, holes, duplicates, dtype sizes. With an index
- * only its files are opened, and each tensor must be in the file it names. */
+/* What becomes of experts that a file holds in 16 bits. */
+typedef enum mx_expert_form {
+    MX_EXPERTS_KEPT,  /* BF16, turned to [experts, out, in] */
+    MX_EXPERTS_MXFP4, /* rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
+} mx_expert_form;
+
+/* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
+ * duplicates, dtype sizes. With an index only its files are opened, and each tensor must be in the file it names.
+ *
+ * Whatever the layout, tensors have the names, shapes and values of the Hugging Face layout (docs/layouts.md):
+ * q, k and v apart, experts as *_blocks, *_scales and *_bias with interleaved rows, or, kept in BF16, as
+ * mlp.experts.gate_up_proj.weight [experts, 2 * intermediate, hidden] and down_proj.weight [experts, hidden,
+ * intermediate]; dense tensors in the type that the file has. */
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
+mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkpoint **out, mx_error *error);
+mx_layout mx_checkpoint_layout(const mx_checkpoint *ck);
+/* Bytes of tensors that lie in no file, once weights are open: they were made of what it holds. */
+uint64_t mx_checkpoint_made(const mx_checkpoint *ck);
 /* Tensors that lie in memory, no two of one name. On success `tensor` [count], from malloc, and `memory` are the
  * checkpoint's; everything that the tensors point to lives in `memory` or for ever. */
 mx_status mx_checkpoint_in_memory(const char *name, mx_tensor *tensor, int count, mx_arena memory, mx_checkpoint **out,
@@ -115,12 +161,12 @@ typedef struct mx_weights {
     void *owned;       /* the small vectors widened to fp32 */
 } mx_weights;
 
-/* Opens a Hugging Face folder. `pool` (may be NULL) is used to look for scales that are NaN or make a weight infinite.
+/* Opens a model in any layout. `pool` (may be NULL) is used to look for scales that are NaN or make a weight infinite.
  * The files stay mapped: one that another program cuts while it is in use ends this one with SIGBUS, so a model's files
  * must not change while it is open. Free with mx_weights_close. */
-mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error);
+mx_status mx_weights_open(const char *path, mx_pool *pool, mx_weights **out, mx_error *error);
 /* The same, and brings the bytes into memory as `options` says. mx_weights_open is MX_LOAD_LAZY. */
-mx_status mx_weights_load(const char *folder, const mx_load_options *options, mx_pool *pool, mx_weights **out,
+mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_pool *pool, mx_weights **out,
                           mx_error *error);
 /* The same from tensors that are there already. `checkpoint` becomes the weights', also when this fails; `name` is for
  * messages. */
@@ -287,6 +333,12 @@ mx_status mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const 
  * `options->pages` does not matter. */
 mx_status mx_cpu_backend_memory(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
                                 uint64_t *out, mx_error *error);
+
+/* Of these bytes those that become resident while no step has more than `rows` rows, `wanted` of them with logits:
+ * memory comes in huge pages, when it is first written. Attention's parts in a context beyond MX_SEGMENT are left out:
+ * they take a few MB. `threads`: of the pool. */
+mx_status mx_cpu_backend_resident(const mx_config *config, int threads, const mx_backend_options *options, int rows,
+                                  int wanted, uint64_t *out, mx_error *error);
 
 mx_precisions mx_cpu_backend_precision(const mx_backend *b); /* in force; `b` is the CPU's */
 

@@ -1,18 +1,12 @@
 #include "model/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "model/show.h"
 
-enum { HUGE_PAGE = 2 << 20 };
 static const uint64_t HEADER_LIMIT =
     16 << 20; /* gpt-oss-120b's largest is 10 KB; JSON takes many times its size as a tree */
 
@@ -45,70 +39,20 @@ static const struct {
     {"F6_E3M2", 6, MX_DTYPE_OTHER},
 };
 
-/* Maps the file at a 2 MiB boundary (so that the kernel can use huge pages) when it is larger than one. */
-static void *map_file(int fd, size_t size) {
-    if (size < HUGE_PAGE) return mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-    size_t reserved = size + HUGE_PAGE;
-    char *area = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (area == MAP_FAILED) return area;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (size + page - 1) / page * page;
-    char *aligned = area + (HUGE_PAGE - (uintptr_t)area % HUGE_PAGE) % HUGE_PAGE;
-    void *map = mmap(aligned, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
-    if (map == MAP_FAILED) {
-        munmap(area, reserved);
-        return map;
-    }
-    if (aligned > area) munmap(area, (size_t)(aligned - area));
-    char *end = area + reserved;
-    if (aligned + whole < end) munmap(aligned + whole, (size_t)(end - (aligned + whole)));
-    madvise(map, size, MADV_HUGEPAGE); /* advice: where it is not taken, small pages do */
-    return map;
-}
-
 /* Files that are often taken for a checkpoint. `head`: the first 8 bytes. */
 static mx_status not_safetensors(const char *path, const uint8_t *head, mx_error *error) {
     if (!memcmp(head, "GGUF", 4))
-        return mx_fail(error, MX_UNSUPPORTED,
-                       "%s: a GGUF file, which mxrun does not read yet: give a folder in the Hugging Face layout "
-                       "(config.json and .safetensors)",
-                       path);
+        return mx_fail(error, MX_UNSUPPORTED, "%s: a GGUF file by the name of another kind: call it .gguf", path);
     if (!memcmp(head, "version ", 8))
         return mx_fail(error, MX_INVALID_FILE, "%s: a Git LFS pointer, not the file itself: fetch it with git lfs pull",
                        path);
     return MX_OK;
 }
 
-static mx_status map_whole(mx_safetensors *st, mx_error *error) {
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not block */
-    if (fd < 0) return mx_fail(error, MX_IO, "%s: %s", st->path, strerror(errno));
-    struct stat info;
-    mx_status status = MX_OK;
-    if (fstat(fd, &info) != 0)
-        status = mx_fail(error, MX_IO, "%s: %s", st->path, strerror(errno));
-    else if (!S_ISREG(info.st_mode))
-        status = mx_fail(error, MX_INVALID_FILE, "%s: not a regular file", st->path);
-    else if (info.st_size < 8)
-        status = mx_fail(error, MX_INVALID_FILE,
-                         "%s: %lld bytes, too short for the 8 bytes of the header length: download it again", st->path,
-                         (long long)info.st_size);
-    else {
-        st->map_size = (size_t)info.st_size;
-        st->map = map_file(fd, st->map_size);
-        if (st->map == MAP_FAILED) {
-            st->map = NULL;
-            status = mx_fail(error, errno == ENOMEM ? MX_NO_MEMORY : MX_IO, "%s: mapping %zu bytes: %s%s", st->path,
-                             st->map_size, strerror(errno),
-                             errno == ENOMEM ? ": is the address space limited (ulimit -v)?" : "");
-        }
-    }
-    close(fd);
-    return status;
-}
-
 static mx_status bad(const mx_safetensors *st, const char *tensor, const char *field, const mx_json *found,
                      const char *expected, mx_error *error) {
     char text[80];
-    return mx_fail(error, MX_INVALID_FILE, "%s: %s: %s is %s, expected %s", st->path, tensor, field,
+    return mx_fail(error, MX_INVALID_FILE, "%s: %s: %s is %s, expected %s", st->file.path, tensor, field,
                    found ? mx_show_json(text, sizeof text, found) : "missing", expected);
 }
 
@@ -134,8 +78,8 @@ static mx_status read_entry(const mx_safetensors *st, const mx_json *entry, cons
                             mx_tensor *t, mx_error *error) {
     if (entry->key_size == 0 || !mx_is_one_line(entry->key, entry->key_size))
         return mx_fail(error, MX_INVALID_FILE, "%s: header: a tensor's name is empty or holds a control character",
-                       st->path);
-    *t = (mx_tensor){.name = entry->key, .file = st->path};
+                       st->file.path);
+    *t = (mx_tensor){.name = entry->key, .file = st->file.path};
     if (entry->type != MX_JSON_OBJECT) return bad(st, t->name, "its entry in the header", entry, "an object", error);
 
     const mx_json *dtype = mx_json_get(entry, "dtype");
@@ -161,16 +105,17 @@ static mx_status read_entry(const mx_safetensors *st, const mx_json *entry, cons
         return mx_fail(error, MX_INVALID_FILE,
                        "%s: %s: data_offsets end at %lld, but the file holds %llu bytes of tensors: it is cut off, "
                        "download it again",
-                       st->path, t->name, (long long)end, (unsigned long long)data_size);
+                       st->file.path, t->name, (long long)end, (unsigned long long)data_size);
     t->bytes = (uint64_t)(end - begin);
     if (elements * (uint64_t)bits % 8 || t->bytes != elements * (uint64_t)bits / 8) {
         char shape[120];
-        return mx_fail(error, MX_INVALID_FILE, "%s: %s: data_offsets span %llu bytes, but %s %s takes %llu", st->path,
-                       t->name, (unsigned long long)t->bytes, t->dtype_name,
+        return mx_fail(error, MX_INVALID_FILE, "%s: %s: data_offsets span %llu bytes, but %s %s takes %llu",
+                       st->file.path, t->name, (unsigned long long)t->bytes, t->dtype_name,
                        mx_show_shape(shape, sizeof shape, t->shape, t->dims),
                        (unsigned long long)((elements * (uint64_t)bits + 7) / 8));
     }
     t->data = data + begin;
+    t->slice_stride = mx_tensor_slice_bytes(t);
     return MX_OK;
 }
 
@@ -189,14 +134,14 @@ static mx_status check_cover(const mx_safetensors *st, const uint8_t *data, uint
         uint64_t begin = (uint64_t)(t->data - data);
         if (begin != at)
             return mx_fail(error, MX_INVALID_FILE, "%s: %s: data_offsets begin at %llu, %s %s, which ends at %llu",
-                           st->path, t->name, (unsigned long long)begin,
+                           st->file.path, t->name, (unsigned long long)begin,
                            begin < at ? "overlapping" : "leaving a hole after", before, (unsigned long long)at);
         at += t->bytes;
         before = t->name;
     }
     if (at != size)
         return mx_fail(error, MX_INVALID_FILE,
-                       "%s: %llu bytes follow the last tensor: the header does not belong to this file", st->path,
+                       "%s: %llu bytes follow the last tensor: the header does not belong to this file", st->file.path,
                        (unsigned long long)(size - at));
     return MX_OK;
 }
@@ -208,26 +153,26 @@ static mx_status read_metadata(const mx_safetensors *st, const mx_json *metadata
 }
 
 static mx_status read_header(mx_safetensors *st, mx_error *error) {
-    const uint8_t *map = st->map;
-    mx_status status = not_safetensors(st->path, map, error);
+    const uint8_t *map = st->file.data;
+    mx_status status = not_safetensors(st->file.path, map, error);
     if (status) return status;
-    uint64_t length = mx_load_u64(map), room = st->map_size - 8;
+    uint64_t length = mx_load_u64(map), room = st->file.size - 8;
     if (length > HEADER_LIMIT)
         return mx_fail(error, MX_INVALID_FILE,
-                       "%s: header length is %llu, more than %llu: no safetensors file, or a damaged one", st->path,
-                       (unsigned long long)length, (unsigned long long)HEADER_LIMIT);
+                       "%s: header length is %llu, more than %llu: no safetensors file, or a damaged one",
+                       st->file.path, (unsigned long long)length, (unsigned long long)HEADER_LIMIT);
     if (length > room)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s: header length is %llu, but only %llu bytes follow: the file is cut off, download it again",
-                       st->path, (unsigned long long)length, (unsigned long long)room);
+                       st->file.path, (unsigned long long)length, (unsigned long long)room);
     char name[4200];
-    snprintf(name, sizeof name, "%s: header", st->path);
+    snprintf(name, sizeof name, "%s: header", st->file.path);
     status = mx_json_parse(name, map + 8, (size_t)length, &st->header, error);
     if (status) return status;
     const mx_json *root = mx_json_root(st->header);
     if (root->type != MX_JSON_OBJECT) return mx_fail(error, MX_INVALID_FILE, "%s is no JSON object", name);
     st->tensor = calloc(root->count ? root->count : 1, sizeof *st->tensor);
-    if (!st->tensor) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %u tensors", st->path, root->count);
+    if (!st->tensor) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for %u tensors", st->file.path, root->count);
 
     const uint8_t *data = map + 8 + length;
     uint64_t size = room - length;
@@ -243,16 +188,14 @@ static mx_status read_header(mx_safetensors *st, mx_error *error) {
 }
 
 mx_status mx_safetensors_open(const char *path, mx_safetensors *out, mx_error *error) {
-    *out = (mx_safetensors){.path = strdup(path)};
-    if (!out->path) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its name", path);
-    mx_status status = map_whole(out, error);
+    *out = (mx_safetensors){0};
+    mx_status status = mx_mapped_open(path, 8, &out->file, error);
     return status ? status : read_header(out, error);
 }
 
 void mx_safetensors_close(mx_safetensors *st) {
-    if (st->map) munmap(st->map, st->map_size);
+    mx_mapped_close(&st->file);
     mx_json_free(st->header);
     free(st->tensor);
-    free(st->path);
     *st = (mx_safetensors){0};
 }

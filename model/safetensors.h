@@ -2,6 +2,7 @@
 #define MX_MODEL_SAFETENSORS_H
 
 #include "base/json.h"
+#include "base/mapped.h"
 #include "model/model.h"
 
 /* Private to model/: one .safetensors file, mapped, its header checked.
@@ -9,9 +10,7 @@
  * Layout: u64 header length, that many bytes of JSON {"name": {"dtype", "shape", "data_offsets"}, "__metadata__"},
  * then the tensors' bytes, to which the offsets count from the end of the header. */
 typedef struct mx_safetensors {
-    char *path; /* owned */
-    void *map;  /* the whole file, read-only */
-    size_t map_size;
+    mx_mapped file;
     mx_json_document *header; /* owns the tensors' names */
     mx_tensor *tensor;        /* [count] in the order of their bytes */
     int count;

@@ -10,6 +10,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/numa.h"
+#include "model/checkpoint_private.h"
 #include "model/synthetic_private.h"
 
 /* ---- configurations ---------------------------------------------------------------------------------------------- */
@@ -294,22 +295,6 @@ static mx_status check_memory(uint64_t bytes, mx_error *error) {
 
 /* ---- NUMA nodes -------------------------------------------------------------------------------------------------- */
 
-enum { PAGE = 4096, PAGES_AT_ONCE = 512 };
-
-static void touch_pages(void *arg, int64_t begin, int64_t end, int thread) {
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) ((volatile uint8_t *)arg)[i * PAGE] = 0;
-}
-
-/* Each node's threads bring their part of the matrix, or of each expert's, into memory: numbers are made in the order
- * of their addresses, which is not that of the nodes that multiply with them (run_products in gpt_oss.c). */
-static void place(mx_pool *pool, const mx_tensor *t) {
-    const uint64_t matrices = t->dims >= 3 && t->shape[0] ? (uint64_t)t->shape[0] : 1, bytes = t->bytes / matrices;
-    for (uint64_t i = 0; i < matrices; i++)
-        mx_parallel_for(pool, (int64_t)((bytes + PAGE - 1) / PAGE), PAGES_AT_ONCE, touch_pages,
-                        (uint8_t *)(uintptr_t)t->data + i * bytes);
-}
-
 /* Before anything is in `memory`. */
 static void choose_nodes(mx_numa numa, const mx_pool *pool, const mx_arena *memory) {
     const int nodes = mx_numa_nodes();
@@ -342,7 +327,7 @@ static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64
                             .bytes = from[i].bytes};
         to[i].dtype = strcmp(to[i].dtype_name, "U8") ? MX_DTYPE_BF16 : MX_DTYPE_U8;
         memcpy(to[i].shape, from[i].shape, sizeof from[i].shape);
-        if (mx_pool_nodes(pool) > 1) place(pool, &to[i]);
+        if (mx_pool_nodes(pool) > 1) mx_tensor_place(pool, &to[i]);
         for (uint64_t at = 0; at < from[i].bytes; at += FILL_AT_ONCE) {
             const uint64_t left = from[i].bytes - at, size = left < FILL_AT_ONCE ? left : FILL_AT_ONCE;
             mx_synthetic_fill(pool, &from[i], seed, at, size, data + at);

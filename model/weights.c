@@ -4,12 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "model/checkpoint_private.h"
 #include "model/load.h"
-#include "model/model.h"
 #include "model/show.h"
 
 /* The checkpoint's tensors by their role. Matrices stay views into the mapped files; the small vectors (norms, biases
@@ -39,7 +38,6 @@ static const char *other_layout(const mx_checkpoint *ck, const char *prefix) {
     static const struct {
         const char *name, *text;
     } layouts[] = {
-        {"gate_up_proj", "its experts are not MXFP4 but BF16 [experts, in, out]"},
         {"gate_up_projs.0.weight", "its experts lie in one tensor each"},
         {"0.gate_up_proj.weight", "its experts lie in one tensor each"},
         {"gate_proj.weight", "its experts are in MLX's form"},
@@ -95,39 +93,49 @@ static mx_status vector(loader *l, const char *prefix, const char *name, int64_t
     return MX_OK;
 }
 
-/* A dense matrix [rows, cols], BF16 or F32, in place. */
+/* The kernels' format of a tensor of weights; false: they have none. */
+static bool format_of(const mx_tensor *t, mx_format *format) {
+    switch (t->dtype) {
+    case MX_DTYPE_BF16:
+        *format = MX_BF16;
+        return true;
+    case MX_DTYPE_F16:
+        *format = MX_F16;
+        return true;
+    case MX_DTYPE_F32:
+        *format = MX_F32;
+        return true;
+    case MX_DTYPE_Q8_0:
+        *format = MX_Q8_0;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* A dense matrix [rows, cols], in place. */
 static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_matrix *out) {
     char full[NAME_ROOM], expected[80];
     snprintf(full, sizeof full, "%s%s", prefix, name);
     const mx_tensor *t;
     mx_status status = take(l, full, &t);
     if (status) return status;
-    snprintf(expected, sizeof expected, "BF16 or F32 [%lld, %lld]", (long long)rows, (long long)cols);
-    if (!has_shape(t, 2, (int64_t[]){rows, cols})) return wrong(l, t, MX_INVALID_FILE, expected);
-    if (t->dtype != MX_DTYPE_BF16 && t->dtype != MX_DTYPE_F32)
-        return wrong(l, t, t->dtype == MX_DTYPE_F16 ? MX_UNSUPPORTED : MX_INVALID_FILE, expected);
-    bool bf16 = t->dtype == MX_DTYPE_BF16;
-    *out = (mx_matrix){.format = bf16 ? MX_BF16 : MX_F32,
-                       .rows = rows,
-                       .cols = cols,
-                       .data = t->data,
-                       .row_stride = cols * (bf16 ? 2 : 4)};
+    snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld]", (long long)rows, (long long)cols);
+    *out = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
+    if (!has_shape(t, 2, (int64_t[]){rows, cols}) || !format_of(t, &out->format))
+        return wrong(l, t, MX_INVALID_FILE, expected);
+    out->row_stride = mx_columns_bytes(out->format, cols);
     return MX_OK;
 }
 
-/* Blocks, scales and bias of one of a layer's two expert matrices, in place. `name`: "gate_up_proj" or "down_proj". */
-static mx_status experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_experts *out) {
-    const mx_config *c = &l->w->config;
-    int64_t count = c->experts, blocks = cols / 32;
-    const mx_tensor *data, *scales, *bias;
+/* MXFP4: blocks and scales, in place. */
+static mx_status mxfp4_experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols,
+                               mx_experts *out) {
+    const int64_t count = l->w->config.experts, blocks = cols / 32;
+    const mx_tensor *data, *scales;
     char full[NAME_ROOM], expected[120];
 
     snprintf(full, sizeof full, "%smlp.experts.%s_blocks", prefix, name);
-    const char *other = mx_checkpoint_find(l->w->checkpoint, full) ? NULL : other_layout(l->w->checkpoint, prefix);
-    if (other)
-        return mx_fail(l->error, MX_UNSUPPORTED,
-                       "%s: %s (no %s): mxrun reads MXFP4 experts as gpt-oss is published, *_blocks and *_scales",
-                       l->folder, other, full);
     mx_status status = take(l, full, &data);
     if (status) return status;
     if (data->dtype != MX_DTYPE_U8 || !has_shape(data, 4, (int64_t[]){count, rows, blocks, 16})) {
@@ -148,6 +156,60 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
     l->searched[l->scale_count] = out;
     l->scales[l->scale_count++] = scales;
 
+    out->matrix = (mx_matrix){.format = MX_MXFP4,
+                              .rows = rows,
+                              .cols = cols,
+                              .data = data->data,
+                              .row_stride = blocks * 16,
+                              .scales = scales->data,
+                              .scale_stride = blocks};
+    out->data_stride = (int64_t)data->slice_stride;
+    out->scale_stride = (int64_t)scales->slice_stride;
+    return MX_OK;
+}
+
+/* Another format than MXFP4: [experts, out, in]. */
+static mx_status dense_experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols,
+                               mx_experts *out) {
+    const int64_t count = l->w->config.experts;
+    const mx_tensor *t;
+    char full[NAME_ROOM], expected[120];
+    snprintf(full, sizeof full, "%smlp.experts.%s.weight", prefix, name);
+    mx_status status = take(l, full, &t);
+    if (status) return status;
+    out->matrix = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
+    if (!has_shape(t, 3, (int64_t[]){count, rows, cols}) || !format_of(t, &out->matrix.format)) {
+        snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld, %lld]", (long long)count,
+                 (long long)rows, (long long)cols);
+        return wrong(l, t, MX_INVALID_FILE, expected);
+    }
+    out->matrix.row_stride = mx_columns_bytes(out->matrix.format, cols);
+    out->data_stride = (int64_t)t->slice_stride;
+    out->bf16_safe = true;
+    return MX_OK;
+}
+
+/* One of a layer's two expert matrices and its bias. `name`: "gate_up_proj" or "down_proj". */
+static mx_status experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_experts *out) {
+    const mx_checkpoint *ck = l->w->checkpoint;
+    const int64_t count = l->w->config.experts;
+    const mx_tensor *bias;
+    char full[NAME_ROOM], expected[120];
+    *out = (mx_experts){0};
+
+    snprintf(full, sizeof full, "%smlp.experts.%s_blocks", prefix, name);
+    const bool mxfp4 = mx_checkpoint_find(ck, full) != NULL;
+    const char *other = mxfp4 ? NULL : other_layout(ck, prefix);
+    if (other)
+        return mx_fail(l->error, MX_UNSUPPORTED,
+                       "%s: %s (no %s): mxrun reads experts as gpt-oss is published, *_blocks and *_scales, or in BF16 "
+                       "[experts, in, out]",
+                       l->folder, other, full);
+    snprintf(full, sizeof full, "%smlp.experts.%s.weight", prefix, name);
+    mx_status status = mxfp4 || !mx_checkpoint_find(ck, full) ? mxfp4_experts(l, prefix, name, rows, cols, out)
+                                                              : dense_experts(l, prefix, name, rows, cols, out);
+    if (status) return status;
+
     snprintf(full, sizeof full, "%smlp.experts.%s_bias", prefix, name);
     if ((status = take(l, full, &bias))) return status;
     if ((bias->dtype != MX_DTYPE_BF16 && bias->dtype != MX_DTYPE_F32) ||
@@ -155,18 +217,8 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
         snprintf(expected, sizeof expected, "BF16 or F32 [%lld, %lld]", (long long)count, (long long)rows);
         return wrong(l, bias, MX_INVALID_FILE, expected);
     }
-
-    *out = (mx_experts){.matrix = {.format = MX_MXFP4,
-                                   .rows = rows,
-                                   .cols = cols,
-                                   .data = data->data,
-                                   .row_stride = blocks * 16,
-                                   .scales = scales->data,
-                                   .scale_stride = blocks},
-                        .data_stride = rows * blocks * 16,
-                        .scale_stride = rows * blocks,
-                        .bias = bias->data,
-                        .bias_format = bias->dtype == MX_DTYPE_BF16 ? MX_BF16 : MX_F32};
+    out->bias = bias->data;
+    out->bias_format = bias->dtype == MX_DTYPE_BF16 ? MX_BF16 : MX_F32;
     return MX_OK;
 }
 
@@ -210,11 +262,6 @@ static mx_status one_layer(loader *l, int index) {
 static mx_status all_tensors(loader *l) {
     mx_weights *w = l->w;
     const mx_config *c = &w->config;
-    if (mx_checkpoint_find(w->checkpoint, "block.0.attn.qkv.weight"))
-        return mx_fail(l->error, MX_UNSUPPORTED,
-                       "%s: its tensors are in OpenAI's original/ layout (block.0.attn.qkv.weight), which mxrun does "
-                       "not read yet: give the folder in the Hugging Face layout",
-                       l->folder);
     mx_status status = matrix(l, "", "model.embed_tokens.weight", c->vocab, c->hidden, &w->embedding);
     for (int i = 0; i < c->layers && !status; i++) status = one_layer(l, i);
     if (!status) status = vector(l, "", "model.norm.weight", c->hidden, &w->norm);
@@ -241,14 +288,13 @@ static void warn_unused(const loader *l) {
 /* ---- scale bytes ----------------------------------------------------------------------------------------- */
 
 enum {
-    SEARCH_CHUNK = 1 << 20,
     BF16_LEAST_SCALE = 2,  /* 0.5 * 2^(2 - 127) is the smallest normal number */
     BF16_MOST_SCALE = 252, /* 6 * 2^(252 - 127) is below the largest */
 };
 
 typedef struct search {
     const mx_tensor *const *scales, *const *blocks;
-    const int64_t *first_chunk; /* of each tensor, and their total behind the last */
+    const int64_t *first_chunk; /* of each tensor, an expert each, and their total behind the last */
     atomic_bool *extreme;       /* of each tensor: a scale outside 2..252 was seen */
     int count;
     atomic_llong found; /* lowest chunk with a bad scale */
@@ -291,15 +337,15 @@ static bool overflows(uint8_t scale, const uint8_t *block) {
  * extreme. */
 static int64_t find_in_chunk(search *s, int64_t chunk, int *tensor) {
     const int t = *tensor = tensor_of_chunk(s, chunk);
-    const uint64_t begin = (uint64_t)(chunk - s->first_chunk[t]) * SEARCH_CHUNK, left = s->scales[t]->bytes - begin;
-    const uint64_t n = left < SEARCH_CHUNK ? left : SEARCH_CHUNK;
-    const uint8_t *scale = s->scales[t]->data + begin, *block = s->blocks[t]->data + 16 * begin;
+    const uint64_t expert = (uint64_t)(chunk - s->first_chunk[t]), n = mx_tensor_slice_bytes(s->scales[t]);
+    const uint8_t *scale = s->scales[t]->data + expert * s->scales[t]->slice_stride;
+    const uint8_t *block = s->blocks[t]->data + expert * s->blocks[t]->slice_stride;
     uint8_t low, high;
     range_of(scale, n, &low, &high);
     if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[t], true);
     if (high < 253) return -1;
     for (uint64_t i = 0; i < n; i++)
-        if (scale[i] == 255 || overflows(scale[i], block + 16 * i)) return (int64_t)(begin + i);
+        if (scale[i] == 255 || overflows(scale[i], block + 16 * i)) return (int64_t)(expert * n + i);
     return -1;
 }
 
@@ -325,8 +371,7 @@ static mx_status check_scales(const loader *l, mx_pool *pool) {
         free(extreme);
         return mx_fail(l->error, MX_NO_MEMORY, "%s: no memory to check its scales", l->folder);
     }
-    for (int i = 0; i < l->scale_count; i++)
-        first[i + 1] = first[i] + (int64_t)((l->scales[i]->bytes + SEARCH_CHUNK - 1) / SEARCH_CHUNK);
+    for (int i = 0; i < l->scale_count; i++) first[i + 1] = first[i] + l->scales[i]->shape[0];
     search s = {
         .scales = l->scales, .blocks = l->blocks, .first_chunk = first, .extreme = extreme, .count = l->scale_count};
     int64_t chunks = first[l->scale_count];
@@ -342,7 +387,8 @@ static mx_status check_scales(const loader *l, mx_pool *pool) {
         int64_t index = find_in_chunk(&s, atomic_load(&s.found), &tensor);
         const mx_tensor *t = l->scales[tensor];
         const int64_t blocks = t->shape[2], rows = t->shape[1];
-        const int scale = t->data[index];
+        const int scale =
+            t->data[(uint64_t)(index / blocks / rows) * t->slice_stride + (uint64_t)(index % (blocks * rows))];
         status = mx_fail(l->error, MX_INVALID_FILE,
                          "%s: %s: the scale of expert %lld, row %lld, block %lld is 0x%02X (%s): the file is damaged",
                          t->file, t->name, (long long)(index / blocks / rows), (long long)(index / blocks % rows),
@@ -385,29 +431,17 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     l.room = w->owned;
     if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.searched)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
+    if (!status) status = mx_checkpoint_make_room(w->checkpoint, name, error);
     if (!status) status = all_tensors(&l);
-    if (!status && options) status = mx_load_checkpoint(w->checkpoint, options, error);
-    if (!status) status = check_scales(&l, pool);
+    const bool look = options && options->way == MX_LOAD_LOOK;
+    if (!status && !look) status = mx_load_checkpoint(w->checkpoint, options, error);
+    if (!status && !(look && mx_checkpoint_made(w->checkpoint))) status = check_scales(&l, pool);
     if (!status) warn_unused(&l);
     free(l.used);
     free(l.scales);
     free(l.blocks);
     free(l.searched);
     return status;
-}
-
-static mx_status check_folder(const char *folder, mx_error *error) {
-    struct stat info;
-    if (stat(folder, &info) != 0) return mx_fail(error, MX_IO, "%s: no such folder", folder);
-    if (S_ISDIR(info.st_mode)) return MX_OK;
-    size_t n = strlen(folder);
-    if (n > 5 && !strcmp(folder + n - 5, ".gguf"))
-        return mx_fail(error, MX_UNSUPPORTED,
-                       "%s: a GGUF file, which mxrun does not read yet: give a folder in the Hugging Face layout "
-                       "(config.json and .safetensors)",
-                       folder);
-    return mx_fail(error, MX_INVALID_ARGUMENT,
-                   "%s: a file, expected the folder that holds config.json and .safetensors", folder);
 }
 
 /* `checkpoint` becomes the weights', also when this fails. */
@@ -429,23 +463,35 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
     return status;
 }
 
-mx_status mx_weights_load(const char *folder, const mx_load_options *options, mx_pool *pool, mx_weights **out,
+/* A model of one place: files that another program may hold are opened once. */
+static mx_status open_model(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
+                            mx_error *error) {
+    mx_location location;
+    *out = NULL;
+    mx_status status = mx_location_find(path, &location, error);
+    if (!status && location.layout == MX_LAYOUT_TENSORS) return mx_config_read(path, config, error); /* says why not */
+    /* The checkpoint first: it says best what a folder of another layout holds. */
+    if (!status) status = mx_checkpoint_open_as(path, form, out, error);
+    if (!status) status = mx_config_read(path, config, error);
+    if (!status && location.layout == MX_LAYOUT_GGUF)
+        config->tied_embeddings = !mx_checkpoint_find(*out, "lm_head.weight"); /* whichever file it might be in */
+    if (!status) return MX_OK;
+    mx_checkpoint_close(*out);
+    return status;
+}
+
+mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_pool *pool, mx_weights **out,
                           mx_error *error) {
     *out = NULL;
     mx_checkpoint *checkpoint;
     mx_config config;
-    mx_status status = check_folder(folder, error);
-    /* The checkpoint first: it says best what a folder of another layout holds. */
-    if (!status) status = mx_checkpoint_open(folder, &checkpoint, error);
-    if (status) return status;
-    status = mx_config_read(folder, &config, error);
-    if (!status) return create(folder, &config, checkpoint, options, pool, out, error);
-    mx_checkpoint_close(checkpoint);
-    return status;
+    const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT;
+    mx_status status = open_model(path, form, &config, &checkpoint, error);
+    return status ? status : create(path, &config, checkpoint, options, pool, out, error);
 }
 
-mx_status mx_weights_open(const char *folder, mx_pool *pool, mx_weights **out, mx_error *error) {
-    return mx_weights_load(folder, NULL, pool, out, error);
+mx_status mx_weights_open(const char *path, mx_pool *pool, mx_weights **out, mx_error *error) {
+    return mx_weights_load(path, NULL, pool, out, error);
 }
 
 mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,

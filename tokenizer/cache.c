@@ -29,11 +29,11 @@ static bool cache_folder(char *out, size_t size) {
     return n > 0 && (size_t)n < size;
 }
 
-static bool cache_path(XXH128_hash_t hash, char *out, size_t size) {
+static bool cache_path(const mx_content *content, char *out, size_t size) {
     char folder[3500];
     if (!cache_folder(folder, sizeof folder)) return false;
-    int n = snprintf(out, size, "%s/tokenizer-%016llx%016llx.bin", folder, (unsigned long long)hash.high64,
-                     (unsigned long long)hash.low64);
+    int n = snprintf(out, size, "%s/tokenizer-%016llx%016llx.bin", folder, (unsigned long long)content->hash[1],
+                     (unsigned long long)content->hash[0]);
     return n > 0 && (size_t)n < size;
 }
 
@@ -42,20 +42,24 @@ static uint64_t checksum(const void *block, size_t size) {
     return XXH3_64bits((const char *)block + skip, size - skip);
 }
 
-static bool is_whole(mx_vocabulary *v, size_t source_size, XXH128_hash_t hash) {
+static bool is_whole(mx_vocabulary *v, const mx_content *content) {
     const mx_vocabulary_header *h = v->block;
     return v->size >= sizeof *h && memcmp(h->magic, magic, sizeof magic) == 0 && h->version == CACHE_VERSION &&
-           h->header_size == sizeof *h && h->size == v->size && h->source_size == source_size &&
-           h->source_hash[0] == hash.low64 && h->source_hash[1] == hash.high64 &&
+           h->header_size == sizeof *h && h->size == v->size && h->source_size == content->size &&
+           h->source_hash[0] == content->hash[0] && h->source_hash[1] == content->hash[1] &&
            h->checksum == checksum(v->block, v->size) && mx_vocabulary_sections(v, h) == v->size;
 }
 
-bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out) {
+mx_content mx_content_of(const void *data, size_t size) {
+    XXH128_hash_t hash = XXH3_128bits(data, size);
+    return (mx_content){size, {hash.low64, hash.high64}};
+}
+
+bool mx_vocabulary_cache_load(const mx_content *content, mx_vocabulary *out) {
     *out = (mx_vocabulary){0};
-    XXH128_hash_t hash = XXH3_128bits(json, size);
     char path[4096];
     struct stat info;
-    if (!cache_path(hash, path, sizeof path)) return false;
+    if (!cache_path(content, path, sizeof path)) return false;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return false;
     void *block = MAP_FAILED;
@@ -64,24 +68,23 @@ bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out)
     close(fd);
     if (block == MAP_FAILED) return false;
     *out = (mx_vocabulary){.block = block, .size = (size_t)info.st_size};
-    if (is_whole(out, size, hash)) return true;
+    if (is_whole(out, content)) return true;
     mx_log(MX_LOG_DEBUG, "%s is damaged or of another version; it is written anew", path);
     mx_vocabulary_free(out);
     return false;
 }
 
-void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v) {
-    XXH128_hash_t hash = XXH3_128bits(json, size);
+void mx_vocabulary_cache_store(const mx_content *content, mx_vocabulary *v) {
     mx_vocabulary_header *h = v->block;
     memcpy(h->magic, magic, sizeof magic);
     h->version = CACHE_VERSION;
-    h->source_size = size;
-    h->source_hash[0] = hash.low64;
-    h->source_hash[1] = hash.high64;
+    h->source_size = content->size;
+    h->source_hash[0] = content->hash[0];
+    h->source_hash[1] = content->hash[1];
     h->checksum = checksum(v->block, v->size);
 
     char path[4096];
-    if (!cache_path(hash, path, sizeof path)) return;
+    if (!cache_path(content, path, sizeof path)) return;
     mx_make_folders(path, 0755);
     if (!mx_replace_file(path, v->block, v->size, false))
         mx_log(MX_LOG_DEBUG, "no tokenizer cache at %s: %s", path, strerror(errno));

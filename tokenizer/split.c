@@ -201,11 +201,11 @@ mx_status mx_split_next(mx_split_state *state, const char **piece, size_t *size,
             char reason[200];
             pcre2_get_error_message(rc, (PCRE2_UCHAR *)reason, sizeof reason);
             return mx_fail(error, MX_UNSUPPORTED,
-                           "the split pattern of tokenizer.json fails at byte %zu of the text: %s", begin, reason);
+                           "the split pattern of the tokenizer fails at byte %zu of the text: %s", begin, reason);
         }
         const PCRE2_SIZE *found = pcre2_get_ovector_pointer(state->match_data);
         if (rc >= 0 && (found[0] < begin || found[1] <= found[0])) /* \K inside a lookaround can do that */
-            return mx_fail(error, MX_UNSUPPORTED, "the split pattern of tokenizer.json goes backwards at byte %zu",
+            return mx_fail(error, MX_UNSUPPORTED, "the split pattern of the tokenizer goes backwards at byte %zu",
                            begin);
         state->match_begin = rc == PCRE2_ERROR_NOMATCH ? state->size : found[0];
         state->match_end = rc == PCRE2_ERROR_NOMATCH ? state->size : found[1];

@@ -1,20 +1,10 @@
 #include "tokenizer/tokenizer.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "tokenizer/bpe.h"
 #include "tokenizer/split.h"
 #include "tokenizer/vocabulary.h"
-
-/* Files from this size on are worth a cache: smaller ones are parsed faster than a second file is opened and checked.
- */
-#define CACHE_FROM (1 << 20)
 
 typedef struct special_table {
     uint32_t *slot; /* [mask + 1] ids by hash, MX_NO_ID: empty */
@@ -98,8 +88,8 @@ static mx_status special_create(mx_tokenizer *t, mx_error *error) {
         uint32_t size = v->offset[id + 1] - v->offset[id];
         uint32_t twin = special_find(t, text, size);
         if (twin != MX_NO_ID)
-            return mx_fail(error, MX_INVALID_FILE, "added_tokens: %.*s is both %u and %u",
-                           (int)(size < 100 ? size : 100), text, twin, id);
+            return mx_fail(error, MX_INVALID_FILE, "added token %.*s is both %u and %u", (int)(size < 100 ? size : 100),
+                           text, twin, id);
         uint32_t i = (uint32_t)mx_token_hash(text, size) & s->mask;
         while (s->slot[i] != MX_NO_ID) i = (i + 1) & s->mask;
         s->slot[i] = id;
@@ -125,39 +115,6 @@ static uint32_t special_at(const mx_tokenizer *t, const char *text, size_t size,
 
 /* ---- open -------------------------------------------------------------------------------------------------------- */
 
-static mx_status map_file(const char *path, const char **data, size_t *size, mx_error *error) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* does not wait for a pipe's other end */
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info) != 0) {
-        int reason = errno;
-        if (fd >= 0) close(fd);
-        return mx_fail(error, MX_IO, "%s: %s; a tokenizer.json or a folder that holds one is needed", path,
-                       strerror(reason));
-    }
-    *size = (size_t)info.st_size;
-    void *p = MAP_FAILED;
-    if (S_ISREG(info.st_mode) && info.st_size > 0) p = mmap(NULL, *size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
-    close(fd);
-    if (p == MAP_FAILED)
-        return mx_fail(error, MX_INVALID_FILE, "%s: empty or no regular file; a tokenizer.json is needed", path);
-    *data = p;
-    return MX_OK;
-}
-
-static mx_status open_vocabulary(const char *path, mx_vocabulary *out, mx_error *error) {
-    const char *json = NULL;
-    size_t size = 0;
-    mx_status status = map_file(path, &json, &size, error);
-    if (status != MX_OK) return status;
-    bool cached = size >= CACHE_FROM;
-    if (!cached || !mx_vocabulary_cache_load(json, size, out)) {
-        status = mx_vocabulary_parse(path, json, size, out, error);
-        if (status == MX_OK && cached) mx_vocabulary_cache_store(json, size, out);
-    }
-    munmap((void *)(uintptr_t)json, size);
-    return status;
-}
-
 static mx_harmony_ids find_harmony_ids(const mx_tokenizer *t) {
     return (mx_harmony_ids){.startoftext = mx_special_id(t, "<|startoftext|>"),
                             .endoftext = mx_special_id(t, "<|endoftext|>"),
@@ -173,14 +130,11 @@ static mx_harmony_ids find_harmony_ids(const mx_tokenizer *t) {
 mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *error) {
     *out = NULL;
     char file[4096];
-    struct stat info;
-    bool folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
-    int n = snprintf(file, sizeof file, "%s%s", path, folder ? "/tokenizer.json" : "");
-    if (n < 0 || (size_t)n >= sizeof file)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "the tokenizer's path is too long");
+    mx_status status = mx_tokenizer_find(path, file, sizeof file, error);
+    if (status != MX_OK) return status;
     mx_tokenizer *t = calloc(1, sizeof *t);
     if (!t) return mx_fail(error, MX_NO_MEMORY, "%s: no memory", file);
-    mx_status status = open_vocabulary(file, &t->vocabulary, error);
+    status = mx_vocabulary_open(file, &t->vocabulary, error);
     if (status == MX_OK) {
         const mx_vocabulary *v = &t->vocabulary;
         status = special_create(t, error);

@@ -7,7 +7,8 @@
 #include "base/bytes.h"
 #include "base/status.h"
 
-/* Byte-level BPE from a Hugging Face tokenizer.json. Immutable once opened; any number of threads may use one. */
+/* Byte-level BPE, of a Hugging Face tokenizer.json, a GGUF model or OpenAI's model.bin (metal). Immutable once opened;
+ * any number of threads may use one. */
 typedef struct mx_tokenizer mx_tokenizer;
 
 /* A growing list of token ids. All zeros is the empty list. */
@@ -19,9 +20,14 @@ bool mx_ids_add(mx_ids *ids, int32_t id); /* false when memory is out */
 bool mx_ids_add_all(mx_ids *ids, const int32_t *more, int64_t count);
 void mx_ids_free(mx_ids *ids);
 
-/* `path` is a tokenizer.json or a folder that holds one. Free with mx_tokenizer_close. */
+/* `path` is such a file (of a GGUF model in several files the first), or a folder. Free with mx_tokenizer_close. */
 mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *error);
 void mx_tokenizer_close(mx_tokenizer *t); /* NULL allowed */
+
+/* The file that mx_tokenizer_open reads: `path` itself, or in a folder the first that is there of tokenizer.json, the
+ * one .gguf model (several: MX_INVALID_ARGUMENT), model.bin, metal/model.bin, the tokenizer.json of the folder above
+ * (for original/), original/tokenizer.json. MX_IO, naming tokenizer.json: there is none. */
+mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *error);
 
 /* One more than the highest id that decodes. */
 int32_t mx_tokenizer_size(const mx_tokenizer *t);

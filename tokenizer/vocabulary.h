@@ -6,9 +6,10 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "base/gguf.h"
 #include "base/status.h"
 
-/* Everything a tokenizer.json says, as one flat block of memory that is the same in RAM and in the cache file:
+/* Everything that a tokenizer's file says, as one flat block of memory that is the same in RAM and in the cache file:
  * header, then the sections that mx_vocabulary_sections places one after another. */
 
 enum { MX_TOKEN_ORDINARY = 0, MX_TOKEN_ADDED = 1, MX_TOKEN_SPECIAL = 2 };
@@ -60,13 +61,28 @@ typedef struct mx_vocabulary {
 size_t mx_vocabulary_sections(mx_vocabulary *v, const mx_vocabulary_header *header);
 void mx_vocabulary_free(mx_vocabulary *v);
 
-/* Reads the text of a tokenizer.json; `path` is for messages. (load.c) */
+/* Each reads one kind of file; `path` is for messages. (load.c, load_gguf.c, load_metal.c) */
 mx_status mx_vocabulary_parse(const char *path, const char *json, size_t size, mx_vocabulary *out, mx_error *error);
+mx_status mx_vocabulary_from_gguf(const mx_gguf *g, mx_vocabulary *out, mx_error *error);
+mx_status mx_vocabulary_from_metal(const char *path, const uint8_t *data, size_t size, mx_vocabulary *out,
+                                   mx_error *error);
 
-/* The cache of parsed files (cache.c), keyed by the content of tokenizer.json. Loading says false when there is none
- * that is whole; storing is best effort: no cache is no error. */
-bool mx_vocabulary_cache_load(const char *json, size_t size, mx_vocabulary *out);
-void mx_vocabulary_cache_store(const char *json, size_t size, mx_vocabulary *v);
+/* Any of these files, told by its first bytes, through the cache where that is worth it. (open.c) */
+mx_status mx_vocabulary_open(const char *path, mx_vocabulary *out, mx_error *error);
+
+/* What a vocabulary was made from. */
+typedef struct mx_content {
+    uint64_t size, hash[2];
+} mx_content;
+mx_content mx_content_of(const void *data, size_t size);
+mx_content mx_gguf_content(const mx_gguf *g); /* the tokenizer's keys alone */
+/* The part of a model.bin that is the tokenizer; returns its bytes, 0 where it is none. */
+size_t mx_metal_tokenizer(const uint8_t *data, size_t size, const uint8_t **out);
+
+/* The cache of parsed files (cache.c). Loading says false when there is none that is whole; storing is best effort: no
+ * cache is no error. */
+bool mx_vocabulary_cache_load(const mx_content *content, mx_vocabulary *out);
+void mx_vocabulary_cache_store(const mx_content *content, mx_vocabulary *v);
 
 /* The first 8 bytes of a text, or all of a shorter one: equal sizes up to 8 and equal digests are equal texts. */
 static inline uint64_t mx_digest(const char *text, size_t size) {

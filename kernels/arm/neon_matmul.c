@@ -136,12 +136,25 @@ static void finish_swiglu(const mx_matmul *m, float *y, const float *sum, int64_
     }
 }
 
+static void finish_gated(const mx_matmul *m, float *y, const float *sum, int64_t count) {
+    for (int64_t i = 0; i < count; i += 4) {
+        const size_t bytes = (count - i < 4 ? (size_t)(count - i) : 4) * sizeof *y;
+        float gate[4] = {0};
+        memcpy(gate, y + i, bytes);
+        vst1q_f32(gate, swiglu(vld1q_f32(gate), vld1q_f32(sum + i), m->limit, m->alpha));
+        memcpy(y + i, gate, bytes);
+    }
+}
+
 void mx_neon_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, float *sum, const float *bias) {
     float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
     for (int64_t i = 0; i < count; i++) sum[i] += bias[i];
     if (m->epilogue == MX_SWIGLU) {
         for (int64_t i = count; i % 8; i++) sum[i] = 0.0f;
         finish_swiglu(m, y + n0 / 2, sum, count);
+    } else if (m->epilogue == MX_GATED) {
+        for (int64_t i = count; i % 4; i++) sum[i] = 0.0f;
+        finish_gated(m, y + n0, sum, count);
     } else if (m->epilogue == MX_SCALE) {
         for (int64_t i = 0; i < count; i++) y[n0 + i] = sum[i] * m->factor[t];
     } else if (m->epilogue == MX_ADD) {

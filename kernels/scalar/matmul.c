@@ -90,6 +90,7 @@ void mx_scalar_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t cou
     }
     for (int64_t i = 0; i < count; i++) {
         float value = sum[i] + bias_at(m, n0 + i), *to = y + n0 + i;
+        if (m->epilogue == MX_GATED) value = mx_swiglu(*to, value, m->limit, m->alpha);
         *to = m->epilogue == MX_ADD ? *to + value : m->epilogue == MX_SCALE ? value * m->factor[t] : value;
     }
 }

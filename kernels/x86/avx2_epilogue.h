@@ -40,6 +40,16 @@ static inline void mx_finish_swiglu(const mx_matmul *m, float *y, const float *s
     }
 }
 
+static inline void mx_finish_gated(const mx_matmul *m, float *y, const float *sum, int64_t count) {
+    for (int64_t i = 0; i < count; i += 8) {
+        const size_t bytes = (count - i < 8 ? (size_t)(count - i) : 8) * sizeof *y;
+        float gate[8] = {0};
+        memcpy(gate, y + i, bytes);
+        _mm256_storeu_ps(gate, mx_swiglu256(_mm256_loadu_ps(gate), _mm256_loadu_ps(sum + i), m->limit, m->alpha));
+        memcpy(y + i, gate, bytes);
+    }
+}
+
 /* Outputs n0 ... n0 + count - 1 of row t. sum is used up and has room for a multiple of 16. */
 static inline void mx_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, float *sum,
                                  const float *bias) {
@@ -48,6 +58,9 @@ static inline void mx_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int6
     if (m->epilogue == MX_SWIGLU) {
         memset(sum + count, 0, (size_t)(-count & 15) * sizeof *sum);
         mx_finish_swiglu(m, y + n0 / 2, sum, count);
+    } else if (m->epilogue == MX_GATED) {
+        memset(sum + count, 0, (size_t)(-count & 7) * sizeof *sum);
+        mx_finish_gated(m, y + n0, sum, count);
     } else if (m->epilogue == MX_SCALE) {
         for (int64_t i = 0; i < count; i++) y[n0 + i] = sum[i] * m->factor[t];
     } else if (m->epilogue == MX_ADD) {

@@ -87,6 +87,7 @@ static inline void mx_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int6
         __mmask16 mask = mx_first_lanes(count - i);
         __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), _mm512_maskz_loadu_ps(mask, bias + i));
         if (m->epilogue == MX_SCALE) v = _mm512_mul_ps(v, factor);
+        if (m->epilogue == MX_GATED) v = mx_swiglu512(_mm512_maskz_loadu_ps(mask, y + n0 + i), v, m->limit, m->alpha);
         if (m->epilogue == MX_ADD) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + n0 + i), v);
         _mm512_mask_storeu_ps(y + n0 + i, mask, v);
     }

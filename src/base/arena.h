@@ -5,6 +5,8 @@
 
 #include "base/status.h"
 
+enum { MX_HUGE_PAGE = 2 << 20 };
+
 /* A block of zeroed memory from mmap with transparent huge pages asked for, cut from the front in 64-byte steps.
  * Pages that are never touched cost nothing. */
 typedef struct mx_arena {

@@ -50,3 +50,15 @@ bool mx_replace_file(const char *path, const void *data, size_t size, bool durab
     if (!done) errno = problem;
     return done;
 }
+
+bool mx_sync_folder(const char *path) {
+    char *folder = strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
+    if (slash) slash[slash == folder] = 0;
+    const int fd = folder ? open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    const bool done = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL); /* some file systems know no such thing */
+    const int problem = errno;
+    if (fd >= 0) close(fd);
+    free(folder);
+    errno = problem;
+    return done;
+}

@@ -14,4 +14,8 @@ void mx_make_folders(char *path, mode_t mode);
  * nothing has changed. */
 bool mx_replace_file(const char *path, const void *data, size_t size, bool durable);
 
+/* Brings the folder of `path` to the disk: names in it that were made, changed or removed outlive a power failure from
+ * then on. false: errno says why. */
+bool mx_sync_folder(const char *path);
+
 #endif

@@ -106,6 +106,12 @@ static void visit_memory(const char *folder, bool v1, double *least) {
     if (left < *least) *least = left > 0 ? left : 0;
 }
 
+/* What is used does not matter. */
+static void visit_limit(const char *folder, bool v1, double *least) {
+    double most; /* version 1 says a number near 2^63 where there is none */
+    if (read_number(folder, v1 ? "memory.limit_in_bytes" : "memory.max", &most) && most < *least) *least = most;
+}
+
 double mx_machine_quota(const char *root, double cores) {
     for_each_cgroup(root, "cpu", visit_cpu, &cores);
     return cores;
@@ -116,6 +122,14 @@ unsigned long long mx_machine_memory(const char *root) {
     snprintf(folder, sizeof folder, "%s/proc", root);
     double least = 1024 * sum_of(folder, "meminfo", "MemAvailable:", "");
     for_each_cgroup(root, "memory", visit_memory, &least);
+    return (unsigned long long)least;
+}
+
+unsigned long long mx_machine_memory_total(const char *root) {
+    char folder[PATH_ROOM];
+    snprintf(folder, sizeof folder, "%s/proc", root);
+    double least = 1024 * sum_of(folder, "meminfo", "MemTotal:", "");
+    for_each_cgroup(root, "memory", visit_limit, &least);
     return (unsigned long long)least;
 }
 

@@ -16,4 +16,7 @@ double mx_machine_quota(const char *root, double cores);
 /* Bytes: MemAvailable, or the least that this process's cgroups (v1 and v2) leave where that is less. */
 unsigned long long mx_machine_memory(const char *root);
 
+/* Bytes: MemTotal, or the least limit of this process's cgroups where that is less. 0: not known. */
+unsigned long long mx_machine_memory_total(const char *root);
+
 #endif

@@ -51,6 +51,12 @@ const char *mx_status_name(mx_status status) {
         return "invalid state";
     case MX_CANCELLED:
         return "cancelled";
+    case MX_NOT_FOUND:
+        return "not found";
+    case MX_DENIED:
+        return "denied";
+    case MX_NO_SPACE:
+        return "no space on the disk";
     }
     return "unknown status";
 }

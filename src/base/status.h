@@ -13,6 +13,9 @@ typedef enum mx_status {
     MX_CONTEXT_FULL,  /* more tokens than the context or the KV memory holds */
     MX_INVALID_STATE, /* the call does not fit what happened before it */
     MX_CANCELLED,
+    MX_NOT_FOUND, /* a server has no such thing */
+    MX_DENIED,    /* a server wants a token, another one, or a licence accepted */
+    MX_NO_SPACE,  /* the disk is full, or would be */
 } mx_status;
 
 /* Filled by the function that fails; callers may pass NULL where they do not want the text. */

@@ -5,12 +5,13 @@
 #include <unistd.h>
 
 #include "base/cpu.h"
-#include "base/log.h"
 #include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/terminal.h"
 #include "model/synthetic.h"
+#include "plan/advice.h"
 
 /* mxrun bench: how fast this machine runs a model, beside what its memory and its multipliers allow. */
 
@@ -25,7 +26,8 @@ enum {
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
 static struct {
-    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *compare;
+    char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *quantize,
+        *compare;
     char **precision;
     int json, markdown;
 } given;
@@ -34,7 +36,9 @@ enum { COUNT, LAYERS, SEED, REPETITIONS, BATCH, NUMBERS };
 static mx_number numbers[NUMBERS];
 
 static const struct poptOption options[] = {
-    {"model", 'm', POPT_ARG_STRING, &given.model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+    {"model", 'm', POPT_ARG_STRING, &given.model, 0,
+     "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
+    {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"synthetic", 0, POPT_ARG_STRING, &given.synthetic, 0,
      "Random weights instead: gpt-oss-20b, gpt-oss-120b, or the path of a config.json", "NAME"},
     {"layers", 0, POPT_ARG_STRING, &numbers[LAYERS].text, 0, "Only the first N layers of the synthetic model", "N"},
@@ -58,6 +62,8 @@ static const struct poptOption options[] = {
      "Weights of -m: map (default: page cache, the faster start), read (a copy from the disk) or lazy (mapped, read "
      "when used)",
      "WAY"},
+    {"quantize-experts", 0, POPT_ARG_STRING, &given.quantize, 0,
+     "Round experts of -m that are BF16 when loading: mxfp4", "FORMAT"},
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
@@ -148,6 +154,7 @@ static bool check_options(const mx_command *self, plan *p) {
         return false;
     }
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
+    if (given.quantize && !mx_quantize_find(self, given.quantize)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
         mx_command_usage(self, "give --json or --markdown, not both");
@@ -243,8 +250,12 @@ static mx_status open_weights(const plan *p, const mx_config *c, const char *fol
                               mx_error *error) {
     if (!given.synthetic) {
         mx_loading loading = {0};
-        const mx_load_options load = {
-            .way = p->load, .numa = p->numa, .progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
+        const mx_load_options load = {.way = p->load,
+                                      .numa = p->numa,
+                                      .quantize_experts = given.quantize != NULL,
+                                      .progress = mx_loading_shown,
+                                      .user = &loading,
+                                      .stop = &mx_interrupted};
         mx_status status = mx_weights_load(folder, &load, pool, out, error);
         mx_loading_end(&loading);
         return status;
@@ -354,6 +365,21 @@ static mx_status run_all(bench *b, mx_error *error) {
     return status;
 }
 
+/* Of weights in files, before they are read. */
+static void warn_of_memory(const bench *b) {
+    const plan *p = &b->plan;
+    const mx_weights shape = {.config = b->config};
+    const mx_bench_options o = {
+        .weights = &shape, .kv = p->kv->format, .batch = (int)numbers[BATCH].value, .test = p->test, .tests = p->tests};
+    if (given.synthetic || p->load == MX_LOAD_LAZY) return;
+    mx_plan_warn(&(mx_plan_load){.path = b->folder,
+                                 .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
+                                 .kv = p->kv->format,
+                                 .more = (double)mx_bandwidth_bytes(),
+                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                 .copied = p->load == MX_LOAD_READ});
+}
+
 /* Pages, buffer and weights are there; what is missing is said in one message before anything slow begins. */
 static mx_status prepare(bench *b, mx_error *error) {
     const double weights = given.synthetic ? (double)mx_synthetic_bytes(&b->config) : 0;
@@ -367,6 +393,7 @@ static mx_status prepare(bench *b, mx_error *error) {
     if (!status) status = mx_pool_create_on(0, b->plan.numa, &pool, error);
     if (status) return status;
     if (!b->plan.precisions) b->plan.precision[b->plan.precisions++] = mx_precisions_default(kernels);
+    warn_of_memory(b);
     start = mx_seconds();
     status = open_weights(&b->plan, &b->config, b->folder, pool, &b->weights, error);
     b->report.load_seconds = mx_seconds() - start;
@@ -376,10 +403,6 @@ static mx_status prepare(bench *b, mx_error *error) {
     mx_pool_destroy(pool);
     if (status) return status;
     const double bytes = bytes_of(b->weights->checkpoint);
-    const bool mapped = !given.synthetic && b->plan.load != MX_LOAD_READ;
-    if (mapped && bytes + (double)mx_bandwidth_bytes() > (double)mx_memory_available())
-        mx_log(MX_LOG_WARNING, "the weights take %.1f GB, %.1f GB of memory are free: they will be read from the disk",
-               bytes / 1e9, (double)mx_memory_available() / 1e9);
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     b->report.model = given.synthetic ? given.synthetic : given.model;
     b->report.synthetic = given.synthetic != NULL;

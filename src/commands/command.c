@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* ---- help -------------------------------------------------------------------------------------------------------- */
 static const char exit_codes[] = "Exit codes:\n"
@@ -40,20 +38,25 @@ int mx_print_commands(const mx_command *const *commands) {
            "  -h, --help     Show this help and exit\n"
            "  -V, --version  Show the version and exit\n"
            "\n"
-           "MODEL is a folder with config.json, tokenizer.json and .safetensors files, or\n"
-           "\"stories\", the small model that comes with mxrun. \"mxrun COMMAND --help\" tells\n"
-           "about a command; without a command word it is \"run\".\n"
+           "MODEL is a folder or file, a name (\"mxrun list --all\" shows them; \"stories\" is the\n"
+           "small model that comes with mxrun), or ORG/NAME[@REVISION][:FILE.gguf] on the\n"
+           "Hugging Face hub. \"mxrun COMMAND --help\" tells about a command; without a command\n"
+           "word it is \"run\".\n"
            "\n"
            "Examples:\n"
            "  $ mxrun -m stories -p \"Tell me a story about a fox and a lamp.\"\n"
            "  $ mxrun -m stories\n"
+           "  $ mxrun -m gpt-oss-20b     asks before it downloads what is not there\n"
            "\n"
            "Environment:\n"
            "  MXRUN_CPU   Use these instructions at most: scalar; avx2, avx512, avx512bf16, amx; neon,\n"
            "              neondot, neonbf16\n"
            "  MXRUN_LOG   Say this and what is worse: debug, info (default), warning, error\n"
-           "  MXRUN_DATA  Folder that holds \"stories\", where it is not beside the program\n"
+           "  MXRUN_DATA  Folder that holds \"stories\" and models.txt, where they are not beside the\n"
+           "              program\n"
            "  NO_COLOR    Thinking is not dimmed\n"
+           "  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE and\n"
+           "  https_proxy are those of other tools of the hub (see mxrun pull --help)\n"
            "\n"
            "%s",
            exit_codes);
@@ -202,74 +205,4 @@ int mx_command_usage(const mx_command *self, const char *format, ...) {
     fprintf(stderr, " (see mxrun %s --help)\n", self->name);
     va_end(list);
     return MX_EXIT_USAGE;
-}
-
-/* ---- models by name ---------------------------------------------------------------------------------------------- */
-static bool is_model_folder(const char *path) {
-    char config[5000];
-    int length = snprintf(config, sizeof config, "%s/config.json", path);
-    return length > 0 && (size_t)length < sizeof config && access(config, R_OK) == 0;
-}
-
-/* Tries FOLDER/TAIL; the name is resolved so that messages show no "/../". */
-static bool try_folder(const char *folder, const char *tail, char *out, size_t size) {
-    char path[4096];
-    int length = snprintf(path, sizeof path, "%s/%s", folder, tail);
-    if (length < 0 || (size_t)length >= sizeof path || !is_model_folder(path)) return false;
-    char *real = realpath(path, NULL);
-    bool fits = real && strlen(real) < size;
-    if (fits) memcpy(out, real, strlen(real) + 1);
-    free(real);
-    return fits;
-}
-
-static mx_status find_stories(char *out, size_t size, mx_error *error) {
-    const char *data = getenv("MXRUN_DATA");
-    if (data && *data && try_folder(data, "stories", out, size)) return MX_OK;
-    char self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length > 0) {
-        self[length] = 0;
-        char *slash = strrchr(self, '/');
-        if (slash) *slash = 0;
-        static const char *const tails[] = {
-            "../share/mxrun/stories",         /* installed: PREFIX/bin/mxrun, wherever PREFIX was moved to */
-            "../tools/stories/checkpoint",    /* a build folder in the checkout */
-            "../../tools/stories/checkpoint", /* build/KIND/mxrun */
-        };
-        for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
-            if (try_folder(self, tails[i], out, size)) return MX_OK;
-        }
-    }
-    if (try_folder(MX_DATA_DIR, "stories", out, size)) return MX_OK; /* installed with a --datadir of its own */
-    return mx_fail(error, MX_IO,
-                   "the model \"stories\" that comes with mxrun is not where it was installed (" MX_DATA_DIR
-                   "/stories); set MXRUN_DATA to the folder that holds \"stories\", or give -m the folder of a model");
-}
-
-mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *error) {
-    if (!name || !*name) {
-        return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: -m takes a folder or the name \"stories\"");
-    }
-    if (strcmp(name, "stories") == 0) return find_stories(out, size, error);
-    struct stat info;
-    if (stat(name, &info) != 0) {
-        if (errno == ENOENT && !strchr(name, '/')) {
-            return mx_fail(error, MX_IO,
-                           "-m %s: there is no such folder, and \"stories\" is the only name this version knows "
-                           "(downloading models by name comes with a later version); give the folder that holds "
-                           "config.json, tokenizer.json and the .safetensors files",
-                           name);
-        }
-        return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
-    }
-    if (!S_ISDIR(info.st_mode)) {
-        return mx_fail(error, MX_IO,
-                       "-m %s: this is a file; give the folder that holds config.json, tokenizer.json and the "
-                       ".safetensors files",
-                       name);
-    }
-    if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
-    memcpy(out, name, strlen(name) + 1);
-    return MX_OK;
 }

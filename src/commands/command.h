@@ -35,15 +35,18 @@ int mx_command_fail(const mx_command *self, const mx_error *error);
 /* Says "mxrun NAME: text (see mxrun NAME --help)"; returns MX_EXIT_USAGE. */
 int mx_command_usage(const mx_command *self, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* A folder for -m: the folder itself, or "stories" for the model that comes with mxrun (beside the program when it is
- * run from a build folder, else where it was installed). Other names: a clear error. `out` gets the path. */
+/* What -m names: an existing folder or file as it is; else a name of models.txt, or ORG/NAME[@REVISION][:FILE] of the
+ * Hugging Face hub, that lies in the cache (commands/models.h). `out` gets the path. mx_resolve_model may download what
+ * is not there, after asking on a terminal or with --yes; mx_find_model only looks. */
 mx_status mx_resolve_model(const char *name, char *out, size_t size, mx_error *error);
+mx_status mx_find_model(const char *name, char *out, size_t size, mx_error *error);
 
 /* `mxrun --help` (`commands` ends in NULL) and `mxrun --version`; return the exit code. */
 int mx_print_commands(const mx_command *const *commands);
 int mx_print_version(void);
 
 extern const mx_command mx_command_run, mx_command_chat, mx_command_tokenize, mx_command_detokenize, mx_command_harmony,
-    mx_command_verify, mx_command_info, mx_command_bench, mx_command_batch;
+    mx_command_verify, mx_command_info, mx_command_bench, mx_command_batch, mx_command_pull, mx_command_list,
+    mx_command_rm, mx_command_verify_files, mx_command_plan;
 
 #endif

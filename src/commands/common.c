@@ -33,6 +33,12 @@ bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out)
     return false;
 }
 
+bool mx_quantize_find(const mx_command *command, const char *name) {
+    if (!strcmp(name, "mxfp4")) return true;
+    mx_command_usage(command, "--quantize-experts %s: expected mxfp4", name);
+    return false;
+}
+
 bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out) {
     static const char *const names[] = {[MX_NUMA_AUTO] = "auto",
                                         [MX_NUMA_OFF] = "off",
@@ -116,7 +122,7 @@ bool mx_open_tokenizer(const mx_command *command, const char *model, const char 
     }
     char path[4096];
     mx_error error = {0};
-    mx_status status = model ? mx_resolve_model(model, path, sizeof path, &error) : MX_OK;
+    mx_status status = model ? mx_find_model(model, path, sizeof path, &error) : MX_OK;
     if (!status) status = mx_tokenizer_open(model ? path : file, out, &error);
     if (status) *exit_code = mx_command_fail(command, &error);
     return !status;

@@ -196,8 +196,10 @@ static int run(const mx_command *self, int argc, const char **argv) {
     static char *model, *file;
     static int jsonl, lenient;
     const struct poptOption table[] = {
-        {"model", 'm', POPT_ARG_STRING, &model, 0, "Folder of a model, or \"stories\"", "MODEL"},
-        {"tokenizer", '\0', POPT_ARG_STRING, &file, 0, "A tokenizer.json, or a folder that holds one", "FILE"},
+        {"model", 'm', POPT_ARG_STRING, &model, 0, "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub",
+         "MODEL"},
+        {"tokenizer", '\0', POPT_ARG_STRING, &file, 0,
+         "A tokenizer.json, .gguf or model.bin, or a folder that holds one", "FILE"},
         {"jsonl", '\0', POPT_ARG_NONE, &jsonl, 0, "One JSON object a line, in and out (the only form)", NULL},
         {"lenient", '\0', POPT_ARG_NONE, &lenient, 0,
          "parse: as mxrun reads models itself, where nothing fails and no text is lost", NULL},

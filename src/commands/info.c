@@ -111,6 +111,7 @@ static void print_model(const char *folder, const mx_weights *w, const class *to
     char a[16], b[16];
     printf("%s\n\n", folder);
     printf("Model\n");
+    printf("  layout        %s\n", mx_layout_name(mx_checkpoint_layout(w->checkpoint)));
     printf("  kind          gpt_oss, %s parameters, %s for a token\n", human(a, total->count, ""),
            human(b, total->active, ""));
     printf("  layers        %d: %d with full attention, %d with a window of %d\n", c->layers, c->layers - sliding,
@@ -149,7 +150,7 @@ static void print_weights(const class classes[CLASSES], const class *total) {
 static void print_tokenizer(const mx_tokenizer *t, const mx_config *c) {
     printf("Tokenizer\n");
     if (!t) {
-        printf("  none: the folder holds no tokenizer.json, so only token ids can be run\n\n");
+        printf("  none is here: only token ids can be run, or --tokenizer FILE\n\n");
         return;
     }
     int special = 0;
@@ -283,17 +284,19 @@ static void print_json(const char *folder, const mx_model *model, const class cl
 static const char *option_model;
 static int option_json;
 
-/* The folder's tokenizer; NULL where there is no tokenizer.json. */
-static mx_status open_tokenizer(const char *folder, mx_tokenizer **out, mx_error *error) {
-    char path[4200];
+/* The model's tokenizer; NULL where it has none. */
+static mx_status open_tokenizer(const char *path, mx_tokenizer **out, mx_error *error) {
+    char file[4200];
     *out = NULL;
-    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
-    return access(path, F_OK) == 0 ? mx_tokenizer_open(path, out, error) : MX_OK;
+    mx_status status = mx_tokenizer_find(path, file, sizeof file, error);
+    if (!status) status = mx_tokenizer_open(file, out, error);
+    return status == MX_IO ? MX_OK : status;
 }
 
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
-        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0,
+         "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the text", NULL},
         POPT_TABLEEND,
     };
@@ -309,9 +312,9 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_model *model = NULL;
     mx_tokenizer *tokenizer = NULL;
     const mx_kernels *kernels = NULL;
-    mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
+    mx_status status = mx_find_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
-    if (!status) status = mx_model_open(folder, NULL, &model, &error);
+    if (!status) status = mx_model_open(folder, &(mx_load_options){.way = MX_LOAD_LOOK}, &model, &error);
     if (!status) status = open_tokenizer(folder, &tokenizer, &error);
     if (!status) {
         const mx_weights *weights = mx_model_weights(model);

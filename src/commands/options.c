@@ -12,14 +12,16 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "engine/model_parts.h"
 #include "model/model.h"
+#include "plan/advice.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
     char *model, *kv_type, *kv_memory, *prefix_cache, *prefix_cache_size, *speculate, *precision, *dense, *load, *numa,
-        *seed;
+        *quantize, *tokenizer, *seed;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
     uint64_t cache_bytes; /* what prefix_cache_size says; 0: not given */
@@ -49,7 +51,12 @@ static mx_number numbers[NUMBERS] = {
 
 #define STRING POPT_ARG_STRING
 const struct poptOption mx_model_options[] = {
-    {"model", 'm', STRING, &given.model, 0, "Folder of the model, or \"stories\", which comes with mxrun", "MODEL"},
+    {"model", 'm', STRING, &given.model, 0,
+     "The model: a name (\"mxrun list --all\"), a folder, a file, or ORG/NAME[@REVISION][:FILE.gguf] of the Hugging "
+     "Face "
+     "hub",
+     "MODEL"},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"kv-memory", '\0', STRING, &given.kv_memory, 0,
@@ -75,6 +82,10 @@ const struct poptOption mx_model_options[] = {
      "WAY"},
     {"numa", '\0', STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
+    {"quantize-experts", '\0', STRING, &given.quantize, 0,
+     "Round experts that are BF16 to this format when loading: mxfp4 (a quarter of the memory)", "FORMAT"},
+    {"tokenizer", '\0', STRING, &given.tokenizer, 0,
+     "Take the vocabulary from here: a tokenizer.json, a folder, a .gguf", "FILE"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
     POPT_TABLEEND,
 };
@@ -189,7 +200,7 @@ static bool check_settings(const mx_command *command, bool raw) {
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
     if (!given.model) {
-        mx_command_usage(command, "no model given: -m takes a folder or the name \"stories\"");
+        mx_command_usage(command, "no model given: -m takes a name such as \"stories\", or a path");
         return false;
     }
     if (!check_numbers(command)) return false;
@@ -210,6 +221,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
+    if (given.quantize && !mx_quantize_find(command, given.quantize)) return false;
     if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
     mx_precisions precision;
     mx_error error;
@@ -295,7 +307,7 @@ static mx_status start_conversation(mx_session *s, mx_error *error) {
 /* What is small and often wrong comes first: with a big model the user should not wait for a typing error. */
 static mx_status prepare(mx_session *s, bool raw, mx_error *error) {
     mx_status status = mx_resolve_model(given.model, s->path, sizeof s->path, error);
-    if (!status) status = mx_tokenizer_open(s->path, &s->tokenizer, error);
+    if (!status) status = mx_tokenizer_open(given.tokenizer ? given.tokenizer : s->path, &s->tokenizer, error);
     if (!status && !raw) status = start_conversation(s, error);
     s->today = !given.date;
     s->default_memory = !given.kv_memory;
@@ -315,11 +327,28 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
     return count;
 }
 
+/* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
+static void warn_of_memory(const mx_session *s) {
+    if (given.way == MX_LOAD_LAZY) return;
+    mx_plan_warn(&(mx_plan_load){.path = s->path,
+                                 .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
+                                 .kv_memory = (double)given.kv_bytes,
+                                 .kv = given.kv ? given.kv->format : MX_F16,
+                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                 .copied = given.way == MX_LOAD_READ,
+                                 .threads = (int)numbers[THREADS].value});
+}
+
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
     int threads = (int)numbers[THREADS].value;
     mx_loading loading = {0};
-    const mx_load_options load_options = {
-        .threads = threads, .way = given.way, .numa = given.placed, .progress = mx_loading_shown, .user = &loading};
+    const mx_load_options load_options = {.threads = threads,
+                                          .way = given.way,
+                                          .numa = given.placed,
+                                          .quantize_experts = given.quantize != NULL,
+                                          .progress = mx_loading_shown,
+                                          .user = &loading};
+    warn_of_memory(s);
     mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;
@@ -408,6 +437,14 @@ static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *
     return status;
 }
 
+/* "" where it is the model's own file, which is hashed with its tensors. */
+static mx_status tokenizer_file(const char *model, char *out, size_t size, mx_error *error) {
+    mx_status status = mx_tokenizer_find(given.tokenizer ? given.tokenizer : model, out, size, error);
+    const size_t n = status ? 0 : strlen(out);
+    if (n < 5 || strcmp(out + n - 5, ".json")) *out = 0;
+    return status;
+}
+
 static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *error) {
     static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json"};
     mx_status status = hash_tensors(hash, folder, error);
@@ -415,6 +452,7 @@ static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *er
         char path[8192];
         mx_bytes content = {0};
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        if (i == 2 && (status = tokenizer_file(folder, path, sizeof path, error))) break;
         const bool found = access(path, F_OK) == 0;
         hash_text(hash, found ? names[i] : NULL);
         if (found) status = mx_read_file(path, (size_t)1 << 30, &content, error);
@@ -431,7 +469,11 @@ mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *e
     mx_status status = hash_model(hash, s->path, error);
     for (int i = 0; i < NUMBERS; i++)
         if (i != THREADS && i != BATCH_TOKENS && i != CTX) hash_text(hash, numbers[i].text);
-    const char *const texts[] = {given.kv_type, given.dense, given.seed, given.greedy ? "greedy" : NULL,
+    const char *const texts[] = {given.kv_type,
+                                 given.dense,
+                                 given.quantize,
+                                 given.seed,
+                                 given.greedy ? "greedy" : NULL,
                                  given.keep_thinking ? "thinking" : NULL};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash_text(hash, texts[i]);
     for (int i = 0; i < length_of(given.stop); i++) hash_text(hash, given.stop[i]);

@@ -34,8 +34,10 @@ static bool start(const mx_command *self, int argc, const char **argv, job *j, i
         POPT_TABLEEND,
     };
     const struct poptOption table[] = {
-        {"model", 'm', POPT_ARG_STRING, &model, 0, "Folder of a model, or \"stories\"", "MODEL"},
-        {"tokenizer", '\0', POPT_ARG_STRING, &file, 0, "A tokenizer.json, or a folder that holds one", "FILE"},
+        {"model", 'm', POPT_ARG_STRING, &model, 0, "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub",
+         "MODEL"},
+        {"tokenizer", '\0', POPT_ARG_STRING, &file, 0,
+         "A tokenizer.json, .gguf or model.bin, or a folder that holds one", "FILE"},
         {"jsonl", '\0', POPT_ARG_NONE, &jsonl, 0, "One JSON object a line, in and out", NULL},
         {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)(back ? detokenize_table : tokenize_table), 0, NULL, NULL},
         POPT_TABLEEND,

@@ -7,8 +7,10 @@
 #include "base/bytes.h"
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/official_greedy.h"
 #include "model/model.h"
+#include "plan/advice.h"
 
 /* mxrun verify: how far this build, on this machine, is from the truth. It calls the model's backend directly: one
  * sequence whose pages it hands out itself. */
@@ -321,7 +323,8 @@ static void add_row(mx_bytes *out, const golden *g, const result *r) {
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
-static const char *option_model, *option_kv, *option_precision, *option_load, *option_numa, *option_cases;
+static const char *option_model, *option_kv, *option_precision, *option_load, *option_numa, *option_quantize,
+    *option_cases;
 static int option_json;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 static mx_number option_chunk = {"--chunk", NULL, MOST_ROWS, 1, MOST_ROWS, true, false};
@@ -495,7 +498,9 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
 
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
-        {"model", 'm', POPT_ARG_STRING, &option_model, 0, "The model: a folder, or \"stories\"", "MODEL"},
+        {"model", 'm', POPT_ARG_STRING, &option_model, 0,
+         "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
@@ -503,6 +508,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "Of activations in products: fp32 (default), bf16x2, mixed, bf16, int8", "NAME"},
         {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
         {"load", 0, POPT_ARG_STRING, &option_load, 0, "Weights: map (default), read or lazy", "WAY"},
+        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts when loading: mxfp4",
+         "FORMAT"},
         {"numa", 0, POPT_ARG_STRING, &option_numa, 0, "auto (default), off, interleave or spread", "HOW"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
@@ -510,6 +517,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     };
     option_model = option_cases = NULL;
     option_load = "map";
+    option_quantize = NULL;
     option_numa = "auto";
     option_kv = "f32";
     option_precision = "fp32";
@@ -522,6 +530,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!kv || !mx_number_check(self, &option_chunk) || !mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     mx_loading loading = {0};
     mx_load_options load = {.threads = (int)option_threads.value, .progress = mx_loading_shown, .user = &loading};
+    load.quantize_experts = option_quantize != NULL;
+    if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
     if (!mx_load_find(self, option_load, &load.way) || !mx_numa_find(self, option_numa, &load.numa))
         return MX_EXIT_USAGE;
     if (!(option_max_kl >= 0)) return mx_command_usage(self, "--max-kl: expected a number from 0");
@@ -537,6 +547,12 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
+    if (!status && load.way != MX_LOAD_LAZY)
+        mx_plan_warn(&(mx_plan_load){.path = folder,
+                                     .kv = kv->format,
+                                     .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
+                                     .copied = load.way == MX_LOAD_READ,
+                                     .threads = load.threads});
     if (!status) status = mx_weights_load(folder, &load, r.pool, &r.weights, &error);
     mx_loading_end(&loading);
     if (!status) {

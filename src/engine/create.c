@@ -49,7 +49,8 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
     for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
         model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
     model->numa = options ? options->numa : MX_NUMA_AUTO;
-    if (!options || options->way != MX_LOAD_READ) model->mapped_bytes = model->weight_bytes;
+    if (!options || options->way != MX_LOAD_READ)
+        model->mapped_bytes = model->weight_bytes - mx_checkpoint_made(checkpoint);
     *out = model;
     return MX_OK;
 }

@@ -27,6 +27,8 @@ typedef struct mx_http_options {
     int connections;   /* ranges at once, of all files together; 0: 8 */
     int retries;       /* of one range without any progress between, before it fails; 0: 8 */
     double patience;   /* seconds without a byte after which a connection is given up; 0: 30 */
+    double backoff;    /* seconds before the first retry, twice as many before the next ...; 0: 0.5 */
+    int64_t piece;     /* bytes of a range; 0: 32 MiB */
     const volatile sig_atomic_t *stop; /* not 0: end with MX_CANCELLED, what has come is kept; NULL: never */
 } mx_http_options;
 

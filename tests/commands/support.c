@@ -22,7 +22,9 @@ int program_set_up(void **state) {
     setenv("MXRUN_DATA", test_folder, 1);
     setenv("HOME", test_folder, 1);
     setenv("LC_ALL", "C.UTF-8", 1);
-    unsetenv("XDG_STATE_HOME");
+    static const char *const others[] = {"XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME",       "HF_HOME",
+                                         "HF_HUB_CACHE",   "HF_ENDPOINT",     "HUGGINGFACE_HUB_CACHE"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) unsetenv(others[i]);
     unsetenv("NO_COLOR");
     unsetenv("MXRUN_LOG");
     signal(SIGPIPE, SIG_IGN);

@@ -35,7 +35,7 @@ typedef struct problem {
 } problem;
 
 static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
-static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu"};
+static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu", "gated"};
 static const char *const kind_names[] = {"ordinary", "extreme", "largest", "wide"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
@@ -96,7 +96,8 @@ static problem problem_make(rng *r, const test_case *c) {
     norms(p.w_norm, p.w_sum, p.w.exact, c->n, c->cols);
     for (int64_t i = 0; i < c->rows * c->cols; i++) p.x[i] = x_value(r, c->kind);
     if (c->kind == EXTREME) p.x[rng_below(r, c->rows * c->cols)] = c->format == MX_MXFP4 ? 1e18f : 1e15f;
-    for (int64_t i = 0; i < c->rows * stride && c->epilogue == MX_ADD; i++) {
+    const bool gated = c->epilogue == MX_GATED;
+    for (int64_t i = 0; i < c->rows * stride && (c->epilogue == MX_ADD || gated); i++) {
         if (i % stride < p.outputs) p.before[i] = rng_normal(r);
     }
     p.call = (mx_matmul){.w = p.w.matrix,
@@ -105,8 +106,8 @@ static problem problem_make(rng *r, const test_case *c) {
                          .bias = c->bias < 0 ? NULL : bias_random(r, (mx_format)c->bias, c->n),
                          .bias_format = c->bias == MX_BF16 ? MX_BF16 : MX_F32,
                          .epilogue = c->epilogue,
-                         .limit = c->epilogue == MX_SWIGLU ? 7.0f : NAN,
-                         .alpha = c->epilogue == MX_SWIGLU ? 1.702f : NAN,
+                         .limit = c->epilogue == MX_SWIGLU || gated ? 7.0f : NAN,
+                         .alpha = c->epilogue == MX_SWIGLU || gated ? 1.702f : NAN,
                          .y_stride = stride};
     if (c->epilogue == MX_SCALE) {
         float *factor = guarded(c->rows * 4, 4, "factor");
@@ -186,6 +187,11 @@ static double expected_value(const problem *p, const mx_product *product, int64_
         return swiglu(m, gate, up);
     }
     double value = exact_sum(p, t, i, &scale);
+    if (m->epilogue == MX_GATED) {
+        double gate = p->before[t * m->y_stride + i];
+        *bound = swiglu_bound(m, gate, value, unit * fabs(gate), unit * scale + lost(p, product, t, i));
+        return swiglu(m, gate, value);
+    }
     if (m->epilogue == MX_ADD) {
         double before = p->before[t * m->y_stride + i];
         value += before;
@@ -207,6 +213,7 @@ static double coarse_bound(const problem *p, const mx_product *product, int64_t 
         if (m->epilogue == MX_ADD) scale += fabs((double)p->before[t * m->y_stride + i]);
         off[j] = 2 * (unit * scale + lost(p, product, t, n));
     }
+    if (m->epilogue == MX_GATED) return 7 * off[0] + 60 * unit;
     return m->epilogue == MX_SWIGLU ? 10 * off[0] + 7 * off[1] + 2 * off[0] * off[1] + 60 * unit : off[0];
 }
 
@@ -410,13 +417,13 @@ static void test_shapes(void **state) {
                                    25, 31, 32, 33, 48, 63, 64, 65, 70, 96, 100, 127, 129, 130};
     const int64_t most = settings.longer ? 80000000 : 8000000;
     rng r = rng_seeded(1);
-    for (int i = 0; i < (settings.longer ? 60 * 40 : 150); i++) {
+    for (int i = 0; i < 75 * (settings.longer ? 40 : 2); i++) {
         test_case c = {.format = formats[i % 5],
                        .cols = PICK(cols),
                        .n = PICK(outputs),
                        .rows = PICK(rows),
-                       .epilogue = (mx_epilogue)(i / 5 % 4),
-                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 20 % 3]};
+                       .epilogue = (mx_epilogue)(i / 5 % MX_EPILOGUES),
+                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 25 % 3]};
         while (c.cols * c.n * c.rows > most) c.rows = 1 + c.rows / 2, c.n = 1 + c.n * 2 / 3;
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
@@ -441,16 +448,61 @@ static void test_extreme_values(void **state) {
     (void)state;
     static const weight_kind kinds[] = {EXTREME, LARGEST, WIDE};
     rng r = rng_seeded(3);
-    for (int i = 0; i < (settings.longer ? 60 * 30 : 150); i++) {
+    for (int i = 0; i < 75 * (settings.longer ? 30 : 2); i++) {
         test_case c = {.format = formats[i % 5],
                        .n = 1 + rng_below(&r, 40),
                        .cols = i % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / 4 % 4],
                        .rows = 1 + rng_below(&r, 40),
-                       .epilogue = (mx_epilogue)(i / 15 % 4),
+                       .epilogue = (mx_epilogue)(i / 15 % MX_EPILOGUES),
                        .bias = i % 7 ? -1 : MX_F32,
                        .kind = kinds[i / 5 % 3]};
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
+    }
+}
+
+/* Even rows as gate and odd ones as up, one after the other: the same bits as MX_SWIGLU. */
+static void test_gated(void **state) {
+    (void)state;
+    const mx_kernels *tiers[MAX_TIERS];
+    const int count = tiers_here(tiers);
+    rng r = rng_seeded(9);
+    for (int i = 0; i < 10; i++) {
+        const test_case c = {formats[i % 5],
+                             2 * (1 + rng_below(&r, 60)),
+                             32 + 32 * rng_below(&r, 20),
+                             1 + rng_below(&r, 40),
+                             MX_SWIGLU,
+                             -1,
+                             ORDINARY};
+        case_begin("gate and up apart");
+        problem p = problem_make(&r, &c);
+        for (int k = 0; k < count; k++) {
+            const mx_product *product = tiers[k]->product[c.format][MX_X_BF16];
+            mx_matmul m = p.call;
+            const int mark = case_mark();
+            uint8_t *packed = guarded(c.rows * product->packed_bytes(c.cols), 64, "packed x");
+            float *once = y_like(&p, "y at once"), *twice = y_like(&p, "y by two");
+            product->pack(packed, p.x, c.rows, c.cols);
+            m.x = packed;
+            m.x_stride = product->packed_bytes(c.cols);
+            m.scratch = guarded_floats(tiers[k]->matmul_scratch, "scratch");
+            m.y = once;
+            multiply(tiers[k], product, &m);
+            m.y = twice;
+            m.n1 = m.w.rows = c.n / 2;
+            m.w.row_stride *= 2;
+            m.w.scale_stride *= 2;
+            m.epilogue = MX_STORE;
+            multiply(tiers[k], product, &m);
+            m.w.data = p.w.matrix.data + p.w.matrix.row_stride;
+            if (m.w.scales) m.w.scales = p.w.matrix.scales + p.w.matrix.scale_stride;
+            m.epilogue = MX_GATED;
+            multiply(tiers[k], product, &m);
+            check_same(&p, twice, once, "by two products");
+            case_release(mark);
+        }
+        case_end();
     }
 }
 
@@ -510,7 +562,8 @@ static void test_threads(void **state) {
     rng r = rng_seeded(4);
     for (int i = 0; i < 12; i++) {
         const int64_t cols = i % 2 ? chunk_cols[i / 2 % 4] : 288;
-        test_case c = {formats[i % 5], 700, cols, rows[i % 4], (mx_epilogue)(i / 3 % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
+        test_case c = {formats[i % 5],       700,     cols, rows[i % 4], (mx_epilogue)(i / 3 % 4),
+                       i % 2 ? MX_BF16 : -1, ORDINARY};
         case_begin("inputs of a matrix product");
         problem p = problem_make(&r, &c);
         for (int tier = 0; tier < count; tier++) {
@@ -655,9 +708,9 @@ static void test_swiglu_extremes(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shapes),          cmocka_unit_test(test_many_rows),   cmocka_unit_test(test_threads),
-    cmocka_unit_test(test_extreme_values),  cmocka_unit_test(test_mxfp4_exact), cmocka_unit_test(test_q8_0_exact),
-    cmocka_unit_test(test_swiglu_extremes),
+    cmocka_unit_test(test_shapes),     cmocka_unit_test(test_many_rows),       cmocka_unit_test(test_threads),
+    cmocka_unit_test(test_gated),      cmocka_unit_test(test_extreme_values),  cmocka_unit_test(test_mxfp4_exact),
+    cmocka_unit_test(test_q8_0_exact), cmocka_unit_test(test_swiglu_extremes),
 };
 
 const test_group matmul_group = {"matmul", tests, sizeof tests / sizeof *tests, NULL};

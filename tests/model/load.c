@@ -132,12 +132,12 @@ static void loading_brings_everything_in(void **state) {
     for (int way = 0; way < 2; way++) {
         const mx_load_options options = {.way = way ? MX_LOAD_READ : MX_LOAD_MAP};
         if (mx_weights_load(m.folder, &options, NULL, &w, &error)) fail_msg("%s", error.text);
-        const mx_safetensors *file = mx_checkpoint_file(w->checkpoint, 0);
-        const mx_pages pages = mx_pages_of(file->map, file->map_size);
-        assert_true(pages.resident >= file->map_size);
-        assert_true(pages.resident < file->map_size + (4 << 20));
+        const mx_mapped *file = mx_checkpoint_file(w->checkpoint, 0);
+        const mx_pages pages = mx_pages_of(file->data, file->size);
+        assert_true(pages.resident >= file->size);
+        assert_true(pages.resident < file->size + (4 << 20));
         assert_true(pages.huge <= pages.resident);
-        if (!way) assert_true(mx_checkpoint_cached(w->checkpoint) == file->map_size);
+        if (!way) assert_true(mx_checkpoint_cached(w->checkpoint) == file->size);
         mx_weights_close(w);
     }
     maker_close(&m);

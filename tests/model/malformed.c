@@ -130,8 +130,8 @@ static void expert_bias_f16(maker *m) {
 static void q_transposed(maker *m) {
     retype(m, "model.layers.0.self_attn.k_proj.weight", "BF16", 2, (int64_t[]){64, 32});
 }
-static void o_f16(maker *m) {
-    retype(m, "model.layers.0.self_attn.o_proj.weight", "F16", 2, (int64_t[]){64, 64});
+static void o_fp8(maker *m) {
+    retype(m, "model.layers.0.self_attn.o_proj.weight", "F8_E5M2", 2, (int64_t[]){64, 64});
 }
 static void router_int(maker *m) {
     retype(m, "model.layers.0.mlp.router.weight", "I64", 2, (int64_t[]){2, 64});
@@ -178,18 +178,27 @@ static void name_not_utf8(maker *m) {
 static void metadata_number(maker *m) {
     m->extra = "\"__metadata__\":{\"format\":1},";
 }
-static void bf16_experts(maker *m) {
+static void experts16(maker *m, const char *dtype, int64_t in, int64_t out) {
     no_blocks(m);
     no_scales(m);
     maker_find(m, "model.layers.0.mlp.experts.gate_up_proj_blocks")->absent = true;
-    maker_add(m, "model.layers.0.mlp.experts.gate_up_proj", "BF16", 3, (int64_t[]){2, 64, 64});
+    maker_add(m, "model.layers.0.mlp.experts.gate_up_proj", dtype, 3, (int64_t[]){2, in, out});
+}
+static void bf16_experts(maker *m) {
+    experts16(m, "BF16", 64, 64);
+}
+static void bf16_experts_short(maker *m) {
+    experts16(m, "BF16", 96, 64);
+}
+static void bf16_experts_ragged(maker *m) {
+    experts16(m, "BF16", 40, 64);
+}
+static void experts_f16(maker *m) {
+    experts16(m, "F16", 64, 64);
 }
 static void expert_by_expert(maker *m) {
     maker_find(m, "model.layers.0.mlp.experts.gate_up_proj_blocks")->absent = true;
     maker_add(m, "model.layers.0.mlp.experts.gate_up_projs.0.weight", "BF16", 2, (int64_t[]){64, 64});
-}
-static void original_names(maker *m) {
-    maker_add(m, "block.0.attn.qkv.weight", "BF16", 2, (int64_t[]){8, 8});
 }
 static void original_config(maker *m) {
     maker_set(m, "model_type", NULL);
@@ -517,7 +526,7 @@ static const malformed cases[] = {
     CONFIG("mscale", MX_UNSUPPORTED, "rope_scaling.mscale is 1.0", "rope.mscale", "1.0"),
 
     /* config.json as a file */
-    CHANGE("config: OpenAI's own", MX_UNSUPPORTED, "config.json", "original/ layout", original_config),
+    CHANGE("config: OpenAI's own", MX_INVALID_FILE, "config.json", "experts_per_token is missing", original_config),
     DAMAGE("config: absent", MX_IO, "config.json", "", config_gone),
     DAMAGE("config: empty", MX_INVALID_FILE, "config.json", "", config_empty),
     DAMAGE("config: an array", MX_INVALID_FILE, "config.json", "no JSON object", config_array),
@@ -563,9 +572,9 @@ static const malformed cases[] = {
     DAMAGE("file: a Git LFS pointer", MX_INVALID_FILE, "model.safetensors", "Git LFS", weights_lfs),
     DAMAGE("file: GGUF inside", MX_UNSUPPORTED, "model.safetensors", "GGUF", weights_gguf),
     DAMAGE("folder: nothing", MX_INVALID_FILE, "", "no .safetensors", weights_gone),
-    DAMAGE("folder: GGUF", MX_UNSUPPORTED, "", ".gguf", only_gguf),
+    DAMAGE("folder: GGUF", MX_INVALID_FILE, "model.gguf", "too short", only_gguf),
     DAMAGE("folder: PyTorch", MX_UNSUPPORTED, "", "PyTorch", only_torch),
-    DAMAGE("folder: original/", MX_UNSUPPORTED, "", "original/", only_original),
+    DAMAGE("folder: original/", MX_INVALID_FILE, "", "no .safetensors", only_original),
 
     /* safetensors: the header */
     HEADER("not JSON", "header", "nonsense"),
@@ -694,8 +703,8 @@ static const malformed cases[] = {
     CHANGE("weights: expert bias in F16", MX_INVALID_FILE, "model.safetensors", "down_proj_bias: is F16",
            expert_bias_f16),
     CHANGE("weights: matrix transposed", MX_INVALID_FILE, "model.safetensors",
-           "k_proj.weight: is BF16 [64, 32], expected BF16 or F32 [32, 64]", q_transposed),
-    CHANGE("weights: matrix in F16", MX_UNSUPPORTED, "model.safetensors", "o_proj.weight: is F16", o_f16),
+           "k_proj.weight: is BF16 [64, 32], expected BF16, F16, F32 or Q8_0 [32, 64]", q_transposed),
+    CHANGE("weights: matrix in FP8", MX_INVALID_FILE, "model.safetensors", "o_proj.weight: is F8_E5M2", o_fp8),
     CHANGE("weights: router of integers", MX_INVALID_FILE, "model.safetensors", "router.weight: is I64", router_int),
     CHANGE("weights: norm of integers", MX_INVALID_FILE, "model.safetensors", "model.norm.weight: is I32", norm_int),
     CHANGE("weights: sinks as a matrix", MX_INVALID_FILE, "model.safetensors", "sinks: is BF16 [1, 2]", sinks_matrix),
@@ -703,9 +712,13 @@ static const malformed cases[] = {
            embedding_fp8),
     CHANGE("weights: vocabulary too short", MX_INVALID_FILE, "model.safetensors", "lm_head.weight: is BF16 [15, 64]",
            vocabulary_short),
-    CHANGE("weights: BF16 experts", MX_UNSUPPORTED, "", "BF16 [experts, in, out]", bf16_experts),
+    CHANGE("weights: BF16 experts of one layer", MX_INVALID_FILE, "", "gate_up_proj_blocks is missing", bf16_experts),
+    CHANGE("weights: BF16 experts, too few", MX_INVALID_FILE, "model.safetensors",
+           "gate_up_proj.weight: is BF16 [2, 64, 96], expected", bf16_experts_short),
+    CHANGE("weights: BF16 experts, ragged", MX_INVALID_FILE, "model.safetensors", "in a multiple of 32",
+           bf16_experts_ragged),
+    CHANGE("weights: experts in F16", MX_UNSUPPORTED, "model.safetensors", "gate_up_proj: is F16", experts_f16),
     CHANGE("weights: one tensor an expert", MX_UNSUPPORTED, "", "one tensor each", expert_by_expert),
-    CHANGE("weights: OpenAI's names", MX_UNSUPPORTED, "", "original/ layout", original_names),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -792,8 +805,8 @@ static void test_paths(void **state) {
     maker_file(&m, "note.txt", "hello", 5);
     assert_int_equal(mx_weights_open("/nonexistent/folder", NULL, &w, &error), MX_IO);
     assert_non_null(strstr(error.text, "/nonexistent/folder"));
-    assert_int_equal(mx_weights_open(maker_path(&m, "model.gguf"), NULL, &w, &error), MX_UNSUPPORTED);
-    assert_non_null(strstr(error.text, "GGUF"));
+    assert_int_equal(mx_weights_open(maker_path(&m, "model.gguf"), NULL, &w, &error), MX_INVALID_FILE);
+    assert_non_null(strstr(error.text, "too short"));
     assert_int_equal(mx_weights_open(maker_path(&m, "note.txt"), NULL, &w, &error), MX_INVALID_ARGUMENT);
     mx_checkpoint *ck;
     assert_int_equal(mx_checkpoint_open(maker_path(&m, "note.txt"), &ck, &error), MX_INVALID_FILE);

@@ -1,5 +1,6 @@
-/* Encoding and decoding: the golden sets, special tokens, texts that strain the splitting and merging, threads. */
-#include "support.h"
+/* Encoding and decoding: the golden sets, special tokens, texts that strain the splitting and merging, threads.
+ * With the argument gguf or metal: what depends on the file, with the same vocabularies as files of that kind. */
+#include "convert.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -12,6 +13,46 @@
 
 #define STORIES   "tools/stories/checkpoint"
 #define PUBLISHED "data/tokenizer/tokenizer.json"
+
+/* ---- kinds of files ---------------------------------------------------------------------------------------------- */
+
+static enum { AS_JSON, AS_GGUF, AS_METAL } kind;
+
+enum { STORIES_IDS = 4096, PUBLISHED_IDS = 201088, PUBLISHED_METAL_IDS = 200014 };
+
+/* A vocabulary as a file of the kind under test; `json` is a tokenizer.json. Valid until the next call for the same
+ * vocabulary. */
+static const char *in_kind(const char *json, bool published) {
+    static char path[2][4096], made[2][4096];
+    char *out = path[published];
+    if (out[0] && strcmp(made[published], json) == 0) return out;
+    const char *file = kind == AS_GGUF    ? gguf_file(json, published ? PUBLISHED_IDS : STORIES_IDS)
+                       : kind == AS_METAL ? metal_file(json, published ? PUBLISHED_METAL_IDS : STORIES_IDS)
+                                          : json;
+    snprintf(made[published], sizeof made[published], "%s", json);
+    if (kind == AS_JSON) {
+        snprintf(out, sizeof path[0], "%s", file);
+    } else {
+        snprintf(out, sizeof path[0], "%s.%d", file, published);
+        assert_int_equal(rename(file, out), 0);
+    }
+    return out;
+}
+
+static const char *stories(void) {
+    static char path[4096];
+    snprintf(path, sizeof path, "%s", source_path(STORIES "/tokenizer.json"));
+    return in_kind(path, false);
+}
+
+/* NULL: it is not there. */
+static const char *published(void) {
+    static char path[4096];
+    const char *json = shared_path(PUBLISHED);
+    if (!json) return NULL;
+    snprintf(path, sizeof path, "%s", json);
+    return in_kind(path, true);
+}
 
 /* ---- golden sets ------------------------------------------------------------------------------------------------- */
 
@@ -79,18 +120,14 @@ static void run_golden(const char *tokenizer, const char *path, bool special, in
 
 static void test_stories_golden(void **state) {
     (void)state;
-    char tokenizer[4096];
-    snprintf(tokenizer, sizeof tokenizer, "%s", source_path(STORIES));
-    run_golden(tokenizer, source_path("tests/data/stories.tokenizer_golden.jsonl"), false, 504, check_text_line);
+    const char *path = stories();
+    run_golden(path, source_path("tests/data/stories.tokenizer_golden.jsonl"), false, 504, check_text_line);
 }
 
 static void run_published(const char *file, bool special, int lines, void (*check)(void *user, const mx_json *line)) {
-    char tokenizer[4096];
-    const char *path = shared_path(PUBLISHED);
-    if (path) snprintf(tokenizer, sizeof tokenizer, "%s", path);
-    const char *golden_file = path ? shared_path(file) : NULL;
+    const char *path = published(), *golden_file = path ? shared_path(file) : NULL;
     if (!golden_file) skip();
-    run_golden(tokenizer, golden_file, special, lines, check);
+    run_golden(path, golden_file, special, lines, check);
 }
 
 static void test_published_golden(void **state) {
@@ -108,6 +145,43 @@ static void test_published_decode(void **state) {
 static void test_published_invalid(void **state) {
     (void)state;
     run_published("data/tokenizer/tokenizer_invalid_utf8.jsonl", false, 46, check_invalid_line);
+}
+
+/* Every id means the same as in the tokenizer.json that the file was made of. */
+static void check_same_tokens(const char *json, const char *path) {
+    mx_tokenizer *a = open_or_fail(json), *b = open_or_fail(path);
+    assert_int_equal(mx_tokenizer_size(a), mx_tokenizer_size(b));
+    for (int32_t id = 0; id < mx_tokenizer_size(a); id++) {
+        size_t size, other;
+        const char *text = mx_token_bytes(a, id, &size), *found = mx_token_bytes(b, id, &other);
+        if (size != other || mx_is_special(a, id) != mx_is_special(b, id) || (size && memcmp(text, found, size) != 0))
+            fail_msg("id %d: %.*s, expected %.*s", (int)id, (int)other, found, (int)size, text);
+    }
+    mx_harmony_ids ids = mx_tokenizer_harmony_ids(a), other_ids = mx_tokenizer_harmony_ids(b);
+    assert_memory_equal(&ids, &other_ids, sizeof ids);
+    mx_tokenizer_close(a);
+    mx_tokenizer_close(b);
+}
+
+static void test_same_tokens(void **state) {
+    (void)state;
+    char json[4096];
+    snprintf(json, sizeof json, "%s", source_path(STORIES "/tokenizer.json"));
+    check_same_tokens(json, stories());
+    const char *path = published();
+    if (!path) skip();
+    snprintf(json, sizeof json, "%s", shared_path(PUBLISHED));
+    check_same_tokens(json, path);
+}
+
+static void test_stories_gguf(void **state) {
+    (void)state;
+    const char *path = shared_path("checkpoints/stories.gguf");
+    if (!path) skip();
+    char gguf[4096];
+    snprintf(gguf, sizeof gguf, "%s", path);
+    check_same_tokens(source_path(STORIES "/tokenizer.json"), gguf);
+    run_golden(gguf, source_path("tests/data/stories.tokenizer_golden.jsonl"), false, 504, check_text_line);
 }
 
 /* ---- special tokens ---------------------------------------------------------------------------------------------- */
@@ -257,10 +331,39 @@ static void test_ranks(void **state) {
 
 /* ---- merging ----------------------------------------------------------------------------------------------------- */
 
+/* tiktoken's definition: the neighbours whose bytes together are the token of the lowest id. */
+static void merge_by_rank(const mx_vocabulary *v, mx_ids *out) {
+    for (;;) {
+        uint32_t best = MX_NO_ID;
+        int64_t at = 0;
+        for (int64_t i = 0; i + 1 < out->count; i++) {
+            char text[1024];
+            size_t size = 0;
+            for (int64_t k = i; k <= i + 1; k++) {
+                uint32_t begin = v->offset[out->data[k]], end = v->offset[out->data[k] + 1];
+                memcpy(text + size, v->text + begin, end - begin);
+                size += end - begin;
+            }
+            uint32_t id = mx_vocabulary_find(v, mx_token_hash(text, size), text, size);
+            if (id >= best) continue;
+            best = id;
+            at = i;
+        }
+        if (best == MX_NO_ID) return;
+        out->data[at] = (int32_t)best;
+        memmove(out->data + at + 1, out->data + at + 2, (size_t)(out->count - at - 2) * sizeof *out->data);
+        out->count--;
+    }
+}
+
 /* The definition, word for word. */
 static void merge_by_definition(const mx_vocabulary *v, const unsigned char *piece, size_t size, mx_ids *out) {
     out->count = 0;
     for (size_t i = 0; i < size; i++) assert_true(mx_ids_add(out, (int32_t)v->header->byte_id[piece[i]]));
+    if (kind == AS_METAL) {
+        merge_by_rank(v, out);
+        return;
+    }
     for (;;) {
         const mx_merge_slot *best = NULL;
         int64_t at = 0;
@@ -278,11 +381,9 @@ static void merge_by_definition(const mx_vocabulary *v, const unsigned char *pie
 }
 
 static void check_merging(const char *path, int pieces) {
-    mx_bytes json = {0};
     mx_error error = {0};
     mx_vocabulary v;
-    if (mx_read_file(path, (size_t)1 << 30, &json, &error) != MX_OK) fail_msg("%s", error.text);
-    if (mx_vocabulary_parse(path, json.data, json.size, &v, &error) != MX_OK) fail_msg("%s", error.text);
+    if (mx_vocabulary_open(path, &v, &error) != MX_OK) fail_msg("%s", error.text);
     static const char *const alphabets[] = {"a", " ", "ab", "eth ", "aeiounst rlhd.", "= -*/\n", NULL};
     mx_bpe_scratch scratch = {0};
     mx_ids expected = {0}, found = {0};
@@ -305,16 +406,15 @@ static void check_merging(const char *path, int pieces) {
     mx_ids_free(&expected);
     mx_ids_free(&found);
     mx_vocabulary_free(&v);
-    mx_bytes_free(&json);
 }
 
 static void test_merging(void **state) {
     (void)state;
-    check_merging(source_path(STORIES "/tokenizer.json"), 2000);
+    check_merging(stories(), 2000);
 }
 static void test_merging_published(void **state) {
     (void)state;
-    const char *path = shared_path(PUBLISHED);
+    const char *path = published();
     if (!path) skip();
     check_merging(path, 2000);
 }
@@ -460,26 +560,28 @@ static void test_threads(void **state) {
     mx_tokenizer_close(t);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     /* the cache has a test of its own; here it must not reach the user's */
     setenv("XDG_CACHE_HOME", scratch_folder(), 1);
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stories_golden),
-        cmocka_unit_test(test_published_golden),
-        cmocka_unit_test(test_published_special),
-        cmocka_unit_test(test_published_decode),
-        cmocka_unit_test(test_published_invalid),
-        cmocka_unit_test(test_special),
-        cmocka_unit_test(test_reserved),
-        cmocka_unit_test(test_ignore_merges),
-        cmocka_unit_test(test_split),
-        cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_appending),
-        cmocka_unit_test(test_merging),
+    const struct CMUnitTest of_files[] = {
+        cmocka_unit_test(test_stories_golden),    cmocka_unit_test(test_published_golden),
+        cmocka_unit_test(test_published_special), cmocka_unit_test(test_published_decode),
+        cmocka_unit_test(test_published_invalid), cmocka_unit_test(test_merging),
         cmocka_unit_test(test_merging_published),
-        cmocka_unit_test(test_strain),
-        cmocka_unit_test(test_strain_published),
+    };
+    const struct CMUnitTest once[] = {
+        cmocka_unit_test(test_special),       cmocka_unit_test(test_reserved),
+        cmocka_unit_test(test_ignore_merges), cmocka_unit_test(test_split),
+        cmocka_unit_test(test_ranks),         cmocka_unit_test(test_appending),
+        cmocka_unit_test(test_strain),        cmocka_unit_test(test_strain_published),
         cmocka_unit_test(test_threads),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest converted[] = {cmocka_unit_test(test_same_tokens)};
+    const struct CMUnitTest samples[] = {cmocka_unit_test(test_stories_gguf)};
+    if (argc > 1) kind = strcmp(argv[1], "gguf") == 0 ? AS_GGUF : AS_METAL;
+    int failed = cmocka_run_group_tests(of_files, NULL, NULL);
+    if (kind == AS_JSON) failed += cmocka_run_group_tests(once, NULL, NULL);
+    if (kind != AS_JSON) failed += cmocka_run_group_tests(converted, NULL, NULL);
+    if (kind == AS_GGUF) failed += cmocka_run_group_tests(samples, NULL, NULL);
+    return failed;
 }

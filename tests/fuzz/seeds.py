@@ -1,0 +1,202 @@
+"""Small valid files for the fuzzers to start from: seeds.py FOLDER makes FOLDER/TARGET/NAME for each target."""
+import json
+import os
+import struct
+import sys
+
+O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+ALPHABET = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
+LETTERS = {b: chr(b) for b in ALPHABET} | {
+    b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in set(ALPHABET))}
+SPECIAL = ["<|start|>", "<|end|>", "<|message|>"]
+MERGES = ["a b", "ab c", "Ġ a"]
+
+
+def tokenizer_json(**changes):
+    vocab = {LETTERS[b]: b for b in range(256)} | {m.replace(" ", ""): 256 + i for i, m in enumerate(MERGES)}
+    split = {"type": "Split", "pattern": {"Regex": O200K}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": vocab, "merges": [m.split() for m in MERGES]}
+    out = {"version": "1.0", "truncation": None, "padding": None,
+           "added_tokens": [{"id": 259 + i, "content": s, "special": i != 2} for i, s in enumerate(SPECIAL)],
+           "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}, "model": model}
+    out["model"] |= changes
+    return json.dumps(out, ensure_ascii=False).encode()
+
+
+def safetensors(tensors):
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
+
+
+# ---- GGUF ------------------------------------------------------------------------------------------------------------
+
+def string(text):
+    text = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(text)) + text
+
+
+def value(v):
+    """Type and bytes of a value: int as u32, float as f32, str, list of str or of int (i32), or (type, bytes)."""
+    if isinstance(v, tuple):
+        return struct.pack("<I", v[0]) + v[1]
+    if isinstance(v, int):
+        return struct.pack("<II", 4, v)
+    if isinstance(v, float):
+        return struct.pack("<If", 6, v)
+    if isinstance(v, str):
+        return struct.pack("<I", 8) + string(v)
+    if v and isinstance(v[0], int):
+        return struct.pack("<IIQ", 9, 5, len(v)) + struct.pack(f"<{len(v)}i", *v)
+    return struct.pack("<IIQ", 9, 8, len(v)) + b"".join(map(string, v))
+
+
+F32, F16, Q8_0, BF16, MXFP4 = 0, 1, 8, 30, 39
+BLOCK = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), BF16: (1, 2), MXFP4: (32, 17)}
+
+
+def gguf(keys, tensors, alignment=32):
+    """tensors: name -> (type, ne)."""
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    out += b"".join(string(k) + value(v) for k, v in keys.items())
+    data = b""
+    for name, (kind, ne) in tensors.items():
+        data += bytes(-len(data) % alignment)
+        out += string(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, len(data))
+        size = 1
+        for n in ne:
+            size *= n
+        elements, size_of_block = BLOCK[kind]
+        one = bytes([1] * size_of_block) if kind != MXFP4 else bytes([120] + [0x21] * 16)
+        data += one * (size // elements)
+    return out + bytes(-len(out) % alignment) + data if tensors else out
+
+
+def tokenizer_keys():
+    tokens = [LETTERS[b] for b in range(256)] + [m.replace(" ", "") for m in MERGES] + SPECIAL + ["[PAD262]"]
+    types = [1] * 259 + [3, 3, 4, 5]
+    return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-4o", "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": types, "tokenizer.ggml.merges": MERGES}
+
+
+def every_kind():
+    numbers = [b"\1", b"\2", b"\3\0", b"\4\0", b"\5\0\0\0", b"\6\0\0\0", b"\0\0\x80\x3f", b"\1", None, None,
+               bytes(8), bytes(8), struct.pack("<d", 1.5)]
+    keys = {f"kind.{i}": (i, n) for i, n in enumerate(numbers) if n}
+    keys |= {f"array.{i}": (9, struct.pack("<IQ", i, 2) + 2 * n) for i, n in enumerate(numbers) if n}
+    return keys | {"text": "word", "words": ["one", "", "three"], "none": [], "general.alignment": 64}
+
+
+SHAPE = {"layers": 1, "hidden": 32, "inter": 32, "heads": 2, "kv": 1, "dim": 16, "experts": 2, "vocab": 4}
+
+
+def model_gguf(dense, experts, names=("attn_sinks.weight",), **keys):
+    s = SHAPE
+    arch = {"block_count": s["layers"], "context_length": 4096, "embedding_length": s["hidden"],
+            "feed_forward_length": s["inter"], "expert_feed_forward_length": s["inter"], "expert_count": s["experts"],
+            "expert_used_count": 1, "attention.head_count": s["heads"], "attention.head_count_kv": s["kv"],
+            "attention.key_length": s["dim"], "attention.value_length": s["dim"],
+            "attention.layer_norm_rms_epsilon": 1e-5, "attention.sliding_window": 128, "rope.freq_base": 150000.0,
+            "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096,
+            "vocab_size": s["vocab"]}
+    all_keys = {"general.architecture": "gpt-oss"} | {f"gpt-oss.{k}": v for k, v in arch.items()} | keys
+    h, i, q, k, e = s["hidden"], s["inter"], s["heads"] * s["dim"], s["kv"] * s["dim"], s["experts"]
+    tensors = {"token_embd.weight": (dense, [h, s["vocab"]]), "output_norm.weight": (F32, [h]),
+               "output.weight": (dense, [h, s["vocab"]])}
+    for n in range(s["layers"]):
+        layer = {"attn_norm.weight": (F32, [h]), "attn_q.weight": (dense, [h, q]), "attn_q.bias": (F32, [q]),
+                 "attn_k.weight": (dense, [h, k]), "attn_k.bias": (F32, [k]), "attn_v.weight": (dense, [h, k]),
+                 "attn_v.bias": (F32, [k]), "attn_output.weight": (dense, [q, h]), "attn_output.bias": (F32, [h]),
+                 names[0]: (F32, [s["heads"]]), "post_attention_norm.weight": (F32, [h]),
+                 "ffn_gate_inp.weight": (F32, [h, e]), "ffn_gate_inp.bias": (F32, [e]),
+                 "ffn_gate_exps.weight": (experts, [h, i, e]), "ffn_up_exps.weight": (experts, [h, i, e]),
+                 "ffn_down_exps.weight": (experts, [i, h, e]), "ffn_gate_exps.bias": (F32, [i, e]),
+                 "ffn_up_exps.bias": (F32, [i, e]), "ffn_down_exps.bias": (F32, [h, e])}
+        tensors |= {f"blk.{n}.{name}": t for name, t in layer.items()}
+    return gguf(all_keys, tensors)
+
+
+# ---- model.bin -------------------------------------------------------------------------------------------------------
+
+def uuid(text):
+    return bytes.fromhex(text.replace("-", ""))
+
+
+def tokenizer_metal(texts, specials):
+    data = b"".join(struct.pack("<H", len(t)) + t for t in texts)
+    pattern = O200K.encode() + b"\0"
+    return (uuid("7401aded-2a95-40cb-b782-9ccebaafe72b") +
+            struct.pack("<4I", len(specials), len(texts), len(pattern), len(data)) + b"".join(specials) + pattern + data)
+
+
+def model_bin():
+    layers, experts, hidden, inter, heads, kv, dim = 1, 2, 32, 32, 1, 1, 64
+    texts = [bytes([b]) for b in range(256)] + [b"ab", b"abc"]
+    specials = [bytes(16), bytes(16), uuid("f799ff69-1992-43c4-a3d8-d831f475dc75"),
+                uuid("55a77c2f-8a01-4c54-8ac2-313bfc7e208d"), uuid("fcac2f6d-4705-4f6b-b228-642accac7238")]
+    vocab = len(texts) + len(specials)
+    out = bytearray(b"GPT-OSS v1.0" + bytes(4) + uuid("df52dc86-1789-4ed0-a295-66f10508145b"))
+    out += struct.pack("<6If4I6f", 131072, layers, experts, 1, hidden, inter, 7.0, dim, heads, kv, 128, 150000.0,
+                       1 / 32, -0.8697007741, 0.1074662686, 1.34657359, 1e-5)
+    out += uuid("229177a8-5775-4268-bfd8-d588b351c56d") + tokenizer_metal(texts, specials)
+
+    def put(size, byte=1, align=16):
+        out.extend(bytes(-len(out) % align))
+        out.extend(bytes([byte]) * size)
+
+    rows = (heads + 2 * kv) * dim
+    put(0, align=16384)
+    put(2 * vocab * hidden)
+    for _ in range(layers):
+        for size in (hidden, rows * hidden, rows, heads, hidden * heads * dim, hidden, hidden, experts * hidden, experts):
+            put(2 * size)
+    put(2 * hidden)
+    put(2 * vocab * hidden)
+    for _ in range(layers):
+        put(0, align=16384)
+        for _ in range(experts):
+            put(2 * inter * hidden // 2)
+            put(2 * inter * hidden // 32, 134)
+            put(2 * 2 * inter)
+            put(hidden * inter // 2)
+            put(hidden * inter // 32, 134)
+            put(2 * hidden)
+    return bytes(out)
+
+
+def seeds():
+    small = safetensors({"a": ("BF16", [2, 3], bytes(12)), "b": ("U8", [4], bytes(4)), "c": ("F32", [], bytes(4)),
+                         "d": ("F32", [0, 7], b"")})
+    model = model_bin()
+    return {
+        "safetensors": {"small": small, "empty": safetensors({}),
+                        "model": safetensors({f"model.layers.0.{i}": ("F8_E8M0", [1, i], bytes(i)) for i in range(9)})},
+        "gguf": {"kinds": gguf(every_kind(), {"a": (F32, [3]), "b": (MXFP4, [64, 2, 2]), "c": (Q8_0, [32])}, 64),
+                 "tokenizer": gguf(tokenizer_keys(), {}), "empty": gguf({}, {}),
+                 "model": model_gguf(BF16, MXFP4)},
+        "tokenizer_json": {"small": tokenizer_json(), "ignore": tokenizer_json(ignore_merges=True),
+                           "strings": tokenizer_json(merges=MERGES), "metal": model[:2500]},
+        "weights": {"q8_0": model_gguf(Q8_0, MXFP4), "bf16": model_gguf(BF16, BF16),
+                    "f32": model_gguf(F32, MXFP4, names=("attn_sinks",)), "f16": model_gguf(F16, F16), "metal": model},
+    }
+
+
+def main():
+    for target, files in seeds().items():
+        folder = os.path.join(sys.argv[1], target)
+        os.makedirs(folder, exist_ok=True)
+        for name, data in files.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(data)
+
+
+if __name__ == "__main__":
+    main()
