@@ -153,11 +153,12 @@ MX_INLINE void fill_group(scratch *s, int g, const uint8_t *data, int64_t stride
 }
 
 /* So many blocks, from block `first` of K on, of `count` rows from row n on; the last row again up to BLOCK_N. What is
- * fetched meanwhile is the same part of the memory behind these rows. */
+ * fetched meanwhile is the same part of the memory of the next rows. */
 static void fill_panel(scratch *s, const mx_matrix *w, int64_t n, int64_t count, int64_t first, int64_t blocks) {
     const int64_t stride = w->row_stride, bytes = blocks * MX_Q8_0_BYTES;
     const uint8_t *data = w->data + n * stride + first * MX_Q8_0_BYTES;
-    const char *ahead = (const char *)w->data + (n + BLOCK_N) * stride + BLOCK_N * first * MX_Q8_0_BYTES;
+    const int64_t last = w->rows > BLOCK_N ? w->rows - BLOCK_N : 0, next = n + BLOCK_N < last ? n + BLOCK_N : last;
+    const char *ahead = (const char *)w->data + next * stride + BLOCK_N * first * MX_Q8_0_BYTES;
     for (int g = 0; g < GROUPS; g++, ahead += LANES * bytes) {
         if (count >= (g + 1) * LANES) {
             fill_group(s, g, data + g * LANES * stride, stride, blocks, ahead);
