@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/bytes.h"
@@ -344,6 +345,13 @@ uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index) {
 
 uint64_t mx_checkpoint_made(const mx_checkpoint *ck) {
     return mx_checkpoint_files(ck) ? ck->memory.used : 0;
+}
+
+void mx_checkpoint_forget(const mx_checkpoint *ck) {
+    for (int i = 0; i < ck->safetensors_count; i++)
+        madvise(ck->safetensors[i].file.data, ck->safetensors[i].file.size, MADV_DONTNEED);
+    for (int i = 0; i < ck->gguf_count; i++) madvise(ck->gguf[i].file.data, ck->gguf[i].file.size, MADV_DONTNEED);
+    if (ck->metal.data) madvise(ck->metal.data, ck->metal.size, MADV_DONTNEED);
 }
 
 int mx_checkpoint_count(const mx_checkpoint *ck) {

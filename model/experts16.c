@@ -126,9 +126,9 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
     for (int part = 0; part < (form == MX_EXPERTS_MXFP4 ? 2 : 1) && ok; part++) {
         static const char *const ends[] = {"_blocks", "_scales"};
         mx_tensor *t =
-            mx_checkpoint_add(ck, whole.file, "%s%s", whole.name, form == MX_EXPERTS_KEPT ? ".weight" : ends[part]);
+            mx_checkpoint_add(ck, whole.file, "%s%s", whole.name, form != MX_EXPERTS_MXFP4 ? ".weight" : ends[part]);
         if (!t) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its tensors", whole.file);
-        if (form == MX_EXPERTS_KEPT) {
+        if (form != MX_EXPERTS_MXFP4) {
             mx_tensor_form(t, MX_DTYPE_BF16, 3, (int64_t[]){experts, rows, cols});
         } else {
             recipe.make = part ? round_scales : round_blocks;

@@ -162,6 +162,8 @@ mx_status mx_gguf_config(const mx_gguf *g, mx_config *c, mx_error *error) {
     if (k.status) return k.status;
     /* A file without it has the embedding there, as the converters write it for tied ones; a split file may hold it
      * elsewhere, which the reader of all files knows. */
-    c->tied_embeddings = !mx_gguf_find(g, "split.count") && !mx_gguf_find_tensor(g, "output.weight");
+    int64_t parts;
+    const bool split = mx_gguf_int64(mx_gguf_find(g, "split.count"), 2, INT32_MAX, &parts);
+    c->tied_embeddings = !split && !mx_gguf_find_tensor(g, "output.weight");
     return mx_config_check(c, g->file.path, error);
 }

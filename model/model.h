@@ -135,6 +135,9 @@ void mx_checkpoint_close(mx_checkpoint *ck); /* NULL allowed; every pointer into
 int mx_checkpoint_count(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index); /* in name order */
 uint64_t mx_checkpoint_cached(const mx_checkpoint *ck);                /* bytes of its files in the page cache, about */
+/* What reading its files has made resident is the page cache's alone again: a process that goes through more than the
+ * memory holds stays small. Any thread, at any time. */
+void mx_checkpoint_forget(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
 
 /* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------

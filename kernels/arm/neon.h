@@ -19,8 +19,8 @@
 extern const mx_product mx_neon_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 
 extern const mx_product mx_neonbf16_dense[2]; /* MX_X_BF16X2, MX_X_BF16 with BF16 weights */
-extern const mx_product mx_neonbf16_q8_0[2];
-extern const mx_product mx_neondot_int8, mx_neonbf16_int8;
+extern const mx_product mx_neonbf16_q8_0[2], mx_neonbf16_mxfp4_ggml[2];
+extern const mx_product mx_neondot_int8, mx_neonbf16_int8, mx_neondot_int8_ggml, mx_neonbf16_int8_ggml;
 extern const mx_product mx_neonbf16_mxfp4[2];                                /* the same with MXFP4 weights */
 enum { MX_NEON_MATMUL_SCRATCH = 29104, MX_NEONBF16_MATMUL_SCRATCH = 32944 }; /* floats */
 

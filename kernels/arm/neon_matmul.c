@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/arm/neon.h"
+#include "kernels/mxfp4.h"
 #include "kernels/scalar/scalar.h"
 
 enum {
@@ -33,7 +34,7 @@ _Static_assert(sizeof(scratch) == MX_NEON_MATMUL_SCRATCH * sizeof(float), "the t
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
 /* In each 8 columns the even ones, then the odd ones: so the two nibbles of a byte and the two halves of 32 bits need
- * no shuffle to come apart. F16 and Q8_0 have theirs in order. */
+ * no shuffle to come apart. F16, Q8_0 and GGML's MXFP4 have theirs in order. */
 static void reorder(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += 8) {
         float32x4x2_t v = vld2q_f32(x + i);
@@ -69,7 +70,7 @@ static void fill_powers(float power[256]) {
 
 /* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
 MX_INLINE void decode(float32x4_t out[8], mx_format format, const uint8_t *at, float power) {
-    if (format == MX_MXFP4) {
+    if (mx_is_mxfp4(format)) {
         /* The upper bytes of the 16 values in F16; the lower ones are 0. */
         static const uint8_t e2m1[16] = {0x00, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x44, 0x46,
                                          0x80, 0xb8, 0xbc, 0xbe, 0xc0, 0xc2, 0xc4, 0xc6};
@@ -81,9 +82,10 @@ MX_INLINE void decode(float32x4_t out[8], mx_format format, const uint8_t *at, f
                                vreinterpretq_f16_u16(vshll_high_n_u8(even, 8)),
                                vreinterpretq_f16_u16(vshll_high_n_u8(odd, 8))};
         for (int i = 0; i < 4; i++) {
-            int first = i / 2 * 4 + i % 2;
+            const int pairs = i / 2 * 4 + i % 2, halves = i / 2 * 2 + i % 2 * 4;
+            const int first = format == MX_MXFP4 ? pairs : halves, second = first + (format == MX_MXFP4 ? 2 : 1);
             out[first] = vmulq_n_f32(vcvt_f32_f16(vget_low_f16(half[i])), power);
-            out[first + 2] = vmulq_n_f32(vcvt_high_f32_f16(half[i]), power);
+            out[second] = vmulq_n_f32(vcvt_high_f32_f16(half[i]), power);
         }
     } else if (format == MX_BF16) {
         for (int i = 0; i < 4; i++) {
@@ -176,7 +178,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const int64_t bytes = C * mx_columns_bytes(format, 32); /* per 32 columns */
     const uint8_t *data = w->data + n * w->row_stride,
-                  *scales = format == MX_MXFP4 ? w->scales + n * w->scale_stride : NULL;
+                  *scales = mx_is_mxfp4(format) ? w->scales + n * w->scale_stride : NULL;
     const uint8_t *ahead = data + C * w->row_stride;
     float out[16];
     float32x4_t total[4];
@@ -191,7 +193,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             for (int c = 0; c < C; c++) {
                 float32x4_t weight[8];
                 decode(weight, format, data + c * w->row_stride + mx_columns_bytes(format, 32 * b),
-                       format == MX_MXFP4 ? power[scales[c * w->scale_stride + b]] : 1.0f);
+                       mx_is_mxfp4(format) ? power[scales[c * w->scale_stride + b * mx_scale_step(format)]] : 1.0f);
                 for (int i = 0; i < 8; i++) {
                     for (int t = 0; t < R; t++) {
                         acc[c * R + t] = vfmaq_f32(acc[c * R + t], weight[i], vld1q_f32(x[t] + 32 * b + 4 * i));
@@ -242,11 +244,12 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
                            int64_t blocks) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
-        const uint8_t *scale = format == MX_MXFP4 ? w->scales + (n0 + i) * w->scale_stride + c0 / 32 : NULL;
+        const uint8_t *scale = NULL;
+        if (mx_is_mxfp4(format)) scale = w->scales + (n0 + i) * w->scale_stride + c0 / 32 * mx_scale_step(format);
         for (int64_t b = 0; b < blocks; b++) {
             float32x4_t weight[8];
             decode(weight, format, from + mx_columns_bytes(format, 32 * b),
-                   format == MX_MXFP4 ? s->power[scale[b]] : 1.0f);
+                   mx_is_mxfp4(format) ? s->power[scale[b * mx_scale_step(format)]] : 1.0f);
             for (int k = 0; k < 8; k++) vst1q_f32(s->panel[i / GROUP][8 * b + k][i % GROUP], weight[k]);
         }
     }
@@ -303,7 +306,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
-    if (format == MX_MXFP4) fill_powers(s->power);
+    if (mx_is_mxfp4(format)) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_neon_widen_bias(s->bias, m, n0, count);
@@ -330,6 +333,10 @@ static void matmul_mxfp4(const mx_matmul *m) {
 static void matmul_q8_0(const mx_matmul *m) {
     matmul(m, MX_Q8_0);
 }
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
 
 #define PACKED(matmul)                                                                                                 \
     {                                                                                                                  \
@@ -339,6 +346,10 @@ static void matmul_q8_0(const mx_matmul *m) {
     }
 
 const mx_product mx_neon_product[MX_FORMATS][3] = {
-    [MX_F32] = PACKED(matmul_f32),     [MX_F16] = MX_SCALAR_PACKED(matmul_f16),   [MX_BF16] = PACKED(matmul_bf16),
-    [MX_MXFP4] = PACKED(matmul_mxfp4), [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
+    [MX_F32] = PACKED(matmul_f32),
+    [MX_F16] = MX_SCALAR_PACKED(matmul_f16),
+    [MX_BF16] = PACKED(matmul_bf16),
+    [MX_MXFP4] = PACKED(matmul_mxfp4),
+    [MX_Q8_0] = MX_SCALAR_PACKED(matmul_q8_0),
+    [MX_MXFP4_GGML] = MX_SCALAR_PACKED(matmul_mxfp4_ggml),
 };

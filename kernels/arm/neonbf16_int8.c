@@ -4,6 +4,7 @@
  * having no panel. */
 #include "kernels/arm/neon.h"
 #include "kernels/int8.h"
+#include "kernels/mxfp4.h"
 
 enum {
     BLOCK_N = 48, /* weight rows of an epilogue */
@@ -28,7 +29,8 @@ MX_INLINE int8x16_t halves(int8x16_t a, int8x16_t b, int second) {
     return vreinterpretq_s8_s64(second ? vzip2q_s64(low, high) : vzip1q_s64(low, high));
 }
 
-/* A block of two weight rows: even columns 0 ... 14 of both, 16 ... 30, then the odd ones. */
+/* A block of two weight rows: even columns 0 ... 14 of both, 16 ... 30, then the odd ones (GGML: columns 0 ... 7, 8 ...
+ * 15, then 16 more). */
 MX_INLINE void decode(int8x16_t out[QUARTERS], const uint8_t *first, const uint8_t *second) {
     static const int8_t weights[16] = {MX_INT8_WEIGHTS};
     const int8x16_t table = vld1q_s8(weights);
@@ -46,9 +48,10 @@ MX_INLINE int64_t row_of(int64_t n, int64_t i, int64_t keep) {
 
 /* sums[t][at + c] for x[t], t < 2 * P, and the `keep` rows of w from row n on, of N pairs. While it works the rows
  * behind these are fetched into L2, evenly over the way, when the weights go by only once. */
-MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x, int P, int N,
+MX_INLINE void tile(const mx_matrix *w, mx_format format, int64_t n, const mx_int8_block *const *x, int P, int N,
                     float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const uint8_t *row[2 * PAIRS], *scales[2 * PAIRS], *ahead = w->data + (n + 2 * N) * w->row_stride;
+    const int64_t step = mx_columns_bytes(format, 32), scale_step = mx_scale_step(format);
     float32x4_t total[PAIRS * X_PAIRS];
     for (int i = 0; i < N * P; i++) total[i] = vdupq_n_f32(0);
     for (int i = 0; i < 2 * N; i++) {
@@ -58,8 +61,8 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
     for (int64_t b = 0; b < w->cols / 32; b++) {
         int8x16_t xs[X_PAIRS][QUARTERS];
         float32x4_t x_scale[X_PAIRS];
-        for (int i = 0; i < 2 * N * 16 && P < X_PAIRS; i += 64) __builtin_prefetch(ahead + i, 0, 2);
-        ahead += 2 * N * 16;
+        for (int i = 0; i < 2 * N * step && P < X_PAIRS; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        ahead += 2 * N * step;
         for (int p = 0; p < P; p++) {
             const mx_int8_block *first = x[2 * p] + b, *second = x[2 * p + 1] + b;
             for (int i = 0; i < QUARTERS; i++) {
@@ -70,9 +73,9 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
         }
         for (int i = 0; i < N; i++) {
             int8x16_t weight[QUARTERS];
-            decode(weight, row[2 * i] + 16 * b, row[2 * i + 1] + 16 * b);
-            float32x4_t scale =
-                vcombine_f32(vdup_n_f32(power[scales[2 * i][b]]), vdup_n_f32(power[scales[2 * i + 1][b]]));
+            decode(weight, row[2 * i] + step * b, row[2 * i + 1] + step * b);
+            float32x4_t scale = vcombine_f32(vdup_n_f32(power[scales[2 * i][scale_step * b]]),
+                                             vdup_n_f32(power[scales[2 * i + 1][scale_step * b]]));
             for (int p = 0; p < P; p++) {
                 int32x4_t dot = vdupq_n_s32(0);
                 for (int q = 0; q < QUARTERS; q++) dot = vmmlaq_s32(dot, weight[q], xs[p][q]);
@@ -90,14 +93,14 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
     }
 }
 
-MX_INLINE void rows_block(const mx_matrix *w, int64_t n0, int64_t count, const mx_int8_block *const *x, int P, int N,
-                          scratch *s) {
+MX_INLINE void rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t count,
+                          const mx_int8_block *const *x, int P, int N, scratch *s) {
     int64_t i = 0;
-    for (; i + 2 * N <= count; i += 2 * N) tile(w, n0 + i, x, P, N, s->rows, i, 2 * N, s->power);
-    for (; i < count; i += 2) tile(w, n0 + i, x, P, 1, s->rows, i, count - i < 2 ? 1 : 2, s->power);
+    for (; i + 2 * N <= count; i += 2 * N) tile(w, format, n0 + i, x, P, N, s->rows, i, 2 * N, s->power);
+    for (; i < count; i += 2) tile(w, format, n0 + i, x, P, 1, s->rows, i, count - i < 2 ? 1 : 2, s->power);
 }
 
-static void matmul(const mx_matmul *m) {
+MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
     for (int i = 0; i < 256; i++) s->power[i] = mx_int8_power((uint8_t)i);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
@@ -111,19 +114,30 @@ static void matmul(const mx_matmul *m) {
                 x[i] = (const mx_int8_block *)(m->x + (m->x_row ? m->x_row[t] : t) * m->x_stride);
             }
             if (rows <= 2) {
-                rows_block(&m->w, n0, count, x, 1, 4, s);
+                rows_block(&m->w, format, n0, count, x, 1, 4, s);
             } else if (rows <= 4) {
-                rows_block(&m->w, n0, count, x, 2, 4, s);
+                rows_block(&m->w, format, n0, count, x, 2, 4, s);
             } else {
-                rows_block(&m->w, n0, count, x, 4, 2, s); /* 8 sums, 16 operands of x and 4 of weights */
+                rows_block(&m->w, format, n0, count, x, 4, 2, s); /* 8 sums, 16 operands of x and 4 of weights */
             }
             for (int64_t i = 0; i < rows; i++) mx_neon_finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
         }
     }
 }
 
+static void matmul_mxfp4(const mx_matmul *m) {
+    matmul(m, MX_MXFP4);
+}
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
 static void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     mx_scalar_int8.pack(out, x, rows, cols);
 }
+static void pack_ggml(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_scalar_int8_ggml.pack(out, x, rows, cols);
+}
 
-const mx_product mx_neonbf16_int8 = {mx_int8_packed_bytes, pack, matmul, false};
+const mx_product mx_neonbf16_int8 = {mx_int8_packed_bytes, pack, matmul_mxfp4, false};
+const mx_product mx_neonbf16_int8_ggml = {mx_int8_packed_bytes, pack_ggml, matmul_mxfp4_ggml, false};

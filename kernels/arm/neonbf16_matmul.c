@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "kernels/arm/neon.h"
+#include "kernels/mxfp4.h"
 
 enum {
     BLOCK = 32,
@@ -49,8 +50,8 @@ _Static_assert(sizeof(scratch) == MX_NEONBF16_MATMUL_SCRATCH * sizeof(float), "t
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
 /* A packed block is 32 BF16 values, for BF16X2 32 of hi and then 32 of lo. In each 16 columns of it column j of a
- * group of four for MXFP4 is that of 4 j + {0, 2, 1, 3}, as nibbles and bytes come apart; for BF16 they are in order.
- */
+ * group of four for MXFP4 is that of 4 j + {0, 2, 1, 3}, as nibbles and bytes come apart; for all else they are in
+ * order. */
 MX_INLINE void pack(uint8_t *out, const float *x, int64_t n, mx_format format, int parts) {
     for (int64_t c = 0; c < n; c += 16) {
         static const int place[4] = {0, 2, 1, 3};
@@ -138,6 +139,20 @@ MX_INLINE void decode(bfloat16x8_t out[GROUPS_OF_4], mx_format format, const uin
                                            0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
     const uint8x16_t low = vld1q_u8(low_bytes), high = vld1q_u8(high_bytes);
     uint8x16_t a = vld1q_u8(first), b = vld1q_u8(second);
+    if (format == MX_MXFP4_GGML) {
+        for (int half = 0; half < 2; half++) { /* 4 bytes of a, 4 of b, the next 4 of a, of b */
+            uint32x4_t a4 = vreinterpretq_u32_u8(a), b4 = vreinterpretq_u32_u8(b);
+            uint8x16_t codes = vreinterpretq_u8_u32(half ? vzip2q_u32(a4, b4) : vzip1q_u32(a4, b4));
+            uint8x16_t lower = vandq_u8(codes, vdupq_n_u8(15)), upper = vshrq_n_u8(codes, 4);
+            uint8x16_t ll = vqtbl1q_u8(low, lower), lh = vqtbl1q_u8(high, lower);
+            uint8x16_t ul = vqtbl1q_u8(low, upper), uh = vqtbl1q_u8(high, upper);
+            out[2 * half] = vreinterpretq_bf16_u8(vzip1q_u8(ll, lh));
+            out[2 * half + 1] = vreinterpretq_bf16_u8(vzip2q_u8(ll, lh));
+            out[2 * half + 4] = vreinterpretq_bf16_u8(vzip1q_u8(ul, uh));
+            out[2 * half + 5] = vreinterpretq_bf16_u8(vzip2q_u8(ul, uh));
+        }
+        return;
+    }
     for (int half = 0; half < 2; half++) {
         uint8x16_t codes = halves(a, b, half);
         uint8x16_t even = vandq_u8(codes, vdupq_n_u8(15)), odd = vshrq_n_u8(codes, 4);
@@ -159,9 +174,9 @@ MX_INLINE float32x4_t add_block(float32x4_t total, float32x4_t sum, mx_format fo
 MX_INLINE float32x4_t scale_pair(const mx_matrix *w, mx_format format, int64_t n, int64_t next, int64_t b,
                                  const float *power) {
     float first, second;
-    if (format == MX_MXFP4) {
-        first = power[w->scales[n * w->scale_stride + b]];
-        second = power[w->scales[next * w->scale_stride + b]];
+    if (mx_is_mxfp4(format)) {
+        first = power[w->scales[n * w->scale_stride + b * mx_scale_step(format)]];
+        second = power[w->scales[next * w->scale_stride + b * mx_scale_step(format)]];
     } else {
         first = mx_q8_0_scale(w->data + n * w->row_stride + MX_Q8_0_BYTES * b);
         second = mx_q8_0_scale(w->data + next * w->row_stride + MX_Q8_0_BYTES * b);
@@ -331,7 +346,7 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int parts, int64_
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format, int parts) {
     scratch *s = (scratch *)m->scratch;
-    if (format == MX_MXFP4) fill_powers(s->power);
+    if (mx_is_mxfp4(format)) fill_powers(s->power);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_neon_widen_bias(s->bias, m, n0, count);
@@ -361,6 +376,14 @@ static void q8_0_bf16(const mx_matmul *m) {
 static void q8_0_bf16x2(const mx_matmul *m) {
     matmul(m, MX_Q8_0, 2);
 }
+static void mxfp4_ggml_bf16(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, 1);
+}
+static void mxfp4_ggml_bf16x2(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML, 2);
+}
 
 const mx_product mx_neonbf16_dense[2] = {{packed_bf16x2, pack_dense_bf16x2, dense_bf16x2, true},
                                          {packed_bf16, pack_dense_bf16, dense_bf16, true}};
@@ -368,3 +391,5 @@ const mx_product mx_neonbf16_mxfp4[2] = {{packed_bf16x2, pack_mxfp4_bf16x2, mxfp
                                          {packed_bf16, pack_mxfp4_bf16, mxfp4_bf16, true}};
 const mx_product mx_neonbf16_q8_0[2] = {{packed_bf16x2, pack_dense_bf16x2, q8_0_bf16x2, true},
                                         {packed_bf16, pack_dense_bf16, q8_0_bf16, true}};
+const mx_product mx_neonbf16_mxfp4_ggml[2] = {{packed_bf16x2, pack_dense_bf16x2, mxfp4_ggml_bf16x2, true},
+                                              {packed_bf16, pack_dense_bf16, mxfp4_ggml_bf16, true}};

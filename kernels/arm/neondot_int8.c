@@ -4,6 +4,7 @@
  * weight rows are turned once, and each lane is a row of its own. */
 #include "kernels/arm/neon.h"
 #include "kernels/int8.h"
+#include "kernels/mxfp4.h"
 
 enum {
     BLOCK_N = 48, /* weight rows of an epilogue */
@@ -32,7 +33,7 @@ MX_INLINE void turn(int8x16_t out[ROWS]) {
     out[3] = vreinterpretq_s8_s64(vzip2q_s64(odd, odd2));
 }
 
-/* A block of four weight rows: their even columns, then their odd ones. */
+/* A block of four weight rows: their even columns, then their odd ones (GGML: their first 16, then the others). */
 MX_INLINE void decode(int8x16_t even[ROWS], int8x16_t odd[ROWS], const uint8_t *const *row, int64_t at) {
     static const int8_t weights[16] = {MX_INT8_WEIGHTS};
     const int8x16_t table = vld1q_s8(weights);
@@ -68,9 +69,10 @@ MX_INLINE int64_t row_of(int64_t n, int64_t i, int64_t keep) {
 
 /* sums[t][at + c] for x[t], t < T, and rows n + c of w, c < keep <= ROWS. While it works the rows behind these are
  * fetched into L2, evenly over the way, when the weights go by only once. */
-MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x, int T, bool once,
+MX_INLINE void tile(const mx_matrix *w, mx_format format, int64_t n, const mx_int8_block *const *x, int T, bool once,
                     float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
     const uint8_t *row[ROWS], *scales[ROWS], *ahead = w->data + (n + ROWS) * w->row_stride;
+    const int64_t step = mx_columns_bytes(format, 32);
     float32x4_t total[TILE];
     for (int t = 0; t < T; t++) total[t] = vdupq_n_f32(0);
     for (int i = 0; i < ROWS; i++) {
@@ -79,13 +81,15 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
     }
     for (int64_t b = 0; b < w->cols / 32; b++) {
         int8x16_t even[ROWS], odd[ROWS];
-        if (once) __builtin_prefetch(ahead + b * ROWS * 16, 0, 2);
-        decode(even, odd, row, 16 * b);
+        for (int64_t i = 0; i < ROWS * step && once; i += 64) __builtin_prefetch(ahead + b * ROWS * step + i, 0, 2);
+        decode(even, odd, row, step * b);
         if (T > 1) {
             turn(even);
             turn(odd);
         }
-        const float scale[ROWS] = {power[scales[0][b]], power[scales[1][b]], power[scales[2][b]], power[scales[3][b]]};
+        const int64_t at_scale = b * mx_scale_step(format);
+        const float scale[ROWS] = {power[scales[0][at_scale]], power[scales[1][at_scale]], power[scales[2][at_scale]],
+                                   power[scales[3][at_scale]]};
         for (int t = 0; t < T; t++) {
             const int32x4_t dot = dots(even, odd, x[t] + b, T > 1);
             total[t] = vfmaq_f32(total[t], vcvtq_f32_s32(dot), vmulq_n_f32(vld1q_f32(scale), x[t][b].scale));
@@ -98,13 +102,13 @@ MX_INLINE void tile(const mx_matrix *w, int64_t n, const mx_int8_block *const *x
     }
 }
 
-MX_INLINE void rows_block(const mx_matrix *w, int64_t n0, int64_t count, const mx_int8_block *const *x, int T,
-                          bool once, scratch *s) {
+MX_INLINE void rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t count,
+                          const mx_int8_block *const *x, int T, bool once, scratch *s) {
     for (int64_t i = 0; i < count; i += ROWS)
-        tile(w, n0 + i, x, T, once, s->rows, i, count - i < ROWS ? count - i : ROWS, s->power);
+        tile(w, format, n0 + i, x, T, once, s->rows, i, count - i < ROWS ? count - i : ROWS, s->power);
 }
 
-static void matmul(const mx_matmul *m) {
+MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
     for (int i = 0; i < 256; i++) s->power[i] = mx_int8_power((uint8_t)i);
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
@@ -119,21 +123,32 @@ static void matmul(const mx_matmul *m) {
             }
             const bool once = m->rows <= TILE;
             if (rows == 1) {
-                rows_block(&m->w, n0, count, x, 1, once, s);
+                rows_block(&m->w, format, n0, count, x, 1, once, s);
             } else if (rows == 2) {
-                rows_block(&m->w, n0, count, x, 2, once, s);
+                rows_block(&m->w, format, n0, count, x, 2, once, s);
             } else if (rows <= 4) {
-                rows_block(&m->w, n0, count, x, 4, once, s);
+                rows_block(&m->w, format, n0, count, x, 4, once, s);
             } else {
-                rows_block(&m->w, n0, count, x, TILE, once, s);
+                rows_block(&m->w, format, n0, count, x, TILE, once, s);
             }
             for (int64_t i = 0; i < rows; i++) mx_neon_finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
         }
     }
 }
 
+static void matmul_mxfp4(const mx_matmul *m) {
+    matmul(m, MX_MXFP4);
+}
+static void matmul_mxfp4_ggml(const mx_matmul *m) {
+    mx_matmul apart = mx_mxfp4_ggml_apart(m);
+    matmul(&apart, MX_MXFP4_GGML);
+}
 static void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     mx_scalar_int8.pack(out, x, rows, cols);
 }
+static void pack_ggml(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    mx_scalar_int8_ggml.pack(out, x, rows, cols);
+}
 
-const mx_product mx_neondot_int8 = {mx_int8_packed_bytes, pack, matmul, false};
+const mx_product mx_neondot_int8 = {mx_int8_packed_bytes, pack, matmul_mxfp4, false};
+const mx_product mx_neondot_int8_ggml = {mx_int8_packed_bytes, pack_ggml, matmul_mxfp4_ggml, false};

@@ -1,9 +1,9 @@
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/plan_report.h"
 
 /* mxrun plan: what fits on this machine and how fast it will be, before anything is downloaded. */
@@ -20,8 +20,7 @@ static mx_number numbers[NUMBERS];
 
 static const struct poptOption options[] = {
     {"model", 'm', POPT_ARG_STRING, &given.model, 0,
-     "Judge this model first: a folder, \"stories\", or gpt-oss-20b, gpt-oss-120b and their safeguards, which need not "
-     "be here",
+     "Judge this model first: a folder, a file, or a name (see mxrun list), of which gpt-oss need not be here",
      "MODEL"},
     {"ctx", 'c', POPT_ARG_STRING, &numbers[CTX].text, 0, "Tokens of each stream, prompt and answer (default 8192)",
      "N"},
@@ -88,33 +87,36 @@ typedef struct plan {
     int count;
 } plan;
 
-/* Index of a known model with this name, also "openai/gpt-oss-20b" and the safeguards, which have the same shapes; -1:
- * none. */
+/* Index of a known model of this name, alias or repository in models.txt, safeguards too, which have the same shapes;
+ * -1: none. */
 static int known_model(const char *name) {
     static const struct {
-        const char *name;
+        const char *repository;
         int index;
-    } names[] = {{"gpt-oss-20b", 0}, {"gpt-oss-safeguard-20b", 0}, {"gpt-oss-120b", 2}, {"gpt-oss-safeguard-120b", 2}};
-    static const char owner[] = "openai/";
-    if (!strncmp(name, owner, sizeof owner - 1)) name += sizeof owner - 1;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(name, names[i].name)) return names[i].index;
-    return -1;
+    } known[] = {{"openai/gpt-oss-20b", 0},  {"openai/gpt-oss-safeguard-20b", 0},  {"ggml-org/gpt-oss-20b-GGUF", 1},
+                 {"openai/gpt-oss-120b", 2}, {"openai/gpt-oss-safeguard-120b", 2}, {"ggml-org/gpt-oss-120b-GGUF", 3}};
+    mx_models models = {0};
+    mx_target target;
+    int index = -1;
+    if (!mx_open_models(&models, NULL) && !mx_target_parse(&models, name, &target, NULL))
+        for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+            if (!strcmp(target.repository, known[i].repository)) index = known[i].index;
+    mx_models_free(&models);
+    return index;
 }
 
-/* What -m names. A folder or file of that name comes first; a known name needs no file. */
+/* What -m names: files that are here, or else a known model, which needs none. */
 static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error) {
-    struct stat info;
-    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT;
+    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
     *folder = 0;
     if (!given.model) return MX_OK;
-    const int index = stat(given.model, &info) ? known_model(given.model) : -1;
-    mx_status status;
-    if (index >= 0) {
-        status = mx_plan_known(index, &p->asked, error);
+    mx_status status = mx_find_model(given.model, folder, MX_PLAN_NAME, error);
+    if (!status) {
+        status = mx_plan_model_read(folder, form, &p->asked, error);
     } else {
-        status = mx_resolve_model(given.model, folder, MX_PLAN_NAME, error);
-        if (!status) status = mx_plan_model_read(folder, form, &p->asked, error);
+        const int index = known_model(given.model);
+        *folder = 0;
+        if (index >= 0) status = mx_plan_known(index, &p->asked, error);
     }
     snprintf(p->asked.name, sizeof p->asked.name, "%s", given.model);
     p->has_asked = !status;
@@ -136,8 +138,7 @@ static mx_status add_all(plan *p, mx_error *error) {
     }
     if (status || (given.model && !strcmp(given.model, "stories"))) return status;
     char folder[MX_PLAN_NAME];
-    if (mx_resolve_model("stories", folder, sizeof folder, NULL) ||
-        mx_plan_model_read(folder, MX_EXPERTS_KEPT, &model, NULL))
+    if (mx_find_stories(folder, sizeof folder, NULL) || mx_plan_model_read(folder, MX_EXPERTS_IN_PLACE, &model, NULL))
         return MX_OK; /* it was not installed: nothing to say about it */
     snprintf(model.name, sizeof model.name, "stories");
     return add(p, &model, error);

@@ -226,6 +226,8 @@ static mx_status read_index(const char *snapshot, const char *name, mx_strings *
     for (const mx_json *v = map && map->type == MX_JSON_OBJECT ? map->child : NULL; v && !status; v = v->next) {
         if (v->type != MX_JSON_STRING || strlen(v->text) != v->size || !mx_is_file_name(v->text))
             status = mx_fail(error, MX_INVALID_FILE, "%s: weight_map names a file that cannot be one", path);
+        else if (needed->count >= MX_MOST_FILES)
+            status = mx_fail(error, MX_INVALID_FILE, "%s: weight_map names more than %d files", path, MX_MOST_FILES);
         else if (!mx_strings_have(needed, v->text) && !mx_strings_add(needed, v->text))
             status = out_of_memory(error);
     }

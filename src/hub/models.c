@@ -277,7 +277,7 @@ static mx_status take_line(reader *r, char *line) {
 mx_status mx_models_add(mx_models *models, const char *path, bool optional, mx_error *error) {
     if (optional && access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR)) return MX_OK;
     mx_bytes text = {0};
-    mx_status status = mx_read_regular_file(path, (size_t)4 << 20, &text, error);
+    mx_status status = mx_read_regular_file(path, (size_t)256 << 10, &text, error);
     if (!status && text.data && memchr(text.data, 0, text.size))
         status = mx_fail(error, MX_INVALID_FILE, "%s: holds a zero byte: this is no text", path);
     if (!status && !mx_strings_add(&models->sources, path))

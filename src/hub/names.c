@@ -217,10 +217,12 @@ static bool split_of(const char *path, int *part, int *parts, size_t *stem) {
     int used = 0;
     *stem = size - TAIL;
     return sscanf(path + *stem, "-%5d-of-%5d.gguf%n", part, parts, &used) == 2 && used == TAIL && *part >= 1 &&
-           *parts >= *part;
+           *parts >= *part && *parts <= MX_MOST_FILES;
 }
 
 static mx_status add(mx_strings *to, const char *path, mx_error *error) {
+    if (to && to->count >= MX_MOST_FILES)
+        return mx_fail(error, MX_INVALID_FILE, "more than %d files of one model", MX_MOST_FILES);
     if (!to || mx_strings_have(to, path) || mx_strings_add(to, path)) return MX_OK;
     return mx_fail(error, MX_NO_MEMORY, "out of memory");
 }

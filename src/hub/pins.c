@@ -121,7 +121,7 @@ mx_status mx_pins_read(const char *folder, mx_pins *out, mx_error *error) {
     mx_status status = mx_hub_path(path, error, "%s/mxrun.lock", folder);
     if (status || (access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR))) return status;
     mx_bytes text = {0};
-    status = mx_read_regular_file(path, (size_t)4 << 20, &text, error);
+    status = mx_read_regular_file(path, (size_t)2 << 20, &text, error);
     int number = 0;
     for (char *rest = text.data, *line; !status && rest && (line = strsep(&rest, "\n"));)
         status = take_line(out, line, path, ++number, error);

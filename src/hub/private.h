@@ -20,6 +20,8 @@ mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char o
  * folder that is not there has none. */
 mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error);
 
+enum { MX_MOST_FILES = 5000 }; /* of one model; more is no model */
+
 /* ---- layouts ----------------------------------------------------------------------------------------------------- */
 /* Which of the files that are there a target needs: the layout (MX_HUB_ANY: hf, else gguf, else original) and its
  * files, those that a program can do without in `wanted` (may be NULL). MX_NOT_FOUND where no layout is among them,

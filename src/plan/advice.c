@@ -84,11 +84,13 @@ static double parameters(const mx_plan_fit *f) {
 }
 
 int mx_plan_choice(const mx_plan_fit *fit, int count) {
-    static const double slowest = 2; /* tokens/s that somebody can still read along with */
+    static const double slowest = 2, toy = 1e9; /* tokens/s that somebody can still read along with; parameters */
     int best = -1;
     for (int i = 0; i < count; i++) {
         const mx_plan_fit *f = &fit[i];
-        if (f->memory.left < 0 || (f->speed.decode_rate.median > 0 && f->speed.decode_rate.median < slowest)) continue;
+        if (parameters(f) < toy || f->memory.left < 0 ||
+            (f->speed.decode_rate.median > 0 && f->speed.decode_rate.median < slowest))
+            continue;
         if (best < 0 || parameters(f) > parameters(&fit[best])) best = i;
     }
     return best;

@@ -39,8 +39,8 @@ typedef struct mx_plan_fit {
 mx_status mx_plan_fit_make(const mx_plan_model *model, const mx_plan_machine *machine, const mx_plan_request *request,
                            mx_plan_fit *out, mx_error *error);
 
-/* Which of them to run here; -1: none of them. Of those that fit, with a context of the request and no less than 2
- * tokens/s, the one with the most parameters, as it was published before smaller forms of it. */
+/* Which of them to run here; -1: none of them. Of those that are no toys and fit, with a context of the request and no
+ * less than 2 tokens/s, the one with the most parameters, as it was published before smaller forms of it. */
 int mx_plan_choice(const mx_plan_fit *fit, int count);
 
 /* Sentences, each a line. `asked`: the user named the first model, which is judged before others. false: no memory. */

@@ -7,10 +7,10 @@
 
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
-/* mxrun without a model; of its tokenizer for each token of the vocabulary; of requests for each token of theirs.
- * Measured with contexts of 128 to 32,768 tokens on "stories" (4,096 tokens in the vocabulary) and with the published
- * tokenizer (201,088). */
-static const double PROGRAM = 7.8e6, OF_VOCABULARY = 80, OF_TOKEN = 330;
+/* mxrun and its libraries without a model; of its tokenizer for each token of the vocabulary; of requests for each
+ * token of theirs. Measured with contexts of 128 to 32,768 tokens on "stories" (4,096 tokens in the vocabulary) and
+ * with the published tokenizer (201,088). */
+static const double PROGRAM = 14.2e6, OF_VOCABULARY = 80, OF_TOKEN = 330;
 
 /* Of a GPU: activations of a step and the driver's own. A guess of the field (a CUDA context takes 0.3 to 0.5 GB),
  * until mxrun's backend can be measured. */

@@ -70,9 +70,9 @@ mx_status mx_plan_known(int index, mx_plan_model *out, mx_error *error) {
         mx_plan_layout layout;
     } known[MX_PLAN_KNOWN] = {
         {"gpt-oss-20b", "gpt-oss-20b", MX_PLAN_MXFP4_BF16},
-        {"gpt-oss-20b, GGUF", "gpt-oss-20b", MX_PLAN_MXFP4_Q8_0},
+        {"gpt-oss-20b-gguf", "gpt-oss-20b", MX_PLAN_MXFP4_Q8_0},
         {"gpt-oss-120b", "gpt-oss-120b", MX_PLAN_MXFP4_BF16},
-        {"gpt-oss-120b, GGUF", "gpt-oss-120b", MX_PLAN_MXFP4_Q8_0},
+        {"gpt-oss-120b-gguf", "gpt-oss-120b", MX_PLAN_MXFP4_Q8_0},
     };
     *out = (mx_plan_model){.layout = known[index].layout};
     mx_status status = mx_synthetic_config(known[index].shape, 0, &out->config, error);
@@ -101,7 +101,8 @@ static double *class_of(mx_plan_bytes *b, const char *name) {
 
 static mx_plan_layout layout_of(const mx_checkpoint *ck) {
     const mx_tensor *q = mx_checkpoint_find(ck, "model.layers.0.self_attn.q_proj.weight");
-    if (!mx_checkpoint_find(ck, "model.layers.0.mlp.experts.down_proj_blocks")) return MX_PLAN_BF16;
+    const mx_tensor *down = mx_checkpoint_find(ck, "model.layers.0.mlp.experts.down_proj.weight"); /* no blocks */
+    if (down && down->dtype != MX_DTYPE_MXFP4) return MX_PLAN_BF16;
     if (q && q->dtype == MX_DTYPE_Q8_0) return MX_PLAN_MXFP4_Q8_0;
     return q && q->dtype == MX_DTYPE_F32 ? MX_PLAN_MXFP4_F32 : MX_PLAN_MXFP4_BF16;
 }

@@ -28,12 +28,10 @@ static void nothing_is_needed_for_a_plan(void **state) {
     (void)state;
     outcome o = run("plan", GIVEN);
     expect_code(&o, 0);
-    static const char *const parts[] = {"Machine\n",    "kernels",
-                                        "disk",         "Memory in MB, 1 stream of 8,192 tokens",
-                                        "gpt-oss-20b ", "gpt-oss-120b, GGUF",
-                                        "stories",      "13,761",
-                                        "65,249",       "Recommendation",
-                                        "experts",      "GPU"};
+    static const char *const parts[] = {
+        "Machine\n",    "kernels",           "disk",    "Memory in MB, 1 stream of 8,192 tokens",
+        "gpt-oss-20b ", "gpt-oss-120b-gguf", "stories", "13,761",
+        "65,249",       "Recommendation",    "experts", "GPU"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) expect_text(&o.out, parts[i]);
     assert_int_equal(o.err.size, 0);
     outcome_free(&o);
@@ -76,7 +74,7 @@ static void json_is_complete(void **state) {
 
 static void the_model_that_is_asked_about_comes_first(void **state) {
     (void)state;
-    static const char *const names[] = {"stories", "gpt-oss-120b", "openai/gpt-oss-safeguard-20b"};
+    static const char *const names[] = {"stories", "120b-gguf", "openai/gpt-oss-safeguard-20b"};
     static const double layers[] = {4, 36, 24};
     for (int i = 0; i < 3; i++) {
         outcome o = run("plan", GIVEN, "--json", "-m", names[i]);

@@ -239,6 +239,7 @@ static void only_what_is_needed_is_chosen(void **state) {
     choose("a/b", "original/config.json original/dtypes.json original/model.safetensors tokenizer.json",
            MX_HUB_ORIGINAL, "original/config.json original/dtypes.json original/model.safetensors tokenizer.json",
            NULL);
+    choose("a/b", "m-00001-of-99999.gguf", MX_HUB_GGUF, "m-00001-of-99999.gguf", NULL); /* no model has so many parts */
     choose("a/b", "README.md pytorch_model.bin", 0, NULL, "none of the layouts");
 }
 

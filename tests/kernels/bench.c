@@ -26,7 +26,7 @@ enum {
     CALL_PRODUCTS = 64 << 20, /* multiplications of one call with many rows: the outputs are cut, as in a step */
 };
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
+static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
 typedef struct bench {
@@ -115,6 +115,28 @@ static void measure(bench *b, const char *line, run_fn *run, void *arg, double f
     fflush(stdout);
 }
 
+/* ---- inputs ------------------------------------------------------------------------------------------------------ */
+
+static uint8_t trained_scale(int64_t i) {
+    return (uint8_t)(118 + i % 6);
+}
+
+/* Weights whose BF16 values lie around 1 and whose scale bytes are those of a trained model. */
+static void fill(bench *b, int64_t floats) {
+    rng r = rng_seeded(1);
+    for (int64_t i = 0; i < WEIGHT_BYTES; i += 4) {
+        uint32_t bits = (rng_bits(&r) & 0x80ff80ff) | 0x3c003c00;
+        memcpy(b->weights + i, &bits, 4);
+    }
+    for (int64_t i = 0; i < WEIGHT_BYTES / 16; i++) b->scales[i] = trained_scale(i);
+    for (int64_t i = 0; i < floats; i++) b->x[i] = rng_uniform(&r, -1.25f, 1.25f);
+}
+
+static void fill_ggml_scales(bench *b) {
+    for (int64_t i = 0; i < WEIGHT_BYTES / MX_MXFP4_GGML_BYTES; i++)
+        b->weights[MX_MXFP4_GGML_BYTES * i] = trained_scale(i);
+}
+
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 typedef struct product_run {
@@ -182,15 +204,21 @@ static bool seen(const mx_product *product, const mx_kernels *const *tiers, int 
 
 static void products(bench *b, const mx_kernels *const *tiers, int count) {
     static const shape shapes[] = {
-        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"}, {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
-        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},         {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"}, {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},           {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"},
+        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
+        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
+        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
+        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},
+        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
         {MX_F16, 4096, HIDDEN, MX_STORE, "q"},
+        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down"}, /* the last: its scales are poor weights for others */
     };
     static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
     heading("products");
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        if (shapes[s].format == MX_MXFP4_GGML) fill_ggml_scales(b);
         for (int tier = 0; tier < count; tier++) {
             for (int precision = 0; precision < MX_PRECISIONS; precision++) {
                 const mx_product *product = tiers[tier]->product[shapes[s].format][precision];
@@ -379,17 +407,6 @@ static void elementwise(bench *b, const mx_kernels *const *tiers, int count) {
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 
-/* Weights whose BF16 values lie around 1 and whose scale bytes are those of a trained model. */
-static void fill(bench *b, int64_t floats) {
-    rng r = rng_seeded(1);
-    for (int64_t i = 0; i < WEIGHT_BYTES; i += 4) {
-        uint32_t bits = (rng_bits(&r) & 0x80ff80ff) | 0x3c003c00;
-        memcpy(b->weights + i, &bits, 4);
-    }
-    for (int64_t i = 0; i < WEIGHT_BYTES / 16; i++) b->scales[i] = (uint8_t)(118 + i % 6);
-    for (int64_t i = 0; i < floats; i++) b->x[i] = rng_uniform(&r, -1.25f, 1.25f);
-}
-
 static int64_t most_scratch(const mx_kernels *const *tiers, int count) {
     int64_t most = 0;
     for (int i = 0; i < count; i++) {
@@ -420,6 +437,7 @@ bool bench_run(char **words, int word_count) {
     fill(&b, floats);
     printf("one thread; core clock %.2f GHz\n", 1e-9 * clock_hz());
     products(&b, tiers, count);
+    fill(&b, floats);
     attention(&b, tiers, count);
     elementwise(&b, tiers, count);
     mx_arena_destroy(&b.arena);

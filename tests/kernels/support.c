@@ -135,18 +135,22 @@ static void fill_q8_0(rng *r, weights *w, uint8_t *data, weight_kind kind) {
     }
 }
 
+/* Either layout. */
 static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weight_kind kind) {
     static const double e2m1[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
     const mx_matrix *m = &w->matrix;
     for (int64_t n = 0; n < m->rows; n++) {
         int of_row = (int)rng_below(r, 9);
         for (int64_t block = 0; block < m->cols / 32; block++) {
-            uint8_t *scale = scales + n * m->scale_stride + block, *codes = data + n * m->row_stride + 16 * block;
+            const bool ggml = m->format == MX_MXFP4_GGML;
+            uint8_t *at = data + n * m->row_stride + mx_columns_bytes(m->format, 32 * block);
+            uint8_t *scale = ggml ? at : scales + n * m->scale_stride + block, *codes = at + ggml;
             *scale = random_scale(r, kind, of_row);
             double factor = ldexp(1.0, *scale - 127);
+            for (int j = 0; j < 16; j++) codes[j] = (uint8_t)(rng_bits(r) | (kind == LARGEST ? 0x77 : 0));
             for (int i = 0; i < 32; i++) {
-                if (i % 2 == 0) codes[i / 2] = (uint8_t)(rng_bits(r) | (kind == LARGEST ? 0x77 : 0));
-                int code = i % 2 ? codes[i / 2] >> 4 : codes[i / 2] & 15;
+                const bool high = ggml ? i >= 16 : i % 2;
+                const int byte = codes[ggml ? i % 16 : i / 2], code = high ? byte >> 4 : byte & 15;
                 w->exact[n * m->cols + 32 * block + i] = (code & 8 ? -e2m1[code & 7] : e2m1[code & 7]) * factor;
             }
         }
@@ -169,6 +173,10 @@ weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, wei
         return w;
     }
     assert_null(w.matrix.scales); /* as in a checkpoint: kernels must not even add to it */
+    if (format == MX_MXFP4_GGML) {
+        fill_mxfp4(r, &w, data, NULL, kind);
+        return w;
+    }
     if (format == MX_Q8_0) {
         fill_q8_0(r, &w, data, kind);
         return w;

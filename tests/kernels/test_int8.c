@@ -6,6 +6,7 @@
 
 #include "guard.h"
 #include "kernels/int8.h"
+#include "kernels/mxfp4.h"
 #include "support.h"
 
 typedef struct problem {
@@ -35,8 +36,9 @@ static void fill_group(rng *r, float x[32]) {
     if (kind == 8 && rng_below(r, 40) == 0) x[rng_below(r, 32)] = rng_below(r, 2) ? NAN : -INFINITY;
 }
 
-static problem problem_make(rng *r, int64_t n, int64_t cols, int64_t rows, weight_kind kind, mx_epilogue epilogue) {
-    problem p = {.w = weights_random(r, MX_MXFP4, n, cols, kind), .rows = rows, .cols = cols};
+static problem problem_make(rng *r, mx_format format, int64_t n, int64_t cols, int64_t rows, weight_kind kind,
+                            mx_epilogue epilogue) {
+    problem p = {.w = weights_random(r, format, n, cols, kind), .rows = rows, .cols = cols};
     p.x = guarded_floats(rows * cols, "x");
     p.factor = guarded(rows * 4, 4, "factor");
     p.before = guarded_floats(rows * n, "y before");
@@ -83,15 +85,15 @@ static void compare(const mx_kernels *k, const problem *p, const float *y, const
         bool close = p->call.epilogue == MX_SWIGLU &&
                      fabs((double)y[i] - (double)expected[i]) <= 1.2e-5 * fabs((double)expected[i]) + 1e-36;
         if (!close && !same(y[i], expected[i]))
-            fail_msg("%s int8 [%lld,%lld] rows %lld epilogue %d %s: y[%lld] is %a, scalar code has %a", k->name,
-                     (long long)p->call.w.rows, (long long)p->cols, (long long)p->rows, (int)p->call.epilogue, how,
-                     (long long)i, (double)y[i], (double)expected[i]);
+            fail_msg("%s int8%s [%lld,%lld] rows %lld epilogue %d %s: y[%lld] is %a, scalar code has %a", k->name,
+                     p->call.w.format == MX_MXFP4 ? "" : " ggml", (long long)p->call.w.rows, (long long)p->cols,
+                     (long long)p->rows, (int)p->call.epilogue, how, (long long)i, (double)y[i], (double)expected[i]);
     }
 }
 
 /* The whole product, then in pieces: random ranges of outputs, random groups of rows in reverse order. */
 static void check_tier(rng *r, const mx_kernels *k, const problem *p, const float *expected) {
-    const mx_product *product = k->product[MX_MXFP4][MX_X_INT8];
+    const mx_product *product = k->product[p->call.w.format][MX_X_INT8];
     int32_t order[700];
     float factor[700];
     mx_matmul m = p->call;
@@ -125,14 +127,15 @@ static void check_tier(rng *r, const mx_kernels *k, const problem *p, const floa
     if (m.epilogue == MX_SWIGLU) assert_memory_equal(pieces, whole, (size_t)(p->rows * m.y_stride) * sizeof *whole);
 }
 
-static void run_case(rng *r, int64_t n, int64_t cols, int64_t rows, weight_kind kind, mx_epilogue epilogue) {
+static void run_case(rng *r, mx_format format, int64_t n, int64_t cols, int64_t rows, weight_kind kind,
+                     mx_epilogue epilogue) {
     const mx_kernels *tiers[MAX_TIERS], *scalar;
     mx_error error;
     int count = tiers_here(tiers);
     assert_int_equal(mx_kernels_get("scalar", &scalar, &error), MX_OK);
     case_begin("int8 [%lld,%lld] rows %lld", (long long)n, (long long)cols, (long long)rows);
-    problem p = problem_make(r, n, cols, rows, kind, epilogue);
-    const mx_product *product = scalar->product[MX_MXFP4][MX_X_INT8];
+    problem p = problem_make(r, format, n, cols, rows, kind, epilogue);
+    const mx_product *product = scalar->product[format][MX_X_INT8];
     mx_matmul m = p.call;
     m.x = p.packed = packed(product, &p);
     m.x_stride = product->packed_bytes(cols);
@@ -165,20 +168,25 @@ static void test_same_bits(void **state) {
             else
                 n = 1 + n / 2;
         }
-        run_case(&r, n + (epilogue == MX_SWIGLU ? n & 1 : 0), k, t, i % 3 ? ORDINARY : EXTREME, epilogue);
+        run_case(&r, i / 4 % 2 ? MX_MXFP4_GGML : MX_MXFP4, n + (epilogue == MX_SWIGLU ? n & 1 : 0), k, t,
+                 i % 3 ? ORDINARY : EXTREME, epilogue);
     }
-    run_case(&r, 6, 4096, 130, ORDINARY, MX_STORE);
-    run_case(&r, 130, 4096, 3, EXTREME, MX_ADD);
-    run_case(&r, 34, 64, 600, ORDINARY, MX_SWIGLU);
-    run_case(&r, 40, 576, 520, LARGEST, MX_ADD);
+    for (int i = 0; i < 2; i++) {
+        const mx_format format = i ? MX_MXFP4_GGML : MX_MXFP4;
+        run_case(&r, format, 6, 4096, 130, ORDINARY, MX_STORE);
+        run_case(&r, format, 130, 4096, 3, EXTREME, MX_ADD);
+        run_case(&r, format, 34, 64, 600, ORDINARY, MX_SWIGLU);
+        run_case(&r, format, 40, 576, 520, LARGEST, MX_ADD);
+    }
 }
 
 /* q and scale of every value, and the sum's start, as the text has them; the value is at most half a scale off. */
 static void test_packing(void **state) {
     (void)state;
-    const mx_product *product = &mx_scalar_int8;
     rng r = rng_seeded(81);
     for (int i = 0; i < 3000; i++) {
+        const bool ggml = i % 2;
+        const mx_product *product = ggml ? &mx_scalar_int8_ggml : &mx_scalar_int8;
         float x[32] __attribute__((aligned(64)));
         mx_int8_block block[2] __attribute__((aligned(64))); /* 64 bytes are written */
         double most = 0.0, sum = 0.0;
@@ -194,7 +202,7 @@ static void test_packing(void **state) {
         }
         check_close((double)block->scale, most / 127.0, most * 1e-9 + most / 127.0 * 6e-8, "scale");
         for (int j = 0; j < 32; j++) {
-            int q = block->x[j % 2 * 16 + j / 2];
+            int q = block->x[ggml ? j : j % 2 * 16 + j / 2];
             double exact = (double)x[j] / most * 127.0;
             assert_in_range(q + 127, 0, 254);
             check_close(q, exact, 0.5 + 2e-5, "q of %g", (double)x[j]);
@@ -211,11 +219,13 @@ static void test_scalar_sums(void **state) {
     for (int i = 0; i < 20; i++) {
         case_begin("int8 sums %d", i);
         int64_t n = 1 + rng_below(&r, 20), cols = 32 * (1 + rng_below(&r, 40));
-        weights w = weights_random(&r, MX_MXFP4, n, cols, ORDINARY);
+        const bool ggml = i % 2;
+        const mx_product *product = ggml ? &mx_scalar_int8_ggml : &mx_scalar_int8;
+        weights w = weights_random(&r, ggml ? MX_MXFP4_GGML : MX_MXFP4, n, cols, ORDINARY);
         float *x = guarded_floats(cols, "x"), *y = guarded_floats(n, "y");
         for (int64_t c = 0; c < cols; c++) x[c] = rng_normal(&r);
         uint8_t *bytes = guarded(mx_int8_packed_bytes(cols), 64, "packed x");
-        mx_scalar_int8.pack(bytes, x, 1, cols);
+        product->pack(bytes, x, 1, cols);
         const mx_int8_block *block = (const mx_int8_block *)bytes;
         mx_matmul m = {.w = w.matrix,
                        .x = bytes,
@@ -224,12 +234,13 @@ static void test_scalar_sums(void **state) {
                        .n1 = n,
                        .y = y,
                        .y_stride = n};
-        mx_scalar_int8.matmul(&m);
+        product->matmul(&m);
         for (int64_t row = 0; row < n; row++) {
             double sum = 0.0, size = 0.0;
             for (int64_t c = 0; c < cols; c++) {
                 const mx_int8_block *b = &block[c / 32];
-                double v = w.exact[row * cols + c] * b->x[c % 2 * 16 + c % 32 / 2] * (double)b->scale;
+                const int place = (int)(ggml ? c % 32 : c % 2 * 16 + c % 32 / 2);
+                double v = w.exact[row * cols + c] * b->x[place] * (double)b->scale;
                 sum += v;
                 size += fabs(v);
             }
@@ -244,9 +255,10 @@ static void test_exact(void **state) {
     (void)state;
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
-    for (int tier = 0; tier < count; tier++) {
-        const mx_kernels *k = tiers[tier];
-        const mx_product *product = k->product[MX_MXFP4][MX_X_INT8];
+    for (int at = 0; at < 2 * count; at++) {
+        const bool ggml = at >= count;
+        const mx_kernels *k = tiers[at % count];
+        const mx_product *product = k->product[ggml ? MX_MXFP4_GGML : MX_MXFP4][MX_X_INT8];
         case_begin("%s int8 exact", k->name);
         float *x = guarded_floats(32 * 32, "x"), *y = guarded_floats(32 * 16, "y");
         float *scratch = guarded_floats(k->matmul_scratch, "scratch");
@@ -254,13 +266,17 @@ static void test_exact(void **state) {
         for (int i = 0; i < 32 * 32; i++) x[i] = i % 33 == 0 ? 127.0f * 0x1p-20f : 0.0f; /* unit vectors */
         product->pack(bytes, x, 32, 32);
         for (int scale = 0; scale < 255; scale++) {
-            uint8_t data[16][16], scales[16];
+            uint8_t data[16][16], scales[16], blocks[16][MX_MXFP4_GGML_BYTES];
             for (int n = 0; n < 16; n++) {
                 scales[n] = (uint8_t)scale;
                 for (int i = 0; i < 16; i++) data[n][i] = (uint8_t)((n + i) % 16 | (n + 3 * i + 5) % 16 << 4);
+                blocks[n][0] = (uint8_t)scale;
+                memcpy(blocks[n] + 1, data[n], 16);
             }
+            const mx_matrix apart = {MX_MXFP4, 16, 32, data[0], 16, scales, 1};
+            const mx_matrix between = {MX_MXFP4_GGML, 16, 32, blocks[0], MX_MXFP4_GGML_BYTES, NULL, 0};
             for (int rows = 1; rows <= 32; rows += 31) {
-                mx_matmul m = {.w = {MX_MXFP4, 16, 32, data[0], 16, scales, 1},
+                mx_matmul m = {.w = ggml ? between : apart,
                                .x = bytes,
                                .x_stride = product->packed_bytes(32),
                                .rows = rows,
@@ -271,7 +287,8 @@ static void test_exact(void **state) {
                 product->matmul(&m);
                 for (int i = 0; i < rows * 16; i++) {
                     static const int e2m1[16] = {MX_INT8_WEIGHTS};
-                    int t = i / 16, n = i % 16, code = t % 2 ? data[n][t / 2] >> 4 : data[n][t / 2] & 15;
+                    int t = i / 16, n = i % 16, byte = data[n][ggml ? t % 16 : t / 2];
+                    int code = (ggml ? t / 16 : t % 2) ? byte >> 4 : byte & 15;
                     double expected = ldexp(127.0 * e2m1[code], scale - 128 - 20);
                     check_close((double)y[i], expected, 0.0, "scale %d, row %d, output %d", scale, t, n);
                 }

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/threads.h"
+#include "kernels/mxfp4.h"
 
 enum { MAX_THREADS = 3 };
 
@@ -34,7 +35,7 @@ typedef struct problem {
     mx_matmul call; /* without x, y and scratch */
 } problem;
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0"};
+static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
 static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu", "gated"};
 static const char *const kind_names[] = {"ordinary", "extreme", "largest", "wide"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
@@ -95,7 +96,7 @@ static problem problem_make(rng *r, const test_case *c) {
     p.x_sum = guarded(c->rows * 8, 8, "sums");
     norms(p.w_norm, p.w_sum, p.w.exact, c->n, c->cols);
     for (int64_t i = 0; i < c->rows * c->cols; i++) p.x[i] = x_value(r, c->kind);
-    if (c->kind == EXTREME) p.x[rng_below(r, c->rows * c->cols)] = c->format == MX_MXFP4 ? 1e18f : 1e15f;
+    if (c->kind == EXTREME) p.x[rng_below(r, c->rows * c->cols)] = mx_is_mxfp4(c->format) ? 1e18f : 1e15f;
     const bool gated = c->epilogue == MX_GATED;
     for (int64_t i = 0; i < c->rows * stride && (c->epilogue == MX_ADD || gated); i++) {
         if (i % stride < p.outputs) p.before[i] = rng_normal(r);
@@ -373,7 +374,7 @@ static bool tested(const mx_kernels *const *tiers, int tier, mx_format format, i
 
 /* Scale bytes outside 2 ... 252 are not for products that flush. */
 static bool allowed(const mx_product *product, const test_case *c) {
-    return product && !(product->flushes && c->format == MX_MXFP4 && c->kind == EXTREME);
+    return product && !(product->flushes && mx_is_mxfp4(c->format) && c->kind == EXTREME);
 }
 
 static void name_case(const mx_kernels *k, const test_case *c, mx_precision precision) {
@@ -404,7 +405,9 @@ static void run_case(rng *r, const test_case *c) {
 
 /* ---- tests ------------------------------------------------------------------------------------------------------ */
 
-static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0};
+static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML};
+
+enum { FORMATS = sizeof formats / sizeof *formats };
 
 #define PICK(table) (table)[rng_below(&r, sizeof(table) / sizeof *(table))]
 
@@ -417,13 +420,13 @@ static void test_shapes(void **state) {
                                    25, 31, 32, 33, 48, 63, 64, 65, 70, 96, 100, 127, 129, 130};
     const int64_t most = settings.longer ? 80000000 : 8000000;
     rng r = rng_seeded(1);
-    for (int i = 0; i < 75 * (settings.longer ? 40 : 3); i++) {
-        test_case c = {.format = formats[i % 5],
+    for (int i = 0; i < 90 * (settings.longer ? 33 : 2); i++) {
+        test_case c = {.format = formats[i % FORMATS],
                        .cols = PICK(cols),
                        .n = PICK(outputs),
                        .rows = PICK(rows),
-                       .epilogue = (mx_epilogue)(i / 5 % MX_EPILOGUES),
-                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / 25 % 3]};
+                       .epilogue = (mx_epilogue)(i / FORMATS % MX_EPILOGUES),
+                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / (MX_EPILOGUES * FORMATS) % 3]};
         while (c.cols * c.n * c.rows > most) c.rows = 1 + c.rows / 2, c.n = 1 + c.n * 2 / 3;
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
@@ -434,7 +437,7 @@ static void test_shapes(void **state) {
 static void test_many_rows(void **state) {
     (void)state;
     rng r = rng_seeded(2);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < FORMATS; i++) {
         run_case(&r, &(test_case){formats[i], 100, 608, 300, MX_SWIGLU, MX_BF16, ORDINARY});
         run_case(&r, &(test_case){formats[i], 31, 96, 521, MX_SCALE, MX_F32, ORDINARY});
     }
@@ -448,14 +451,14 @@ static void test_extreme_values(void **state) {
     (void)state;
     static const weight_kind kinds[] = {EXTREME, LARGEST, WIDE};
     rng r = rng_seeded(3);
-    for (int i = 0; i < 75 * (settings.longer ? 30 : 3); i++) {
-        test_case c = {.format = formats[i % 5],
+    for (int i = 0; i < 90 * (settings.longer ? 25 : 2); i++) {
+        test_case c = {.format = formats[i % FORMATS],
                        .n = 1 + rng_below(&r, 40),
-                       .cols = i % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / 4 % 4],
+                       .cols = i / FORMATS % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / (4 * FORMATS) % 4],
                        .rows = 1 + rng_below(&r, 40),
-                       .epilogue = (mx_epilogue)(i / 15 % MX_EPILOGUES),
+                       .epilogue = (mx_epilogue)(i / (3 * FORMATS) % MX_EPILOGUES),
                        .bias = i % 7 ? -1 : MX_F32,
-                       .kind = kinds[i / 5 % 3]};
+                       .kind = kinds[i / FORMATS % 3]};
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
     }
@@ -467,8 +470,8 @@ static void test_gated(void **state) {
     const mx_kernels *tiers[MAX_TIERS];
     const int count = tiers_here(tiers);
     rng r = rng_seeded(9);
-    for (int i = 0; i < 10; i++) {
-        const test_case c = {formats[i % 5],
+    for (int i = 0; i < 2 * FORMATS; i++) {
+        const test_case c = {formats[i % FORMATS],
                              2 * (1 + rng_below(&r, 60)),
                              32 + 32 * rng_below(&r, 20),
                              1 + rng_below(&r, 40),
@@ -560,9 +563,10 @@ static void test_threads(void **state) {
     int count = tiers_here(tiers);
     for (int i = 0; i < MAX_THREADS; i++) assert_int_equal(mx_pool_create(i + 1, &pools[i], NULL), MX_OK);
     rng r = rng_seeded(4);
-    for (int i = 0; i < 20; i++) {
-        const int64_t cols = i % 2 ? chunk_cols[i / 2 % 4] : 288;
-        test_case c = {formats[i % 5], 700, cols, rows[i / 5], (mx_epilogue)(i % 4), i % 2 ? MX_BF16 : -1, ORDINARY};
+    for (int i = 0; i < 2 * FORMATS; i++) {
+        const int64_t cols = i / FORMATS ? chunk_cols[i % 4] : 288;
+        test_case c = {formats[i % FORMATS], 700,     cols, rows[i % 4], (mx_epilogue)(i / 3 % 4),
+                       i % 2 ? MX_BF16 : -1, ORDINARY};
         case_begin("inputs of a matrix product");
         problem p = problem_make(&r, &c);
         for (int tier = 0; tier < count; tier++) {
@@ -577,15 +581,17 @@ static void test_threads(void **state) {
     for (int i = 0; i < MAX_THREADS; i++) mx_pool_destroy(pools[i]);
 }
 
-/* Products that are exact in fp32 whatever the order: every scale byte, every nibble in both places. */
+/* Products that are exact in fp32 whatever the order: every scale byte, every nibble in both places, both layouts. */
 static void test_mxfp4_exact(void **state) {
     (void)state;
     const mx_kernels *tiers[MAX_TIERS];
     int count = tiers_here(tiers);
-    for (int tier = 0; tier < count; tier++) {
-        const mx_kernels *k = tiers[tier];
-        const mx_product *product = k->product[MX_MXFP4][MX_X_FP32];
-        case_begin("%s mxfp4 of every scale", k->name);
+    for (int at = 0; at < 2 * count; at++) {
+        const bool ggml = at >= count;
+        const mx_kernels *k = tiers[at % count];
+        const mx_product *product = k->product[ggml ? MX_MXFP4_GGML : MX_MXFP4][MX_X_FP32];
+        case_begin("%s mxfp4%s of every scale", k->name, ggml ? "_ggml" : "");
+        uint8_t *blocks = guarded(3 * MX_MXFP4_GGML_BYTES, 1, "row of GGML's blocks");
         float *x = guarded_floats(96 * 96, "x"), *y = guarded_floats(96, "y");
         float *scratch = guarded_floats(k->matmul_scratch, "scratch");
         uint8_t *packed = guarded(96 * product->packed_bytes(96), 64, "packed x");
@@ -598,9 +604,19 @@ static void test_mxfp4_exact(void **state) {
             if (scale >= 253) { /* 6 * 2^126 and more are no floats */
                 for (int i = 0; i < 48; i++) data[i] &= 0xbb;
             }
-            for (int b = 0; b < 3; b++) mx_mxfp4_widen(expected + 32 * b, data + 16 * b, scales[b]);
+            for (int b = 0; b < 3; b++) {
+                uint8_t *block = blocks + MX_MXFP4_GGML_BYTES * b;
+                block[0] = scales[b];
+                memcpy(block + 1, data + 16 * b, 16);
+                if (ggml)
+                    mx_mxfp4_ggml_widen(expected + 32 * b, block);
+                else
+                    mx_mxfp4_widen(expected + 32 * b, data + 16 * b, scales[b]);
+            }
+            const mx_matrix apart = {MX_MXFP4, 1, 96, data, 48, scales, 3};
+            const mx_matrix between = {MX_MXFP4_GGML, 1, 96, blocks, 3 * MX_MXFP4_GGML_BYTES, NULL, 0};
             for (int rows = 1; rows <= 96; rows += 95) {
-                mx_matmul m = {.w = {MX_MXFP4, 1, 96, data, 48, scales, 3},
+                mx_matmul m = {.w = ggml ? between : apart,
                                .x = packed,
                                .x_stride = product->packed_bytes(96),
                                .rows = rows,
@@ -610,6 +626,71 @@ static void test_mxfp4_exact(void **state) {
                                .scratch = scratch};
                 product->matmul(&m);
                 for (int i = 0; i < rows; i++) check_close(y[i], expected[i], 0.0, "scale %d: %d", scale, i);
+            }
+        }
+        case_end();
+    }
+}
+
+/* Weights in GGML's layout from those of the other, the last byte of the last row the last that may be read. */
+static mx_matrix to_ggml(const mx_matrix *w) {
+    const int64_t stride = mx_columns_bytes(MX_MXFP4_GGML, w->cols);
+    uint8_t *data = guarded(w->rows * stride, 1, "weights in GGML's layout");
+    for (int64_t n = 0; n < w->rows; n++) {
+        for (int64_t b = 0; b < w->cols / 32; b++) {
+            const uint8_t *codes = w->data + n * w->row_stride + 16 * b;
+            uint8_t *block = data + n * stride + MX_MXFP4_GGML_BYTES * b;
+            block[0] = w->scales[n * w->scale_stride + b];
+            for (int i = 0; i < 16; i++) {
+                int low = codes[i / 2] >> i % 2 * 4 & 15, high = codes[8 + i / 2] >> i % 2 * 4 & 15;
+                block[1 + i] = (uint8_t)(low | high << 4);
+            }
+        }
+    }
+    return (mx_matrix){.format = MX_MXFP4_GGML, .rows = w->rows, .cols = w->cols, .data = data, .row_stride = stride};
+}
+
+/* The same weights in both layouts: what differs is the order of a sum; integers have none. */
+static void compare_layouts(const mx_kernels *k, problem *p, const mx_matrix *ggml, mx_precision precision) {
+    const mx_matrix *layouts[2] = {&p->w.matrix, ggml};
+    const int mark = case_mark();
+    float *y[2];
+    for (int i = 0; i < 2; i++) {
+        const mx_product *product = k->product[layouts[i]->format][precision];
+        uint8_t *packed = guarded(p->c->rows * product->packed_bytes(p->c->cols), 64, "packed x");
+        mx_matmul m = p->call;
+        product->pack(packed, p->x, p->c->rows, p->c->cols);
+        m.w = *layouts[i];
+        m.x = packed;
+        m.x_stride = product->packed_bytes(p->c->cols);
+        m.scratch = guarded_floats(k->matmul_scratch, "scratch");
+        y[i] = m.y = y_like(p, "y");
+        multiply(k, product, &m);
+    }
+    if (precision == MX_X_INT8)
+        check_same(p, y[1], y[0], "in GGML's layout");
+    else
+        check_against(p, k->product[MX_MXFP4][precision], y[1], y[0]);
+    case_release(mark);
+}
+
+static void test_mxfp4_layouts(void **state) {
+    (void)state;
+    static const int64_t rows[] = {1, 2, 3, 5, 9, 17, 40};
+    const mx_kernels *tiers[MAX_TIERS];
+    const int count = tiers_here(tiers);
+    rng r = rng_seeded(10);
+    for (int i = 0; i < 14; i++) {
+        const test_case c = {
+            MX_MXFP4, 1 + rng_below(&r, 70), 32 + 32 * rng_below(&r, 60), rows[i % 7], MX_STORE, MX_F32, ORDINARY};
+        case_begin("both layouts of MXFP4");
+        problem p = problem_make(&r, &c);
+        const mx_matrix ggml = to_ggml(&p.w.matrix);
+        for (int precision = 0; precision < MX_PRECISIONS; precision++) {
+            round_x(&p, (mx_precision)precision);
+            for (int k = 0; k < count; k++) {
+                name_case(tiers[k], &c, (mx_precision)precision);
+                compare_layouts(tiers[k], &p, &ggml, (mx_precision)precision);
             }
         }
         case_end();
@@ -707,9 +788,9 @@ static void test_swiglu_extremes(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shapes),     cmocka_unit_test(test_many_rows),       cmocka_unit_test(test_threads),
-    cmocka_unit_test(test_gated),      cmocka_unit_test(test_extreme_values),  cmocka_unit_test(test_mxfp4_exact),
-    cmocka_unit_test(test_q8_0_exact), cmocka_unit_test(test_swiglu_extremes),
+    cmocka_unit_test(test_shapes),        cmocka_unit_test(test_many_rows),      cmocka_unit_test(test_threads),
+    cmocka_unit_test(test_gated),         cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_mxfp4_exact),
+    cmocka_unit_test(test_mxfp4_layouts), cmocka_unit_test(test_q8_0_exact),     cmocka_unit_test(test_swiglu_extremes),
 };
 
 const test_group matmul_group = {"matmul", tests, sizeof tests / sizeof *tests, NULL};

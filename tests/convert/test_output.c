@@ -1,0 +1,211 @@
+/* Where a conversion goes: what is refused, and that nothing half-written ever has its name. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "support.h"
+
+static const char stories[] = "tools/stories/checkpoint";
+
+static void test_places(void **state) {
+    (void)state;
+    const char *in = checkout(stories);
+    write_file(temporary("there"), "x", 1);
+    mkdir(temporary("full"), 0777);
+    write_file(temporary("full/file"), "x", 1);
+    refuse(in, temporary("there"), MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
+    refuse(in, temporary("full"), MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "is a folder, expected the name of a file");
+    refuse(temporary("there"), temporary("none"), MX_LAYOUT_HF, MX_INVALID_ARGUMENT, "expected a model");
+    refuse(temporary("nothing"), temporary("none"), MX_LAYOUT_HF, MX_IO, "nothing");
+    refuse(in, temporary("none"), MX_LAYOUT_HF, MX_INVALID_ARGUMENT, "is in the layout Hugging Face already");
+    refuse(in, "", MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "empty");
+    convert(in, temporary("model.gguf"), MX_LAYOUT_GGUF);
+    refuse(temporary("model.gguf"), temporary("full"), MX_LAYOUT_HF, MX_INVALID_ARGUMENT, "--force");
+    refuse(temporary("model.gguf"), temporary("model.bin"), MX_LAYOUT_METAL, MX_INVALID_ARGUMENT, "give a folder's");
+}
+
+static void refuse_force(const char *in, const char *out, mx_layout to, const char *part) {
+    mx_converted done;
+    const mx_convert_options options = {.to = to, .pool = pool, .force = true};
+    assert_int_equal(mx_convert(in, out, &options, &done, &error), MX_INVALID_ARGUMENT);
+    if (!strstr(error.text, part)) fail_msg("%s; expected \"%s\"", error.text, part);
+}
+
+static void test_force(void **state) {
+    (void)state;
+    convert_anyway(checkout(stories), temporary("there"), MX_LAYOUT_GGUF); /* replaces the file */
+    convert_anyway(temporary("there"), temporary("full"), MX_LAYOUT_HF);   /* and the folder */
+    expect_same_folder(checkout(stories), temporary("full"));
+    assert_false(exists(temporary("full.incomplete")));
+    mkdir(temporary("full/inside"), 0777);
+    refuse_force(temporary("there"), temporary("full"), MX_LAYOUT_HF, "holds the folder inside");
+    rmdir(temporary("full/inside"));
+    rename(temporary("there"), temporary("full/there.gguf"));
+    refuse_force(temporary("full/there.gguf"), temporary("full"), MX_LAYOUT_HF, "holds what is to be converted");
+    refuse_force(temporary("full"), temporary("full"), MX_LAYOUT_ORIGINAL, "holds what is to be converted");
+}
+
+static void test_losses(void **state) {
+    (void)state;
+    const char *none = temporary("none");
+    refuse(checkout("tests/data/top1"), none, MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "swiglu_limit 3");
+    refuse(checkout("tests/data/base"), none, MX_LAYOUT_ORIGINAL, MX_INVALID_ARGUMENT, "eos_token_id");
+    refuse(checkout("tests/data/mqa"), none, MX_LAYOUT_METAL, MX_UNSUPPORTED, "heads of another size than 64");
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_METAL, .pool = pool, .allow_loss = true};
+    assert_int_equal(mx_convert(checkout("tests/data/base"), none, &options, &done, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "no tokenizer.json"));
+}
+
+/* Numbers that metal's halving or raising would change. */
+static void test_what_metal_cannot_hold(void **state) {
+    (void)state;
+    static const struct {
+        const char *tensor, *said;
+        uint8_t byte[2];
+        int size;
+    } cases[] = {
+        {"model.layers.1.self_attn.k_proj.weight", "k_proj.weight: holds numbers so small", {0x81, 0x00}, 2},
+        {"model.layers.0.mlp.experts.down_proj_scales", "down_proj_scales: holds scales above 240", {241}, 1},
+    };
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_METAL, .pool = pool, .allow_loss = true};
+    copy_folder(checkout(stories), temporary("small"));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_checkpoint *ck;
+        uint64_t at;
+        if (mx_checkpoint_open(checkout(stories), &ck, &error)) fail_msg("%s", error.text);
+        const mx_tensor *t = mx_checkpoint_find(ck, cases[i].tensor);
+        mx_bytes bytes = content(temporary("small/model.safetensors"));
+        uint64_t first = UINT64_MAX; /* where the file is mapped: its first tensor lies behind the header */
+        for (int k = 0; k < mx_checkpoint_count(ck); k++)
+            if ((uint64_t)mx_checkpoint_at(ck, k)->data < first) first = (uint64_t)mx_checkpoint_at(ck, k)->data;
+        at = (uint64_t)t->data - first + 8 + mx_load_u64(bytes.data) + 64;
+        mx_checkpoint_close(ck);
+        memcpy(bytes.data + at, cases[i].byte, (size_t)cases[i].size);
+        write_file(temporary("small/model.safetensors"), bytes.data, bytes.size);
+        mx_bytes_free(&bytes);
+        assert_int_equal(mx_convert(temporary("small"), temporary("none"), &options, &done, &error), MX_UNSUPPORTED);
+        if (!strstr(error.text, cases[i].said)) fail_msg("%s; expected \"%s\"", error.text, cases[i].said);
+        assert_false(exists(temporary("none")));
+        assert_false(exists(temporary("none.incomplete")));
+        copy_file(checkout("tools/stories/checkpoint/model.safetensors"), temporary("small/model.safetensors"));
+    }
+}
+
+/* ---- interrupted --------------------------------------------------------------------------------------------------
+ */
+
+static void die(void *user, uint64_t done, uint64_t total) {
+    (void)user;
+    (void)total;
+    if (done) raise(SIGKILL);
+}
+
+/* A child that converts, with `progress` after every piece. Its wait status. */
+static int in_child(const char *in, const char *out, mx_layout to, void (*progress)(void *, uint64_t, uint64_t),
+                    rlim_t limit) {
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child) {
+        mx_pool *own;
+        mx_converted done;
+        mx_error why = {0};
+        struct rlimit size = {limit, limit};
+        signal(SIGXFSZ, SIG_IGN);
+        if (limit) setrlimit(RLIMIT_FSIZE, &size);
+        if (mx_pool_create(1, &own, &why)) _exit(99);
+        const mx_convert_options options = {.to = to, .pool = own, .progress = progress, .allow_loss = true};
+        const mx_status status = mx_convert(in, out, &options, &done, &why);
+        _exit(status == MX_IO && !strstr(why.text, "File too large") ? 98 : (int)status);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return status;
+}
+
+static void test_kill(void **state) {
+    (void)state;
+    static const struct {
+        const char *out;
+        mx_layout to;
+    } cases[] = {
+        {"killed.gguf", MX_LAYOUT_GGUF}, {"killed.original", MX_LAYOUT_ORIGINAL}, {"killed.metal", MX_LAYOUT_METAL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char grows[100];
+        snprintf(grows, sizeof grows, "%s.incomplete", cases[i].out);
+        const int status = in_child(checkout(stories), temporary(cases[i].out), cases[i].to, die, 0);
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        assert_false(exists(temporary(cases[i].out)));
+        assert_true(exists(temporary(grows)));
+        mx_converted done;
+        const mx_convert_options options = {.to = cases[i].to, .pool = pool, .allow_loss = true};
+        if (mx_convert(checkout(stories), temporary(cases[i].out), &options, &done, &error)) fail_msg("%s", error.text);
+        assert_false(exists(temporary(grows)));
+        convert_anyway(temporary(cases[i].out), temporary("killed.back"), MX_LAYOUT_HF);
+        expect_same_folder(checkout(stories), temporary("killed.back"));
+    }
+}
+
+static void test_full_disk(void **state) {
+    (void)state;
+    static const mx_layout layouts[] = {MX_LAYOUT_GGUF, MX_LAYOUT_ORIGINAL, MX_LAYOUT_METAL};
+    for (int i = 0; i < 3; i++) {
+        const int status = in_child(checkout(stories), temporary("limited"), layouts[i], NULL, 1 << 20);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), MX_IO);
+        assert_false(exists(temporary("limited")));
+        assert_false(exists(temporary("limited.incomplete")));
+    }
+}
+
+static volatile sig_atomic_t stop;
+static void stop_now(void *user, uint64_t done, uint64_t total) {
+    (void)user;
+    (void)done;
+    (void)total;
+    stop = 1;
+}
+
+static void test_stop(void **state) {
+    (void)state;
+    mx_pool *own;
+    mx_converted done;
+    assert_int_equal(mx_pool_create(1, &own, &error), MX_OK);
+    const mx_convert_options options = {.to = MX_LAYOUT_GGUF, .pool = own, .progress = stop_now, .stop = &stop};
+    assert_int_equal(mx_convert(checkout(stories), temporary("stopped"), &options, &done, &error), MX_CANCELLED);
+    assert_false(exists(temporary("stopped")));
+    assert_false(exists(temporary("stopped.incomplete")));
+    mx_pool_destroy(own);
+}
+
+static void test_lock(void **state) {
+    (void)state;
+    const int fd = open(temporary("locked.incomplete"), O_RDWR | O_CREAT, 0666);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_GGUF, .pool = pool};
+    assert_int_equal(mx_convert(checkout(stories), temporary("locked"), &options, &done, &error), MX_IO);
+    assert_non_null(strstr(error.text, "another process is writing it"));
+    assert_true(exists(temporary("locked.incomplete"))); /* the other one's */
+    close(fd);
+    convert(checkout(stories), temporary("locked"), MX_LAYOUT_GGUF);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_places), cmocka_unit_test(test_force),
+        cmocka_unit_test(test_losses), cmocka_unit_test(test_what_metal_cannot_hold),
+        cmocka_unit_test(test_kill),   cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_stop),   cmocka_unit_test(test_lock),
+    };
+    return cmocka_run_group_tests(tests, convert_set_up, convert_tear_down);
+}
