@@ -150,11 +150,17 @@ static mx_status make(plan *p, const mx_peaks *peaks, double *seconds, mx_error 
     char folder[MX_PLAN_NAME];
     const double start = mx_seconds();
     mx_status status = read_asked(p, folder, error);
-    const mx_plan_look look = {
-        .root = "", .model = *folder ? folder : NULL, .bandwidth = 1e9 * numbers[BANDWIDTH].value, .peaks = peaks};
+    mx_hub hub;
+    mx_open_hub(&hub, NULL); /* its folder is all that is wanted, "" where it has none: no reason to fail */
+    const mx_plan_look look = {.root = "",
+                               .model = *folder ? folder : NULL,
+                               .cache = hub.folder,
+                               .bandwidth = 1e9 * numbers[BANDWIDTH].value,
+                               .peaks = peaks};
     if (!status) status = mx_plan_machine_look(&look, &p->machine, error);
     if (!status) status = add_all(p, error);
     *seconds = mx_seconds() - start;
+    mx_hub_close(&hub);
     return status;
 }
 
