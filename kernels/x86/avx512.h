@@ -12,7 +12,7 @@
 #define MX_INLINE static inline __attribute__((always_inline))
 
 extern const mx_product mx_avx512_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
-enum { MX_AVX512_MATMUL_SCRATCH = 85600 };                /* floats */
+enum { MX_AVX512_MATMUL_SCRATCH = 84928 };                /* floats */
 void mx_avx512_attention(const mx_attention *a);
 void mx_avx512_attention_segment(const mx_attention *a, int64_t segment);
 void mx_avx512_attention_join(const mx_attention *a);

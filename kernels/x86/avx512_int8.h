@@ -65,32 +65,15 @@ MX_INLINE void transpose(__m512i out[4], const __m512i in[4]) {
     out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* The scales of 16 blocks or fewer of a row in GGML's layout, the rest zeros. 17 b = 64 j + 16 l + (4 j + l) for block
- * b = 4 j + l: in 64 bytes from 64 j on, lane l has its scale at its byte 4 j + l, which is b. */
-MX_INLINE __m128i scales_of_row(const uint8_t *at, int64_t blocks) {
-    const uint64_t all = 1 | 1ull << 17 | 1ull << 34 | 1ull << 51;
-    __m512i sparse = _mm512_setzero_si512();
-    for (int j = 0; j < 4; j++) {
-        const int64_t here = blocks - 4 * j;
-        const __mmask64 mask = here >= 4 ? all << 4 * j : here <= 0 ? 0 : (all & ((1ull << 17 * here) - 1)) << 4 * j;
-        sparse = _mm512_mask_loadu_epi8(sparse, mask, at + 64 * j);
-    }
-    __m256i half = _mm256_or_si256(_mm512_castsi512_si256(sparse), _mm512_extracti64x4_epi64(sparse, 1));
-    return _mm_or_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-
-/* The first `count` <= 16 bytes of each row, the rest zeros, or the scales of as many blocks. */
-MX_INLINE void load_rows(__m512i out[4], rows16 rows, int64_t count, bool between) {
+/* The first `count` <= 16 bytes of each row, the rest zeros. */
+MX_INLINE void load_rows(__m512i out[4], rows16 rows, int64_t count) {
     const __mmask16 mask = mx_first_lanes(count);
     __m512i in[4];
     for (int i = 0; i < 4; i++) {
         __m128i lane[4];
         for (int l = 0; l < 4; l++) {
             const uint8_t *at = rows.at[l] + i * rows.stride;
-            if (between)
-                lane[l] = count >= 16 ? scales_of_row(at, 16) : scales_of_row(at, count);
-            else
-                lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8(mask, at);
+            lane[l] = count >= 16 ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8(mask, at);
         }
         __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[0]), lane[1], 1);
         __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[2]), lane[3], 1);
@@ -104,21 +87,44 @@ MX_INLINE void decode(__m512i w[8], rows16 rows) {
     const __m512i values = _mm512_broadcast_i32x4(_mm_add_epi8(_mm_setr_epi8(MX_INT8_WEIGHTS), _mm_set1_epi8(12)));
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i codes[4];
-    load_rows(codes, rows, 16, false);
+    load_rows(codes, rows, 16);
     for (int d = 0; d < 4; d++) {
         w[d] = _mm512_shuffle_epi8(values, _mm512_and_si512(codes[d], nibble));
         w[4 + d] = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes[d], 4), nibble));
     }
 }
 
-/* s - 128 of the first `blocks` scale bytes of 16 rows, by block. */
-MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], mx_format format, rows16 scales, int64_t blocks) {
+/* s - 128 of the scales s that are byte i of each lane. */
+MX_INLINE __m512 exponents_of(__m512i bytes, int i) {
+    __m512i s = _mm512_and_si512(_mm512_srli_epi32(bytes, 8 * i), _mm512_set1_epi32(255));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(128)));
+}
+
+/* Those of the first `blocks` scale bytes of 16 rows, by block. */
+MX_INLINE void decode_exponents(__m512 exponent[BLOCKS], rows16 scales, int64_t blocks) {
     __m512i bytes[4];
-    load_rows(bytes, scales, blocks, format == MX_MXFP4_GGML);
-    for (int b = 0; b < BLOCKS; b++) {
-        __m512i s = _mm512_and_si512(_mm512_srli_epi32(bytes[b / 4], b % 4 * 8), _mm512_set1_epi32(255));
-        exponent[b] = _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(128)));
+    load_rows(bytes, scales, blocks);
+    for (int b = 0; b < BLOCKS; b++) exponent[b] = exponents_of(bytes[b / 4], b % 4);
+}
+
+/* Those of the next four blocks in GGML's layout, or of `blocks` where that is fewer. Block b's scale is byte 17 b,
+ * which is byte b of lane b; four bytes further for each next one of four rows, since it is read from as much before.
+ * So four loads that take nothing else put 16 scales in 16 places, and the lanes of that may be joined. */
+MX_INLINE void decode_four_exponents(__m512 exponent[4], rows16 scales, int64_t blocks) {
+    const uint64_t all = 1 | 1ull << 17 | 1ull << 34 | 1ull << 51;
+    const uint64_t these = blocks >= 4 ? all : all & ((1ull << 17 * blocks) - 1);
+    __m512i rows[4];
+    for (int l = 0; l < 4; l++) {
+        rows[l] = _mm512_maskz_loadu_epi8(these, scales.at[l]);
+        for (int i = 1; i < 4; i++)
+            rows[l] = _mm512_mask_loadu_epi8(rows[l], these << 4 * i, scales.at[l] + i * scales.stride - 4 * i);
     }
+    for (int l = 0; l < 4; l += 2) /* lanes 0 and 2, 1 and 3 of the one, then of the other */
+        rows[l] = _mm512_or_si512(_mm512_shuffle_i32x4(rows[l], rows[l + 1], 0x44),
+                                  _mm512_shuffle_i32x4(rows[l], rows[l + 1], 0xee));
+    __m512i bytes =
+        _mm512_or_si512(_mm512_shuffle_i32x4(rows[0], rows[2], 0x88), _mm512_shuffle_i32x4(rows[0], rows[2], 0xdd));
+    for (int b = 0; b < 4; b++) exponent[b] = exponents_of(bytes, b);
 }
 
 /* `blocks` blocks of weight rows n ... n + count - 1 from block b0 on. A group that is not full is copied, with zeros
@@ -174,8 +180,12 @@ MX_INLINE void few_tile(const mx_matmul *m, mx_format format, const mx_int8_bloc
         int64_t blocks = all - b0 < BLOCKS ? all - b0 : BLOCKS;
         rows16 data, scales;
         find_rows(&data, &scales, &m->w, format, n, count, b0, blocks, s);
-        decode_exponents(s->panel[0].exponent, format, scales, blocks);
+        if (format == MX_MXFP4) decode_exponents(s->panel[0].exponent, scales, blocks);
         for (int64_t b = 0; b < blocks; b++, next_block(&data, format)) {
+            if (format == MX_MXFP4_GGML && b % 4 == 0) {
+                decode_four_exponents(s->panel[0].exponent + b, scales, blocks - b);
+                for (int l = 0; l < 4; l++) scales.at[l] += 4 * MX_MXFP4_GGML_BYTES;
+            }
             __m512i w[8];
             decode(w, data);
             for (int i = 0; i < 4; i++) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
@@ -220,8 +230,14 @@ MX_INLINE void fill_panel(panel *p, const mx_matrix *w, mx_format format, int64_
                           int64_t blocks, scratch *s) {
     rows16 data, scales;
     find_rows(&data, &scales, w, format, n, count, b0, blocks, s);
-    decode_exponents(p->exponent, format, scales, blocks);
-    for (int64_t b = 0; b < blocks; b++, next_block(&data, format)) decode(p->w[b], data);
+    if (format == MX_MXFP4) decode_exponents(p->exponent, scales, blocks);
+    for (int64_t b = 0; b < blocks; b++, next_block(&data, format)) {
+        if (format == MX_MXFP4_GGML && b % 4 == 0) {
+            decode_four_exponents(p->exponent + b, scales, blocks - b);
+            for (int l = 0; l < 4; l++) scales.at[l] += 4 * MX_MXFP4_GGML_BYTES;
+        }
+        decode(p->w[b], data);
+    }
 }
 
 /* sums[t][n] += activation row t, t < R, times both panels; x[t]: the row's first block of this chunk. */

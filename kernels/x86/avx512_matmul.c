@@ -20,7 +20,8 @@ enum {
     GROUPS = BLOCK_N / GROUP,
     TILE = 8,      /* activation rows of a tile, of either kind */
     BLOCK_T = 256, /* rows that share a panel */
-    FEW = 16,      /* up to this many rows the weights are decoded in registers */
+    FEW = 48,      /* up to this many rows the weights are decoded in registers */
+    FEW_N = 32,    /* weight rows that meet a chunk of these rows, one chunk after the other */
     TILE_SUMS = GROUP * TILE,
 };
 
@@ -29,7 +30,7 @@ typedef struct scratch {
     float panel[GROUPS][STEPS][GROUP][16];
     float x[STEPS * TILE * 16];
     float sums[BLOCK_T / TILE][GROUPS][TILE_SUMS]; /* many rows: [tile][group][weight row * tile rows + row] */
-    float rows[TILE][BLOCK_N];                     /* finished sums of a few rows, by row */
+    float row[BLOCK_N];                            /* finished sums of one row */
     float bias[BLOCK_N];
     float power[256]; /* of a scale byte */
 } scratch;
@@ -132,34 +133,37 @@ MX_INLINE void fetch(const char *at) {
     _mm_prefetch(at, _MM_HINT_T1);
 }
 
-/* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8 or 16; the first `keep` of
- * the C are kept. While it works the C rows behind these are fetched, evenly over the way. */
+/* sums[t][at + c] += columns c_begin ... c_end - 1 of R activation rows x[0..R) times C weight rows from row n on, R *
+ * C = 8 or 16; the first `keep` of the C are kept. While it works the weight rows behind these (R < 4: all of K) or
+ * FEW_N further on (the same columns) are fetched, evenly over the way. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
-                        float sums[TILE][BLOCK_N], int64_t at, int64_t keep, const float *power) {
-    const int64_t stride = w->row_stride, scale_stride = w->scale_stride;
-    const int lines = (C * (int)mx_columns_bytes(format, 32) + 63) / 64; /* of 64 bytes, per 32 columns */
+                        int64_t c_begin, int64_t c_end, float (*sums)[BLOCK_N], int64_t at, int64_t keep,
+                        const float *power) {
+    const int64_t stride = w->row_stride, scale_stride = w->scale_stride, bytes = mx_columns_bytes(format, 32);
+    const int lines = (C * (int)bytes + 63) / 64; /* of 64 bytes, per 32 columns */
     const uint8_t *data = w->data + n * stride, *scales = mx_is_mxfp4(format) ? w->scales + n * scale_stride : NULL;
     const char *ahead = (const char *)data + C * stride;
     const char *scales_ahead = format == MX_MXFP4 ? (const char *)scales + C * scale_stride : NULL;
+    const int64_t skip = n + FEW_N + C <= w->rows ? FEW_N * stride : 0;
     float out[16] __attribute__((aligned(64)));
     __m512 total = _mm512_setzero_ps();
-    for (int64_t c0 = 0; c0 < w->cols; c0 += CHUNK) {
-        int64_t blocks = (w->cols - c0 < CHUNK ? w->cols - c0 : CHUNK) / 32;
+    for (int64_t c0 = c_begin; c0 < c_end; c0 += CHUNK) {
+        int64_t blocks = (c_end - c0 < CHUNK ? c_end - c0 : CHUNK) / 32;
         __m512 acc[16];
         for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
         for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
             /* two bases and multiples of a stride that addresses can hold: few registers */
-            const uint8_t *base = data + mx_columns_bytes(format, 32 * b), *base4 = base + 4 * stride;
+            const uint8_t *base = data + bytes * b, *base4 = base + 4 * stride;
             const uint8_t *scale = mx_is_mxfp4(format) ? scales + b * mx_scale_step(format) : NULL;
             const uint8_t *scale4 = mx_is_mxfp4(format) ? scale + 4 * scale_stride : NULL;
-            for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
-            ahead += C * mx_columns_bytes(format, 32);
-            if (format == MX_MXFP4) {
-                fetch(scales_ahead);
-                scales_ahead += C;
-            }
             if (R < 4) { /* all activations in registers, weight rows one by one */
                 __m512 x0[2], x1[2], first, second;
+                for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
+                ahead += C * bytes;
+                if (format == MX_MXFP4) {
+                    fetch(scales_ahead);
+                    scales_ahead += C;
+                }
                 for (int t = 0; t < R; t++) {
                     x0[t] = mx_load_once(x[t] + 32 * b);
                     x1[t] = mx_load_once(x[t] + 32 * b + 16);
@@ -175,6 +179,9 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
             } else { /* all weights in registers, activation rows one by one */
                 __m512 first[4], second[4];
                 for (int c = 0; c < C; c++) {
+                    const char *next = (const char *)base + skip + c * stride;
+                    for (int64_t i = 0; i < bytes && b % (64 / (bytes < 64 ? bytes : 64)) == 0; i += 64)
+                        fetch(next + i);
                     decode(&first[c], &second[c], format, base + c * stride,
                            mx_is_mxfp4(format) ? &power[scale[c * scale_stride]] : NULL);
                 }
@@ -189,40 +196,52 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
     }
     _mm512_store_ps(out, total);
     for (int c = 0; c < keep; c++) {
-        for (int t = 0; t < R; t++) sums[t][at + c] = out[c * R + t];
+        for (int t = 0; t < R; t++) sums[t][at + c] += out[c * R + t];
     }
 }
 
-/* Rows n0 ... n0 + count - 1 of w: tiles of C rows, then each row that is left alone in a tile. */
-MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t count, const float *const *x,
-                              int R, int C, float sums[TILE][BLOCK_N], const float *power) {
-    int64_t i = 0;
-    for (; i + C <= count; i += C) few_tile(w, format, n0 + i, x, R, C, sums, i, C, power);
-    for (; i < count; i++) {
+/* Rows n0 + at ... n0 + end - 1 of w, of which row n0 + i goes to sums[][i]: tiles of C rows, then each row that is
+ * left alone in a tile. */
+MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t at, int64_t end,
+                              const float *const *x, int R, int C, int64_t c_begin, int64_t c_end,
+                              float (*sums)[BLOCK_N], const float *power) {
+    int64_t i = at;
+    for (; i + C <= end; i += C) few_tile(w, format, n0 + i, x, R, C, c_begin, c_end, sums, i, C, power);
+    for (; i < end; i++) {
         mx_matrix row = *w;
         row.row_stride = row.scale_stride = 0; /* the same row C times */
         row.data += (n0 + i) * w->row_stride;
         if (w->scales) row.scales += (n0 + i) * w->scale_stride;
-        few_tile(&row, format, 0, x, R, C, sums, i, 1, power);
+        few_tile(&row, format, 0, x, R, C, c_begin, c_end, sums, i, 1, power);
     }
 }
 
+/* One or two rows meet whole weight rows, as memory likes best. More of them, whose activations do not all fit the
+ * first cache level, meet FEW_N weight rows with a chunk of K after the other. */
 MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
-    for (int64_t t0 = 0; t0 < m->rows; t0 += TILE) {
-        int64_t rows = m->rows - t0 < TILE ? m->rows - t0 : TILE;
-        const float *x[TILE];
-        for (int64_t i = 0; i < TILE; i++) x[i] = x_of_row(m, t0 + (i < rows ? i : rows - 1));
-        if (rows == 1) {
-            few_rows_block(&m->w, format, n0, count, x, 1, 8, s->rows, s->power);
-        } else if (rows == 2) {
-            few_rows_block(&m->w, format, n0, count, x, 2, 8, s->rows, s->power);
-        } else if (rows <= 4) {
-            few_rows_block(&m->w, format, n0, count, x, 4, 4, s->rows, s->power);
-        } else {
-            few_rows_block(&m->w, format, n0, count, x, 8, 2, s->rows, s->power);
+    float(*sums)[BLOCK_N] = (float(*)[BLOCK_N])s->sums;
+    const float *x[FEW + TILE];
+    for (int64_t i = 0; i < m->rows + TILE; i++) x[i] = x_of_row(m, i < m->rows ? i : m->rows - 1);
+    memset(sums, 0, (size_t)((m->rows + TILE - 1) / TILE * TILE) * sizeof *sums);
+    if (m->rows == 1) {
+        few_rows_block(&m->w, format, n0, 0, count, x, 1, 8, 0, m->w.cols, sums, s->power);
+    } else if (m->rows == 2) {
+        few_rows_block(&m->w, format, n0, 0, count, x, 2, 8, 0, m->w.cols, sums, s->power);
+    } else {
+        for (int64_t at = 0; at < count; at += FEW_N) {
+            const int64_t end = count - at < FEW_N ? count : at + FEW_N;
+            for (int64_t c0 = 0; c0 < m->w.cols; c0 += CHUNK) {
+                const int64_t c1 = m->w.cols - c0 < CHUNK ? m->w.cols : c0 + CHUNK;
+                for (int64_t t = 0; t < m->rows; t += TILE) {
+                    if (m->rows - t <= 4)
+                        few_rows_block(&m->w, format, n0, at, end, x + t, 4, 4, c0, c1, sums + t, s->power);
+                    else
+                        few_rows_block(&m->w, format, n0, at, end, x + t, 8, 2, c0, c1, sums + t, s->power);
+                }
+            }
         }
-        for (int64_t i = 0; i < rows; i++) mx_finish_row(m, t0 + i, n0, count, s->rows[i], s->bias);
     }
+    for (int64_t i = 0; i < m->rows; i++) mx_finish_row(m, i, n0, count, sums[i], s->bias);
 }
 
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
@@ -306,9 +325,9 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
         for (int64_t t = 0; t < rows; t++) {
             int R = rows - t / TILE * TILE > 4 ? 8 : 4;
             for (int64_t i = 0; i < count; i++) {
-                s->rows[0][i] = s->sums[t / TILE][i / GROUP][i % GROUP * R + t % TILE];
+                s->row[i] = s->sums[t / TILE][i / GROUP][i % GROUP * R + t % TILE];
             }
-            mx_finish_row(m, t0 + t, n0, count, s->rows[0], s->bias);
+            mx_finish_row(m, t0 + t, n0, count, s->row, s->bias);
         }
     }
 }

@@ -7,6 +7,11 @@
 
 /* [precision]; MX_X_BF16X2 and MX_X_BF16 are there. */
 extern const mx_product mx_avx512bf16_bf16[3], mx_avx512bf16_mxfp4[3], mx_avx512bf16_mxfp4_ggml[3];
+extern const mx_product mx_avx512bf16_q8_0; /* MX_X_BF16 */
+
+/* Rows of BF16 for BF16 and Q8_0 weights, in the order of their columns. */
+int64_t mx_avx512bf16_packed_bf16(int64_t cols);
+void mx_avx512bf16_pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols);
 
 /* [scale byte][code]: the 16 values of E2M1 times 2^(scale - 127) in BF16, exact for scales 2 ... 252; twice, since a
  * permute of words looks at 5 bits. */

@@ -63,13 +63,13 @@ MX_INLINE void pack(uint8_t *out, const float *x, int64_t rows, int64_t cols, mx
     for (int64_t t = 0; t < rows; t++) pack_row(out + t * packed_bytes(cols, split), x + t * cols, cols, format, split);
 }
 
-static int64_t packed_bytes_bf16(int64_t cols) {
+int64_t mx_avx512bf16_packed_bf16(int64_t cols) {
     return packed_bytes(cols, false);
 }
 static int64_t packed_bytes_bf16x2(int64_t cols) {
     return packed_bytes(cols, true);
 }
-static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+void mx_avx512bf16_pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     pack(out, x, rows, cols, MX_BF16, false);
 }
 static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
@@ -366,15 +366,15 @@ static void matmul_mxfp4_ggml_x2(const mx_matmul *m) {
 
 const mx_product mx_avx512bf16_bf16[3] = {
     [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_bf16x2, matmul_bf16_x2, true},
-    [MX_X_BF16] = {packed_bytes_bf16, pack_bf16, matmul_bf16, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_bf16, matmul_bf16, true},
 };
 
 const mx_product mx_avx512bf16_mxfp4[3] = {
     [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_mxfp4_bf16x2, matmul_mxfp4_x2, true},
-    [MX_X_BF16] = {packed_bytes_bf16, pack_mxfp4_bf16, matmul_mxfp4, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, pack_mxfp4_bf16, matmul_mxfp4, true},
 };
 
 const mx_product mx_avx512bf16_mxfp4_ggml[3] = {
     [MX_X_BF16X2] = {packed_bytes_bf16x2, pack_ggml_bf16x2, matmul_mxfp4_ggml_x2, true},
-    [MX_X_BF16] = {packed_bytes_bf16, pack_ggml_bf16, matmul_mxfp4_ggml, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, pack_ggml_bf16, matmul_mxfp4_ggml, true},
 };

@@ -1,5 +1,5 @@
-/* The tier of AVX-512 with BF16, VNNI and VBMI. Products in fp32, those of F32 weights and all that is no product are
- * the AVX-512 tier's. */
+/* The tier of AVX-512 with BF16, VNNI and VBMI. Products in fp32, those of F32 and F16 weights, Q8_0 at bf16x2 and all
+ * that is no product are the AVX-512 tier's. */
 #include "kernels/int8.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/tiers.h"
@@ -17,7 +17,7 @@ const mx_kernels mx_kernels_avx512bf16 = {
                          [MX_X_BF16] = &mx_avx512bf16_bf16[MX_X_BF16]},
             [MX_MXFP4] = {AVX512(MX_MXFP4, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4[MX_X_BF16X2],
                           [MX_X_BF16] = &mx_avx512bf16_mxfp4[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8},
-            [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), AVX512(MX_Q8_0, MX_X_BF16)},
+            [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), [MX_X_BF16] = &mx_avx512bf16_q8_0},
             [MX_MXFP4_GGML] =
                 {AVX512(MX_MXFP4_GGML, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16X2],
                  [MX_X_BF16] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8_ggml},

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -139,6 +139,15 @@ static void *run(void *user) {
     return NULL;
 }
 
+int mx_hub_thread(pthread_t *thread, void *(*function)(void *user), void *user) {
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    const int problem = pthread_create(thread, NULL, function, user);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return problem;
+}
+
 mx_status mx_hasher_start(const mx_pieces *pieces, int fd, const char *name, void (*done)(void *user), void *user,
                           mx_hasher **out, mx_error *error) {
     mx_hasher *h = calloc(1, sizeof *h);
@@ -147,7 +156,7 @@ mx_status mx_hasher_start(const mx_pieces *pieces, int fd, const char *name, voi
     *h = (mx_hasher){.pieces = pieces, .fd = fd, .name = name, .done = done, .user = user};
     pthread_mutex_init(&h->lock, NULL);
     pthread_cond_init(&h->more, NULL);
-    const int problem = pthread_create(&h->thread, NULL, run, h);
+    const int problem = mx_hub_thread(&h->thread, run, h);
     if (problem) {
         pthread_mutex_destroy(&h->lock);
         pthread_cond_destroy(&h->more);

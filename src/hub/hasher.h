@@ -1,6 +1,8 @@
 #ifndef MX_HUB_HASHER_H
 #define MX_HUB_HASHER_H
 
+#include <pthread.h>
+
 #include "base/status.h"
 #include "hub/download.h"
 #include "hub/pieces.h"
@@ -20,5 +22,8 @@ bool mx_hasher_ended(mx_hasher *h, char out[MX_SHA256_TEXT], mx_status *status, 
 int64_t mx_hasher_bytes(mx_hasher *h); /* hashed so far */
 /* Ends the thread within moments and frees h; NULL allowed. */
 void mx_hasher_stop(mx_hasher *h);
+
+/* pthread_create for a thread that gets no signals: they go to the program's own threads. */
+int mx_hub_thread(pthread_t *thread, void *(*run)(void *user), void *user);
 
 #endif

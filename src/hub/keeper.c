@@ -147,7 +147,7 @@ mx_status mx_keeper_start(int files, mx_keeper **out, mx_error *error) {
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->changed, &attributes);
     pthread_condattr_destroy(&attributes);
-    if (pthread_create(&k->thread, NULL, run, k)) {
+    if (mx_hub_thread(&k->thread, run, k)) {
         pthread_mutex_destroy(&k->lock);
         pthread_cond_destroy(&k->changed);
         free(k->file);

@@ -26,7 +26,7 @@ from pathlib import Path
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 REPOSITORY = 'test/model'
-PIECE = 1 << 20
+PIECE, GATED = 1 << 20, 16 << 10
 
 # Faults of whoever sends bytes, and of the hub where it only leads to them.
 OF_BYTES = ('reset', 'short', 'drop', '429', '503', '500', 'date', 'range', 'range416', 'whole', 'etag', 'stall',
@@ -104,6 +104,7 @@ class Hub:
         self.ranges, self.etags, self.downgrade, self.delay, self.rate = ranges, etags, downgrade, delay, rate
         self.retry_after = retry_after
         self.log, self.count, self.injected = [], 0, {}
+        self.gate, self.sent = None, 0  # after so many bytes altogether nothing more is sent, until this changes
         self.connections = self.sending = self.most_sending = 0  # so far; answers with bytes at this time; at most
         self.lock = threading.Lock()
         self.scheme = 'https' if tls else 'http'
@@ -220,7 +221,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send_content(self, content, etag):
         hub = self.server.hub
-        fault = hub.choose(hub.plan, OF_BYTES) if self.body else None
+        possible = [f for f in OF_BYTES if f != '403'] if self.is_hub else OF_BYTES
+        fault = hub.choose(hub.plan, possible) if self.body else None
         if fault and self.misbehave(fault):
             return
         if fault == 'etag':
@@ -274,13 +276,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         wrong = hub.random.randrange(begin, end) if fault == 'corrupt' and end > begin else -1
         while begin < stop:
-            n = min(PIECE if not hub.rate else max(hub.rate // 50, 1), stop - begin)
+            while hub.gate is not None and hub.sent >= hub.gate:
+                time.sleep(0.01)
+            n = min(GATED if hub.gate is not None else PIECE if not hub.rate else max(hub.rate // 50, 1), stop - begin)
             data = content.read(begin, begin + n)
             if fault == 'etag':
                 data = bytes(n)  # of the other version
             if begin <= wrong < begin + n:
                 data = bytearray(data)
                 data[wrong - begin] ^= 1
+            with hub.lock:
+                hub.sent += n
             self.wfile.write(data)
             begin += n
             if hub.rate:
