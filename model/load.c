@@ -398,7 +398,7 @@ static mx_status check_memory(const mx_load_options *o, const char *path, uint64
             "programs, or convert the model once (mxrun convert --to hf), then it is used as it lies on the "
             "disk",
             path, (double)made * mib, (double)available * mib);
-    if (o->way == MX_LOAD_MAP)
+    if (o->way == MX_LOAD_MAP && !o->told)
         mx_log(MX_LOG_WARNING,
                "the weights' %.1f MiB do not fit into the %.1f MiB of memory that is free: they are read from the disk "
                "when they are used, again and again",

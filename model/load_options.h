@@ -36,6 +36,7 @@ typedef struct mx_load_options {
     const volatile sig_atomic_t
         *stop;             /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
     bool quantize_experts; /* round experts of 16 bits to MXFP4 (OCP's rule, to nearest); others stay as they are */
+    bool told;             /* the user knows already that it may not fit into memory: no second warning */
     unsigned without;      /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
 } mx_load_options;
 

@@ -246,13 +246,14 @@ static mx_status read_configuration(mx_config *c, char folder[4096], mx_error *e
     return status ? status : mx_config_read(folder, c, error);
 }
 
-static mx_status open_weights(const plan *p, const mx_config *c, const char *folder, mx_pool *pool, mx_weights **out,
-                              mx_error *error) {
+static mx_status open_weights(const plan *p, const mx_config *c, const char *folder, bool told, mx_pool *pool,
+                              mx_weights **out, mx_error *error) {
     if (!given.synthetic) {
         mx_loading loading = {0};
         const mx_load_options load = {.way = p->load,
                                       .numa = p->numa,
                                       .quantize_experts = given.quantize != NULL,
+                                      .told = told,
                                       .progress = mx_loading_shown,
                                       .user = &loading,
                                       .stop = &mx_interrupted};
@@ -366,18 +367,18 @@ static mx_status run_all(bench *b, mx_error *error) {
 }
 
 /* Of weights in files, before they are read. */
-static void warn_of_memory(const bench *b) {
+static bool warn_of_memory(const bench *b) {
     const plan *p = &b->plan;
     const mx_weights shape = {.config = b->config};
     const mx_bench_options o = {
         .weights = &shape, .kv = p->kv->format, .batch = (int)numbers[BATCH].value, .test = p->test, .tests = p->tests};
-    if (given.synthetic || p->load == MX_LOAD_LAZY) return;
-    mx_plan_warn(&(mx_plan_load){.path = b->folder,
-                                 .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
-                                 .kv = p->kv->format,
-                                 .more = (double)mx_bandwidth_bytes(),
-                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
-                                 .copied = p->load == MX_LOAD_READ});
+    if (given.synthetic || p->load == MX_LOAD_LAZY) return false;
+    return mx_plan_warn(&(mx_plan_load){.path = b->folder,
+                                        .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
+                                        .kv = p->kv->format,
+                                        .more = (double)mx_bandwidth_bytes(),
+                                        .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                        .copied = p->load == MX_LOAD_READ});
 }
 
 /* Pages, buffer and weights are there; what is missing is said in one message before anything slow begins. */
@@ -393,9 +394,8 @@ static mx_status prepare(bench *b, mx_error *error) {
     if (!status) status = mx_pool_create_on(0, b->plan.numa, &pool, error);
     if (status) return status;
     if (!b->plan.precisions) b->plan.precision[b->plan.precisions++] = mx_precisions_default(kernels);
-    warn_of_memory(b);
     start = mx_seconds();
-    status = open_weights(&b->plan, &b->config, b->folder, pool, &b->weights, error);
+    status = open_weights(&b->plan, &b->config, b->folder, warn_of_memory(b), pool, &b->weights, error);
     b->report.load_seconds = mx_seconds() - start;
     b->report.memory = (double)mx_memory_peak();
     if (!status && b->plan.load == MX_LOAD_READ) status = check_memory(&b->plan, &b->config, 0, error); /* the rest */

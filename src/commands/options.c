@@ -328,15 +328,15 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
 }
 
 /* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
-static void warn_of_memory(const mx_session *s) {
-    if (given.way == MX_LOAD_LAZY) return;
-    mx_plan_warn(&(mx_plan_load){.path = s->path,
-                                 .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
-                                 .kv_memory = (double)given.kv_bytes,
-                                 .kv = given.kv ? given.kv->format : MX_F16,
-                                 .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
-                                 .copied = given.way == MX_LOAD_READ,
-                                 .threads = (int)numbers[THREADS].value});
+static bool warn_of_memory(const mx_session *s) {
+    if (given.way == MX_LOAD_LAZY) return false;
+    return mx_plan_warn(&(mx_plan_load){.path = s->path,
+                                        .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
+                                        .kv_memory = (double)given.kv_bytes,
+                                        .kv = given.kv ? given.kv->format : MX_F16,
+                                        .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                        .copied = given.way == MX_LOAD_READ,
+                                        .threads = (int)numbers[THREADS].value});
 }
 
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
@@ -346,9 +346,9 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
                                           .way = given.way,
                                           .numa = given.placed,
                                           .quantize_experts = given.quantize != NULL,
+                                          .told = warn_of_memory(s),
                                           .progress = mx_loading_shown,
                                           .user = &loading};
-    warn_of_memory(s);
     mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;

@@ -548,11 +548,11 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
     if (!status && load.way != MX_LOAD_LAZY)
-        mx_plan_warn(&(mx_plan_load){.path = folder,
-                                     .kv = kv->format,
-                                     .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_KEPT,
-                                     .copied = load.way == MX_LOAD_READ,
-                                     .threads = load.threads});
+        load.told = mx_plan_warn(&(mx_plan_load){.path = folder,
+                                                 .kv = kv->format,
+                                                 .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                                 .copied = load.way == MX_LOAD_READ,
+                                                 .threads = load.threads});
     if (!status) status = mx_weights_load(folder, &load, r.pool, &r.weights, &error);
     mx_loading_end(&loading);
     if (!status) {

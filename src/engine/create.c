@@ -30,6 +30,7 @@ struct mx_model {
     uint64_t weight_bytes;
     uint64_t mapped_bytes; /* of them, in the page cache */
     mx_numa numa;
+    bool told; /* of what may not fit */
 };
 
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
@@ -49,6 +50,7 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
     for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
         model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
     model->numa = options ? options->numa : MX_NUMA_AUTO;
+    model->told = options && options->told;
     if (!options || options->way != MX_LOAD_READ)
         model->mapped_bytes = model->weight_bytes - mx_checkpoint_made(checkpoint);
     *out = model;
@@ -113,7 +115,7 @@ static mx_status memory_for(const mx_model *model, uint64_t page_bytes, int64_t 
             "weights want %.1f MiB of it: choose a smaller context or, with an F32 cache, a 16-bit one, or "
             "end other programs",
             (long long)context, (double)needed * mib, (double)available * mib, (double)model->weight_bytes * mib);
-    if (needed > beside)
+    if (needed > beside && !model->told)
         mx_log(
             MX_LOG_WARNING,
             "a context of %lld tokens takes %.1f MiB: of the %.1f MiB of memory that is free now it leaves less than "

@@ -24,7 +24,7 @@ typedef struct mx_model mx_model; /* immutable, may be shared by engines */
 typedef struct mx_engine mx_engine;
 typedef uint64_t mx_handle; /* a request; never reused, never 0 */
 
-/* options NULL: mapped, read when first used. */
+/* `path`: a folder or file in any layout (docs/layouts.md). options NULL: mapped, read when first used. */
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error);
 void mx_model_close(mx_model *model); /* after the engines that use it; NULL allowed */
 

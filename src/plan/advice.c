@@ -278,7 +278,9 @@ bool mx_plan_warning(const mx_plan_load *load, double memory_free, char *out, si
     return true;
 }
 
-void mx_plan_warn(const mx_plan_load *load) {
+bool mx_plan_warn(const mx_plan_load *load) {
     char text[6000];
-    if (mx_plan_warning(load, (double)mx_memory_available(), text, sizeof text)) mx_log(MX_LOG_WARNING, "%s", text);
+    if (!mx_plan_warning(load, (double)mx_memory_available(), text, sizeof text)) return false;
+    mx_log(MX_LOG_WARNING, "%s", text);
+    return true;
 }

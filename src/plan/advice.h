@@ -61,8 +61,8 @@ typedef struct mx_plan_load {
 } mx_plan_load;
 
 /* A warning, in the log, where weights, keys and values and what steps compute in will not fit into the memory that is
- * free. Says nothing about what it cannot read: opening the model will. */
-void mx_plan_warn(const mx_plan_load *load);
+ * free; true: it was given. Says nothing about what it cannot read: opening the model will. */
+bool mx_plan_warn(const mx_plan_load *load);
 /* Its text for so much free memory; false: it fits, or nothing is known. */
 bool mx_plan_warning(const mx_plan_load *load, double memory_free, char *out, size_t size);
 
