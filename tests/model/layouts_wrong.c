@@ -287,7 +287,7 @@ static const struct {
     {"biases in Q8_0", bias_in_q8_0, MX_INVALID_FILE, "gate_proj_bias: is Q8_0 [8, 96], expected BF16 or F32 [8, 96]",
      "blk.0.ffn_gate_exps.bias: has the type Q8_0"},
     {"no up", no_up, MX_INVALID_FILE,
-     "tensor model.layers.3.mlp.experts.up_proj_blocks is missing: is the download complete?",
+     "tensor model.layers.3.mlp.experts.up_proj.weight is missing: is the download complete?",
      "tensor blk.3.ffn_up_exps.weight is missing: is the download complete?"},
     {"no bias of up", no_up_bias, MX_INVALID_FILE, "tensor model.layers.3.mlp.experts.up_proj_bias is missing",
      "tensor blk.3.ffn_up_exps.bias is missing"},
