@@ -6,10 +6,10 @@
 #include "tests/sanitized.h"
 
 #if defined(__x86_64__)
-#define GIVEN "--bandwidth", "50", "--peak", "fma256=270,fma512=537,dpbf16=1008"
+#define GIVEN      "--bandwidth", "50", "--peak", "fma256=270,fma512=537,dpbf16=1008"
 #define PEAK_ALONE "maddubs256=900"
 #else
-#define GIVEN "--bandwidth", "50", "--peak", "fma128=100"
+#define GIVEN      "--bandwidth", "50", "--peak", "fma128=100"
 #define PEAK_ALONE "sdot=100"
 #endif
 
@@ -93,6 +93,20 @@ static void the_model_that_is_asked_about_comes_first(void **state) {
         mx_json_free(d);
         outcome_free(&o);
     }
+}
+
+/* Whatever variable names the hub's cache: the rule is the hub's. */
+static void the_disk_is_that_of_the_hubs_cache(void **state) {
+    (void)state;
+    setenv("HUGGINGFACE_HUB_CACHE", "/nowhere/old-name", 1);
+    outcome o = run("plan", GIVEN, "--json");
+    unsetenv("HUGGINGFACE_HUB_CACHE");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *disk = mx_json_get(mx_json_get(mx_json_root(d), "machine"), "disk");
+    assert_true(mx_json_is_string(mx_json_get(disk, "folder"), "/nowhere/old-name"));
+    mx_json_free(d);
+    outcome_free(&o);
 }
 
 /* With one peak alone no kernels of this machine but the plainest have a speed. */
@@ -190,6 +204,7 @@ int main(void) {
         cmocka_unit_test(nothing_is_needed_for_a_plan),
         cmocka_unit_test(json_is_complete),
         cmocka_unit_test(the_model_that_is_asked_about_comes_first),
+        cmocka_unit_test(the_disk_is_that_of_the_hubs_cache),
         cmocka_unit_test(a_peak_that_is_left_out_is_missed),
         cmocka_unit_test(the_machine_is_measured_where_nothing_is_given),
         cmocka_unit_test(wrong_options_are_named),

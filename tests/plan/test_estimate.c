@@ -228,6 +228,15 @@ static void a_peak_or_a_tier_that_is_not_known_is_named(void **state) {
         assert_true(s.decode_rate.median == 0 && s.prompt_rate.median == 0);
         assert_non_null(strstr(s.unknown, tiers[i]));
     }
+    /* bench's floors, too. */
+    const mx_cost cost = {.flops = {[MX_CLASS_QKV] = 1e12, [MX_CLASS_GATE_UP] = 1e12}, .attention = 1e12};
+    mx_peaks peaks = {{0}};
+    peaks.of[MX_PEAK_FMA512] = 1e12;
+    m = made_up_zen5(50);
+    assert_true(mx_cost_seconds(&cost, m.tier, &m.precision, &peaks) == 0);
+    peaks.of[MX_PEAK_DPBF16] = 2e12; /* of experts once, of the others twice */
+    assert_true(mx_cost_seconds(&cost, m.tier, &m.precision, &peaks) == 2.5);
+    assert_null(mx_cost_lacking(&cost, m.tier, &m.precision, &peaks));
     m = made_up_laptop();
     s = speed_of(SMALL, &m, 8192, 1);
     assert_true(s.borrowed && s.decode_rate.low < 0.66 * s.decode_rate.median);
