@@ -31,7 +31,8 @@ static const struct poptOption options[] = {
     {"bandwidth", 0, POPT_ARG_STRING, &numbers[BANDWIDTH].text, 0,
      "Take this for the memory's bandwidth instead of measuring it", "GB/s"},
     {"peak", 0, POPT_ARG_STRING, &given.peak, 0,
-     "Take these for the arithmetic peaks, as mxrun bench --json names them: fma512=537,dpbf16=1008",
+     "Take these for the arithmetic peaks, all that are needed, as mxrun bench --json names them: "
+     "fma512=537,dpbf16=1008",
      "NAME=GFLOP/s,..."},
     {"json", 0, POPT_ARG_NONE, &given.json, 0, "One JSON object instead of the text", NULL},
     POPT_TABLEEND,
@@ -229,12 +230,12 @@ const mx_command mx_command_plan = {
                    "  models       name, layout, kernels (experts, dense, attention: kind native, widened,\n"
                    "               library, scalar or none, and how; on the CPU), here (its files are on\n"
                    "               this machine), layers, experts, max_context, weight_bytes_per_token,\n"
-                   "               memory and gpu_memory (one for each GPU: weights_bytes, kv_bytes, scratch_bytes, "
-                   "program_bytes, total_bytes,\n"
-                   "               left_bytes, fits, most_context), prompt and decode (of a step: rows,\n"
-                   "               bytes, operations, seconds_by_bytes, seconds_by_operations, slowness,\n"
-                   "               tokens_per_s: low, median, high), from_disk, speed_unknown (why),\n"
-                   "               speed_borrowed (the factors are those of other kernels), cold_start_s\n"
+                   "               memory and gpu_memory (one for each GPU: weights_bytes, kv_bytes,\n"
+                   "               scratch_bytes, program_bytes, total_bytes, left_bytes, fits,\n"
+                   "               most_context), prompt and decode (of a step: rows, bytes, operations,\n"
+                   "               seconds_by_bytes, seconds_by_operations, slowness, tokens_per_s: low,\n"
+                   "               median, high), from_disk, speed_unknown (why), speed_borrowed (the\n"
+                   "               factors are those of other kernels), cold_start_s\n"
                    "  choice       name of the model to run here\n"
                    "  recommendation   sentences\n"
                    "\n"
