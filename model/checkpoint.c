@@ -91,11 +91,6 @@ mx_tensor *mx_checkpoint_add(mx_checkpoint *ck, const char *file, const char *fo
 
 /* ---- files of safetensors ---------------------------------------------------------------------------------------- */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* No .safetensors in the folder: say what is there instead. */
 static mx_status nothing_there(const char *folder, bool torch, mx_error *error) {
     if (torch)
@@ -111,8 +106,8 @@ static mx_status list_folder(const char *folder, names *out, mx_error *error) {
     mx_status status = MX_OK;
     for (struct dirent *e; !status && (e = readdir(dir));) {
         if (e->d_name[0] == '.') continue;
-        torch |= ends_with(e->d_name, ".bin") || ends_with(e->d_name, ".pt");
-        if (ends_with(e->d_name, ".safetensors")) status = names_add(out, folder, e->d_name, error);
+        torch |= mx_ends_with(e->d_name, ".bin") || mx_ends_with(e->d_name, ".pt");
+        if (mx_ends_with(e->d_name, ".safetensors")) status = names_add(out, folder, e->d_name, error);
     }
     closedir(dir);
     if (!status && !out->count) status = nothing_there(folder, torch, error);
@@ -131,7 +126,7 @@ static mx_status read_index(const char *folder, const char *path, const mx_json 
             return mx_fail(error, MX_INVALID_FILE, "%s: weight_map: a tensor's name holds a control character", path);
         /* A file of this folder, not a path that leads elsewhere. */
         if (v->type != MX_JSON_STRING || !mx_is_one_line(v->text, v->size) || memchr(v->text, '/', v->size) ||
-            !ends_with(v->text, ".safetensors"))
+            !mx_ends_with(v->text, ".safetensors"))
             return mx_fail(error, MX_INVALID_FILE,
                            "%s: weight_map: file of %s is %s, expected the name of a .safetensors file", path, v->key,
                            mx_show_json(text, sizeof text, v));
@@ -238,6 +233,7 @@ static mx_status open_one(mx_checkpoint *ck, const char *path, mx_error *error) 
 static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expert_form form, mx_error *error) {
     mx_status status = MX_OK;
     ck->layout = place->layout;
+    if (form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF) form = MX_EXPERTS_IN_PLACE; /* see mx_weights_load */
     switch (place->layout) {
     case MX_LAYOUT_TENSORS:
         return open_one(ck, place->path, error);
@@ -256,9 +252,6 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
         if (!status) status = mx_experts16_read(ck, form, error);
         break;
     }
-    if (!status && form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF)
-        mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are",
-               place->path);
     return status ? status : sort(ck, error);
 }
 
@@ -341,6 +334,10 @@ uint64_t mx_checkpoint_header(const mx_checkpoint *ck, int index) {
         if (t->data && (uint64_t)(t->data - g->file.data) < least) least = (uint64_t)(t->data - g->file.data);
     }
     return least;
+}
+
+int mx_checkpoint_rounded(const mx_checkpoint *ck) {
+    return ck->rounded;
 }
 
 uint64_t mx_checkpoint_made(const mx_checkpoint *ck) {

@@ -20,6 +20,7 @@ struct mx_checkpoint {
     mx_mapped metal;
     mx_tensor *tensor; /* [count], by name once it is open */
     int count, capacity;
+    int rounded;            /* tensors that were BF16 experts and are MXFP4 now */
     struct mx_owned *owned; /* names and recipes */
     mx_arena memory;        /* of tensors that are in no file, or made */
 };

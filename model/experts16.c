@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/show.h"
 
@@ -100,11 +99,6 @@ static void round_scales(const mx_recipe *r, int64_t first, int64_t count, uint8
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* Replaces tensor `index`. */
 static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_error *error) {
     const mx_tensor whole = ck->tensor[index];
@@ -143,18 +137,13 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
 
 mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *error) {
     mx_status status = MX_OK;
-    int turned = 0;
     for (int i = ck->count - 1; i >= 0 && !status; i--) {
         const mx_tensor *t = &ck->tensor[i];
         if (t->dims != 3 ||
-            !(ends_with(t->name, ".mlp.experts.gate_up_proj") || ends_with(t->name, ".mlp.experts.down_proj")))
+            !(mx_ends_with(t->name, ".mlp.experts.gate_up_proj") || mx_ends_with(t->name, ".mlp.experts.down_proj")))
             continue;
         status = turn(ck, i, form, error);
-        turned++;
+        ck->rounded += form == MX_EXPERTS_MXFP4;
     }
-    if (!status && turned && form == MX_EXPERTS_MXFP4)
-        mx_log(MX_LOG_INFO, "%d expert tensors are rounded from BF16 to MXFP4, to nearest (OCP's scales)", turned);
-    else if (!status && form == MX_EXPERTS_MXFP4)
-        mx_log(MX_LOG_WARNING, "no expert is BF16: there is nothing to round to MXFP4");
     return status;
 }

@@ -148,6 +148,59 @@ static void read_eos(keys *k, mx_config *c) {
     }
 }
 
+/* Every second layer slides, beginning with the first; or as sliding_window_pattern says: of each N layers all but the
+ * last, or a flag for each layer. */
+static void read_pattern(keys *k, mx_config *c) {
+    static const char key[] = "gpt-oss.attention.sliding_window_pattern";
+    const mx_gguf_value *v = find(k, key);
+    int every = 2;
+    if (v && v->kind == MX_GGUF_ARRAY) {
+        if (v->as.array.kind != MX_GGUF_BOOL || v->as.array.count != (uint64_t)c->layers) {
+            refuse(k, key, "a whole number, or a flag for each layer");
+            return;
+        }
+        for (int i = 0; i < c->layers; i++) c->sliding[i] = v->as.array.data[i] != 0;
+        return;
+    }
+    if (v) every = whole(k, key, 1, MX_MAX_LAYERS, 0);
+    for (int i = 0; i < c->layers; i++) c->sliding[i] = i % every < every - 1;
+}
+
+/* Keys that llama.cpp has for other models of its kind and that would change what is computed: their value must be the
+ * one that gpt-oss has. */
+static void check_neutral(keys *k, const mx_config *c) {
+    const struct {
+        const char *key;
+        double value;
+    } neutral[] = {{"gpt-oss.rope.scaling.attn_factor", 1},
+                   {"gpt-oss.rope.scaling.yarn_attn_factor", 1},
+                   {"gpt-oss.rope.scaling.yarn_ext_factor", 1},
+                   {"gpt-oss.rope.scaling.yarn_log_multiplier", 0},
+                   {"gpt-oss.rope.dimension_count", c->head_dim},
+                   {"gpt-oss.expert_weights_scale", 1},
+                   {"gpt-oss.expert_shared_count", 0},
+                   {"gpt-oss.leading_dense_block_count", 0},
+                   {"gpt-oss.attn_logit_softcapping", 0},
+                   {"gpt-oss.router_logit_softcapping", 0},
+                   {"gpt-oss.final_logit_softcapping", 0},
+                   {"gpt-oss.logit_scale", 1},
+                   {"gpt-oss.embedding_scale", 1},
+                   {"gpt-oss.residual_scale", 1}};
+    for (size_t i = 0; i < sizeof neutral / sizeof *neutral && !k->status; i++) {
+        const mx_gguf_value *v = find(k, neutral[i].key);
+        double x;
+        if (!v || (mx_gguf_double(v, &x) && x == neutral[i].value)) continue;
+        char expected[40];
+        snprintf(expected, sizeof expected, "%g, as in gpt-oss", neutral[i].value);
+        refuse_as(k, MX_UNSUPPORTED, neutral[i].key, expected);
+    }
+    static const char *const unknown[] = {"gpt-oss.swiglu_clamp_exp", "gpt-oss.swiglu_clamp_shexp",
+                                          "gpt-oss.attention.scale", "gpt-oss.attention.clamp_kqv",
+                                          "gpt-oss.rope.dimension_sections"};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown && !k->status; i++)
+        if (find(k, unknown[i])) refuse_as(k, MX_UNSUPPORTED, unknown[i], "no such key in gpt-oss");
+}
+
 mx_status mx_gguf_config(const mx_gguf *g, mx_config *c, mx_error *error) {
     keys k = {g, error, mx_gguf_check_architecture(g, error)};
     *c =
@@ -158,7 +211,8 @@ mx_status mx_gguf_config(const mx_gguf *g, mx_config *c, mx_error *error) {
     if (!k.status) read_eos(&k, c);
     c->rms_eps = (float)real(&k, "gpt-oss.attention.layer_norm_rms_epsilon", 1e-12, 1, 1e-5);
     c->window = whole(&k, "gpt-oss.attention.sliding_window", 1, 1 << 24, 128);
-    for (int i = 0; i < c->layers; i++) c->sliding[i] = i % 2 == 0;
+    if (!k.status) read_pattern(&k, c);
+    if (!k.status) check_neutral(&k, c);
     if (k.status) return k.status;
     /* A file without it has the embedding there, as the converters write it for tied ones; a split file may hold it
      * elsewhere, which the reader of all files knows. */

@@ -253,6 +253,19 @@ static mx_status find_up(const mx_checkpoint *ck, expert_source *s, int layer, c
                    name);
 }
 
+/* Reported with the others that have no part in gpt-oss; its type does not matter. */
+static mx_status add_unknown(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, const char *name,
+                             mx_error *error) {
+    mx_dtype dtype;
+    if (dtype_of(g, &dtype)) return add_as(ck, file, g, dtype, -1, name, error);
+    mx_tensor *t = mx_checkpoint_add(ck, file->file.path, "%s", name);
+    if (!t) return no_memory(file, error);
+    t->dtype = MX_DTYPE_OTHER;
+    t->dtype_name = mx_gguf_type_name(g->type) ? mx_gguf_type_name(g->type) : "unknown";
+    t->data = file->file.data;
+    return MX_OK;
+}
+
 /* ffn_gate_exps, ffn_up_exps or ffn_down_exps, where it lies. `rest`: the name behind "blk.N.". */
 static mx_status add_in_place(mx_checkpoint *ck, const mx_gguf *file, const mx_gguf_tensor *g, int layer,
                               const char *rest, mx_error *error) {
@@ -282,7 +295,7 @@ static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_ggu
     if (sscanf(name, "blk.%6d.%n", &layer, &end) != 1 || !end) {
         for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
             if (!strcmp(name, outside[i].gguf)) return add_as_it_is(ck, file, g, -1, outside[i].name, error);
-        return add_as_it_is(ck, file, g, -1, name, error); /* reported as unknown with the others */
+        return add_unknown(ck, file, g, name, error);
     }
     const char *rest = name + end;
     expert_source s = {.file = file, .gate = g};
@@ -300,7 +313,7 @@ static mx_status add_tensor(mx_checkpoint *ck, const mx_gguf *file, const mx_ggu
     if (!strcmp(rest, "attn_sinks")) rest = "attn_sinks.weight"; /* the first converters */
     for (size_t i = 0; i < sizeof in_layer / sizeof *in_layer; i++)
         if (!strcmp(rest, in_layer[i].gguf)) return add_as_it_is(ck, file, g, layer, in_layer[i].name, error);
-    return add_as_it_is(ck, file, g, -1, name, error);
+    return add_unknown(ck, file, g, name, error);
 }
 
 /* How many files the model has. A further one of them is refused: it lacks the keys, which the first one holds. */

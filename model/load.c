@@ -147,10 +147,17 @@ static int node_of(const direct *d, const mx_pool *pool, const uint8_t *byte) {
     }
     if (!low) return 0;
     const mx_tensor *t = d->tensor[low - 1];
+    /* Experts of several tensors in turn (model.bin): the one whose part it is. */
+    for (int i = low - 1; i >= 0 && d->tensor[i]->slice_stride == t->slice_stride && t->slice_stride; i--)
+        if ((uint64_t)(byte - d->tensor[i]->data) % t->slice_stride < mx_tensor_slice_bytes(d->tensor[i])) {
+            t = d->tensor[i];
+            break;
+        }
     const int64_t unit = t->dims >= 3 && t->shape[0] ? (int64_t)t->slice_stride : (int64_t)t->bytes;
     const int64_t within = unit ? (byte - t->data) % unit : 0;
+    const int64_t matrix = t->dims >= 3 ? (int64_t)mx_tensor_slice_bytes(t) : unit;
     int node = 0;
-    while (node + 1 < mx_pool_nodes(pool) && mx_pool_share(pool, node + 1, unit) <= within) node++;
+    while (node + 1 < mx_pool_nodes(pool) && mx_pool_share(pool, node + 1, matrix) <= within) node++;
     return node;
 }
 

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
+#include "base/gguf.h"
 #include "base/json.h"
 #include "model/model.h"
 
@@ -20,11 +22,6 @@ const char *mx_layout_name(mx_layout layout) {
                                                   [MX_LAYOUT_METAL] = "OpenAI metal",
                                                   [MX_LAYOUT_TENSORS] = "safetensors"};
     return (unsigned)layout < MX_LAYOUTS ? names[layout] : "unknown";
-}
-
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
 }
 
 static mx_status found(mx_location *out, mx_layout layout, const char *folder, const char *name, mx_error *error) {
@@ -48,7 +45,7 @@ static bool read_head(const char *path, char head[HEAD]) {
 static mx_status location_of_file(const char *path, mx_location *out, mx_error *error) {
     char head[HEAD];
     const bool has_head = read_head(path, head);
-    mx_layout layout = ends_with(path, ".gguf") ? MX_LAYOUT_GGUF : MX_LAYOUT_TENSORS;
+    mx_layout layout = mx_ends_with(path, ".gguf") ? MX_LAYOUT_GGUF : MX_LAYOUT_TENSORS;
     if (has_head && !memcmp(head, "GGUF", 4)) layout = MX_LAYOUT_GGUF;
     if (has_head && !memcmp(head, "GPT-OSS v1.0", HEAD)) layout = MX_LAYOUT_METAL;
     return found(out, layout, path, NULL, error);
@@ -58,32 +55,26 @@ static mx_status location_of_file(const char *path, mx_location *out, mx_error *
  */
 /* What a folder holds, as far as it tells layouts apart. */
 typedef struct contents {
-    bool exists, safetensors, dtypes, original, metal;
+    bool safetensors, dtypes, original, metal;
     char gguf[256]; /* the (first) file of a GGUF model */
     int ggufs;      /* models of that kind */
+    bool parts;     /* further files of one */
 } contents;
-
-/* "name-00002-of-00003.gguf": a further file of a model that begins elsewhere. */
-static bool is_further_part(const char *name) {
-    const size_t n = strlen(name), tail = strlen("-00002-of-00003.gguf");
-    unsigned part, of;
-    char dot;
-    return n > tail && sscanf(name + n - tail, "-%5u-of-%5u.ggu%c", &part, &of, &dot) == 3 && part > 1;
-}
 
 static contents look(const char *folder) {
     contents c = {0};
     DIR *dir = opendir(folder);
     if (!dir) return c;
-    c.exists = true;
     for (struct dirent *e; (e = readdir(dir));) {
         const char *name = e->d_name;
         if (*name == '.') continue;
-        c.safetensors |= ends_with(name, ".safetensors") || !strcmp(name, "model.safetensors.index.json");
+        c.safetensors |= mx_ends_with(name, ".safetensors") || !strcmp(name, "model.safetensors.index.json");
         c.dtypes |= !strcmp(name, "dtypes.json");
         c.original |= !strcmp(name, "original");
         c.metal |= !strcmp(name, "metal") || !strcmp(name, "model.bin");
-        if (!ends_with(name, ".gguf") || is_further_part(name)) continue;
+        if (!mx_ends_with(name, ".gguf")) continue;
+        c.parts |= mx_gguf_is_further_part(name);
+        if (mx_gguf_is_further_part(name)) continue;
         c.ggufs++;
         snprintf(c.gguf, sizeof c.gguf, "%s", name);
     }
@@ -133,6 +124,10 @@ static mx_status location_of_folder(const char *folder, mx_location *out, mx_err
     if (here.metal && holds_metal(folder, "model.bin")) return found(out, MX_LAYOUT_METAL, folder, "model.bin", error);
     if (here.metal && holds_metal(folder, "metal/model.bin"))
         return found(out, MX_LAYOUT_METAL, folder, "metal/model.bin", error);
+    if (here.parts)
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: holds further parts of a split GGUF, but not the first (-00001-of-...): download it, too",
+                       folder);
     return found(out, MX_LAYOUT_HF, folder, NULL, error); /* its reader says best what is missing */
 }
 

@@ -121,7 +121,12 @@ static mx_status read_config(const mx_mapped *m, mx_config *c, mx_error *error) 
     c->hidden = whole(&n, 4, "embedding_dim", 32, 1 << 17);
     c->intermediate = whole(&n, 5, "mlp_dim", 32, 1 << 17);
     c->swiglu_limit = (float)real(&n, 6, "swiglu_limit", 1e-3, 1e6);
-    c->head_dim = whole(&n, 7, "head_dim", HEAD_DIM, HEAD_DIM);
+    c->head_dim = HEAD_DIM;
+    if (!n.status && whole_at(m, 7) != HEAD_DIM)
+        n.status = mx_fail(error, MX_UNSUPPORTED,
+                           "%s: header: head_dim is %u; the format is only defined for 64, by the scale of attention "
+                           "that is worked into its weights",
+                           m->path, whole_at(m, 7));
     c->heads = whole(&n, 8, "num_heads", 1, 1 << 12);
     c->kv_heads = whole(&n, 9, "num_kv_heads", 1, 1 << 12);
     c->window = whole(&n, 10, "attention_window", 1, 1 << 24);

@@ -125,6 +125,8 @@ typedef enum mx_expert_form {
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
 mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkpoint **out, mx_error *error);
 mx_layout mx_checkpoint_layout(const mx_checkpoint *ck);
+/* BF16 expert tensors that MX_EXPERTS_MXFP4 rounds; 0: there are none, or the layout is none of Hugging Face. */
+int mx_checkpoint_rounded(const mx_checkpoint *ck);
 /* Bytes of tensors that lie in no file, once weights are open: they were made of what it holds. */
 uint64_t mx_checkpoint_made(const mx_checkpoint *ck);
 /* Tensors that lie in memory, no two of one name. On success `tensor` [count], from malloc, and `memory` are the

@@ -1,6 +1,7 @@
 #include "model/scales.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 enum {
@@ -55,6 +56,13 @@ static bool overflows(uint8_t scale, const uint8_t *block) {
     return false;
 }
 
+/* The first of n F16 scales that is no number, or -1. */
+static int64_t find_f16(const uint8_t *scale, int64_t n, uint64_t step) {
+    for (int64_t i = 0; i < n; i++, scale += step)
+        if ((scale[1] & 0x7C) == 0x7C) return i;
+    return -1;
+}
+
 /* The block of a chunk's first bad scale: 0xFF, or one with which a weight is infinite. -1: there is none. Notes
  * whether any is extreme. */
 static int64_t find_in_chunk(search *s, int64_t chunk, int *view) {
@@ -63,6 +71,7 @@ static int64_t find_in_chunk(search *s, int64_t chunk, int *view) {
     const uint8_t *scale = v->scale + expert * v->scale_stride, *block = v->block + expert * v->block_stride;
     const int64_t n = v->rows * v->per_row;
     uint8_t low, high;
+    if (!v->bf16_safe) return find_f16(scale, n, v->scale_step);
     range_of(scale, n, v->scale_step, &low, &high);
     if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[*view], true);
     if (high < 253) return -1;
@@ -87,11 +96,16 @@ static mx_status refuse(search *s, int64_t chunk, mx_error *error) {
     int view;
     const int64_t block = find_in_chunk(s, chunk, &view), expert = chunk - s->first_chunk[view];
     const mx_scale_view *v = &s->view[view];
-    const unsigned scale = v->scale[(uint64_t)expert * v->scale_stride + (uint64_t)block * v->scale_step];
+    const uint8_t *at = v->scale + (uint64_t)expert * v->scale_stride + (uint64_t)block * v->scale_step;
+    const unsigned scale = v->bf16_safe ? *at : (unsigned)(at[0] | at[1] << 8);
+    char which[40] = "";
+    if (v->tensor->dims > 2) snprintf(which, sizeof which, "expert %lld, ", (long long)expert);
     return mx_fail(error, MX_INVALID_FILE,
-                   "%s: %s: the scale of expert %lld, row %lld, block %lld is 0x%02X (%s): the file is damaged",
-                   v->tensor->file, v->tensor->name, (long long)expert, (long long)(block / v->per_row),
-                   (long long)(block % v->per_row), scale, scale == 255 ? "NaN" : "with it a weight is beyond fp32");
+                   "%s: %s: the scale of %srow %lld, block %lld is 0x%02X (%s): the file is damaged", v->tensor->file,
+                   v->tensor->name, which, (long long)(block / v->per_row), (long long)(block % v->per_row), scale,
+                   !v->bf16_safe  ? "no number"
+                   : scale == 255 ? "NaN"
+                                  : "with it a weight is beyond fp32");
 }
 
 mx_status mx_scales_check(const mx_scale_view *view, int count, mx_pool *pool, mx_error *error) {
@@ -112,7 +126,8 @@ mx_status mx_scales_check(const mx_scale_view *view, int count, mx_pool *pool, m
         search_range(&s, 0, chunks, 0);
     mx_status status = MX_OK;
     if (atomic_load(&s.found) < chunks) status = refuse(&s, atomic_load(&s.found), error);
-    for (int i = 0; i < count; i++) *view[i].bf16_safe = !atomic_load(&extreme[i]);
+    for (int i = 0; i < count; i++)
+        if (view[i].bf16_safe) *view[i].bf16_safe = !atomic_load(&extreme[i]);
     free(first);
     free(extreme);
     return status;

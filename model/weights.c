@@ -53,8 +53,11 @@ static mx_status take(loader *l, const char *name, const mx_tensor **out) {
     mx_checkpoint *ck = l->w->checkpoint;
     *out = mx_checkpoint_find(ck, name);
     if (!*out)
-        return mx_fail(l->error, MX_INVALID_FILE, "%s: tensor %s is missing: is the download complete?", l->folder,
-                       name);
+        return mx_fail(l->error, MX_INVALID_FILE, "%s: tensor %s is missing: is the download complete?%s", l->folder,
+                       name,
+                       mx_checkpoint_layout(ck) == MX_LAYOUT_HF || mx_checkpoint_layout(ck) == MX_LAYOUT_TENSORS
+                           ? ""
+                           : " (docs/layouts.md has the names that it has in this layout)");
     l->used[*out - mx_checkpoint_at(ck, 0)] = true;
     return MX_OK;
 }
@@ -114,6 +117,18 @@ static bool format_of(const mx_tensor *t, mx_format *format) {
     }
 }
 
+/* Q8_0's scales are searched, too. */
+static void note_scales(loader *l, const mx_tensor *t, int64_t experts, int64_t rows, int64_t cols) {
+    if (t->dtype == MX_DTYPE_Q8_0)
+        l->scales[l->scale_count++] = (mx_scale_view){.tensor = t,
+                                                      .scale = t->data,
+                                                      .scale_step = 34,
+                                                      .scale_stride = mx_tensor_slice_bytes(t),
+                                                      .experts = experts,
+                                                      .rows = rows,
+                                                      .per_row = cols / 32};
+}
+
 /* A dense matrix [rows, cols], in place. */
 static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_matrix *out) {
     char full[NAME_ROOM], expected[80];
@@ -126,6 +141,7 @@ static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t
     if (!has_shape(t, 2, (int64_t[]){rows, cols}) || !format_of(t, &out->format))
         return wrong(l, t, MX_INVALID_FILE, expected);
     out->row_stride = mx_columns_bytes(out->format, cols);
+    note_scales(l, t, 1, rows, cols);
     return MX_OK;
 }
 
@@ -195,6 +211,7 @@ static mx_status dense_experts(loader *l, const char *prefix, const char *name, 
     out->matrix.row_stride = mx_columns_bytes(out->matrix.format, cols);
     out->data_stride = (int64_t)t->slice_stride;
     out->bf16_safe = true;
+    note_scales(l, t, count, rows, cols);
     if (out->matrix.format == MX_MXFP4_GGML) /* the scale before its block */
         l->scales[l->scale_count++] = (mx_scale_view){.tensor = t,
                                                       .scale = t->data,
@@ -220,6 +237,7 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
 
     snprintf(full, sizeof full, "%smlp.experts.%s_blocks", prefix, name);
     const bool mxfp4 = mx_checkpoint_find(ck, full) != NULL;
+    const bool apart = !strcmp(name, "gate_proj") || !strcmp(name, "up_proj");
     const char *other = mxfp4 ? NULL : other_layout(ck, prefix);
     if (other)
         return mx_fail(l->error, MX_UNSUPPORTED,
@@ -227,8 +245,9 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
                        "[experts, in, out]",
                        l->folder, other, full);
     snprintf(full, sizeof full, "%smlp.experts.%s.weight", prefix, name);
-    mx_status status = mxfp4 || !mx_checkpoint_find(ck, full) ? mxfp4_experts(l, prefix, name, rows, cols, out)
-                                                              : dense_experts(l, prefix, name, rows, cols, out);
+    mx_status status = mxfp4 || (!apart && !mx_checkpoint_find(ck, full))
+                           ? mxfp4_experts(l, prefix, name, rows, cols, out)
+                           : dense_experts(l, prefix, name, rows, cols, out);
     if (status) return status;
 
     snprintf(full, sizeof full, "%smlp.experts.%s_bias", prefix, name);
@@ -342,7 +361,7 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     w->layer = calloc((size_t)c->layers, sizeof *w->layer);
     w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
-    l.scales = calloc(3 * (size_t)c->layers, sizeof *l.scales);
+    l.scales = calloc(8 * (size_t)c->layers + 2, sizeof *l.scales); /* q k v o, router, experts */
     l.room = w->owned;
     if (!w->layer || !w->owned || !l.used || !l.scales)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
@@ -399,6 +418,17 @@ static mx_status open_model(const char *path, mx_expert_form form, mx_config *co
     return status;
 }
 
+/* What became of --quantize-experts. */
+static void say_rounded(const char *path, const mx_checkpoint *ck) {
+    if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF)
+        mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are", path);
+    else if (!mx_checkpoint_rounded(ck))
+        mx_log(MX_LOG_WARNING, "%s: no expert is BF16: there is nothing to round to MXFP4", path);
+    else
+        mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4, to nearest (OCP's scales)", path,
+               mx_checkpoint_rounded(ck));
+}
+
 mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_pool *pool, mx_weights **out,
                           mx_error *error) {
     *out = NULL;
@@ -406,7 +436,9 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     mx_config config;
     const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
     mx_status status = open_model(path, form, &config, &checkpoint, error);
-    return status ? status : create(path, &config, checkpoint, options, pool, out, error);
+    if (status) return status;
+    if (form == MX_EXPERTS_MXFP4) say_rounded(path, checkpoint);
+    return create(path, &config, checkpoint, options, pool, out, error);
 }
 
 mx_status mx_weights_open(const char *path, mx_pool *pool, mx_weights **out, mx_error *error) {

@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
+#include "base/gguf.h"
 #include "base/mapped.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
@@ -15,24 +17,12 @@
 
 /* ---- which file -------------------------------------------------------------------------------------------------- */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-/* "name-00002-of-00003.gguf": a further file of a model that begins elsewhere. */
-static bool is_further_part(const char *name) {
-    const size_t n = strlen(name), tail = strlen("-00002-of-00003.gguf");
-    unsigned part, of;
-    return n > tail && sscanf(name + n - tail, "-%5u-of-%5u.gguf", &part, &of) == 2 && part > 1;
-}
-
 /* The number of GGUF models in a folder; `name` is one of them. */
 static int find_gguf(const char *folder, char name[256]) {
     DIR *dir = opendir(folder);
     int count = 0;
     for (struct dirent *e; dir && (e = readdir(dir));) {
-        if (e->d_name[0] == '.' || !ends_with(e->d_name, ".gguf") || is_further_part(e->d_name)) continue;
+        if (e->d_name[0] == '.' || !mx_ends_with(e->d_name, ".gguf") || mx_gguf_is_further_part(e->d_name)) continue;
         snprintf(name, 256, "%s", e->d_name);
         count++;
     }

@@ -1,6 +1,7 @@
 #include "tokenizer/tokenizer.h"
 
 #include <stdlib.h>
+#include <xxhash.h>
 
 #include "tokenizer/bpe.h"
 #include "tokenizer/split.h"
@@ -148,6 +149,12 @@ mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *erro
     t->harmony = find_harmony_ids(t);
     *out = t;
     return MX_OK;
+}
+
+uint64_t mx_tokenizer_hash(const mx_tokenizer *t) {
+    const mx_vocabulary *v = &t->vocabulary;
+    const char *begin = (const char *)v->merges; /* behind the header, which says where it came from */
+    return XXH3_64bits_withSeed(begin, (size_t)((const char *)v->block + v->size - begin), v->header->ignore_merges);
 }
 
 void mx_tokenizer_close(mx_tokenizer *t) {

@@ -29,6 +29,9 @@ void mx_tokenizer_close(mx_tokenizer *t); /* NULL allowed */
  * (for original/), original/tokenizer.json. MX_IO, naming tokenizer.json: there is none. */
 mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *error);
 
+/* A hash of all that it does: tokens, merges, kinds, split pattern. */
+uint64_t mx_tokenizer_hash(const mx_tokenizer *t);
+
 /* One more than the highest id that decodes. */
 int32_t mx_tokenizer_size(const mx_tokenizer *t);
 

@@ -45,6 +45,12 @@ _Bool mx_is_utf8(const void *data, size_t size);
 /* Appends data with every maximal invalid part replaced by U+FFFD (the WHATWG rule, as String::from_utf8_lossy). */
 _Bool mx_bytes_add_lossy(mx_bytes *b, const void *data, size_t size);
 
+/* Does the text end in `end`? */
+static inline _Bool mx_ends_with(const char *text, const char *end) {
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && memcmp(text + n - m, end, m) == 0;
+}
+
 /* Unaligned little-endian loads. */
 static inline uint16_t mx_load_u16(const void *p) {
     uint16_t v;

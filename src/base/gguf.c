@@ -415,6 +415,9 @@ static mx_status check_counts(const cursor *c, uint64_t tensors, uint64_t keys) 
 mx_status mx_gguf_open(const char *path, mx_gguf *out, mx_error *error) {
     *out = (mx_gguf){0};
     mx_status status = mx_mapped_open(path, HEADER, &out->file, error);
+    if (status == MX_OK && !memcmp(out->file.data, "version ", 8))
+        status = mx_fail(error, MX_INVALID_FILE,
+                         "%s: a Git LFS pointer, not the file itself: fetch it with git lfs pull", path);
     if (status != MX_OK) return status;
     cursor c = {.g = out, .data = out->file.data, .at = HEADER, .size = out->file.size, .error = error};
     out->version = mx_load_u32(c.data + 4);
@@ -505,4 +508,11 @@ bool mx_gguf_next_string(const mx_gguf_value *v, uint64_t *at, mx_gguf_string *o
     *out = (mx_gguf_string){.text = (const char *)p + 8, .size = mx_load_u64(p)};
     *at += 8 + out->size;
     return true;
+}
+
+bool mx_gguf_is_further_part(const char *name) {
+    const size_t n = strlen(name), tail = strlen("-00002-of-00003.gguf");
+    unsigned part, of;
+    return n > tail && mx_ends_with(name, ".gguf") && sscanf(name + n - tail, "-%5u-of-%5u", &part, &of) == 2 &&
+           part > 1;
 }

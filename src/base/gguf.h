@@ -94,6 +94,8 @@ bool mx_gguf_double(const mx_gguf_value *v, double *out); /* of any kind of numb
 bool mx_gguf_is_string(const mx_gguf_value *v, const char *text);
 /* Walks an array of strings: *at is 0 at the start and moves on; false at the end, and for what is no such array. */
 bool mx_gguf_next_string(const mx_gguf_value *v, uint64_t *at, mx_gguf_string *out);
+/* Is NAME that of a further file of a split model, "name-00002-of-00003.gguf", which begins elsewhere? */
+bool mx_gguf_is_further_part(const char *name);
 /* "Q8_0", "MXFP4" ... also of types that mxrun cannot read ("Q4_K"). NULL for numbers that GGUF does not use: 4 is
  * among them, by which early Ollama files mean MXFP4. */
 const char *mx_gguf_type_name(uint32_t type);

@@ -423,7 +423,8 @@ static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *
     char identity[MX_IDENTITY];
     mx_pool *pool;
     mx_loading hashing = {.label = "looking at the model"};
-    mx_status status = mx_checkpoint_open(folder, &checkpoint, error);
+    mx_status status =
+        mx_checkpoint_open_as(folder, given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE, &checkpoint, error);
     if (status) return status;
     status = mx_pool_create((int)numbers[THREADS].value, &pool, error);
     if (!status) {
@@ -437,22 +438,14 @@ static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *
     return status;
 }
 
-/* "" where it is the model's own file, which is hashed with its tensors. */
-static mx_status tokenizer_file(const char *model, char *out, size_t size, mx_error *error) {
-    mx_status status = mx_tokenizer_find(given.tokenizer ? given.tokenizer : model, out, size, error);
-    const size_t n = status ? 0 : strlen(out);
-    if (n < 5 || strcmp(out + n - 5, ".json")) *out = 0;
-    return status;
-}
-
+/* A file that is a model has these within, hashed with its tensors. */
 static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *error) {
-    static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json"};
+    static const char *const names[] = {"config.json", "generation_config.json"};
     mx_status status = hash_tensors(hash, folder, error);
     for (size_t i = 0; i < sizeof names / sizeof *names && !status; i++) {
         char path[8192];
         mx_bytes content = {0};
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        if (i == 2 && (status = tokenizer_file(folder, path, sizeof path, error))) break;
         const bool found = access(path, F_OK) == 0;
         hash_text(hash, found ? names[i] : NULL);
         if (found) status = mx_read_file(path, (size_t)1 << 30, &content, error);
@@ -467,6 +460,8 @@ mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *e
     if (!hash) return mx_fail(error, MX_NO_MEMORY, "no memory");
     XXH3_64bits_reset(hash);
     mx_status status = hash_model(hash, s->path, error);
+    const uint64_t vocabulary = mx_tokenizer_hash(s->tokenizer);
+    XXH3_64bits_update(hash, &vocabulary, sizeof vocabulary);
     for (int i = 0; i < NUMBERS; i++)
         if (i != THREADS && i != BATCH_TOKENS && i != CTX) hash_text(hash, numbers[i].text);
     const char *const texts[] = {given.kv_type,

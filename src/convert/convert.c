@@ -1,4 +1,5 @@
 #include "convert/convert.h"
+#include "base/bytes.h"
 
 #include <string.h>
 
@@ -18,16 +19,11 @@ bool mx_convert_layout(const char *name, mx_layout *out) {
     return false;
 }
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* What is a folder does not look like a file. */
 static mx_status check_name(const char *path, mx_layout to, mx_error *error) {
     static const char *const ends[] = {".gguf", ".bin", ".safetensors"};
     for (size_t i = 0; i < sizeof ends / sizeof *ends && to != MX_LAYOUT_GGUF; i++)
-        if (ends_with(path, ends[i]))
+        if (mx_ends_with(path, ends[i]))
             return mx_fail(error, MX_INVALID_ARGUMENT,
                            "%s: the layout %s is a folder, and this is the name of a file: give a folder's", path,
                            mx_layout_name(to));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "convert/origin.h"
@@ -12,15 +13,10 @@
 enum { MOST_DIMS = 8 };
 static const uint64_t SHARD = 5000000000; /* bytes of tensors in a file at most, unless one alone is larger */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* Experts of 16 bits have [experts, in, out] there, and names without ".weight". */
 static bool is_turned(const mx_tensor *t) {
-    return t->dims == 3 && (ends_with(t->name, ".mlp.experts.gate_up_proj.weight") ||
-                            ends_with(t->name, ".mlp.experts.down_proj.weight"));
+    return t->dims == 3 && (mx_ends_with(t->name, ".mlp.experts.gate_up_proj.weight") ||
+                            mx_ends_with(t->name, ".mlp.experts.down_proj.weight"));
 }
 
 /* The tensor in this type, under its name there. */

@@ -110,7 +110,6 @@ static mx_status round_experts(mx_origin *o, const char *path) {
     if (!status && !holds_mxfp4(o))
         status = mx_fail(o->error, MX_UNSUPPORTED,
                          "%s: its experts are not rounded: that is done with BF16 in a Hugging Face folder", path);
-    if (!status) mx_log(MX_LOG_INFO, "%s: experts are rounded to MXFP4, which loses what BF16 has more", path);
     return status;
 }
 

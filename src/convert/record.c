@@ -1,4 +1,5 @@
 #include "convert/record.h"
+#include "base/bytes.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -67,15 +68,10 @@ void mx_record_make_stale(mx_record *r) {
 /* ---- of a folder --------------------------------------------------------------------------------------------------
  */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 static bool holds_weights(const char *name) {
     static const char *const ends[] = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".incomplete"};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (ends_with(name, ends[i])) return true;
+        if (mx_ends_with(name, ends[i])) return true;
     return !strcmp(name, MX_RECORD_FILE);
 }
 

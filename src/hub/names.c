@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "hub/private.h"
 
 /* ---- what may stand in names ------------------------------------------------------------------------------------- */
@@ -203,12 +204,6 @@ mx_status mx_target_parse(const mx_models *models, const char *text, mx_target *
     return MX_OK;
 }
 
-/* ---- layouts ----------------------------------------------------------------------------------------------------- */
-static bool ends_with(const char *text, const char *end) {
-    const size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* "x-00002-of-00003.gguf": its part and parts; false where it is in one piece. */
 static bool split_of(const char *path, int *part, int *parts, size_t *stem) {
     enum { TAIL = sizeof "-00001-of-00003.gguf" - 1 };
@@ -249,7 +244,7 @@ static mx_status choose_gguf(const mx_target *target, const mx_strings *there, m
         const char *path = there->text[i], *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
         int part, parts;
         size_t stem;
-        if (!ends_with(path, ".gguf") || !strncmp(base, "mmproj", 6)) continue;
+        if (!mx_ends_with(path, ".gguf") || !strncmp(base, "mmproj", 6)) continue;
         if (target->file[0] && (!strcmp(path, target->file) || !strcmp(base, target->file))) {
             mx_bytes_free(&all);
             return add_gguf(path, needed, error);
@@ -283,7 +278,7 @@ static mx_status choose_hf(const mx_strings *there, mx_strings *needed, mx_strin
     if (!status) status = add(needed, sharded ? "model.safetensors.index.json" : "model.safetensors", error);
     for (int i = 0; i < there->count && sharded && !status; i++) {
         const char *path = there->text[i];
-        if (!strchr(path, '/') && !strncmp(path, "model-", 6) && ends_with(path, ".safetensors"))
+        if (!strchr(path, '/') && !strncmp(path, "model-", 6) && mx_ends_with(path, ".safetensors"))
             status = add(needed, path, error);
     }
     for (size_t i = 0; i < sizeof optional / sizeof *optional && !status; i++)
@@ -296,7 +291,8 @@ static mx_status choose_original(const mx_strings *there, mx_strings *needed, mx
     for (int i = 0; i < there->count && !status; i++) {
         const char *path = there->text[i];
         if (!strncmp(path, "original/", 9) && !strchr(path + 9, '/') && strcmp(path, "original/config.json") != 0)
-            status = add(ends_with(path, ".safetensors") || ends_with(path, ".json") ? needed : wanted, path, error);
+            status =
+                add(mx_ends_with(path, ".safetensors") || mx_ends_with(path, ".json") ? needed : wanted, path, error);
         if (!strcmp(path, "tokenizer.json")) status = add(needed, path, error);
         if (!strcmp(path, "tokenizer_config.json")) status = add(wanted, path, error);
     }
@@ -305,7 +301,7 @@ static mx_status choose_original(const mx_strings *there, mx_strings *needed, mx
 
 static bool any(const mx_strings *there, const char *begin, const char *end) {
     for (int i = 0; i < there->count; i++)
-        if (!strncmp(there->text[i], begin, strlen(begin)) && ends_with(there->text[i], end)) return true;
+        if (!strncmp(there->text[i], begin, strlen(begin)) && mx_ends_with(there->text[i], end)) return true;
     return false;
 }
 

@@ -126,7 +126,7 @@ static void test_like_gguf_py(void **state) {
 
 static void expect_same_ids(const char *a, const char *b) {
     static const char text[] = "Once upon a time, in 1984,\n\n  a fox's LAMP\tglowed: \xC3\xA4\xE2\x82\xAC!<|end|>";
-    mx_tokenizer *x, *y;
+    mx_tokenizer *x = NULL, *y = NULL;
     mx_ids p = {0}, q = {0};
     if (mx_tokenizer_open(a, &x, &error) || mx_tokenizer_open(b, &y, &error)) fail_msg("%s", error.text);
     assert_int_equal(mx_encode_special(x, text, strlen(text), &p, &error), MX_OK);

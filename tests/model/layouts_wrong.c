@@ -147,6 +147,30 @@ static void short_down(gguf *g) {
     p->bytes /= 2;
 }
 
+static void pattern_0(gguf *g) {
+    gguf_u32(g, "gpt-oss.attention.sliding_window_pattern", 0);
+}
+
+static void attention_factor(gguf *g) {
+    gguf_f32(g, "gpt-oss.rope.scaling.attn_factor", 3);
+}
+
+static void clamp(gguf *g) {
+    gguf_u32(g, "gpt-oss.swiglu_clamp_exp", 7);
+}
+
+static void q8_0_infinite(gguf *g) {
+    piece *p = pile_find(&g->pile, "blk.1.attn_q.weight");
+    const uint64_t n = (uint64_t)p->shape[0] * (uint64_t)p->shape[1];
+    float *values = made_decode(p->type, p->data, n);
+    free(p->data);
+    p->type = MADE_Q8_0;
+    p->data = made_encode(MADE_Q8_0, values, n);
+    p->bytes = made_bytes(MADE_Q8_0, n);
+    memcpy(p->data, "\x00\x7c", 2);
+    free(values);
+}
+
 static void turned_q(gguf *g) {
     piece *p = pile_find(&g->pile, "blk.0.attn_q.weight");
     const int64_t rows = p->shape[0];
@@ -263,7 +287,7 @@ static const struct {
     {"biases in Q8_0", bias_in_q8_0, MX_INVALID_FILE, "gate_proj_bias: is Q8_0 [8, 96], expected BF16 or F32 [8, 96]",
      "blk.0.ffn_gate_exps.bias: has the type Q8_0"},
     {"no up", no_up, MX_INVALID_FILE,
-     "tensor model.layers.3.mlp.experts.up_proj_blocks is missing: is the download complete?",
+     "tensor model.layers.3.mlp.experts.up_proj.weight is missing: is the download complete?",
      "tensor blk.3.ffn_up_exps.weight is missing: is the download complete?"},
     {"no bias of up", no_up_bias, MX_INVALID_FILE, "tensor model.layers.3.mlp.experts.up_proj_bias is missing",
      "tensor blk.3.ffn_up_exps.bias is missing"},
@@ -295,6 +319,10 @@ static const struct {
      NULL},
     {"heads and KV heads", odd_heads, MX_INVALID_FILE, "8 attention heads are no multiple of 3 key and value heads",
      NULL},
+    {"pattern of no layers", pattern_0, MX_INVALID_FILE, "sliding_window_pattern is 0, expected a whole number", NULL},
+    {"attention factor", attention_factor, MX_UNSUPPORTED, "attn_factor is 3, expected 1, as in gpt-oss", NULL},
+    {"clamp", clamp, MX_UNSUPPORTED, "gpt-oss.swiglu_clamp_exp is 7, expected no such key", NULL},
+    {"Q8_0 without numbers", q8_0_infinite, MX_INVALID_FILE, "row 0, block 0 is 0x7C00 (no number)", NULL},
     {"no theta", no_theta, MX_INVALID_FILE, "gpt-oss.rope.freq_base is missing, expected a number from", NULL},
     {"theta 1", theta_1, MX_INVALID_FILE, "gpt-oss.rope.freq_base is 1, expected a number from 1.001", NULL},
     {"theta not a number", theta_nan, MX_INVALID_FILE, "gpt-oss.rope.freq_base is no number", NULL},
@@ -428,7 +456,7 @@ static void split_files(void **state) {
     wrong += !refuses("two models", "", MX_INVALID_ARGUMENT, "holds 2 models as .gguf files, ");
     remove(made_path(folder, first));
     remove(made_path(folder, "n-00001-of-00003.gguf"));
-    wrong += !refuses("no first part", "", MX_INVALID_FILE, "no .safetensors file in this folder");
+    wrong += !refuses("no first part", "", MX_INVALID_FILE, "but not the first (-00001-of-...)");
     maker_remove(folder);
     assert_int_equal(wrong, 0);
 }
@@ -454,7 +482,8 @@ static void metal_files(void **state) {
         {"model identifier", METAL_UUID, 1, 1, 0, MX_UNSUPPORTED, "its model identifier is none that mxrun knows"},
         {"layout identifier", METAL_NUMBERS + 68, 1, 1, 0, MX_UNSUPPORTED, "its layout identifier is none"},
         {"tokenizer identifier", METAL_NUMBERS + 84, 1, 1, 0, MX_UNSUPPORTED, "its tokenizer identifier is none"},
-        {"head_dim", METAL_HEAD_DIM, 128, 4, 0, MX_INVALID_FILE, "header: head_dim is 128, expected"},
+        {"head_dim", METAL_HEAD_DIM, 128, 4, 0, MX_UNSUPPORTED,
+         "header: head_dim is 128; the format is only defined for 64"},
         {"no layers", METAL_NUMBERS + 4, 0, 4, 0, MX_INVALID_FILE, "header: num_blocks is 0, expected"},
         {"more layers", METAL_NUMBERS + 4, 5, 4, 0, MX_INVALID_FILE, "but a model of its header's sizes has"},
         {"more layers than any", METAL_NUMBERS + 4, UINT32_MAX, 4, 0, MX_INVALID_FILE, "header: num_blocks is"},
