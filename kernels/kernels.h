@@ -28,6 +28,11 @@ typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GG
 /* Of one block of 32 columns: see mx_q8_0_widen, mx_mxfp4_ggml_widen. */
 enum { MX_Q8_0_BYTES = 34, MX_MXFP4_GGML_BYTES = 17 };
 
+/* In either layout. */
+static inline bool mx_is_mxfp4(mx_format format) {
+    return format == MX_MXFP4 || format == MX_MXFP4_GGML;
+}
+
 /* Bytes that `columns` columns of a row take, MXFP4's scales not counted; a multiple of 32 for those of blocks. */
 static inline int64_t mx_columns_bytes(mx_format format, int64_t columns) {
     switch (format) {

@@ -8,10 +8,6 @@
  * for each, which puts the activation of each column where the decoded weight is. */
 #include "kernels/kernels.h"
 
-static inline bool mx_is_mxfp4(mx_format format) {
-    return format == MX_MXFP4 || format == MX_MXFP4_GGML;
-}
-
 static inline int64_t mx_scale_step(mx_format format) {
     return format == MX_MXFP4_GGML ? MX_MXFP4_GGML_BYTES : 1;
 }

@@ -249,7 +249,7 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
 }
 
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
-    if (b->openblas && format != MX_MXFP4) return b->openblas;
+    if (b->openblas && !mx_is_mxfp4(format)) return b->openblas;
     const mx_product *p = b->kernels->product[format][b->precision.of[class]];
     return p && p->flushes && !bf16_safe ? b->kernels->product[format][MX_X_FP32] : p;
 }
@@ -293,7 +293,7 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
                                b->kernels->name, formats[all[j].format], name,
                                b->kernels->product[all[j].format][MX_X_FP32] ? ": try --precision fp32" : "");
             const mx_format f = all[j].format;
-            if (f != MX_MXFP4 && f != MX_MXFP4_GGML) continue;
+            if (!mx_is_mxfp4(f)) continue;
             slow |= b->kernels != scalar && p == scalar->product[f][MX_X_INT8];
             exact += p != b->kernels->product[f][b->precision.of[all[j].class]];
         }
