@@ -4,6 +4,7 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "hub/http.h"
 #include "hub/private.h"
 
 /* The variables and their order are those of huggingface_hub (constants.py, utils/_auth.py). */
@@ -48,9 +49,12 @@ static mx_status find_cache(char out[static MX_HUB_PATH], mx_error *error) {
 static mx_status find_endpoint(char out[static MX_HUB_PATH], mx_error *error) {
     const char *value = variable("HF_ENDPOINT");
     if (!value) value = "https://huggingface.co";
-    if ((strncmp(value, "https://", 8) != 0 && strncmp(value, "http://", 7) != 0) || strpbrk(value, " \t\r\n?#"))
+    if ((strncmp(value, "https://", 8) != 0 && strncmp(value, "http://", 7) != 0) || strpbrk(value, " \t\r\n?#")) {
+        char shown[300];
+        mx_url_shown(value, shown);
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "HF_ENDPOINT=%.200s: expected the address of a hub, such as https://huggingface.co", value);
+                       "HF_ENDPOINT=%.200s: expected the address of a hub, such as https://huggingface.co", shown);
+    }
     mx_status status = mx_hub_path(out, error, "%s", value);
     for (size_t n = strlen(out); !status && n > 8 && out[n - 1] == '/'; n--) out[n - 1] = 0;
     return status;

@@ -82,7 +82,8 @@ mx_status mx_target_parse(const mx_models *models, const char *text, mx_target *
 /* What the environment says, by the names and rules of huggingface_hub. */
 typedef struct mx_hub {
     char folder[MX_HUB_PATH]; /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
-    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end */
+    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end. Holds a
+                                   password perhaps: mx_url_shown */
     char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
     bool offline; /* HF_HUB_OFFLINE */
 } mx_hub;
@@ -125,7 +126,7 @@ typedef enum mx_pull_event_type {
 typedef struct mx_pull_event {
     mx_pull_event_type type;
     const mx_target *target;
-    const char *endpoint;     /* of the hub */
+    const char *endpoint;     /* of the hub, as it may be shown */
     const char *commit;       /* NULL: not known yet */
     const char *folder;       /* of the repository in the cache; from PLANNED on */
     const char *path;         /* for -m; PRESENT and DONE */

@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "hub/http.h"
 #include "hub/private.h"
 
 /* A pull: ask the hub what there is, hold that against models.txt and mxrun.lock, fetch what is missing into blobs/,
@@ -33,6 +34,7 @@ typedef struct job {
     const mx_target *target;
     const mx_pull_options *options;
     mx_http_options http, asking; /* asking: answers come soon, or the user waits for nothing */
+    char endpoint[300];           /* of the hub, for messages */
     char folder[MX_HUB_PATH];
     char asked[MX_REVISION];     /* revision that the hub is asked for */
     char commit[MX_COMMIT_TEXT]; /* "": not told yet */
@@ -98,16 +100,17 @@ static mx_status take_listing(job *j, const char *url, const mx_json *root, mx_s
 }
 
 static mx_status list_hub(job *j, mx_error *error) {
-    char url[MX_HUB_PATH], revision[3 * MX_REVISION + 1];
+    char url[MX_HUB_PATH], shown[300], revision[3 * MX_REVISION + 1];
     quote(j->asked, false, revision, sizeof revision);
     mx_status status =
         mx_hub_path(url, error, "%s/api/models/%s/revision/%s", j->hub->endpoint, j->target->repository, revision);
     mx_bytes text = {0};
     mx_json_document *document = NULL;
     mx_strings there = {0};
+    if (!status) mx_url_shown(url, shown);
     if (!status) status = mx_remote_get(url, &j->asking, (int64_t)32 << 20, &text, error);
-    if (!status) status = mx_json_parse(url, text.data ? text.data : "", text.size, &document, error);
-    if (!status) status = take_listing(j, url, mx_json_root(document), &there, error);
+    if (!status) status = mx_json_parse(shown, text.data ? text.data : "", text.size, &document, error);
+    if (!status) status = take_listing(j, shown, mx_json_root(document), &there, error);
     if (!status) status = mx_choose_files(j->target, &there, &j->layout, &j->needed, &j->wanted, error);
     mx_strings_free(&there);
     mx_json_free(document);
@@ -131,7 +134,7 @@ static mx_status check_commit(job *j, const mx_remote *r, mx_error *error) {
     if (!*found)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s does not say which commit it sends (X-Repo-Commit): this is no model hub, or no full mirror",
-                       j->hub->endpoint);
+                       j->endpoint);
     if (j->pinned && strcmp(found, j->asked) != 0)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s has changed: mxrun.lock pins commit %.12s, the hub sends %.12s; \"mxrun pull %s --update\" "
@@ -170,7 +173,7 @@ static mx_status name_blob(const job *j, item *it, mx_error *error) {
     const char *etag = it->remote.etag;
     if (!*etag)
         return mx_fail(error, MX_INVALID_FILE, "%s: %s sends no ETag: this is no model hub, or no full mirror",
-                       it->path, j->hub->endpoint);
+                       it->path, j->endpoint);
     size_t n = 0;
     for (; etag[n] && n < 128; n++)
         it->blob[n] = (char)(isalnum((unsigned char)etag[n]) || (n && strchr("._-", etag[n])) ? etag[n] : '-');
@@ -476,7 +479,8 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     j.http = (mx_http_options){.token = hub->token, .stop = options->stop};
     j.asking = j.http;
     j.asking.retries = ASK_RETRIES;
-    j.event = (mx_pull_event){.target = target, .endpoint = hub->endpoint, .folder = j.folder};
+    j.event = (mx_pull_event){.target = target, .endpoint = j.endpoint, .folder = j.folder};
+    mx_url_shown(hub->endpoint, j.endpoint);
     mx_repository_lock lock = {-1};
     mx_status status = mx_repository_folder(hub, target->repository, j.folder, error);
     *out = (mx_copy){0};

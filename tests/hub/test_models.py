@@ -167,6 +167,20 @@ class Pull(Case):
         self.assertEqual({r.token for r in other}, {None})
         self.assertEqual({r.token for r in self.hub.requests if r not in other}, {'Bearer hf_secret'})
 
+    def test_passwords_of_a_mirror_are_not_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        address = self.hub.address.removeprefix('http://')
+        for endpoint, code in (f'http://user:S3CRET@{address}', 0), (f'http://user:S3CRET@{address}/none', 1), \
+                ('http://user:S3CRET@127.0.0.1:99999', 1), ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2):
+            self.env['HF_ENDPOINT'] = endpoint
+            for arguments in ['--json'], ['--update']:
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, REPOSITORY, code=code)))
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, 'org/none', code=code or 1)))
+        self.hub.spoil = lambda path, data: data[:-1] + b'?'
+        shutil.rmtree(self.cache)
+        self.env['HF_ENDPOINT'] = f'http://user:S3CRET@{address}'
+        self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', REPOSITORY, code=1)))
+
     def test_what_changed_is_told(self):
         old = self.hub.publish(REPOSITORY, TINY)
         self.run_mxrun('pull', REPOSITORY)
