@@ -456,8 +456,16 @@ static mx_status make_folders(job *j, mx_error *error) {
     *strrchr(path, '/') = 0;
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return mx_fail(error, MX_IO, "%s: cannot make the folder: %s", path, strerror(errno ? errno : ENOTDIR));
-    j->links = mx_has_links(j->folder);
     return MX_OK;
+}
+
+/* Another pull that came to nothing may have taken the folders away meanwhile. */
+static mx_status lock(job *j, mx_repository_lock *out, mx_error *error) {
+    mx_status status = make_folders(j, error);
+    if (!status) status = mx_repository_lock_take(j->folder, true, tell_waiting, j, j->options->stop, out, error);
+    if (!status) status = make_folders(j, error);
+    if (!status) j->links = mx_has_links(j->folder);
+    return status;
 }
 
 /* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
@@ -481,7 +489,7 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     j.asking.retries = ASK_RETRIES;
     j.event = (mx_pull_event){.target = target, .endpoint = j.endpoint, .folder = j.folder};
     mx_url_shown(hub->endpoint, j.endpoint);
-    mx_repository_lock lock = {-1};
+    mx_repository_lock held = {-1};
     mx_status status = mx_repository_folder(hub, target->repository, j.folder, error);
     *out = (mx_copy){0};
     if (!status) status = mx_cache_find(hub, target, out, error);
@@ -493,14 +501,13 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     } else if (!status && hub->offline) {
         status = offline_answer(&j, out, error);
     } else if (!status) {
-        status = make_folders(&j, error);
-        if (!status) status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
+        status = lock(&j, &held, error);
         if (!status) {
             status = run_locked(&j, out, error);
             if (status) take_back_folders(&j);
         }
     }
-    mx_repository_lock_release(&lock);
+    mx_repository_lock_release(&held);
     mx_pins_free(&j.pins);
     mx_strings_free(&j.needed);
     mx_strings_free(&j.wanted);

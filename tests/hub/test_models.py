@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -259,6 +260,26 @@ class Pull(Case):
         self.assertIn('waiting for it', err)
         self.assertIn('is there', err)
         self.assertEqual(self.hub.files_asked().count('model.safetensors'), 1)
+
+    def test_a_second_process_goes_on_where_the_first_came_to_nothing(self):
+        asked = threading.Event()
+
+        class Slow(dict):
+            def __getitem__(self, key):
+                first, found = not asked.is_set(), key in self
+                asked.set()
+                time.sleep(0.5 if first else 0)
+                return super().__getitem__(key) if found else {}[key]
+
+        self.hub.revisions = Slow()
+        first = self.start('pull', REPOSITORY)
+        self.assertTrue(asked.wait(20))
+        second = self.start('pull', REPOSITORY)
+        self.assertIn('waiting for it', second.stderr.readline())
+        self.hub.publish(REPOSITORY, TINY)
+        self.end(first, 1)
+        self.end(second)
+        self.run_mxrun('verify-files', REPOSITORY)
 
     def test_interrupted(self):
         self.hub.publish(REPOSITORY, {**TINY, 'model.safetensors': random_bytes(3_000_000)})
