@@ -135,7 +135,7 @@ typedef struct mx_pull_event {
     const mx_download *files; /* from PLANNED to FILE: what is fetched; NULL: nothing has to be */
     int count;                /* of `files` */
     int64_t total;            /* bytes of the model; sizes that nobody said are 0 */
-    int64_t missing;          /* of them to be fetched, as it was planned */
+    int64_t missing;          /* of them to be fetched, as it was planned; what an earlier run left is none of them */
     int64_t free_space;       /* of the file system */
     double seconds;           /* since the download began */
 } mx_pull_event;

@@ -263,7 +263,8 @@ static mx_status plan(job *j, mx_error *error) {
         d->size = it->remote.size;
         mx_set_text(d->sha256, sizeof d->sha256, known_hash(j, it));
         mx_set_text(d->etag, sizeof d->etag, it->remote.etag);
-        j->event.missing += d->size > 0 ? d->size : 0;
+        mx_download_look(d);
+        j->event.missing += d->size > d->had ? d->size - d->had : 0;
     }
     j->event.files = j->downloads ? j->download : NULL;
     j->event.count = j->downloads;
@@ -273,18 +274,9 @@ static mx_status plan(job *j, mx_error *error) {
 
 static mx_status check_space(job *j, mx_error *error) {
     struct statvfs info;
-    if (statvfs(j->folder, &info) != 0) return MX_OK;
-    j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
-    int64_t begun = 0; /* parts that an earlier pull left take their room already */
-    for (int i = 0; i < j->items; i++) {
-        struct stat part;
-        if (j->item[i].download >= 0 && stat(j->item[i].part, &part) == 0) begun += (int64_t)part.st_blocks * 512;
-    }
-    if (j->event.missing - begun <= j->event.free_space) return MX_OK;
-    return mx_fail(error, MX_NO_SPACE,
-                   "%.1f GB are to be downloaded, %s has %.1f GB free; make room, or set HF_HUB_CACHE to a folder on "
-                   "another disk",
-                   (double)(j->event.missing - begun) / 1e9, j->folder, (double)j->event.free_space / 1e9);
+    if (statvfs(j->folder, &info) == 0) j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
+    const mx_status status = mx_download_room(j->download, j->downloads, error);
+    return status == MX_NO_SPACE ? mx_fail_within(error, status, "HF_HUB_CACHE names the place") : status;
 }
 
 /* ---- fetching ---------------------------------------------------------------------------------------------------- */

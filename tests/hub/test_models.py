@@ -171,8 +171,8 @@ class Pull(Case):
     def test_passwords_of_a_mirror_are_not_told(self):
         self.hub.publish(REPOSITORY, TINY)
         address = self.hub.address.removeprefix('http://')
-        for endpoint, code in (f'http://user:S3CRET@{address}', 0), (f'http://user:S3CRET@{address}/none', 1), \
-                ('http://user:S3CRET@127.0.0.1:99999', 1), ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2):
+        for endpoint, code in (f'http://user:S3CRET@{address}/none', 1), ('http://user:S3CRET@127.0.0.1:99999', 1), \
+                ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2), (f'http://user:S3CRET@{address}', 0):
             self.env['HF_ENDPOINT'] = endpoint
             for arguments in ['--json'], ['--update']:
                 self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, REPOSITORY, code=code)))
@@ -241,8 +241,14 @@ class Pull(Case):
         listed = self.list_models()
         self.hub.rate = 0
         before = sum(r.sent for r in self.hub.requests)
-        self.run_mxrun('pull', REPOSITORY)
-        self.assertLess(sum(r.sent for r in self.hub.requests) - before, 2_990_000)
+        events = [json.loads(line) for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()]
+        fetched = sum(r.sent for r in self.hub.requests) - before
+        self.assertLess(fetched, 2_990_000)
+        plan = next(e for e in events if e['event'] == 'planned')
+        self.assertEqual(plan['total'], sum(len(files[f]) for f in ('config.json', 'tokenizer.json', 'model.safetensors')))
+        self.assertLess(plan['missing'], 2_990_000)
+        self.assertLess(abs(plan['missing'] - fetched), 200_000)  # a moment counts for either side
+        self.assertIn('from an earlier run', ' '.join(e.get('text', '') for e in events if e['event'] == 'progress'))
         self.run_mxrun('verify-files', REPOSITORY)
         self.assertEqual(len(list((self.cache / FOLDER / 'blobs').iterdir())), 3)
         self.assertFalse(listed[REPOSITORY]['complete'])
