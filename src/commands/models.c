@@ -193,7 +193,7 @@ static mx_status resolve(const char *name, bool fetch, char *out, size_t size, m
         return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: -m takes a name such as \"stories\", or a path");
     if (stat(name, &info) != 0) {
         const bool absent = errno == ENOENT || errno == ENOTDIR;
-        if (absent && !strcmp(name, "stories")) return mx_find_stories(out, size, error); /* whatever lists say */
+        if (absent && !strcmp(name, "stories")) return mx_find_stories(out, size, error); /* needs no list */
         if (absent && !looks_like_path(name)) return resolve_name(name, fetch, out, size, error);
         return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
     }

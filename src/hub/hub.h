@@ -56,7 +56,8 @@ typedef struct mx_models {
     mx_strings sources;
 } mx_models;
 
-/* Adds the list at `path`: its models replace those of the same name, its aliases come first. `optional`: where there
+/* Adds the list at `path`: its models replace those of the same name, its aliases come first. The first list alone may
+ * have models that come with mxrun (repository "-"), whose names no later one takes. `optional`: where there
  * is no such file nothing happens. Errors name file, line and field. After one `models` is still to be freed. */
 mx_status mx_models_add(mx_models *models, const char *path, bool optional, mx_error *error);
 void mx_models_free(mx_models *models);

@@ -434,10 +434,13 @@ class Resolve(Case):
         self.assertTrue(self.list_models()[REPOSITORY]['complete'])
 
     def test_wrong_lists_are_named(self):
-        path = self.write_list('model x\n repository -\n layout hf\n file a 1x -\n')
+        path = self.write_list('model x\n repository a/b\n layout hf\n file a 1x -\n')
         self.fails('-m', 'x', '-p', 'x', says=f'{path}:4: file: size "1x"')
         self.run_mxrun('-m', 'stories', '-n', '1', '-p', 'x')  # needs no list
         self.fails('list', says=f'{path}:4: ')
+        self.write_list(f'model stories\n repository {REPOSITORY}\n layout hf\n')  # not one here, another there
+        for arguments in ['list'], ['pull', 'stories'], ['verify-files', 'stories']:
+            self.fails(*arguments, says=f'{path}:1: model: "stories" is the model that comes with mxrun')
 
 
 class Remove(Case):

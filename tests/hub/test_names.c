@@ -136,6 +136,28 @@ static void a_later_list_adds_and_replaces(void **state) {
     mx_models_free(&models);
 }
 
+static void what_comes_along_is_of_the_first_list(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"model s\n repository a/b\n layout hf\n", ":1: model: \"s\" is the model that comes with mxrun"},
+        {HEAD " alias s\n", ":4: alias: \"s\" is the model that comes"},
+        {HEAD " alias s:1\n", ":4: alias: \"s:1\" is the model that comes"},
+        {"model foo\n repository -\n layout hf\n", ":2: repository: - is for what comes with mxrun"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_models models = {0};
+        mx_error error = {0};
+        const char *first = write_file("first.txt", "model s\n alias s:1\n repository -\n layout hf\n");
+        assert_int_equal(mx_models_add(&models, first, false, NULL), MX_OK);
+        if (mx_models_add(&models, write_file("second.txt", cases[i].text), false, &error) != MX_INVALID_FILE ||
+            !strstr(error.text, cases[i].says))
+            fail_msg("case %zu: \"%s\" is not in: %s", i, cases[i].says, error.text);
+        mx_models_free(&models);
+    }
+}
+
 /* ---- what -m names ----------------------------------------------------------------------------------------------- */
 static void names_become_targets(void **state) {
     (void)state;
@@ -382,6 +404,7 @@ int main(void) {
         cmocka_unit_test(the_list_of_the_program_is_read),
         cmocka_unit_test(wrong_lines_are_named),
         cmocka_unit_test(a_later_list_adds_and_replaces),
+        cmocka_unit_test(what_comes_along_is_of_the_first_list),
         cmocka_unit_test(names_become_targets),
         cmocka_unit_test(only_what_is_needed_is_chosen),
         cmocka_unit_test(the_environment_is_that_of_huggingface_hub),
