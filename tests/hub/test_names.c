@@ -201,6 +201,14 @@ static void names_become_targets(void **state) {
     long_name[sizeof long_name - 1] = 0;
     mx_target t;
     assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    memcpy(long_name, "org/", 4); /* never a shorter name of another repository */
+    strcpy(long_name + MX_REPOSITORY - 1, "");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_OK);
+    strcpy(long_name + MX_REPOSITORY - 1, "a");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "fewer than 200 bytes"));
+    strcpy(long_name + MX_REPOSITORY - 1, "a@main:x.gguf");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
     assert_int_equal(mx_target_parse(&models, "onne", &t, &error), MX_NOT_FOUND);
     assert_non_null(strstr(error.text, "did you mean one?"));
     assert_int_equal(mx_target_parse(&models, "TWO-GUF", &t, &error), MX_NOT_FOUND);
