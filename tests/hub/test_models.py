@@ -8,6 +8,7 @@ import os
 import pty
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -294,6 +295,14 @@ class Pull(Case):
         self.wait_for(lambda: self.hub.files_asked())
         process.send_signal(signal.SIGINT)
         self.end(process, 130)
+
+    def test_a_limit_of_file_sizes_is_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+        _, err = self.end(self.start('pull', REPOSITORY, preexec_fn=limit), 1)
+        self.assertIn('model.safetensors', err)
+        self.assertIn('File too large', err)
+        self.run_mxrun('pull', REPOSITORY)
 
     def test_parts_of_one_gguf(self):
         parts = {f'Q4/m-0000{i}-of-00002.gguf': random_bytes(5000, i) for i in (1, 2)}
