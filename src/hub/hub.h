@@ -85,8 +85,9 @@ typedef struct mx_hub {
     char folder[MX_HUB_PATH]; /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
     char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end. Holds a
                                    password perhaps: mx_url_shown */
-    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
-    bool offline; /* HF_HUB_OFFLINE */
+    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL, also with
+                     HF_HUB_DISABLE_IMPLICIT_TOKEN */
+    bool offline; /* HF_HUB_OFFLINE, else TRANSFORMERS_OFFLINE */
 } mx_hub;
 mx_status mx_hub_open(mx_hub *out, mx_error *error);
 void mx_hub_close(mx_hub *hub);

@@ -279,7 +279,8 @@ static void clear_environment(void) {
                                         "HF_HOME",       "XDG_CACHE_HOME",
                                         "HF_ENDPOINT",   "HF_HUB_OFFLINE",
                                         "HF_TOKEN",      "HUGGING_FACE_HUB_TOKEN",
-                                        "HF_TOKEN_PATH", "HOME"};
+                                        "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+                                        "HOME",          "TRANSFORMERS_OFFLINE"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
 }
 
@@ -320,6 +321,13 @@ static void the_environment_is_that_of_huggingface_hub(void **state) {
     expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
     setenv("HF_HUB_OFFLINE", "0", 1);
     expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    setenv("TRANSFORMERS_OFFLINE", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    unsetenv("HF_HUB_OFFLINE");
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
+    setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "", true);
+    unsetenv("HF_HUB_DISABLE_IMPLICIT_TOKEN");
     setenv("HF_TOKEN", "hf\r\nX-Evil: 1", 1);
     assert_int_equal(mx_hub_open(&none, NULL), MX_INVALID_ARGUMENT);
     mx_hub_close(&none);
