@@ -187,6 +187,21 @@ static bool looks_like_path(const char *name) {
            (slash && strchr(slash + 1, '/') && !strpbrk(name, "@:"));
 }
 
+/* A slash at the end makes a folder of a name. */
+static mx_status no_such_path(const char *name, mx_error *error) {
+    size_t size = strlen(name);
+    while (size && name[size - 1] == '/') size--;
+    char *bare = strndup(name, size);
+    const bool a_name = bare && name[size] && !looks_like_path(bare);
+    const mx_status status =
+        a_name
+            ? mx_fail(error, MX_IO,
+                      "-m %s: there is no such folder; the name of a model has no slash at its end: -m %s", name, bare)
+            : mx_fail(error, MX_IO, "-m %s: %s", name, strerror(ENOENT));
+    free(bare);
+    return status;
+}
+
 static mx_status resolve(const char *name, bool fetch, char *out, size_t size, mx_error *error) {
     struct stat info;
     if (!name || !*name)
@@ -195,7 +210,7 @@ static mx_status resolve(const char *name, bool fetch, char *out, size_t size, m
         const bool absent = errno == ENOENT || errno == ENOTDIR;
         if (absent && !strcmp(name, "stories")) return mx_find_stories(out, size, error); /* needs no list */
         if (absent && !looks_like_path(name)) return resolve_name(name, fetch, out, size, error);
-        return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
+        return absent ? no_such_path(name, error) : mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
     }
     if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
     memcpy(out, name, strlen(name) + 1);

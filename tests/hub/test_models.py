@@ -52,7 +52,7 @@ class Case(unittest.TestCase):
         self.cache = self.home / 'cache'
         self.hub = Hub()
         self.addCleanup(self.hub.close)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'XDG_')) and 'proxy' not in k.lower()}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_', 'XDG_')) and 'proxy' not in k.lower()}
         self.env = {**keep, 'HOME': str(self.home), 'HF_HUB_CACHE': str(self.cache), 'HF_ENDPOINT': self.hub.address}
 
     def start(self, *arguments, **options):
@@ -156,6 +156,9 @@ class Pull(Case):
         self.assertEqual({k: events[1][k] for k in ('commit', 'files', 'total', 'missing')},
                          {'commit': commit, 'files': 3, 'total': 100_027, 'missing': 100_027})
         self.assertEqual([json.loads(line)['event'] for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()], ['present'])
+        stories, = (json.loads(line) for line in self.run_mxrun('pull', '--json', 'stories')[0].splitlines())
+        self.assertEqual(stories, {'event': 'present', 'name': 'stories', 'commit': '', 'path': str(CHECKPOINT),
+                                   'bytes': sum(map(len, NEEDED.values()))})
         out, _ = self.run_mxrun('pull', '--json', 'org/none', code=1)
         self.assertEqual(json.loads(out.splitlines()[-1])['event'], 'error')
 
@@ -363,6 +366,11 @@ class Resolve(Case):
         self.assertTrue(self.run_mxrun('info', '-m', './small')[0].startswith('./small\n'))
         for path in './none', '/no/such/folder', 'a/b/c':
             self.fails('info', '-m', path, says='No such file or directory')
+        for path in 'org/none/', 'gpt-oss-20b/', 'gpt-oss-20b//':
+            self.fails('info', '-m', path, says='no slash at its end: -m ' + path.strip('/'))
+        for path in './none/', '/', 'a/b/c/':
+            _, err = self.end(self.start('info', '-m', path), 1)
+            self.assertNotIn('no slash', err)
         self.assertEqual(self.hub.requests, [])
 
     def test_copies_of_other_tools_are_used_in_place(self):
@@ -524,6 +532,7 @@ class VerifyFiles(Case):
 
     def test_what_comes_with_mxrun(self):
         out, _ = self.run_mxrun('verify-files', 'stories')
+        self.assertNotIn('Options:', self.run_mxrun('verify-files', '--help')[0])  # it has none
         self.assertEqual(out.count('right'), len(NEEDED))  # models.txt has the hashes of the checkpoint
 
 
