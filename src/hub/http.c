@@ -201,8 +201,9 @@ bool mx_same_origin(const char *a, const char *b) {
 }
 
 void mx_url_shown(const char *url, char out[static 300]) {
-    const char *scheme = strstr(url, "://"), *host = scheme ? scheme + 3 : url;
-    const int head = (int)(host - url);
+    const size_t scheme = strcspn(url, ":/?#@");
+    const int head = strncmp(url + scheme, "://", 3) ? 0 : (int)scheme + 3;
+    const char *host = url + head;
     const char *at = memrchr(host, '@', strcspn(host, "/?#"));
     if (at) host = at + 1;
     snprintf(out, 300, "%.*s%.*s", head, url, (int)strcspn(host, "?#"), host);

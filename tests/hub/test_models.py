@@ -176,7 +176,7 @@ class Pull(Case):
         self.hub.publish(REPOSITORY, TINY)
         address = self.hub.address.removeprefix('http://')
         for endpoint, code in (f'http://user:S3CRET@{address}/none', 1), ('http://user:S3CRET@127.0.0.1:99999', 1), \
-                ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2), (f'http://user:S3CRET@{address}', 0):
+                ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2), ('user:S3CRET@x/http://y', 2), (f'http://user:S3CRET@{address}', 0):
             self.env['HF_ENDPOINT'] = endpoint
             for arguments in ['--json'], ['--update']:
                 self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, REPOSITORY, code=code)))
