@@ -81,6 +81,8 @@ mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error) {
 }
 
 /* ---- one process at a time --------------------------------------------------------------------------------------- */
+enum { MOST_GONE = 100 }; /* times in which others remove the folder */
+
 /* Is it still the file of that name? Another process may have removed the repository while this one waited. */
 static bool is_at(int fd, const char *path) {
     struct stat a, b;
@@ -93,16 +95,19 @@ mx_status mx_repository_lock_take(const char *folder, bool wait, void (*waiting)
     bool told = false;
     out->fd = -1;
     mx_status status = mx_hub_path(path, error, "%s/mxrun.busy", folder);
-    while (!status) {
+    for (int gone = 0; !status;) {
         const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+        if (fd < 0 && errno == ENOENT && wait && gone++ < MOST_GONE) {
+            mx_make_folders(path, 0777);
+            continue;
+        }
         if (fd < 0) return mx_fail(error, MX_IO, "%s: cannot open: %s", path, strerror(errno));
         if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
             if (is_at(fd, path)) {
                 out->fd = fd;
                 return MX_OK;
             }
-            close(fd);
-            mkdir(folder, 0777);
+            close(fd); /* it was removed: once more, with a new one */
             continue;
         }
         const int problem = errno;

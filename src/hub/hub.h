@@ -56,7 +56,8 @@ typedef struct mx_models {
     mx_strings sources;
 } mx_models;
 
-/* Adds the list at `path`: its models replace those of the same name, its aliases come first. `optional`: where there
+/* Adds the list at `path`: its models replace those of the same name, its aliases come first. The first list alone may
+ * have models that come with mxrun (repository "-"), whose names no later one takes. `optional`: where there
  * is no such file nothing happens. Errors name file, line and field. After one `models` is still to be freed. */
 mx_status mx_models_add(mx_models *models, const char *path, bool optional, mx_error *error);
 void mx_models_free(mx_models *models);
@@ -82,9 +83,11 @@ mx_status mx_target_parse(const mx_models *models, const char *text, mx_target *
 /* What the environment says, by the names and rules of huggingface_hub. */
 typedef struct mx_hub {
     char folder[MX_HUB_PATH]; /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
-    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end */
-    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
-    bool offline; /* HF_HUB_OFFLINE */
+    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end. Holds a
+                                   password perhaps: mx_url_shown */
+    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL, also with
+                     HF_HUB_DISABLE_IMPLICIT_TOKEN */
+    bool offline; /* HF_HUB_OFFLINE, else TRANSFORMERS_OFFLINE */
 } mx_hub;
 mx_status mx_hub_open(mx_hub *out, mx_error *error);
 void mx_hub_close(mx_hub *hub);
@@ -125,7 +128,7 @@ typedef enum mx_pull_event_type {
 typedef struct mx_pull_event {
     mx_pull_event_type type;
     const mx_target *target;
-    const char *endpoint;     /* of the hub */
+    const char *endpoint;     /* of the hub, as it may be shown */
     const char *commit;       /* NULL: not known yet */
     const char *folder;       /* of the repository in the cache; from PLANNED on */
     const char *path;         /* for -m; PRESENT and DONE */
@@ -134,7 +137,7 @@ typedef struct mx_pull_event {
     const mx_download *files; /* from PLANNED to FILE: what is fetched; NULL: nothing has to be */
     int count;                /* of `files` */
     int64_t total;            /* bytes of the model; sizes that nobody said are 0 */
-    int64_t missing;          /* of them to be fetched, as it was planned */
+    int64_t missing;          /* of them to be fetched, as it was planned; what an earlier run left is none of them */
     int64_t free_space;       /* of the file system */
     double seconds;           /* since the download began */
 } mx_pull_event;

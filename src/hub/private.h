@@ -59,8 +59,9 @@ void mx_pins_drop_commit(mx_pins *pins, const char *commit);
 void mx_pins_drop_file(mx_pins *pins, const char *commit, const char *path);
 
 /* ---- one process at a time --------------------------------------------------------------------------------------- */
-/* Locks a repository's folder, which must be there. With `wait` it calls `waiting` once and goes on when the other has
- * ended; without, a lock of another process is MX_INVALID_STATE. */
+/* Locks a repository's folder. With `wait` it calls `waiting` once and goes on when the other has ended, in a new
+ * folder where that took its own away; without, the folder must be there, and a lock of another process is
+ * MX_INVALID_STATE. */
 typedef struct mx_repository_lock {
     int fd; /* -1: not held */
 } mx_repository_lock;

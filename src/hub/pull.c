@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "hub/http.h"
 #include "hub/private.h"
 
 /* A pull: ask the hub what there is, hold that against models.txt and mxrun.lock, fetch what is missing into blobs/,
@@ -33,6 +34,7 @@ typedef struct job {
     const mx_target *target;
     const mx_pull_options *options;
     mx_http_options http, asking; /* asking: answers come soon, or the user waits for nothing */
+    char endpoint[300];           /* of the hub, for messages */
     char folder[MX_HUB_PATH];
     char asked[MX_REVISION];     /* revision that the hub is asked for */
     char commit[MX_COMMIT_TEXT]; /* "": not told yet */
@@ -98,16 +100,17 @@ static mx_status take_listing(job *j, const char *url, const mx_json *root, mx_s
 }
 
 static mx_status list_hub(job *j, mx_error *error) {
-    char url[MX_HUB_PATH], revision[3 * MX_REVISION + 1];
+    char url[MX_HUB_PATH], shown[300], revision[3 * MX_REVISION + 1];
     quote(j->asked, false, revision, sizeof revision);
     mx_status status =
         mx_hub_path(url, error, "%s/api/models/%s/revision/%s", j->hub->endpoint, j->target->repository, revision);
     mx_bytes text = {0};
     mx_json_document *document = NULL;
     mx_strings there = {0};
+    if (!status) mx_url_shown(url, shown);
     if (!status) status = mx_remote_get(url, &j->asking, (int64_t)32 << 20, &text, error);
-    if (!status) status = mx_json_parse(url, text.data ? text.data : "", text.size, &document, error);
-    if (!status) status = take_listing(j, url, mx_json_root(document), &there, error);
+    if (!status) status = mx_json_parse(shown, text.data ? text.data : "", text.size, &document, error);
+    if (!status) status = take_listing(j, shown, mx_json_root(document), &there, error);
     if (!status) status = mx_choose_files(j->target, &there, &j->layout, &j->needed, &j->wanted, error);
     mx_strings_free(&there);
     mx_json_free(document);
@@ -131,7 +134,7 @@ static mx_status check_commit(job *j, const mx_remote *r, mx_error *error) {
     if (!*found)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s does not say which commit it sends (X-Repo-Commit): this is no model hub, or no full mirror",
-                       j->hub->endpoint);
+                       j->endpoint);
     if (j->pinned && strcmp(found, j->asked) != 0)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s has changed: mxrun.lock pins commit %.12s, the hub sends %.12s; \"mxrun pull %s --update\" "
@@ -170,7 +173,7 @@ static mx_status name_blob(const job *j, item *it, mx_error *error) {
     const char *etag = it->remote.etag;
     if (!*etag)
         return mx_fail(error, MX_INVALID_FILE, "%s: %s sends no ETag: this is no model hub, or no full mirror",
-                       it->path, j->hub->endpoint);
+                       it->path, j->endpoint);
     size_t n = 0;
     for (; etag[n] && n < 128; n++)
         it->blob[n] = (char)(isalnum((unsigned char)etag[n]) || (n && strchr("._-", etag[n])) ? etag[n] : '-');
@@ -260,7 +263,8 @@ static mx_status plan(job *j, mx_error *error) {
         d->size = it->remote.size;
         mx_set_text(d->sha256, sizeof d->sha256, known_hash(j, it));
         mx_set_text(d->etag, sizeof d->etag, it->remote.etag);
-        j->event.missing += d->size > 0 ? d->size : 0;
+        mx_download_look(d);
+        j->event.missing += d->size > d->had ? d->size - d->had : 0;
     }
     j->event.files = j->downloads ? j->download : NULL;
     j->event.count = j->downloads;
@@ -270,18 +274,9 @@ static mx_status plan(job *j, mx_error *error) {
 
 static mx_status check_space(job *j, mx_error *error) {
     struct statvfs info;
-    if (statvfs(j->folder, &info) != 0) return MX_OK;
-    j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
-    int64_t begun = 0; /* parts that an earlier pull left take their room already */
-    for (int i = 0; i < j->items; i++) {
-        struct stat part;
-        if (j->item[i].download >= 0 && stat(j->item[i].part, &part) == 0) begun += (int64_t)part.st_blocks * 512;
-    }
-    if (j->event.missing - begun <= j->event.free_space) return MX_OK;
-    return mx_fail(error, MX_NO_SPACE,
-                   "%.1f GB are to be downloaded, %s has %.1f GB free; make room, or set HF_HUB_CACHE to a folder on "
-                   "another disk",
-                   (double)(j->event.missing - begun) / 1e9, j->folder, (double)j->event.free_space / 1e9);
+    if (statvfs(j->folder, &info) == 0) j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
+    const mx_status status = mx_download_room(j->download, j->downloads, error);
+    return status == MX_NO_SPACE ? mx_fail_within(error, status, "HF_HUB_CACHE names the place") : status;
 }
 
 /* ---- fetching ---------------------------------------------------------------------------------------------------- */
@@ -453,8 +448,16 @@ static mx_status make_folders(job *j, mx_error *error) {
     *strrchr(path, '/') = 0;
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return mx_fail(error, MX_IO, "%s: cannot make the folder: %s", path, strerror(errno ? errno : ENOTDIR));
-    j->links = mx_has_links(j->folder);
     return MX_OK;
+}
+
+/* Another pull that came to nothing may have taken the folders away meanwhile. */
+static mx_status lock(job *j, mx_repository_lock *out, mx_error *error) {
+    mx_status status = make_folders(j, error);
+    if (!status) status = mx_repository_lock_take(j->folder, true, tell_waiting, j, j->options->stop, out, error);
+    if (!status) status = make_folders(j, error);
+    if (!status) j->links = mx_has_links(j->folder);
+    return status;
 }
 
 /* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
@@ -476,8 +479,9 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     j.http = (mx_http_options){.token = hub->token, .stop = options->stop};
     j.asking = j.http;
     j.asking.retries = ASK_RETRIES;
-    j.event = (mx_pull_event){.target = target, .endpoint = hub->endpoint, .folder = j.folder};
-    mx_repository_lock lock = {-1};
+    j.event = (mx_pull_event){.target = target, .endpoint = j.endpoint, .folder = j.folder};
+    mx_url_shown(hub->endpoint, j.endpoint);
+    mx_repository_lock held = {-1};
     mx_status status = mx_repository_folder(hub, target->repository, j.folder, error);
     *out = (mx_copy){0};
     if (!status) status = mx_cache_find(hub, target, out, error);
@@ -489,14 +493,13 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     } else if (!status && hub->offline) {
         status = offline_answer(&j, out, error);
     } else if (!status) {
-        status = make_folders(&j, error);
-        if (!status) status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
+        status = lock(&j, &held, error);
         if (!status) {
             status = run_locked(&j, out, error);
             if (status) take_back_folders(&j);
         }
     }
-    mx_repository_lock_release(&lock);
+    mx_repository_lock_release(&held);
     mx_pins_free(&j.pins);
     mx_strings_free(&j.needed);
     mx_strings_free(&j.wanted);

@@ -8,11 +8,13 @@ import os
 import pty
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -50,7 +52,7 @@ class Case(unittest.TestCase):
         self.cache = self.home / 'cache'
         self.hub = Hub()
         self.addCleanup(self.hub.close)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'XDG_')) and 'proxy' not in k.lower()}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_', 'XDG_')) and 'proxy' not in k.lower()}
         self.env = {**keep, 'HOME': str(self.home), 'HF_HUB_CACHE': str(self.cache), 'HF_ENDPOINT': self.hub.address}
 
     def start(self, *arguments, **options):
@@ -154,6 +156,9 @@ class Pull(Case):
         self.assertEqual({k: events[1][k] for k in ('commit', 'files', 'total', 'missing')},
                          {'commit': commit, 'files': 3, 'total': 100_027, 'missing': 100_027})
         self.assertEqual([json.loads(line)['event'] for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()], ['present'])
+        stories, = (json.loads(line) for line in self.run_mxrun('pull', '--json', 'stories')[0].splitlines())
+        self.assertEqual(stories, {'event': 'present', 'name': 'stories', 'commit': '', 'path': str(CHECKPOINT),
+                                   'bytes': sum(map(len, NEEDED.values()))})
         out, _ = self.run_mxrun('pull', '--json', 'org/none', code=1)
         self.assertEqual(json.loads(out.splitlines()[-1])['event'], 'error')
 
@@ -166,6 +171,20 @@ class Pull(Case):
         self.assertTrue(other)
         self.assertEqual({r.token for r in other}, {None})
         self.assertEqual({r.token for r in self.hub.requests if r not in other}, {'Bearer hf_secret'})
+
+    def test_passwords_of_a_mirror_are_not_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        address = self.hub.address.removeprefix('http://')
+        for endpoint, code in (f'http://user:S3CRET@{address}/none', 1), ('http://user:S3CRET@127.0.0.1:99999', 1), \
+                ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2), ('user:S3CRET@x/http://y', 2), (f'http://user:S3CRET@{address}', 0):
+            self.env['HF_ENDPOINT'] = endpoint
+            for arguments in ['--json'], ['--update']:
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, REPOSITORY, code=code)))
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, 'org/none', code=code or 1)))
+        self.hub.spoil = lambda path, data: data[:-1] + b'?'
+        shutil.rmtree(self.cache)
+        self.env['HF_ENDPOINT'] = f'http://user:S3CRET@{address}'
+        self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', REPOSITORY, code=1)))
 
     def test_what_changed_is_told(self):
         old = self.hub.publish(REPOSITORY, TINY)
@@ -226,8 +245,14 @@ class Pull(Case):
         listed = self.list_models()
         self.hub.rate = 0
         before = sum(r.sent for r in self.hub.requests)
-        self.run_mxrun('pull', REPOSITORY)
-        self.assertLess(sum(r.sent for r in self.hub.requests) - before, 2_990_000)
+        events = [json.loads(line) for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()]
+        fetched = sum(r.sent for r in self.hub.requests) - before
+        self.assertLess(fetched, 2_990_000)
+        plan = next(e for e in events if e['event'] == 'planned')
+        self.assertEqual(plan['total'], sum(len(files[f]) for f in ('config.json', 'tokenizer.json', 'model.safetensors')))
+        self.assertLess(plan['missing'], 2_990_000)
+        self.assertLess(abs(plan['missing'] - fetched), 200_000)  # a moment counts for either side
+        self.assertIn('from an earlier run', ' '.join(e.get('text', '') for e in events if e['event'] == 'progress'))
         self.run_mxrun('verify-files', REPOSITORY)
         self.assertEqual(len(list((self.cache / FOLDER / 'blobs').iterdir())), 3)
         self.assertFalse(listed[REPOSITORY]['complete'])
@@ -246,6 +271,26 @@ class Pull(Case):
         self.assertIn('is there', err)
         self.assertEqual(self.hub.files_asked().count('model.safetensors'), 1)
 
+    def test_a_second_process_goes_on_where_the_first_came_to_nothing(self):
+        asked = threading.Event()
+
+        class Slow(dict):
+            def __getitem__(self, key):
+                first, found = not asked.is_set(), key in self
+                asked.set()
+                time.sleep(0.5 if first else 0)
+                return super().__getitem__(key) if found else {}[key]
+
+        self.hub.revisions = Slow()
+        first = self.start('pull', REPOSITORY)
+        self.assertTrue(asked.wait(20))
+        second = self.start('pull', REPOSITORY)
+        self.assertIn('waiting for it', second.stderr.readline())
+        self.hub.publish(REPOSITORY, TINY)
+        self.end(first, 1)
+        self.end(second)
+        self.run_mxrun('verify-files', REPOSITORY)
+
     def test_interrupted(self):
         self.hub.publish(REPOSITORY, {**TINY, 'model.safetensors': random_bytes(3_000_000)})
         self.hub.rate = 1_000_000
@@ -253,6 +298,14 @@ class Pull(Case):
         self.wait_for(lambda: self.hub.files_asked())
         process.send_signal(signal.SIGINT)
         self.end(process, 130)
+
+    def test_a_limit_of_file_sizes_is_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+        _, err = self.end(self.start('pull', REPOSITORY, preexec_fn=limit), 1)
+        self.assertIn('model.safetensors', err)
+        self.assertIn('File too large', err)
+        self.run_mxrun('pull', REPOSITORY)
 
     def test_parts_of_one_gguf(self):
         parts = {f'Q4/m-0000{i}-of-00002.gguf': random_bytes(5000, i) for i in (1, 2)}
@@ -313,6 +366,11 @@ class Resolve(Case):
         self.assertTrue(self.run_mxrun('info', '-m', './small')[0].startswith('./small\n'))
         for path in './none', '/no/such/folder', 'a/b/c':
             self.fails('info', '-m', path, says='No such file or directory')
+        for path in 'org/none/', 'gpt-oss-20b/', 'gpt-oss-20b//':
+            self.fails('info', '-m', path, says='no slash at its end: -m ' + path.strip('/'))
+        for path in './none/', '/', 'a/b/c/':
+            _, err = self.end(self.start('info', '-m', path), 1)
+            self.assertNotIn('no slash', err)
         self.assertEqual(self.hub.requests, [])
 
     def test_copies_of_other_tools_are_used_in_place(self):
@@ -393,10 +451,13 @@ class Resolve(Case):
         self.assertTrue(self.list_models()[REPOSITORY]['complete'])
 
     def test_wrong_lists_are_named(self):
-        path = self.write_list('model x\n repository -\n layout hf\n file a 1x -\n')
+        path = self.write_list('model x\n repository a/b\n layout hf\n file a 1x -\n')
         self.fails('-m', 'x', '-p', 'x', says=f'{path}:4: file: size "1x"')
         self.run_mxrun('-m', 'stories', '-n', '1', '-p', 'x')  # needs no list
         self.fails('list', says=f'{path}:4: ')
+        self.write_list(f'model stories\n repository {REPOSITORY}\n layout hf\n')  # not one here, another there
+        for arguments in ['list'], ['pull', 'stories'], ['verify-files', 'stories']:
+            self.fails(*arguments, says=f'{path}:1: model: "stories" is the model that comes with mxrun')
 
 
 class Remove(Case):
@@ -471,6 +532,7 @@ class VerifyFiles(Case):
 
     def test_what_comes_with_mxrun(self):
         out, _ = self.run_mxrun('verify-files', 'stories')
+        self.assertNotIn('Options:', self.run_mxrun('verify-files', '--help')[0])  # it has none
         self.assertEqual(out.count('right'), len(NEEDED))  # models.txt has the hashes of the checkpoint
 
 

@@ -136,6 +136,28 @@ static void a_later_list_adds_and_replaces(void **state) {
     mx_models_free(&models);
 }
 
+static void what_comes_along_is_of_the_first_list(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"model s\n repository a/b\n layout hf\n", ":1: model: \"s\" is the model that comes with mxrun"},
+        {HEAD " alias s\n", ":4: alias: \"s\" is the model that comes"},
+        {HEAD " alias s:1\n", ":4: alias: \"s:1\" is the model that comes"},
+        {"model foo\n repository -\n layout hf\n", ":2: repository: - is for what comes with mxrun"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_models models = {0};
+        mx_error error = {0};
+        const char *first = write_file("first.txt", "model s\n alias s:1\n repository -\n layout hf\n");
+        assert_int_equal(mx_models_add(&models, first, false, NULL), MX_OK);
+        if (mx_models_add(&models, write_file("second.txt", cases[i].text), false, &error) != MX_INVALID_FILE ||
+            !strstr(error.text, cases[i].says))
+            fail_msg("case %zu: \"%s\" is not in: %s", i, cases[i].says, error.text);
+        mx_models_free(&models);
+    }
+}
+
 /* ---- what -m names ----------------------------------------------------------------------------------------------- */
 static void names_become_targets(void **state) {
     (void)state;
@@ -178,6 +200,14 @@ static void names_become_targets(void **state) {
     memset(long_name, 'a', sizeof long_name - 1);
     long_name[sizeof long_name - 1] = 0;
     mx_target t;
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    memcpy(long_name, "org/", 4); /* never a shorter name of another repository */
+    strcpy(long_name + MX_REPOSITORY - 1, "");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_OK);
+    strcpy(long_name + MX_REPOSITORY - 1, "a");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "fewer than 200 bytes"));
+    strcpy(long_name + MX_REPOSITORY - 1, "a@main:x.gguf");
     assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
     assert_int_equal(mx_target_parse(&models, "onne", &t, &error), MX_NOT_FOUND);
     assert_non_null(strstr(error.text, "did you mean one?"));
@@ -249,7 +279,8 @@ static void clear_environment(void) {
                                         "HF_HOME",       "XDG_CACHE_HOME",
                                         "HF_ENDPOINT",   "HF_HUB_OFFLINE",
                                         "HF_TOKEN",      "HUGGING_FACE_HUB_TOKEN",
-                                        "HF_TOKEN_PATH", "HOME"};
+                                        "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+                                        "HOME",          "TRANSFORMERS_OFFLINE"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
 }
 
@@ -290,6 +321,13 @@ static void the_environment_is_that_of_huggingface_hub(void **state) {
     expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
     setenv("HF_HUB_OFFLINE", "0", 1);
     expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    setenv("TRANSFORMERS_OFFLINE", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    unsetenv("HF_HUB_OFFLINE");
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
+    setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "", true);
+    unsetenv("HF_HUB_DISABLE_IMPLICIT_TOKEN");
     setenv("HF_TOKEN", "hf\r\nX-Evil: 1", 1);
     assert_int_equal(mx_hub_open(&none, NULL), MX_INVALID_ARGUMENT);
     mx_hub_close(&none);
@@ -382,6 +420,7 @@ int main(void) {
         cmocka_unit_test(the_list_of_the_program_is_read),
         cmocka_unit_test(wrong_lines_are_named),
         cmocka_unit_test(a_later_list_adds_and_replaces),
+        cmocka_unit_test(what_comes_along_is_of_the_first_list),
         cmocka_unit_test(names_become_targets),
         cmocka_unit_test(only_what_is_needed_is_chosen),
         cmocka_unit_test(the_environment_is_that_of_huggingface_hub),
