@@ -4,6 +4,7 @@
 
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/terminal.h"
 #include "convert/convert.h"
 
@@ -60,6 +61,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "Convert also where the layout cannot say everything, and warn", NULL},
         {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts: mxfp4", "FORMAT"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all cores)", "N"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         POPT_TABLEEND,
     };
     option_to = option_quantize = NULL;

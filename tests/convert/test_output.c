@@ -53,6 +53,21 @@ static void test_force(void **state) {
     refuse_force(temporary("full"), temporary("full"), MX_LAYOUT_ORIGINAL, "holds what is to be converted");
 }
 
+/* MODEL may be one that is not here yet. */
+static void test_models_by_name(void **state) {
+    (void)state;
+    char command[4000], said[2000] = "";
+    mkdir(temporary("empty-hub"), 0777);
+    snprintf(command, sizeof command,
+             "HF_HUB_CACHE='%s' '%s' convert gpt-oss-20b '%s' --to gguf --offline --yes < /dev/null 2>&1",
+             temporary("empty-hub"), getenv("MXRUN_BINARY"), temporary("none"));
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    said[fread(said, 1, sizeof said - 1, f)] = 0;
+    assert_int_equal(WEXITSTATUS(pclose(f)), 1);
+    if (!strstr(said, "gpt-oss-20b is not on this machine") || !strstr(said, "but not offline")) fail_msg("%s", said);
+}
+
 static void test_losses(void **state) {
     (void)state;
     const char *none = temporary("none");
@@ -202,10 +217,15 @@ static void test_lock(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places), cmocka_unit_test(test_force),
-        cmocka_unit_test(test_losses), cmocka_unit_test(test_what_metal_cannot_hold),
-        cmocka_unit_test(test_kill),   cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_stop),   cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_force),
+        cmocka_unit_test(test_models_by_name),
+        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_what_metal_cannot_hold),
+        cmocka_unit_test(test_kill),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_lock),
     };
     return cmocka_run_group_tests(tests, convert_set_up, convert_tear_down);
 }
