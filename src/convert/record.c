@@ -68,6 +68,33 @@ void mx_record_make_stale(mx_record *r) {
 /* ---- of a folder --------------------------------------------------------------------------------------------------
  */
 
+bool mx_record_carries(const char *name) {
+    static const char *const names[] = {
+        ".gitattributes",
+        "LICENSE",
+        "LICENSE.md",
+        "LICENSE.txt",
+        "NOTICE",
+        "README.md",
+        "USAGE_POLICY",
+        "USAGE_POLICY.md",
+        "added_tokens.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors.index.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) return true;
+    return false;
+}
+
 static bool holds_weights(const char *name) {
     static const char *const ends[] = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".incomplete"};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)

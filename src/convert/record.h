@@ -23,6 +23,8 @@ typedef struct mx_record {
     int files, shards;
 } mx_record;
 
+/* Is it the name of a small file that published repositories have, and that is carried along? */
+bool mx_record_carries(const char *name);
 /* Of the folder that `ck` was opened from: its files but weights, hidden ones and folders. One of more than 64 MB is
  * left out; a line in the log says so. */
 mx_status mx_record_of_folder(mx_record *r, const char *folder, const mx_checkpoint *ck, mx_error *error);
