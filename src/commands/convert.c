@@ -4,6 +4,7 @@
 
 #include "base/cpu.h"
 #include "commands/common.h"
+#include "commands/models.h"
 #include "commands/terminal.h"
 #include "convert/convert.h"
 
@@ -16,7 +17,7 @@ static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, tru
 static void report(const char *out, const mx_converted *done, double seconds) {
     printf("%s: %.2f GB in %d file%s, %.1f s (%.0f MB/s)%s\n", out, (double)done->bytes / 1e9, done->files,
            done->files == 1 ? "" : "s", seconds, (double)done->bytes / 1e6 / (seconds > 0 ? seconds : 1),
-           done->restored ? ", the files that it was made of, byte for byte" : "");
+           done->restored ? ", the .safetensors and small files that it was made of, byte for byte" : "");
 }
 
 static int convert(const mx_command *self, const char *in, const char *out, mx_layout to) {
@@ -60,6 +61,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "Convert also where the layout cannot say everything, and warn", NULL},
         {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts: mxfp4", "FORMAT"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all cores)", "N"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         POPT_TABLEEND,
     };
     option_to = option_quantize = NULL;
@@ -92,13 +94,18 @@ const mx_command mx_command_convert = {
                    "  metal     a folder with OpenAI's model.bin for Apple's GPUs\n"
                    "\n"
                    "No weight changes: experts stay MXFP4, BF16 stays BF16, and small tensors that GGUF\n"
-                   "wants in F32 come back as the BF16 that they were. The small files and the headers of\n"
-                   "a Hugging Face folder are carried along (in keys \"mxrun.source.*\" of a GGUF, in a\n"
-                   "file \"mxrun-source\" elsewhere), so that converting back gives every file of it byte\n"
-                   "for byte. What a layout cannot say is an error that names it; --allow-loss converts\n"
-                   "all the same.\n"
+                   "wants in F32 come back as the BF16 that they were. From a Hugging Face folder into any\n"
+                   "other layout and back, the .safetensors and the small files are the same byte for byte:\n"
+                   "config.json, generation_config.json, the tokenizer's and the chat template's files, the\n"
+                   "index, README.md, LICENSE, NOTICE, USAGE_POLICY and .gitattributes. They and the headers\n"
+                   "of the .safetensors are carried along, in keys \"mxrun.source.*\" of a GGUF, in a file\n"
+                   "\"mxrun-source\" elsewhere. Other files and folders are not; a line names them. A model\n"
+                   "that began in another layout comes back with the same numbers, in a file of mxrun's own\n"
+                   "making. What a layout cannot say is an error that names it; --allow-loss converts all\n"
+                   "the same.\n"
                    "\n"
-                   "The new model grows as OUT.incomplete and gets its name when it is on the disk.\n"
+                   "The new model grows as OUT.incomplete and gets its name when it is on the disk. --force\n"
+                   "replaces a file, or a folder that holds nothing but a model; never what is being read.\n"
                    "\n"
                    "Examples:\n"
                    "  $ mxrun convert stories stories.gguf --to gguf\n"

@@ -24,7 +24,7 @@ typedef struct mx_convert_options {
 typedef struct mx_converted {
     uint64_t bytes; /* of all files */
     int files;
-    bool restored; /* the very files of the Hugging Face folder that the model came from */
+    bool restored; /* .safetensors and small files are the very ones of the Hugging Face folder that it came from */
 } mx_converted;
 
 /* `in`: what mx_location_find finds. Everything is written under the name `out`.incomplete, which becomes `out` when it

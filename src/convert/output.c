@@ -13,6 +13,9 @@
 #include <unistd.h>
 
 #include "base/files.h"
+#include "base/log.h"
+#include "convert/record.h"
+#include "model/show.h"
 
 enum { SPARE = 1 << 20, FILE_PATH = MX_PATH + 300 };
 
@@ -80,27 +83,85 @@ static bool same(const char *a, const char *b) {
     return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+static void parent_of(const char *path, char out[MX_PATH]) {
+    snprintf(out, MX_PATH, "%s", path);
+    char *slash = strrchr(out, '/');
+    if (slash)
+        slash[slash == out] = 0;
+    else
+        snprintf(out, MX_PATH, ".");
+}
+
 /* Is `input` at `path`, or a file of the folder at `path`? */
 static bool holds_input(const char *path, const mx_location *input) {
     char parent[MX_PATH];
-    snprintf(parent, sizeof parent, "%s", input->path);
-    char *slash = strrchr(parent, '/');
-    if (slash) slash[slash == parent] = 0;
-    return same(path, input->path) || same(path, slash ? parent : ".");
+    parent_of(input->path, parent);
+    return same(path, input->path) || same(path, parent);
 }
 
-/* Walks a folder. `remove`: takes away every file. *inside: a folder in it, or "". */
-static bool look_into(const char *folder, bool remove, int *entries, char inside[256]) {
+/* Would a file at `path` be in `folder`, or in a folder of it? Of `path` the last part and more may not be there. */
+static bool lies_in(const char *path, const char *folder) {
+    char above[MX_PATH], parent[MX_PATH];
+    char *real = NULL, *real_folder = realpath(folder, NULL);
+    for (snprintf(above, sizeof above, "%s", path); !real; snprintf(above, sizeof above, "%s", parent)) {
+        parent_of(above, parent);
+        real = realpath(parent, NULL);
+        if (!strcmp(parent, ".") || !strcmp(parent, "/")) break;
+    }
+    const size_t n = real_folder ? strlen(real_folder) : 0;
+    const bool is = real && n && !strncmp(real, real_folder, n) && (!real[n] || real[n] == '/' || n == 1);
+    free(real);
+    free(real_folder);
+    return is;
+}
+
+/* Is `path`, by whatever name, a file that `input` is made of, or one beside it that is read with it? */
+static bool is_part_of(const char *path, const mx_location *input) {
+    char folder[MX_PATH], part[FILE_PATH];
+    struct stat info;
+    const bool is_folder = stat(input->path, &info) == 0 && S_ISDIR(info.st_mode);
+    if (is_folder)
+        snprintf(folder, sizeof folder, "%s", input->path);
+    else
+        parent_of(input->path, folder);
+    bool is = same(path, input->path);
     DIR *dir = opendir(folder);
-    *entries = 0;
-    *inside = 0;
+    for (struct dirent *e; dir && !is && (e = readdir(dir));) {
+        if (!is_folder && strcmp(e->d_name, MX_RECORD_FILE) && !mx_record_carries(e->d_name)) continue;
+        snprintf(part, sizeof part, "%s/%s", folder, e->d_name);
+        is = same(path, part);
+    }
+    if (dir) closedir(dir);
+    return is;
+}
+
+/* Is it the name of a file that a folder of some layout has? Others are never removed. */
+static bool is_of_layout(const char *name) {
+    static const char *const names[] = {"dtypes.json", "model.bin", MX_RECORD_FILE};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) return true;
+    return mx_ends_with(name, ".safetensors") || mx_record_carries(name);
+}
+
+/* What a folder holds. */
+typedef struct contents {
+    int entries;
+    char folder[256], other[256]; /* a folder in it, and a file that no layout has; or "" */
+} contents;
+
+/* Walks a folder. `remove`: takes away every file that a layout has. */
+static bool look_into(const char *folder, bool remove, contents *c) {
+    DIR *dir = opendir(folder);
+    *c = (contents){0};
     if (!dir) return false;
     for (struct dirent *e; (e = readdir(dir));) {
         struct stat info;
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        ++*entries;
+        c->entries++;
         if (fstatat(dirfd(dir), e->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(info.st_mode))
-            snprintf(inside, 256, "%s", e->d_name);
+            snprintf(c->folder, sizeof c->folder, "%s", e->d_name);
+        else if (!is_of_layout(e->d_name))
+            snprintf(c->other, sizeof c->other, "%s", e->d_name);
         else if (remove)
             unlinkat(dirfd(dir), e->d_name, 0);
     }
@@ -108,27 +169,56 @@ static bool look_into(const char *folder, bool remove, int *entries, char inside
     return true;
 }
 
-static mx_status check_place(const mx_output *o, const mx_location *input) {
-    struct stat info;
-    int entries;
-    char inside[256];
-    if (lstat(o->path, &info) != 0) return MX_OK;
-    if (!o->folder && S_ISDIR(info.st_mode))
+/* Removes a folder of a model. What no layout has stays, and with it the folder: false. */
+static bool remove_folder(const char *folder) {
+    contents c;
+    look_into(folder, true, &c);
+    return rmdir(folder) == 0;
+}
+
+static mx_status check_contents(const mx_output *o, const char *folder) {
+    contents c;
+    if (!look_into(folder, false, &c)) return cannot(o, folder, "be read", errno);
+    if (!*c.folder && !*c.other) return MX_OK;
+    const char *name = *c.folder ? c.folder : c.other;
+    return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                   "%s: holds the %s %s, which is no part of a model and would not be removed: take it away yourself, "
+                   "or choose another name",
+                   folder, *c.folder ? "folder" : "file",
+                   mx_is_one_line(name, strlen(name)) ? name : "whose name has control characters");
+}
+
+/* What is at `path` and must not be lost. */
+static mx_status check_there(const mx_output *o, const struct stat *info, const mx_location *input) {
+    contents c;
+    if (S_ISLNK(info->st_mode) || (!S_ISREG(info->st_mode) && !S_ISDIR(info->st_mode)))
+        return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                       "%s: is a %s, and only files and folders are replaced: choose another name", o->path,
+                       S_ISLNK(info->st_mode)    ? "symbolic link"
+                       : S_ISFIFO(info->st_mode) ? "named pipe"
+                       : S_ISSOCK(info->st_mode) ? "socket"
+                                                 : "device");
+    if (!o->folder && S_ISDIR(info->st_mode))
         return mx_fail(o->error, MX_INVALID_ARGUMENT, "%s: is a folder, expected the name of a file to be written",
                        o->path);
-    if (o->folder && S_ISDIR(info.st_mode) && look_into(o->path, false, &entries, inside) && !entries) return MX_OK;
+    if (o->folder && S_ISDIR(info->st_mode) && look_into(o->path, false, &c) && !c.entries) return MX_OK;
     if (!o->force) return mx_fail(o->error, MX_INVALID_ARGUMENT, "%s: is there already; --force replaces it", o->path);
-    if (o->folder && !S_ISDIR(info.st_mode))
+    if (o->folder && !S_ISDIR(info->st_mode))
         return mx_fail(o->error, MX_INVALID_ARGUMENT, "%s: is a file, expected a folder to be written", o->path);
-    if (o->folder && *inside)
-        return mx_fail(o->error, MX_INVALID_ARGUMENT,
-                       "%s: holds the folder %s, which --force does not remove: remove it yourself, or choose another "
-                       "name",
-                       o->path, inside);
-    if (holds_input(o->path, input))
-        return mx_fail(o->error, MX_INVALID_ARGUMENT, "%s: holds what is to be converted: choose another name",
-                       o->path);
-    return MX_OK;
+    if (o->folder ? holds_input(o->path, input) : is_part_of(o->path, input))
+        return mx_fail(o->error, MX_INVALID_ARGUMENT, "%s: %s what is to be converted: choose another name", o->path,
+                       o->folder ? "holds" : "is a part of");
+    return o->folder ? check_contents(o, o->path) : MX_OK;
+}
+
+static mx_status check_place(const mx_output *o, const mx_location *input) {
+    struct stat info;
+    mx_status status = lstat(o->path, &info) == 0 ? check_there(o, &info, input) : MX_OK;
+    if (status || stat(input->path, &info) != 0 || !S_ISDIR(info.st_mode) || !lies_in(o->path, input->path))
+        return status;
+    return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                   "%s: is inside the folder %s, which is to be converted: choose a name outside of it", o->path,
+                   input->path);
 }
 
 mx_status mx_output_begin(mx_output *o, const char *path, bool folder, bool force, const mx_location *input,
@@ -146,8 +236,6 @@ mx_status mx_output_begin(mx_output *o, const char *path, bool folder, bool forc
 /* Opens and locks what grows. What an earlier run left there is taken over. */
 static mx_status take_place(mx_output *o) {
     struct stat here, there;
-    int entries;
-    char inside[256];
     mx_make_folders(o->grows, 0777);
     if (o->folder && mkdir(o->grows, 0777) != 0 && errno != EEXIST) return cannot(o, o->grows, "be made", errno);
     o->lock = o->folder ? open(o->grows, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
@@ -156,12 +244,13 @@ static mx_status take_place(mx_output *o) {
     if (flock(o->lock, LOCK_EX | LOCK_NB) != 0 || fstat(o->lock, &here) != 0 || stat(o->grows, &there) != 0 ||
         here.st_ino != there.st_ino || here.st_dev != there.st_dev)
         return mx_fail(o->error, MX_IO, "%s: another process is writing it", o->grows);
-    o->made_place = true;
-    if (o->folder && (!look_into(o->grows, true, &entries, inside) || *inside)) {
-        o->made_place = false;
-        return mx_fail(o->error, MX_IO, "%s: is in the way: remove it", o->grows);
-    }
-    return MX_OK;
+    if (!o->folder && !S_ISREG(here.st_mode))
+        return mx_fail(o->error, MX_IO, "%s: is in the way, and no file: remove it", o->grows);
+    mx_status status = o->folder ? check_contents(o, o->grows) : MX_OK;
+    contents c;
+    if (!status && o->folder && !look_into(o->grows, true, &c)) status = cannot(o, o->grows, "be emptied", errno);
+    o->made_place = !status;
+    return status;
 }
 
 static mx_status check_room(const mx_output *o) {
@@ -241,31 +330,35 @@ static mx_status sync_files(mx_output *o) {
 
 static void sync_parent(const char *path) {
     char parent[MX_PATH];
-    snprintf(parent, sizeof parent, "%s", path);
-    char *slash = strrchr(parent, '/');
-    if (slash) slash[slash == parent] = 0;
-    const int fd = open(slash ? parent : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    parent_of(path, parent);
+    const int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return;
     fsync(fd);
     close(fd);
 }
 
-/* The old folder gets the name of the growing one, in one step where the file system can; then it goes. */
-static bool replace_folder(const mx_output *o) {
-    int entries;
-    char inside[256];
-    if (rename(o->grows, o->path) == 0) return true;
-    if (!o->force || (errno != ENOTEMPTY && errno != EEXIST)) return false;
+/* The folder that was there goes, once the new one has its name: in one step where the file system can. */
+static mx_status replace_folder(const mx_output *o) {
+    char old[MX_PATH + 16];
+    struct stat info;
+    if (rename(o->grows, o->path) == 0) return MX_OK;
+    if (!o->force || (errno != ENOTEMPTY && errno != EEXIST)) return cannot(o, o->path, "be given its name", errno);
+    snprintf(old, sizeof old, "%s", o->grows);
     if (renameat2(AT_FDCWD, o->grows, AT_FDCWD, o->path, RENAME_EXCHANGE) != 0) {
-        char old[MX_PATH + 16];
         snprintf(old, sizeof old, "%s.replaced", o->path);
-        if (rename(o->path, old) != 0) return false;
-        if (rename(o->grows, o->path) != 0) return false;
-        if (rename(old, o->grows) != 0) return true;
+        if (lstat(old, &info) == 0)
+            return mx_fail(o->error, MX_IO, "%s: is in the way of replacing %s: move or remove it", old, o->path);
+        if (rename(o->path, old) != 0) return cannot(o, o->path, "be replaced", errno);
+        if (rename(o->grows, o->path) != 0) {
+            const int problem = errno;
+            if (rename(old, o->path) == 0) return cannot(o, o->path, "be given its name", problem);
+            return mx_fail(o->error, MX_IO, "%s: cannot be given its name: %s; the model that was there is now %s",
+                           o->path, strerror(problem), old);
+        }
     }
-    look_into(o->grows, true, &entries, inside);
-    rmdir(o->grows);
-    return true;
+    if (!remove_folder(old))
+        mx_log(MX_LOG_WARNING, "%s: what it replaces could not all be removed: the rest is in %s", o->path, old);
+    return MX_OK;
 }
 
 mx_status mx_output_publish(mx_output *o) {
@@ -274,24 +367,25 @@ mx_status mx_output_publish(mx_output *o) {
     struct stat info;
     if (!o->force && !o->folder && lstat(o->path, &info) == 0)
         return mx_fail(o->error, MX_IO, "%s: somebody else has written it meanwhile", o->path);
-    if (o->folder ? !replace_folder(o) : rename(o->grows, o->path) != 0)
-        return cannot(o, o->path, "be given its name", errno);
+    if (o->folder)
+        status = replace_folder(o);
+    else if (rename(o->grows, o->path) != 0)
+        status = cannot(o, o->path, "be given its name", errno);
+    if (status) return status;
     o->made_place = false;
     sync_parent(o->path);
     return MX_OK;
 }
 
 void mx_output_end(mx_output *o) {
-    int entries;
-    char inside[256];
     for (int i = 0; i < o->files; i++) {
         if (o->file[i].fd >= 0) close(o->file[i].fd);
+        if (o->made_place && o->folder) unlinkat(o->lock, o->file[i].name, 0);
         free(o->file[i].name);
         mx_bytes_free(&o->file[i].head);
     }
     if (o->made_place && o->folder) {
-        look_into(o->grows, true, &entries, inside);
-        rmdir(o->grows);
+        remove_folder(o->grows);
     } else if (o->made_place) {
         unlink(o->grows);
     }

@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "model/show.h"
 
-enum { FILE_LIMIT = 64 << 20, MOST_FILES = 1000, HEADER_LIMIT = 16 << 20 };
+enum { FILE_LIMIT = 64 << 20, MOST_SHARDS = 1000, HEADER_LIMIT = 16 << 20 };
 
 /* ---- entries ------------------------------------------------------------------------------------------------------
  */
@@ -68,11 +68,35 @@ void mx_record_make_stale(mx_record *r) {
 /* ---- of a folder --------------------------------------------------------------------------------------------------
  */
 
-static bool holds_weights(const char *name) {
-    static const char *const ends[] = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".incomplete"};
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (mx_ends_with(name, ends[i])) return true;
-    return !strcmp(name, MX_RECORD_FILE);
+/* What published repositories have beside their weights and folders. Nothing else is taken along: a model is passed on,
+ * and a folder may hold what is not to be. */
+static const char *const carried[] = {
+    ".gitattributes",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "README.md",
+    "USAGE_POLICY",
+    "USAGE_POLICY.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+};
+enum { CARRIED = sizeof carried / sizeof *carried };
+
+bool mx_record_carries(const char *name) {
+    for (int i = 0; i < CARRIED; i++)
+        if (!strcmp(name, carried[i])) return true;
+    return false;
 }
 
 mx_status mx_record_add(mx_record *r, const char *folder, const char *name, mx_error *error) {
@@ -90,33 +114,55 @@ mx_status mx_record_add(mx_record *r, const char *folder, const char *name, mx_e
     return mx_read_regular_file(path, FILE_LIMIT, &e->content, error);
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Names of what the folder holds, from malloc, each too; sorted. NULL: errno. */
-static char **list_folder(const char *folder, int *count) {
-    DIR *dir = opendir(folder);
-    char **list = dir ? calloc(MOST_FILES, sizeof *list) : NULL;
-    *count = 0;
-    for (struct dirent *e; list && *count < MOST_FILES && (e = readdir(dir));)
-        if (*e->d_name != '.' && !holds_weights(e->d_name) && (list[*count] = strdup(e->d_name))) ++*count;
-    if (list && *count == MOST_FILES)
-        mx_log(MX_LOG_WARNING, "%s: holds %d files or more beside the weights: not all are carried along", folder,
-               MOST_FILES);
-    if (dir) closedir(dir);
-    if (list) qsort(list, (size_t)*count, sizeof *list, by_name);
-    return list;
-}
-
-static mx_status add_files(mx_record *r, const char *folder, mx_error *error) {
+/* The first names of a list that is left out. */
+typedef struct left_out {
+    char name[8][260];
     int count;
-    char **name = list_folder(folder, &count);
-    mx_status status = name ? MX_OK : mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
-    for (int i = 0; i < count && !status; i++) status = mx_record_add(r, folder, name[i], error);
-    for (int i = 0; i < count; i++) free(name[i]);
-    free(name);
-    return status;
+} left_out;
+
+static void leave_out(left_out *l, const char *name, bool folder) {
+    enum { SHOWN = sizeof l->name / sizeof *l->name };
+    char shown[260];
+    snprintf(shown, sizeof shown, "%.255s%s", mx_is_one_line(name, strlen(name)) ? name : "?", folder ? "/" : "");
+    int i = l->count < SHOWN ? l->count : SHOWN;
+    l->count++;
+    while (i && strcmp(shown, l->name[i - 1]) < 0) i--;
+    if (i == SHOWN) return;
+    const int behind = (l->count < SHOWN ? l->count : SHOWN) - 1 - i;
+    memmove(l->name[i + 1], l->name[i], (size_t)behind * sizeof *l->name);
+    memcpy(l->name[i], shown, sizeof shown);
+}
+
+/* One line of the log, where there is something. */
+static void tell_left_out(const left_out *l, const char *where) {
+    char text[3000] = "";
+    const int shown = l->count < 8 ? l->count : 8;
+    size_t used = 0;
+    for (int i = 0; i < shown; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", i ? ", " : "", l->name[i]);
+    if (l->count > shown) snprintf(text + used, sizeof text - used, " and %d more", l->count - shown);
+    if (l->count) mx_log(MX_LOG_WARNING, "%s: not carried along: %s", where, text);
+}
+
+static bool is_shard(const mx_record *r, const char *name) {
+    for (int i = 0; i < r->shards; i++)
+        if (!strcmp(r->shard[i].name, name)) return true;
+    return false;
+}
+
+static mx_status find_left_out(const mx_record *r, const char *folder, mx_error *error) {
+    left_out l = {0};
+    struct stat info;
+    DIR *dir = opendir(folder);
+    if (!dir) return mx_fail(error, MX_IO, "%s: %s", folder, strerror(errno));
+    for (struct dirent *e; (e = readdir(dir));) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || is_shard(r, e->d_name)) continue;
+        const bool is_folder = fstatat(dirfd(dir), e->d_name, &info, 0) == 0 && S_ISDIR(info.st_mode);
+        if (is_folder || !mx_record_carries(e->d_name)) leave_out(&l, e->d_name, is_folder);
+    }
+    closedir(dir);
+    tell_left_out(&l, folder);
+    return MX_OK;
 }
 
 static mx_status add_header(mx_record *r, const char *path, mx_error *error) {
@@ -139,38 +185,44 @@ static mx_status add_header(mx_record *r, const char *path, mx_error *error) {
 }
 
 mx_status mx_record_of_folder(mx_record *r, const char *folder, const mx_checkpoint *ck, mx_error *error) {
-    mx_status status = add_files(r, folder, error);
+    mx_status status = MX_OK;
+    for (int i = 0; i < CARRIED && !status; i++) status = mx_record_add(r, folder, carried[i], error);
     for (int i = 0; i < mx_checkpoint_count(ck) && !status; i++) {
-        const char *file = mx_checkpoint_at(ck, i)->file, *name = strrchr(file, '/');
-        bool had = false;
-        for (int j = 0; j < r->shards; j++) had |= !strcmp(r->shard[j].name, name ? name + 1 : file);
-        if (!had) status = add_header(r, file, error);
+        const char *file = mx_checkpoint_at(ck, i)->file, *slash = strrchr(file, '/');
+        if (!is_shard(r, slash ? slash + 1 : file)) status = add_header(r, file, error);
     }
-    return status;
+    return status ? status : find_left_out(r, folder, error);
 }
 
 /* ---- of keys ------------------------------------------------------------------------------------------------------
  */
 
 static bool is_file_name(const mx_gguf_string *s) {
-    return s->size && s->size < 256 && *s->text != '.' && !memchr(s->text, '/', s->size) &&
-           !memchr(s->text, '\\', s->size) && mx_is_one_line(s->text, s->size);
+    return s->size && s->size < 256 && (*s->text != '.' || (s->size == 14 && !memcmp(s->text, ".gitattributes", 14))) &&
+           !memchr(s->text, '/', s->size) && !memchr(s->text, '\\', s->size) && mx_is_one_line(s->text, s->size);
 }
 
-static mx_status read_list(const mx_gguf *g, const char *names, const char *contents, mx_record_entry **list,
-                           int *count, mx_error *error) {
+/* `shards`: names of .safetensors; else those that are carried along, and *left the others. */
+static mx_status read_list(const mx_gguf *g, const char *names, const char *contents, bool shards,
+                           mx_record_entry **list, int *count, left_out *left, mx_error *error) {
     const mx_gguf_value *n = mx_gguf_find(g, names), *c = mx_gguf_find(g, contents);
     uint64_t n_at = 0, c_at = 0;
     mx_gguf_string name, content;
+    char text[256];
     if (!n && !c) return MX_OK;
     while (mx_gguf_next_string(n, &n_at, &name)) {
-        bool ok = is_file_name(&name) && *count < MOST_FILES && mx_gguf_next_string(c, &c_at, &content);
+        bool ok = is_file_name(&name) && *count < MOST_SHARDS && mx_gguf_next_string(c, &c_at, &content);
         for (int i = 0; i < *count && ok; i++)
             ok = strlen((*list)[i].name) != name.size || memcmp((*list)[i].name, name.text, name.size);
-        if (!ok)
+        if (ok) snprintf(text, sizeof text, "%.*s", (int)name.size, name.text);
+        if (!ok || (shards && !mx_ends_with(text, ".safetensors")))
             return mx_fail(error, MX_INVALID_FILE,
-                           "%s: %s: expected names of files, each once, and as many strings in %s", g->file.path, names,
-                           contents);
+                           "%s: %s: expected names of %sfiles, each once, and as many strings in %s", g->file.path,
+                           names, shards ? ".safetensors " : "", contents);
+        if (!shards && !mx_record_carries(text)) {
+            leave_out(left, text, false);
+            continue;
+        }
         mx_record_entry *e = append(list, count, name.text, name.size);
         if (!e || (content.size && !mx_bytes_add(&e->content, content.text, content.size)))
             return mx_fail(error, MX_NO_MEMORY, "%s: no memory for the files it carries", g->file.path);
@@ -179,8 +231,13 @@ static mx_status read_list(const mx_gguf *g, const char *names, const char *cont
 }
 
 mx_status mx_record_of_gguf(mx_record *r, const mx_gguf *g, mx_error *error) {
-    mx_status status = read_list(g, "mxrun.source.files", "mxrun.source.contents", &r->file, &r->files, error);
-    return status ? status : read_list(g, "mxrun.source.shards", "mxrun.source.headers", &r->shard, &r->shards, error);
+    left_out left = {0};
+    mx_status status =
+        read_list(g, "mxrun.source.files", "mxrun.source.contents", false, &r->file, &r->files, &left, error);
+    if (!status)
+        status = read_list(g, "mxrun.source.shards", "mxrun.source.headers", true, &r->shard, &r->shards, NULL, error);
+    if (!status) tell_left_out(&left, g->file.path);
+    return status;
 }
 
 static void put_list(mx_gguf_text *g, const char *names, const char *contents, const mx_record_entry *list, int count) {

@@ -4,8 +4,8 @@
 #include "base/gguf.h"
 #include "convert/gguf_text.h"
 
-/* What a Hugging Face folder holds beside the tensors' bytes, so that it can be made again byte for byte: its small
- * files, and the headers of its .safetensors. A GGUF carries it as keys:
+/* What a Hugging Face folder holds beside the tensors' bytes, so that it can be made again byte for byte: those of its
+ * small files that have known names, and the headers of its .safetensors. A GGUF carries it as keys:
  *
  *     mxrun.source.files     names             mxrun.source.contents   their bytes
  *     mxrun.source.shards    names             mxrun.source.headers    their headers, the JSON with its padding
@@ -23,10 +23,13 @@ typedef struct mx_record {
     int files, shards;
 } mx_record;
 
-/* Of the folder that `ck` was opened from: its files but weights, hidden ones and folders. One of more than 64 MB is
- * left out; a line in the log says so. */
+/* Is it the name of a small file that published repositories have, and that is carried along? */
+bool mx_record_carries(const char *name);
+/* Of the folder that `ck` was opened from. Whatever else it holds, files, folders and weights that `ck` does not use, a
+ * line in the log names as left out; so it does with a file of more than 64 MB. */
 mx_status mx_record_of_folder(mx_record *r, const char *folder, const mx_checkpoint *ck, mx_error *error);
-/* Of the keys, checked: names of files, each once. Without such keys: empty. */
+/* Of the keys, checked: names of files, each once; other names than those that are carried are left out, and told.
+ * Without such keys: empty. */
 mx_status mx_record_of_gguf(mx_record *r, const mx_gguf *g, mx_error *error);
 /* A single file of the folder, where it is there. */
 mx_status mx_record_add(mx_record *r, const char *folder, const char *name, mx_error *error);

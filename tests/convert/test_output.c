@@ -1,13 +1,17 @@
 /* Where a conversion goes: what is refused, and that nothing half-written ever has its name. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,7 +24,7 @@ static void test_places(void **state) {
     const char *in = checkout(stories);
     write_file(temporary("there"), "x", 1);
     mkdir(temporary("full"), 0777);
-    write_file(temporary("full/file"), "x", 1);
+    write_file(temporary("full/config.json"), "x", 1);
     refuse(in, temporary("there"), MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
     refuse(in, temporary("full"), MX_LAYOUT_GGUF, MX_INVALID_ARGUMENT, "is a folder, expected the name of a file");
     refuse(temporary("there"), temporary("none"), MX_LAYOUT_HF, MX_INVALID_ARGUMENT, "expected a model");
@@ -51,6 +55,118 @@ static void test_force(void **state) {
     rename(temporary("there"), temporary("full/there.gguf"));
     refuse_force(temporary("full/there.gguf"), temporary("full"), MX_LAYOUT_HF, "holds what is to be converted");
     refuse_force(temporary("full"), temporary("full"), MX_LAYOUT_ORIGINAL, "holds what is to be converted");
+}
+
+/* What is no model's stays, and so does what is read. */
+static void test_what_is_not_replaced(void **state) {
+    (void)state;
+    const char *in = temporary("precious"), *gguf = temporary("precious.gguf");
+    copy_folder(checkout(stories), in);
+    convert(in, gguf, MX_LAYOUT_GGUF);
+    refuse_force(in, temporary("precious/model.safetensors"), MX_LAYOUT_GGUF, "is a part of what is to be converted");
+    refuse_force(in, temporary("precious/new.gguf"), MX_LAYOUT_GGUF, "is inside the folder");
+    refuse_force(in, temporary("precious/new/new"), MX_LAYOUT_ORIGINAL, "is inside the folder");
+    assert_int_equal(symlink("precious", temporary("alias")), 0);
+    refuse_force(in, temporary("alias/new.gguf"), MX_LAYOUT_GGUF, "is inside the folder");
+    refuse_force(temporary("alias"), temporary("precious/new.gguf"), MX_LAYOUT_GGUF, "is inside the folder");
+    refuse_force(gguf, temporary("alias"), MX_LAYOUT_HF, "is a symbolic link");
+    /* As in the hub's cache: the file is elsewhere. */
+    assert_int_equal(rename(temporary("precious/model.safetensors"), temporary("blob")), 0);
+    assert_int_equal(symlink("../blob", temporary("precious/model.safetensors")), 0);
+    refuse_force(in, temporary("blob"), MX_LAYOUT_GGUF, "is a part of what is to be converted");
+    convert_anyway(in, temporary("precious.metal"), MX_LAYOUT_METAL);
+    refuse_force(temporary("precious.metal"), temporary("precious.metal/mxrun-source"), MX_LAYOUT_GGUF, "is a part of");
+    assert_int_equal(mkfifo(temporary("pipe"), 0666), 0);
+    refuse_force(in, temporary("pipe"), MX_LAYOUT_GGUF, "is a named pipe");
+    refuse_force(in, "/dev/null", MX_LAYOUT_GGUF, "is a device");
+    mkdir(temporary("docs"), 0777);
+    write_file(temporary("docs/a.txt"), "x", 1);
+    refuse_force(gguf, temporary("docs"), MX_LAYOUT_HF, "holds the file a.txt, which is no part of a model");
+    assert_true(exists(temporary("docs/a.txt")));
+    rename(temporary("docs"), temporary("new.incomplete"));
+    refuse_force(gguf, temporary("new"), MX_LAYOUT_HF, "new.incomplete: holds the file a.txt");
+    assert_true(exists(temporary("new.incomplete/a.txt")));
+    assert_int_equal(mkfifo(temporary("a.incomplete"), 0666), 0);
+    mx_converted done;
+    const mx_convert_options options = {.to = MX_LAYOUT_GGUF, .pool = pool};
+    assert_int_equal(mx_convert(in, temporary("a"), &options, &done, &error), MX_IO);
+    assert_true(exists(temporary("a.incomplete")));
+}
+
+/* Where the file system cannot exchange two names, which a filter of system calls plays. */
+static void without_exchange(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_renameat2, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[4])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RENAME_EXCHANGE, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {sizeof code / sizeof *code, code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) _exit(77);
+}
+
+static int replaced_without_exchange(const char *in, const char *out, char said[static 600]) {
+    int ends[2], status;
+    assert_int_equal(pipe(ends), 0);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child) {
+        mx_pool *own;
+        mx_converted done;
+        mx_error why = {0};
+        without_exchange();
+        if (mx_pool_create(1, &own, &why)) _exit(99);
+        const mx_convert_options options = {.to = MX_LAYOUT_HF, .pool = own, .force = true};
+        const mx_status found = mx_convert(in, out, &options, &done, &why);
+        if (write(ends[1], why.text, strlen(why.text)) < 0) _exit(98);
+        _exit((int)found);
+    }
+    close(ends[1]);
+    const ssize_t n = read(ends[0], said, 599);
+    said[n > 0 ? n : 0] = 0;
+    close(ends[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void test_replaced_in_two_steps(void **state) {
+    (void)state;
+    char said[600];
+    const char *gguf = temporary("two.gguf"), *out = temporary("two");
+    convert_anyway(checkout(stories), gguf, MX_LAYOUT_GGUF);
+    mkdir(out, 0777);
+    write_file(temporary("two/config.json"), "old", 3);
+    mkdir(temporary("two.replaced"), 0777);
+    const int status = replaced_without_exchange(gguf, out, said);
+    if (status == 77) skip(); /* no filters here */
+    assert_int_equal(status, MX_IO);
+    if (!strstr(said, "two.replaced: is in the way of replacing")) fail_msg("%s", said);
+    mx_bytes old = content(temporary("two/config.json"));
+    assert_string_equal(old.data, "old");
+    mx_bytes_free(&old);
+    rmdir(temporary("two.replaced"));
+    assert_int_equal(replaced_without_exchange(gguf, out, said), MX_OK);
+    expect_same_folder(checkout(stories), out);
+    assert_false(exists(temporary("two.replaced")));
+    assert_false(exists(temporary("two.incomplete")));
+}
+
+/* MODEL may be one that is not here yet. */
+static void test_models_by_name(void **state) {
+    (void)state;
+    char command[4000], said[2000] = "";
+    mkdir(temporary("empty-hub"), 0777);
+    snprintf(command, sizeof command,
+             "HF_HUB_CACHE='%s' '%s' convert gpt-oss-20b '%s' --to gguf --offline --yes < /dev/null 2>&1",
+             temporary("empty-hub"), getenv("MXRUN_BINARY"), temporary("none"));
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    said[fread(said, 1, sizeof said - 1, f)] = 0;
+    assert_int_equal(WEXITSTATUS(pclose(f)), 1);
+    if (!strstr(said, "gpt-oss-20b is not on this machine") || !strstr(said, "but not offline")) fail_msg("%s", said);
 }
 
 static void test_losses(void **state) {
@@ -202,10 +318,17 @@ static void test_lock(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places), cmocka_unit_test(test_force),
-        cmocka_unit_test(test_losses), cmocka_unit_test(test_what_metal_cannot_hold),
-        cmocka_unit_test(test_kill),   cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_stop),   cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_force),
+        cmocka_unit_test(test_models_by_name),
+        cmocka_unit_test(test_what_is_not_replaced),
+        cmocka_unit_test(test_replaced_in_two_steps),
+        cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_what_metal_cannot_hold),
+        cmocka_unit_test(test_kill),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_lock),
     };
     return cmocka_run_group_tests(tests, convert_set_up, convert_tear_down);
 }

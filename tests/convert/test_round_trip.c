@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/gguf.h"
@@ -45,6 +46,22 @@ static void test_shards(void **state) {
     through(shards, MX_LAYOUT_ORIGINAL);
 }
 
+/* A model.safetensors.index.json that has every tensor in model.safetensors. */
+static void write_index(const char *folder) {
+    mx_bytes text = {0};
+    mx_checkpoint *ck;
+    char path[4096];
+    if (mx_checkpoint_open(checkout(stories), &ck, &error)) fail_msg("%s", error.text);
+    mx_bytes_add_string(&text, "{\"metadata\": {}, \"weight_map\": {");
+    for (int i = 0; i < mx_checkpoint_count(ck); i++)
+        mx_bytes_addf(&text, "%s\"%s\": \"model.safetensors\"", i ? ", " : "", mx_checkpoint_at(ck, i)->name);
+    mx_bytes_add_string(&text, "}}");
+    mx_checkpoint_close(ck);
+    snprintf(path, sizeof path, "%.4000s/model.safetensors.index.json", folder);
+    write_file(path, text.data, text.size);
+    mx_bytes_free(&text);
+}
+
 static void test_experts_of_16_bits(void **state) {
     (void)state;
     const char *folder = shared("checkpoints/random/base-bf16-experts");
@@ -66,6 +83,46 @@ static void test_rounded_experts(void **state) {
     mx_weights_close(weights);
     assert_int_equal(mx_convert(checkout("tests/data/base"), temporary("none"), &options, &done, &error),
                      MX_INVALID_ARGUMENT);
+}
+
+/* Small files of published repositories go along, and nothing else, which is told. */
+static void test_what_is_carried(void **state) {
+    (void)state;
+    static const char *const known[] = {".gitattributes", "LICENSE", "USAGE_POLICY", "chat_template.jinja",
+                                        "special_tokens_map.json"};
+    static const char *const others[] = {"token.txt", "training_args.bin", ".env", "other.safetensors"};
+    char name[100];
+    const char *folder = temporary("carried"), *gguf = temporary("carried.gguf"), *back = temporary("carried.back");
+    copy_folder(checkout(stories), folder);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        snprintf(name, sizeof name, "carried/%s", known[i]);
+        write_file(temporary(name), "{\"a\": 1}\n", 9);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(name, sizeof name, "carried/%s", others[i]);
+        write_file(temporary(name), "SECRET", 6);
+    }
+    mkdir(temporary("carried/sub"), 0777);
+    /* The weights that an index names are all; others are none of the model's. */
+    write_index(temporary("carried"));
+    convert(folder, gguf, MX_LAYOUT_GGUF);
+    expect_logged("carried: not carried along: .env, other.safetensors, sub/, token.txt, training_args.bin\n");
+    mx_bytes bytes = content(gguf);
+    assert_null(memmem(bytes.data, bytes.size, "SECRET", 6));
+    mx_bytes_free(&bytes);
+    assert_true(convert(gguf, back, MX_LAYOUT_HF).restored);
+    expect_nothing_logged();
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        snprintf(name, sizeof name, "carried/%s", others[i]);
+        unlink(temporary(name));
+    }
+    expect_same_folder(folder, back);
+    for (int i = 0; i < 20; i++) {
+        snprintf(name, sizeof name, "carried/%02d", 19 - i);
+        write_file(temporary(name), "x", 1);
+    }
+    convert_anyway(temporary("carried"), temporary("carried.gguf"), MX_LAYOUT_GGUF);
+    expect_logged("not carried along: 00, 01, 02, 03, 04, 05, 06, 07 and 13 more\n");
 }
 
 /* What it carries goes on from layout to layout. */
@@ -261,6 +318,11 @@ static void test_names_that_are_none(void **state) {
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         refuse(changed("mxrun.source.files", "config.json", names[i]), temporary("none"), MX_LAYOUT_HF, MX_INVALID_FILE,
                "mxrun.source.files: expected names of files");
+    refuse(changed("mxrun.source.shards", "model.safetensors", "model.safetensorz"), temporary("none"), MX_LAYOUT_HF,
+           MX_INVALID_FILE, "mxrun.source.shards: expected names of .safetensors files");
+    convert_anyway(changed("mxrun.source.files", "config.json", "secrets.txt"), temporary("changed"), MX_LAYOUT_HF);
+    expect_logged("not carried along: secrets.txt\n");
+    assert_false(exists(temporary("changed/secrets.txt")));
 }
 
 /* A number in F32 that is none in BF16: the tensor stays F32, and OpenAI's layouts have no place for it. */
@@ -297,6 +359,7 @@ int main(void) {
         cmocka_unit_test(test_shards),
         cmocka_unit_test(test_experts_of_16_bits),
         cmocka_unit_test(test_rounded_experts),
+        cmocka_unit_test(test_what_is_carried),
         cmocka_unit_test(test_long_way),
         cmocka_unit_test(test_rows_beyond_metal),
         cmocka_unit_test(test_like_gguf_py),
