@@ -55,6 +55,7 @@ mx_pinned_file *mx_pins_file(const mx_pins *pins, const char *commit, const char
 bool mx_pins_set_revision(mx_pins *pins, const char *revision, const char *commit); /* false: no memory */
 bool mx_pins_set_file(mx_pins *pins, const char *commit, const char *path, int64_t size, const char *etag,
                       const char *sha256);
+void mx_pins_drop_revision(mx_pins *pins, const char *revision);
 void mx_pins_drop_commit(mx_pins *pins, const char *commit);
 void mx_pins_drop_file(mx_pins *pins, const char *commit, const char *path);
 

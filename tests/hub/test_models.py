@@ -445,6 +445,76 @@ class Remove(Case):
         self.assertFalse(root.exists())
         self.assertEqual(self.tree(outside), before)
 
+    def rm(self, name):
+        return self.run_mxrun('rm', '--yes', name)[1]
+
+    def refuses(self, *names):
+        """Nothing of them is there: nothing happens, not even a file of mxrun appears."""
+        before = self.tree()
+        for name in names:
+            self.fails('rm', '--yes', name, says=f'{name} is not in')
+        self.assertEqual(self.tree(), before)
+
+    def test_what_is_not_there_takes_nothing_along(self):
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        root = self.make_cache({'README.md': b'#'}, folder='models--org--other')
+        (root / 'blobs' / 'abc.incomplete').write_bytes(b'x')
+        self.refuses(f'{REPOSITORY}:typo.gguf', f'{REPOSITORY}@v9', f'{REPOSITORY}@{"d" * 40}', 'org/other', 'org/other@v1')
+        self.write_list(f'model small\n repository {REPOSITORY}\n layout gguf\n file c.gguf - -\n'
+                        'model big\n repository org/big\n layout hf\n file config.json - -\n file model.safetensors - -\n')
+        self.make_cache({'original/model.safetensors': b'x', 'README.md': b'#'}, folder='models--org--big')
+        self.refuses('small', 'big')
+        self.rm(f'{REPOSITORY}:a.gguf')
+        self.assertEqual([p.name for p in (self.cache / FOLDER / 'snapshots').rglob('*.gguf')], ['b.gguf'])
+        self.assertFalse((self.cache / FOLDER / 'mxrun.busy').exists())
+
+    def test_blobs_of_other_tools_stay(self):
+        root = self.make_cache(TINY)
+        for name in 'abc.incomplete', 'abc', 'x.mxrun.incomplete', 'x.mxrun.incomplete.state.abcdef':
+            (root / 'blobs' / name).write_bytes(b'x')
+        self.rm(REPOSITORY)
+        self.assertEqual(sorted(self.tree(root)), ['blobs/abc', 'blobs/abc.incomplete'])
+
+    def test_absolute_links(self):
+        """The folder of blobs is the last one of that name."""
+        self.cache = self.home / 'blobs' / 'of' / 'mine'
+        self.env['HF_HUB_CACHE'] = str(self.cache)
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        snapshot = self.cache / FOLDER / 'snapshots' / ('c' * 40)
+        for link in snapshot.iterdir():
+            blob = link.resolve()
+            link.unlink()
+            link.symlink_to(blob)
+        (snapshot / 'same.gguf').symlink_to((snapshot / 'b.gguf').resolve())
+        self.rm(f'{REPOSITORY}:b.gguf')
+        self.assertEqual({p.name: p.read_bytes() for p in snapshot.iterdir()}, {'a.gguf': b'GGUFa', 'same.gguf': b'GGUFb'})
+
+    def test_one_commit_of_two_revisions(self):
+        commit = self.hub.publish(REPOSITORY, TINY)
+        self.hub.publish(REPOSITORY, TINY, 'v1')
+        self.run_mxrun('pull', REPOSITORY, REPOSITORY + '@v1')
+        self.fails('rm', '--yes', f'{REPOSITORY}@{commit}', says='is that commit and would go, too')
+        self.assertIn('the files stay: revision v1', self.rm(REPOSITORY))
+        self.run_mxrun('verify-files', REPOSITORY + '@v1')
+        self.refuses(REPOSITORY)
+        self.rm(REPOSITORY + '@v1')
+        self.assertEqual(self.tree(), {})
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        self.make_cache({}, revision='v1')
+        self.assertIn('revision v1 is the same commit and loses them', self.rm(f'{REPOSITORY}:a.gguf'))
+
+    def test_a_broken_off_pull_is_removed(self):
+        self.hub.publish(REPOSITORY, {'a.gguf': random_bytes(3_000_000), 'b.gguf': random_bytes(5000, 3)})
+        self.run_mxrun('pull', f'{REPOSITORY}:b.gguf')
+        before = self.tree()
+        self.hub.rate = 2_000_000
+        process = self.start('pull', f'{REPOSITORY}:a.gguf')
+        Pull.wait_for(self, lambda: list((self.cache / FOLDER / 'blobs').glob('*.incomplete')))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        self.rm(f'{REPOSITORY}:a.gguf')
+        self.assertEqual(self.tree(), before)
+
 
 class VerifyFiles(Case):
     def test_a_flipped_byte(self):
