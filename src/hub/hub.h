@@ -93,7 +93,7 @@ void mx_hub_close(mx_hub *hub);
 typedef struct mx_copy {
     bool found;                  /* a snapshot of it is there */
     bool complete;               /* with all that the layout needs */
-    bool ours;                   /* mxrun pulled it: mxrun.lock pins it */
+    bool ours;                   /* mxrun pulled it, or began to: mxrun.lock pins it */
     char commit[MX_COMMIT_TEXT]; /* "" where nothing tells it */
     char snapshot[MX_HUB_PATH];  /* folder of the snapshot */
     char path[MX_HUB_PATH];      /* for -m: that folder, its original/, or the (first) .gguf */

@@ -332,6 +332,15 @@ class Resolve(Case):
         self.make_cache({**TINY, 'config.json': b'{"model_type": "bert"}'}, folder='models--org--bert')
         self.assertEqual(set(self.list_models()), {REPOSITORY, REPOSITORY + '@refs/pr/1', 'stories'})
 
+    def test_whose_an_incomplete_download_is(self):
+        self.write_list(f'model small\n repository {REPOSITORY}\n layout hf\n file config.json - -\n')
+        blobs = self.cache / FOLDER / 'blobs'
+        blobs.mkdir(parents=True)
+        (blobs / 'abc.incomplete').write_bytes(b'x')
+        self.assertEqual(self.list_models()['small']['from'], 'other tool')
+        (blobs / 'abc.mxrun.incomplete').write_bytes(b'x')
+        self.assertEqual(self.list_models()['small']['from'], 'mxrun')
+
     def test_what_is_missing_is_named(self):
         index = json.dumps({'weight_map': {f't{i}': f'model-0000{i}-of-00002.safetensors' for i in range(3)}}).encode()
         shards = {f'model-0000{i}-of-00002.safetensors': random_bytes(5000, i) for i in range(3)}
