@@ -19,6 +19,8 @@ mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char o
 /* The names below a folder that are no folders, as "a/b", sorted; links are not followed, but for `folder` itself. A
  * folder that is not there has none. */
 mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error);
+/* Removes a folder with all that is in it, or what is there in its stead; links go, what they lead to stays. */
+mx_status mx_clear_folder(const char *folder, mx_error *error);
 
 enum { MX_MOST_FILES = 5000 }; /* of one model; more is no model */
 
@@ -77,7 +79,7 @@ mx_status mx_refs_write(const char *folder, const char *revision, const char *co
  * itself where the file system has no links; the name appears at once and as a whole. */
 mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
                           mx_error *error);
-/* Does the file system of the folder have symbolic links? */
+/* Does the file system of the folder have symbolic links? The folder is locked. */
 bool mx_has_links(const char *folder);
 /* What lies at a snapshot, for a target. `commit` may be NULL: no snapshot. */
 mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *commit, const char *snapshot,

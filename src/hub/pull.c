@@ -345,23 +345,6 @@ static mx_status complete_items(job *j, mx_error *error) {
 }
 
 /* ---- publishing -------------------------------------------------------------------------------------------------- */
-static mx_status clear_folder(const char *folder, mx_error *error) {
-    mx_strings names;
-    mx_status status = mx_list_files(folder, &names, error);
-    for (int i = 0; i < names.count && !status; i++) {
-        char path[MX_HUB_PATH];
-        status = mx_hub_path(path, error, "%s/%s", folder, names.text[i]);
-        if (!status) unlink(path);
-        for (char *slash; !status && (slash = strrchr(path, '/')) && slash > path + strlen(folder);) {
-            *slash = 0;
-            if (rmdir(path) != 0) break;
-        }
-    }
-    mx_strings_free(&names);
-    rmdir(folder);
-    return status;
-}
-
 /* A new snapshot is built beside and renamed; to one that is there files are added. */
 static mx_status publish(job *j, mx_error *error) {
     char snapshot[MX_HUB_PATH], building[MX_HUB_PATH];
@@ -370,7 +353,7 @@ static mx_status publish(job *j, mx_error *error) {
     if (!status) status = mx_hub_path(building, error, "%s/.mxrun-snapshot", j->folder);
     if (status) return status;
     const bool fresh = j->links && stat(snapshot, &info) != 0;
-    if (fresh) status = clear_folder(building, error);
+    if (fresh) status = mx_clear_folder(building, error);
     for (int i = 0; i < j->items && !status; i++) {
         const item *it = &j->item[i];
         if (j->links || it->download >= 0)
@@ -428,6 +411,7 @@ static mx_status choose_revision(job *j, mx_error *error) {
 }
 
 static mx_status run_locked(job *j, mx_copy *out, mx_error *error) {
+    j->links = mx_has_links(j->folder);
     /* Another process may have done it meanwhile. */
     mx_copy_free(out);
     mx_status status = mx_cache_find(j->hub, j->target, out, error);
@@ -453,7 +437,6 @@ static mx_status make_folders(job *j, mx_error *error) {
     *strrchr(path, '/') = 0;
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return mx_fail(error, MX_IO, "%s: cannot make the folder: %s", path, strerror(errno ? errno : ENOTDIR));
-    j->links = mx_has_links(j->folder);
     return MX_OK;
 }
 

@@ -344,7 +344,12 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(snapshot, sizeof snapshot, "%s/snapshots/" COMMIT, folder);
     write_file("blobs/one", "1");
     write_file("blobs/two", "2");
-    assert_true(mx_has_links(folder));
+    snprintf(path, sizeof path, "%s/.mxrun-probe", folder);
+    for (int i = 0; i < 3; i++) { /* whatever was left there */
+        if (i) assert_int_equal(i == 1 ? symlink("blobs", path) : mkdir(path, 0777), 0);
+        assert_true(mx_has_links(folder));
+    }
+    assert_int_equal(rmdir(path), 0);
     for (int i = 0; i < 2; i++) /* the second time it replaces the link */
         if (mx_publish_file(folder, snapshot, "a/b.json", "one", true, &error)) fail_msg("%s", error.text);
     if (mx_publish_file(folder, snapshot, "c.json", "two", false, &error)) fail_msg("%s", error.text);
@@ -367,6 +372,35 @@ static void files_are_published_with_links_and_without(void **state) {
     assert_string_equal(commit, "");
 }
 
+static void folders_that_are_links_are_not_followed(void **state) {
+    (void)state;
+    char path[MX_HUB_PATH + 32], snapshot[MX_HUB_PATH];
+    mx_error error = {0};
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, i ? "linked" : "outside");
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    write_file("outside/precious", "1");
+    write_file("linked/file", "1");
+    snprintf(snapshot, sizeof snapshot, "%s/linked", folder);
+    snprintf(path, sizeof path, "%s/a", snapshot);
+    assert_int_equal(symlink("../outside", path), 0);
+    for (int links = 0; links < 2; links++) {
+        assert_int_equal(mx_publish_file(folder, snapshot, "a/b", "one", links, &error), MX_IO);
+        assert_non_null(strstr(error.text, "linked/a: this is a link"));
+    }
+    snprintf(path, sizeof path, "%s/outside/b", folder);
+    assert_int_not_equal(access(path, F_OK), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in it */
+    assert_int_not_equal(access(snapshot, F_OK), 0);
+    assert_int_equal(symlink("outside", snapshot), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in its stead */
+    struct stat info;
+    assert_int_not_equal(lstat(snapshot, &info), 0);
+    snprintf(path, sizeof path, "%s/outside/precious", folder);
+    assert_int_equal(access(path, F_OK), 0);
+}
+
 static void git_names_are_gits(void **state) {
     (void)state;
     char name[41];
@@ -387,6 +421,7 @@ int main(void) {
         cmocka_unit_test(the_environment_is_that_of_huggingface_hub),
         cmocka_unit_test(pins_come_back_as_they_were),
         cmocka_unit_test(files_are_published_with_links_and_without),
+        cmocka_unit_test(folders_that_are_links_are_not_followed),
         cmocka_unit_test(git_names_are_gits),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
