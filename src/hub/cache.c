@@ -196,6 +196,48 @@ static mx_status move_blob(const char *folder, const char *blob, const char *pat
     return mx_fail(error, MX_IO, "%s: cannot move it to %s: %s", from, path, strerror(errno));
 }
 
+static bool copy_bytes(int from, int to) {
+    enum { AT_ONCE = 1 << 20 };
+    char *buffer = malloc(AT_ONCE);
+    ssize_t size = -1;
+    while (buffer && (size = read(from, buffer, AT_ONCE)) != 0) {
+        if (size < 0 && errno == EINTR) continue;
+        ssize_t done = 0, n = 0;
+        while (done < size && (n = write(to, buffer + done, (size_t)(size - done))) > 0) done += n;
+        if (done < size || size < 0) {
+            size = -1;
+            break;
+        }
+    }
+    free(buffer);
+    return size == 0;
+}
+
+/* A second name of one content: a hard link, or a copy where there are none. */
+static mx_status copy_blob(const char *folder, const char *blob, const char *beside, const char *path,
+                           mx_error *error) {
+    char from[MX_HUB_PATH];
+    mx_status status = mx_hub_path(from, error, "%s/blobs/%s", folder, blob);
+    if (status) return status;
+    bool made = link(from, beside) == 0;
+    if (!made) {
+        const int in = open(from, O_RDONLY | O_CLOEXEC);
+        const int out = in < 0 ? -1 : open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        made = out >= 0 && copy_bytes(in, out);
+        int problem = errno;
+        if (out >= 0 && close(out) != 0 && made) {
+            made = false;
+            problem = errno;
+        }
+        if (in >= 0) close(in);
+        errno = problem;
+    }
+    if (made && rename(beside, path) == 0) return MX_OK;
+    const int problem = errno;
+    unlink(beside);
+    return mx_fail(error, MX_IO, "%s: cannot copy it to %s: %s", from, path, strerror(problem));
+}
+
 /* Folders of a snapshot that are links would let files appear outside the cache. `path`: SNAPSHOT/NAME; the same again
  * afterwards. */
 static mx_status check_folders(char *path, size_t snapshot, mx_error *error) {
@@ -211,8 +253,8 @@ static mx_status check_folders(char *path, size_t snapshot, mx_error *error) {
     return status;
 }
 
-mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
-                          mx_error *error) {
+mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob,
+                          mx_publish_mode mode, mx_error *error) {
     char path[MX_HUB_PATH], beside[MX_HUB_PATH], up[MX_FILE_NAME * 3] = "../../", target[MX_HUB_PATH];
     mx_status status = mx_hub_path(path, error, "%s/%s", snapshot, name);
     if (!status) status = mx_hub_path(beside, error, "%s/.mxrun-link", folder);
@@ -221,8 +263,9 @@ mx_status mx_publish_file(const char *folder, const char *snapshot, const char *
     if (!status) status = check_folders(path, strlen(snapshot), error);
     if (status) return status;
     mx_make_folders(path, 0777);
-    if (!links) return move_blob(folder, blob, path, error);
     unlink(beside);
+    if (mode == MX_PUBLISH_MOVE) return move_blob(folder, blob, path, error);
+    if (mode == MX_PUBLISH_COPY) return copy_blob(folder, blob, beside, path, error);
     if (symlink(target, beside) == 0 && rename(beside, path) == 0) return MX_OK;
     const int problem = errno;
     unlink(beside);

@@ -75,10 +75,12 @@ void mx_repository_lock_release(mx_repository_lock *lock);
 /* The commit that REPOSITORY/refs/REVISION holds; "" where there is none. */
 void mx_refs_read(const char *folder, const char *revision, char out[static MX_COMMIT_TEXT]);
 mx_status mx_refs_write(const char *folder, const char *revision, const char *commit, mx_error *error);
-/* Puts BLOB (a name in the repository's blobs/) at SNAPSHOT/NAME: a link that is right in snapshots/COMMIT, or the blob
- * itself where the file system has no links; the name appears at once and as a whole. */
-mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
-                          mx_error *error);
+/* Puts BLOB (a name in the repository's blobs/) at SNAPSHOT/NAME: a link that is right in snapshots/COMMIT or, where
+ * the file system has no links, the blob itself, a copy as long as another name needs it; the name appears at once and
+ * as a whole. */
+typedef enum mx_publish_mode { MX_PUBLISH_LINK, MX_PUBLISH_MOVE, MX_PUBLISH_COPY } mx_publish_mode;
+mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob,
+                          mx_publish_mode mode, mx_error *error);
 /* Does the file system of the folder have symbolic links? The folder is locked. */
 bool mx_has_links(const char *folder);
 /* What lies at a snapshot, for a target. `commit` may be NULL: no snapshot. */

@@ -1,6 +1,6 @@
 """Models by name as a user has them: mxrun against a small hub on loopback and the cache of huggingface_hub.
 
-Of the environment: MXRUN_SOURCE, MXRUN_BINARY.
+Of the environment: MXRUN_SOURCE, MXRUN_BINARY. First argument: the program pull_without_links.
 """
 import hashlib
 import json
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_hub import Hub, LARGE, git_sha1  # noqa: E402
 
 SOURCE, MXRUN = Path(os.environ['MXRUN_SOURCE']), os.environ['MXRUN_BINARY']
+WITHOUT_LINKS = os.path.abspath(sys.argv.pop(1))
 CHECKPOINT = SOURCE / 'tools' / 'stories' / 'checkpoint'
 STORIES = {p.name: p.read_bytes() for p in CHECKPOINT.iterdir()}
 NEEDED = {name: data for name, data in STORIES.items() if name != 'README.md'}
@@ -53,8 +54,8 @@ class Case(unittest.TestCase):
         keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'XDG_')) and 'proxy' not in k.lower()}
         self.env = {**keep, 'HOME': str(self.home), 'HF_HUB_CACHE': str(self.cache), 'HF_ENDPOINT': self.hub.address}
 
-    def start(self, *arguments, **options):
-        return subprocess.Popen([MXRUN, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    def start(self, *arguments, program=(MXRUN,), **options):
+        return subprocess.Popen([*program, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, cwd=self.home, **options)
 
     def end(self, process, code=0):
@@ -292,11 +293,62 @@ class Pull(Case):
         self.assertFalse((self.cache / FOLDER / 'refs').exists())
         self.assertTrue(self.list_models()[f'{REPOSITORY}@{commit}']['complete'])
 
+    def test_leftovers_of_a_kill(self):
+        """State files that were being written go; a link where a snapshot is built is not followed."""
+        outside = self.home / 'outside'
+        outside.mkdir()
+        (outside / 'config.json').write_bytes(b'precious')
+        blobs = self.cache / FOLDER / 'blobs'
+        blobs.mkdir(parents=True)
+        (blobs / 'x.mxrun.incomplete.state.abcdef').touch()
+        commit = self.hub.publish(REPOSITORY, TINY)
+        for name in '.mxrun-snapshot', f'.mxrun-snapshot-{commit}':
+            (self.cache / FOLDER / name).symlink_to(outside)
+        self.run_mxrun('pull', REPOSITORY)
+        self.run_mxrun('verify-files', REPOSITORY)
+        self.assertEqual(self.tree(outside), {'config.json': b'precious'})
+        self.assertFalse([p for p in self.tree() if '.mxrun-' in p or '.mxrun.' in p])
+
     def wait_for(self, condition):
         end = time.monotonic() + 20
         while not condition():
             self.assertLess(time.monotonic(), end)
             time.sleep(0.01)
+
+
+class WithoutLinks(Case):
+    """A file system without links holds the content itself in snapshots, once for each name."""
+    files = {'config.json': b'{}', 'tokenizer.json': b'{}', 'generation_config.json': b'{}', 'model.safetensors': random_bytes(100_000)}
+
+    def check(self, asked):
+        self.hub.requests.clear()
+        out, _ = self.end(self.start(REPOSITORY, program=(WITHOUT_LINKS,)))
+        self.assertEqual(sorted(self.hub.files_asked()), sorted(asked))
+        self.assertEqual(out.strip(), str(self.snapshot))
+        tree = self.tree(self.cache / FOLDER)
+        tree.pop('mxrun.lock')
+        expected = {f'snapshots/{self.snapshot.name}/{name}': brief(data) for name, data in self.files.items()}
+        self.assertEqual(tree, {**expected, 'refs/main': self.snapshot.name.encode(), 'mxrun.busy': b''})
+        self.run_mxrun('verify-files', REPOSITORY)
+
+    def test_pulls_that_were_killed(self):
+        commit = self.hub.publish(REPOSITORY, self.files)
+        root = self.cache / FOLDER
+        self.snapshot = root / 'snapshots' / commit
+        self.check(['config.json', 'model.safetensors'])
+        for moved in None, root / f'.mxrun-snapshot-{commit}', self.snapshot:
+            for first in 'config.json', 'model.safetensors':
+                self.run_mxrun('rm', '--yes', REPOSITORY)
+                self.make_cache(self.files, commit=commit, revision=None)  # all is downloaded
+                shutil.rmtree(root / 'snapshots')
+                if moved:
+                    moved.mkdir(parents=True)
+                    (moved / first).write_bytes(self.files[first])
+                    if first == 'model.safetensors':  # has no twin
+                        next(p for p in (root / 'blobs').iterdir() if p.stat().st_size > 2).unlink()
+                self.check([])
+        self.run_mxrun('rm', '--yes', REPOSITORY)
+        self.assertEqual(self.tree(), {})
 
 
 class Resolve(Case):

@@ -351,8 +351,11 @@ static void files_are_published_with_links_and_without(void **state) {
     }
     assert_int_equal(rmdir(path), 0);
     for (int i = 0; i < 2; i++) /* the second time it replaces the link */
-        if (mx_publish_file(folder, snapshot, "a/b.json", "one", true, &error)) fail_msg("%s", error.text);
-    if (mx_publish_file(folder, snapshot, "c.json", "two", false, &error)) fail_msg("%s", error.text);
+        if (mx_publish_file(folder, snapshot, "a/b.json", "one", MX_PUBLISH_LINK, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "twin.json", "two", MX_PUBLISH_COPY, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "c.json", "two", MX_PUBLISH_MOVE, &error)) fail_msg("%s", error.text);
+    snprintf(path, sizeof path, "%s/twin.json", snapshot);
+    assert_int_equal(access(path, R_OK), 0);
     snprintf(path, sizeof path, "%s/a/b.json", snapshot);
     const ssize_t size = readlink(path, target, sizeof target - 1);
     assert_true(size > 0);
@@ -363,7 +366,7 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(path, sizeof path, "%s/c.json", snapshot);
     assert_int_equal(lstat(path, &info), 0);
     assert_true(S_ISREG(info.st_mode));
-    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", false, &error), MX_OK);
+    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", MX_PUBLISH_MOVE, &error), MX_OK);
     char commit[MX_COMMIT_TEXT];
     if (mx_refs_write(folder, "refs/pr/1", COMMIT, &error)) fail_msg("%s", error.text);
     mx_refs_read(folder, "refs/pr/1", commit);
@@ -385,8 +388,9 @@ static void folders_that_are_links_are_not_followed(void **state) {
     snprintf(snapshot, sizeof snapshot, "%s/linked", folder);
     snprintf(path, sizeof path, "%s/a", snapshot);
     assert_int_equal(symlink("../outside", path), 0);
-    for (int links = 0; links < 2; links++) {
-        assert_int_equal(mx_publish_file(folder, snapshot, "a/b", "one", links, &error), MX_IO);
+    for (int copy = 0; copy < 2; copy++) {
+        assert_int_equal(
+            mx_publish_file(folder, snapshot, "a/b", "one", copy ? MX_PUBLISH_COPY : MX_PUBLISH_LINK, &error), MX_IO);
         assert_non_null(strstr(error.text, "linked/a: this is a link"));
     }
     snprintf(path, sizeof path, "%s/outside/b", folder);
