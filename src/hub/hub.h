@@ -96,7 +96,7 @@ void mx_hub_close(mx_hub *hub);
 typedef struct mx_copy {
     bool found;                  /* a snapshot of it is there */
     bool complete;               /* with all that the layout needs */
-    bool ours;                   /* mxrun pulled it: mxrun.lock pins it */
+    bool ours;                   /* mxrun pulled it, or began to: mxrun.lock pins it */
     char commit[MX_COMMIT_TEXT]; /* "" where nothing tells it */
     char snapshot[MX_HUB_PATH];  /* folder of the snapshot */
     char path[MX_HUB_PATH];      /* for -m: that folder, its original/, or the (first) .gguf */
@@ -156,11 +156,14 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
 
 /* ---- what else is done with copies ------------------------------------------------------------------------------- */
 typedef struct mx_removal {
-    int files;     /* names and blobs */
-    int64_t bytes; /* that became free, or would */
+    int files;               /* names and blobs */
+    int64_t bytes;           /* that became free, or would */
+    char other[MX_REVISION]; /* another revision that is the same commit; "": none */
+    bool stays;              /* the files do, for that revision: only the target's name goes */
 } mx_removal;
-/* Removes the copies of a target from the cache: its files, refs, blobs that no other snapshot has, and what is
- * incomplete. Never outside the repository's folder; refuses while a pull has it. `only_count`: does nothing. */
+/* Removes the copies of a target from the cache: its files, refs, blobs that no other snapshot has, and what mxrun had
+ * begun. Never outside the repository's folder; refuses while a pull has it. Where nothing of the target is there it
+ * is MX_NOT_FOUND and nothing changes. `only_count`: does nothing, and no pull is in its way. */
 mx_status mx_cache_remove(const mx_hub *hub, const mx_target *target, bool only_count, mx_removal *out,
                           mx_error *error);
 

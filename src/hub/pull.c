@@ -13,9 +13,14 @@
 #include "hub/private.h"
 
 /* A pull: ask the hub what there is, hold that against models.txt and mxrun.lock, fetch what is missing into blobs/,
- * then make the snapshot and the ref, in this order, so that a name never stands for less than all of it. */
+ * then make the snapshot and the ref, in this order, so that a name never stands for less than all of it: with links
+ * or, where the file system has none, with the blobs themselves. */
 
 enum { ASK_RETRIES = 3 };
+
+/* The folder where a new snapshot is built. Without links it takes the blobs themselves, so a pull that was killed
+ * there left more than names: it has the commit in its name then, and the next pull goes on with it. */
+#define BUILDING ".mxrun-snapshot"
 
 typedef struct item {
     const char *path;             /* in the repository */
@@ -229,8 +234,9 @@ static mx_status place_item(job *j, item *it, mx_error *error) {
     if (!status) status = mx_hub_path(path, error, "%s/blobs/%s", j->folder, it->blob);
     if (status) return status;
     it->there = has_size(path, it->remote.size);
-    if (!it->there && !j->links) {
-        status = mx_hub_path(path, error, "%s/snapshots/%s/%s", j->folder, j->commit, it->path);
+    for (int i = 0; i < 2 && !it->there && !j->links && !status; i++) {
+        status =
+            mx_hub_path(path, error, "%s/%s%s/%s", j->folder, i ? BUILDING "-" : "snapshots/", j->commit, it->path);
         it->there = !status && has_size(path, it->remote.size);
     }
     return status;
@@ -340,21 +346,28 @@ static mx_status complete_items(job *j, mx_error *error) {
 }
 
 /* ---- publishing -------------------------------------------------------------------------------------------------- */
-static mx_status clear_folder(const char *folder, mx_error *error) {
-    mx_strings names;
-    mx_status status = mx_list_files(folder, &names, error);
-    for (int i = 0; i < names.count && !status; i++) {
-        char path[MX_HUB_PATH];
-        status = mx_hub_path(path, error, "%s/%s", folder, names.text[i]);
-        if (!status) unlink(path);
-        for (char *slash; !status && (slash = strrchr(path, '/')) && slash > path + strlen(folder);) {
-            *slash = 0;
-            if (rmdir(path) != 0) break;
-        }
+/* Without links a blob moves to its name, unless one after it has the same content. What an earlier pull has moved is
+ * in the folder where it built, or in the snapshot. */
+static mx_status publish_content(const job *j, int number, const char *building, const char *into, mx_error *error) {
+    const item *it = &j->item[number];
+    char path[MX_HUB_PATH], blob[MX_HUB_PATH], built[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/%s", into, it->path);
+    if (!status) status = mx_hub_path(blob, error, "%s/blobs/%s", j->folder, it->blob);
+    if (!status) status = mx_hub_path(built, error, "%s/%s", building, it->path);
+    if (status || has_size(path, it->remote.size)) return status;
+    if (!has_size(blob, it->remote.size) && has_size(built, it->remote.size)) { /* the snapshot came meanwhile */
+        mx_make_folders(path, 0777);
+        if (rename(built, path) == 0) return MX_OK;
+        return mx_fail(error, MX_IO, "%s: cannot rename it to %s: %s", built, path, strerror(errno));
     }
-    mx_strings_free(&names);
-    rmdir(folder);
-    return status;
+    bool again = false;
+    for (int k = number + 1; k < j->items && !again && !status; k++) {
+        if (strcmp(j->item[k].blob, it->blob) != 0) continue;
+        status = mx_hub_path(path, error, "%s/%s", into, j->item[k].path);
+        again = !has_size(path, it->remote.size);
+    }
+    if (status) return status;
+    return mx_publish_file(j->folder, into, it->path, it->blob, again ? MX_PUBLISH_COPY : MX_PUBLISH_MOVE, error);
 }
 
 /* A new snapshot is built beside and renamed; to one that is there files are added. */
@@ -362,19 +375,39 @@ static mx_status publish(job *j, mx_error *error) {
     char snapshot[MX_HUB_PATH], building[MX_HUB_PATH];
     struct stat info;
     mx_status status = mx_hub_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
-    if (!status) status = mx_hub_path(building, error, "%s/.mxrun-snapshot", j->folder);
+    if (!status)
+        status = mx_hub_path(building, error, "%s/" BUILDING "%s%s", j->folder, j->links ? "" : "-",
+                             j->links ? "" : j->commit);
     if (status) return status;
-    const bool fresh = j->links && stat(snapshot, &info) != 0;
-    if (fresh) status = clear_folder(building, error);
-    for (int i = 0; i < j->items && !status; i++) {
-        const item *it = &j->item[i];
-        if (j->links || it->download >= 0)
-            status = mx_publish_file(j->folder, fresh ? building : snapshot, it->path, it->blob, j->links, error);
-    }
+    const bool fresh = stat(snapshot, &info) != 0;
+    const char *into = fresh ? building : snapshot;
+    if (fresh && j->links) status = mx_clear_folder(building, error);
+    for (int i = 0; i < j->items && !status; i++)
+        status = j->links ? mx_publish_file(j->folder, into, j->item[i].path, j->item[i].blob, MX_PUBLISH_LINK, error)
+                          : publish_content(j, i, building, into, error);
     if (status || !fresh) return status;
     mx_make_folders(snapshot, 0777);
     if (rename(building, snapshot) == 0) return MX_OK;
     return mx_fail(error, MX_IO, "%s: cannot rename it to %s: %s", building, snapshot, strerror(errno));
+}
+
+/* What pulls left that were killed: beginnings of state files and, once a snapshot is published, folders where one was
+ * built. A link in the stead of such a folder goes at once: nothing is to be built or found where it leads. */
+static mx_status sweep(const job *j, bool published, mx_error *error) {
+    mx_strings names;
+    mx_status status = mx_list_files(j->folder, &names, error);
+    for (int i = 0; i < names.count && !status; i++) {
+        char path[MX_HUB_PATH];
+        const bool building = !strncmp(names.text[i], BUILDING, strlen(BUILDING));
+        const bool state = !strncmp(names.text[i], "blobs/", 6) && strstr(names.text[i], ".mxrun.incomplete.state.");
+        status = mx_hub_path(path, error, "%s/%s", j->folder, names.text[i]);
+        char *slash = status ? NULL : strchr(path + strlen(j->folder) + 1, '/');
+        if (status || !(building || state) || (building && slash && !published)) continue;
+        if (building && slash) *slash = 0;
+        status = mx_clear_folder(path, error);
+    }
+    mx_strings_free(&names);
+    return status;
 }
 
 static mx_status look_again(job *j, mx_copy *out, mx_error *error) {
@@ -384,6 +417,9 @@ static mx_status look_again(job *j, mx_copy *out, mx_error *error) {
     if (!status) status = mx_look_at(j->target, &j->pins, j->commit, snapshot, out, error);
     if (status || out->complete) return status;
     mx_copy_missing(out, missing);
+    if (!missing[0])
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: no layout of a model is there after the pull; remove it and pull again", snapshot);
     return mx_fail(error, MX_INVALID_FILE, "%s: all that the hub lists is there, but the model needs %s, too",
                    j->target->repository, missing);
 }
@@ -400,6 +436,7 @@ static mx_status fetch(job *j, mx_copy *out, mx_error *error) {
     if (!status) status = complete_items(j, error);
     if (!status) status = pin(j, error);
     if (!status) status = publish(j, error);
+    if (!status) status = sweep(j, true, error);
     if (!status) status = look_again(j, out, error);
     if (!status) status = mx_refs_write(j->folder, j->target->revision, j->commit, error);
     return status;
@@ -423,11 +460,13 @@ static mx_status choose_revision(job *j, mx_error *error) {
 }
 
 static mx_status run_locked(job *j, mx_copy *out, mx_error *error) {
+    j->links = mx_has_links(j->folder);
     /* Another process may have done it meanwhile. */
     mx_copy_free(out);
     mx_status status = mx_cache_find(j->hub, j->target, out, error);
     if (!status && !(out->complete && !j->options->update)) {
-        status = choose_revision(j, error);
+        status = sweep(j, false, error);
+        if (!status) status = choose_revision(j, error);
         if (!status) tell(j, MX_PULL_ASKING);
         if (!status) status = fetch(j, out, error);
     }

@@ -382,10 +382,18 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(snapshot, sizeof snapshot, "%s/snapshots/" COMMIT, folder);
     write_file("blobs/one", "1");
     write_file("blobs/two", "2");
-    assert_true(mx_has_links(folder));
+    snprintf(path, sizeof path, "%s/.mxrun-probe", folder);
+    for (int i = 0; i < 3; i++) { /* whatever was left there */
+        if (i) assert_int_equal(i == 1 ? symlink("blobs", path) : mkdir(path, 0777), 0);
+        assert_true(mx_has_links(folder));
+    }
+    assert_int_equal(rmdir(path), 0);
     for (int i = 0; i < 2; i++) /* the second time it replaces the link */
-        if (mx_publish_file(folder, snapshot, "a/b.json", "one", true, &error)) fail_msg("%s", error.text);
-    if (mx_publish_file(folder, snapshot, "c.json", "two", false, &error)) fail_msg("%s", error.text);
+        if (mx_publish_file(folder, snapshot, "a/b.json", "one", MX_PUBLISH_LINK, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "twin.json", "two", MX_PUBLISH_COPY, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "c.json", "two", MX_PUBLISH_MOVE, &error)) fail_msg("%s", error.text);
+    snprintf(path, sizeof path, "%s/twin.json", snapshot);
+    assert_int_equal(access(path, R_OK), 0);
     snprintf(path, sizeof path, "%s/a/b.json", snapshot);
     const ssize_t size = readlink(path, target, sizeof target - 1);
     assert_true(size > 0);
@@ -396,13 +404,43 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(path, sizeof path, "%s/c.json", snapshot);
     assert_int_equal(lstat(path, &info), 0);
     assert_true(S_ISREG(info.st_mode));
-    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", false, &error), MX_OK);
+    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", MX_PUBLISH_MOVE, &error), MX_OK);
     char commit[MX_COMMIT_TEXT];
     if (mx_refs_write(folder, "refs/pr/1", COMMIT, &error)) fail_msg("%s", error.text);
     mx_refs_read(folder, "refs/pr/1", commit);
     assert_string_equal(commit, COMMIT);
     mx_refs_read(folder, "main", commit);
     assert_string_equal(commit, "");
+}
+
+static void folders_that_are_links_are_not_followed(void **state) {
+    (void)state;
+    char path[MX_HUB_PATH + 32], snapshot[MX_HUB_PATH];
+    mx_error error = {0};
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, i ? "linked" : "outside");
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    write_file("outside/precious", "1");
+    write_file("linked/file", "1");
+    snprintf(snapshot, sizeof snapshot, "%s/linked", folder);
+    snprintf(path, sizeof path, "%s/a", snapshot);
+    assert_int_equal(symlink("../outside", path), 0);
+    for (int copy = 0; copy < 2; copy++) {
+        assert_int_equal(
+            mx_publish_file(folder, snapshot, "a/b", "one", copy ? MX_PUBLISH_COPY : MX_PUBLISH_LINK, &error), MX_IO);
+        assert_non_null(strstr(error.text, "linked/a: this is a link"));
+    }
+    snprintf(path, sizeof path, "%s/outside/b", folder);
+    assert_int_not_equal(access(path, F_OK), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in it */
+    assert_int_not_equal(access(snapshot, F_OK), 0);
+    assert_int_equal(symlink("outside", snapshot), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in its stead */
+    struct stat info;
+    assert_int_not_equal(lstat(snapshot, &info), 0);
+    snprintf(path, sizeof path, "%s/outside/precious", folder);
+    assert_int_equal(access(path, F_OK), 0);
 }
 
 static void git_names_are_gits(void **state) {
@@ -426,6 +464,7 @@ int main(void) {
         cmocka_unit_test(the_environment_is_that_of_huggingface_hub),
         cmocka_unit_test(pins_come_back_as_they_were),
         cmocka_unit_test(files_are_published_with_links_and_without),
+        cmocka_unit_test(folders_that_are_links_are_not_followed),
         cmocka_unit_test(git_names_are_gits),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
