@@ -11,6 +11,8 @@
 
 #define MX_INLINE static inline __attribute__((always_inline))
 
+void mx_avx512_matmul_mxfp4(const mx_matmul *m), mx_avx512_matmul_q8_0(const mx_matmul *m),
+    mx_avx512_matmul_ggml(const mx_matmul *m);
 extern const mx_product mx_avx512_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 enum { MX_AVX512_MATMUL_SCRATCH = 84928 };                /* floats */
 void mx_avx512_attention(const mx_attention *a);
