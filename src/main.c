@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -36,6 +37,7 @@ static void fill_closed_descriptors(void) {
 
 int main(int argc, const char **argv) {
     fill_closed_descriptors();
+    signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is an error of the write, which is told */
     const char *word = argc > 1 ? argv[1] : "";
     if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) return mx_print_version();
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return mx_print_commands(commands);

@@ -20,7 +20,8 @@ static void dense(mx_cost *cost, mx_class class, const mx_matrix *m, const float
     cost->bytes += matrix_bytes(m) + (bias ? 4.0 * (double)m->rows : 0);
     const double flops = 2 * rows * (double)m->rows * (double)m->cols;
     cost->flops[class] += flops;
-    if (m->format == MX_F32) cost->exact[class] += flops;
+    if (m->format == MX_F32 || m->format == MX_F16) cost->exact[class] += flops;
+    if (m->format == MX_Q8_0) cost->q8_0[class] += flops;
 }
 
 /* `read` experts of one kind, with which `pairs` pairs of a row and an expert are computed. */
@@ -30,7 +31,10 @@ static void experts_of(mx_cost *cost, mx_class class, const mx_experts *e, doubl
     cost->bytes += read * (matrix_bytes(m) + bias);
     const double flops = 2 * pairs * (double)m->rows * (double)m->cols;
     cost->flops[class] += flops;
-    if (!e->bf16_safe) cost->exact[class] += flops;
+    if (!e->bf16_safe || m->format == MX_F32 || m->format == MX_F16)
+        cost->exact[class] += flops;
+    else if (m->format == MX_Q8_0)
+        cost->q8_0[class] += flops;
 }
 
 /* ---- one layer --------------------------------------------------------------------------------------------------- */
@@ -124,35 +128,83 @@ static const struct {
     {"neonbf16", MX_PEAK_FMA128, MX_PEAK_BFMMLA, MX_PEAK_SMMLA},
 };
 
-static mx_peak_loop if_here(mx_peak_loop loop) {
-    return loop < MX_PEAK_LOOPS && mx_peak_here(loop) ? loop : MX_PEAK_LOOPS;
-}
-
 /* Scalar C is held against the machine's widest FMA. */
-mx_cost_units mx_cost_unit(const char *tier, mx_precision precision) {
+static mx_cost_units unit_of(const char *tier, mx_precision precision) {
     for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++) {
         if (strcmp(tier, tiers[i].tier) != 0) continue;
-        if (precision == MX_X_FP32) return (mx_cost_units){if_here(tiers[i].fp32), 1};
-        if (precision == MX_X_INT8) return (mx_cost_units){if_here(tiers[i].int8), 1};
+        if (precision == MX_X_FP32) return (mx_cost_units){tiers[i].fp32, 1};
+        if (precision == MX_X_INT8) return (mx_cost_units){tiers[i].int8, 1};
         const bool twice = precision == MX_X_BF16X2 && tiers[i].bf16 != tiers[i].fp32;
-        return (mx_cost_units){if_here(tiers[i].bf16), twice ? 2 : 1};
+        return (mx_cost_units){tiers[i].bf16, twice ? 2 : 1};
     }
     return (mx_cost_units){precision == MX_X_INT8 ? MX_PEAK_LOOPS : mx_peak_fp32(), 1};
 }
 
-static double seconds_of(double flops, mx_cost_units unit, const mx_peaks *peaks) {
-    const double peak = unit.loop < MX_PEAK_LOOPS ? peaks->of[unit.loop] : 0;
-    return peak > 0 ? unit.times * flops / peak : 0;
+mx_cost_units mx_cost_unit(const char *tier, mx_precision precision) {
+    mx_cost_units unit = unit_of(tier, precision);
+    if (unit.loop < MX_PEAK_LOOPS && !mx_peak_here(unit.loop)) unit.loop = MX_PEAK_LOOPS;
+    return unit;
+}
+
+bool mx_cost_by_fma(const char *tier, mx_format format, mx_precision precision) {
+    const bool x86 = !strcmp(tier, "avx512bf16") || !strcmp(tier, "amx");
+    if (precision == MX_X_INT8 || unit_of(tier, precision).loop == unit_of(tier, MX_X_FP32).loop) return false;
+    return format == MX_F32 || format == MX_F16 || (format == MX_Q8_0 && precision == MX_X_BF16X2 && x86);
+}
+
+/* Multiplications by the same instructions. */
+typedef struct part {
+    double flops;
+    mx_cost_units unit;
+} part;
+enum { PARTS = 2 * MX_CLASSES + 1 };
+
+static void take_apart(const mx_cost *cost, const char *tier, const mx_precisions *precision, part out[PARTS]) {
+    const mx_cost_units fma = unit_of(tier, MX_X_FP32);
+    for (int i = 0; i < MX_CLASSES; i++) {
+        const mx_precision p = precision->of[i];
+        /* int8 takes any scale. */
+        double exact = p == MX_X_INT8 ? 0 : cost->exact[i];
+        if (mx_cost_by_fma(tier, MX_Q8_0, p)) exact += cost->q8_0[i];
+        out[2 * i] = (part){exact, fma};
+        out[2 * i + 1] = (part){cost->flops[i] - exact, unit_of(tier, p)};
+    }
+    out[2 * MX_CLASSES] = (part){cost->attention, fma};
+}
+
+static double peak_of(mx_peak_loop loop, const mx_peaks *peaks) {
+    return loop < MX_PEAK_LOOPS ? peaks->of[loop] : 0;
+}
+
+double mx_cost_operations(const mx_cost *cost, const char *tier, const mx_precisions *precision) {
+    part parts[PARTS];
+    double sum = 0;
+    take_apart(cost, tier, precision, parts);
+    for (int i = 0; i < PARTS; i++) sum += parts[i].unit.times * parts[i].flops;
+    return sum;
 }
 
 double mx_cost_seconds(const mx_cost *cost, const char *tier, const mx_precisions *precision, const mx_peaks *peaks) {
-    const mx_cost_units fma = mx_cost_unit(tier, MX_X_FP32);
-    double seconds = seconds_of(cost->attention, fma, peaks);
-    for (int i = 0; i < MX_CLASSES; i++) {
-        /* int8 takes any scale. */
-        const double exact = precision->of[i] == MX_X_INT8 ? 0 : cost->exact[i];
-        seconds += seconds_of(exact, fma, peaks) +
-                   seconds_of(cost->flops[i] - exact, mx_cost_unit(tier, precision->of[i]), peaks);
+    part parts[PARTS];
+    double seconds = 0;
+    take_apart(cost, tier, precision, parts);
+    for (int i = 0; i < PARTS; i++) {
+        if (!(parts[i].flops > 0)) continue;
+        const double peak = peak_of(parts[i].unit.loop, peaks);
+        if (!(peak > 0)) return 0;
+        seconds += parts[i].unit.times * parts[i].flops / peak;
     }
     return seconds;
+}
+
+const char *mx_cost_lacking(const mx_cost *cost, const char *tier, const mx_precisions *precision,
+                            const mx_peaks *peaks) {
+    part parts[PARTS];
+    take_apart(cost, tier, precision, parts);
+    for (int i = 0; i < PARTS; i++)
+        if (parts[i].flops > 0 && !(peak_of(parts[i].unit.loop, peaks) > 0)) {
+            const char *key = parts[i].unit.loop < MX_PEAK_LOOPS ? mx_peak_key(parts[i].unit.loop) : NULL;
+            return key ? key : "";
+        }
+    return NULL;
 }

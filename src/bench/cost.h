@@ -8,7 +8,8 @@
 typedef struct mx_cost {
     double bytes;             /* memory that must be read, once for each step */
     double flops[MX_CLASSES]; /* multiplications and additions of matrix products, by class */
-    double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 weights, experts that are not bf16_safe */
+    double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 and F16 weights, experts not bf16_safe */
+    double q8_0[MX_CLASSES];  /* those of Q8_0 weights, which some tiers' BF16 does at one precision only */
     double attention;         /* those of scores and sums of values */
     double experts;           /* different ones that were read, of all layers together */
 } mx_cost;
@@ -23,8 +24,8 @@ void mx_cost_add(mx_cost *cost, const mx_weights *w, mx_format kv, const mx_batc
 
 double mx_cost_matrix_flops(const mx_cost *cost);
 
-/* The instructions by which a class of products is measured: those that the tier's kernels use at this precision, and
- * how often each multiplication is done (bf16x2: twice). */
+/* The instructions by which a class of products is measured: those that the tier's kernels use at this precision, where
+ * this machine has them, and how often each multiplication is done (bf16x2: twice). */
 typedef struct mx_cost_units {
     mx_peak_loop loop;
     double times;
@@ -36,8 +37,18 @@ typedef struct mx_peaks {
     double of[MX_PEAK_LOOPS];
 } mx_peaks;
 
-/* Seconds that the multiplications take at the peaks of the instructions in use: the sum over the classes, attention at
- * the FMA peak. 0 where no peak is known. */
+/* Does this tier multiply dense weights of this format in fp32 at this precision, although it has BF16? */
+bool mx_cost_by_fma(const char *tier, mx_format format, mx_precision precision);
+
+/* Multiplications and additions as they are done: those of bf16x2 count twice. */
+double mx_cost_operations(const mx_cost *cost, const char *tier, const mx_precisions *precision);
+
+/* Seconds that these take at the peaks of the instructions in use: the sum over the classes, attention at the FMA peak.
+ * 0 where one of the peaks that are needed is not known: mx_cost_lacking tells which. */
 double mx_cost_seconds(const mx_cost *cost, const char *tier, const mx_precisions *precision, const mx_peaks *peaks);
+
+/* The key of a peak that is needed and not known ("dpbf16"); "" of one that no loop here measures; NULL: none. */
+const char *mx_cost_lacking(const mx_cost *cost, const char *tier, const mx_precisions *precision,
+                            const mx_peaks *peaks);
 
 #endif

@@ -293,8 +293,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!mx_number_check(self, &in_flight)) return MX_EXIT_USAGE;
     mx_batch_files files = {.input = input, .output = output ? output : "-", .look = dry_run, .ordered = ordered};
     if (!parse_shard(self, &files)) return MX_EXIT_USAGE;
-    signal(SIGPIPE, SIG_IGN); /* a reader that went away is a failed write, */
-    signal(SIGXFSZ, SIG_IGN); /* and so is a file that may not grow */
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is a failed write */
     return work(self, &files);
 }
 

@@ -159,8 +159,9 @@ bool mx_command_parse(const mx_command *self, const struct poptOption *options, 
         {"help", 'h', POPT_ARG_NONE, NULL, HELP, "Show this help and exit", NULL},
         POPT_TABLEEND,
     };
-    /* A table of tables brings its own headings. */
-    const char *heading = options->argInfo == POPT_ARG_INCLUDE_TABLE ? NULL : "Options:";
+    /* A table of tables brings its own headings, and an empty one needs none. */
+    const bool none = entries_of(options) == 1;
+    const char *heading = none || options->argInfo == POPT_ARG_INCLUDE_TABLE ? NULL : "Options:";
     const struct poptOption table[] = {
         {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)options, 0, heading, NULL},
         {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)help_table, 0, "Help:", NULL},

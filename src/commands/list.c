@@ -18,7 +18,7 @@ typedef struct row {
 
 static const char *origin(const row *r) {
     if (mx_comes_along(r->target)) return "program";
-    return !r->copy ? NULL : r->copy->ours || !r->copy->found ? "mxrun" : "other tool";
+    return !r->copy ? NULL : r->copy->ours ? "mxrun" : "other tool";
 }
 
 static void print_row(const row *r, int width) {

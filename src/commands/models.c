@@ -187,15 +187,32 @@ static bool looks_like_path(const char *name) {
            (slash && strchr(slash + 1, '/') && !strpbrk(name, "@:"));
 }
 
+/* A slash at the end makes a folder of a name. */
+static mx_status no_such_path(const char *name, int problem, mx_error *error) {
+    size_t size = strlen(name);
+    while (size && name[size - 1] == '/') size--;
+    char *bare = strndup(name, size);
+    const bool absent = problem == ENOENT || problem == ENOTDIR;
+    const bool a_name = absent && bare && name[size] && !looks_like_path(bare);
+    const mx_status status =
+        a_name
+            ? mx_fail(error, MX_IO,
+                      "-m %s: there is no such folder; the name of a model has no slash at its end: -m %s", name, bare)
+            : mx_fail(error, MX_IO, "-m %s: %s", name, strerror(problem));
+    free(bare);
+    return status;
+}
+
 static mx_status resolve(const char *name, bool fetch, char *out, size_t size, mx_error *error) {
     struct stat info;
     if (!name || !*name)
         return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: -m takes a name such as \"stories\", or a path");
     if (stat(name, &info) != 0) {
-        const bool absent = errno == ENOENT || errno == ENOTDIR;
-        if (absent && !strcmp(name, "stories")) return mx_find_stories(out, size, error); /* whatever lists say */
+        const int problem = errno;
+        const bool absent = problem == ENOENT || problem == ENOTDIR;
+        if (absent && !strcmp(name, "stories")) return mx_find_stories(out, size, error); /* needs no list */
         if (absent && !looks_like_path(name)) return resolve_name(name, fetch, out, size, error);
-        return mx_fail(error, MX_IO, "-m %s: %s", name, strerror(errno));
+        return no_such_path(name, problem, error);
     }
     if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
     memcpy(out, name, strlen(name) + 1);

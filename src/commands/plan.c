@@ -31,7 +31,8 @@ static const struct poptOption options[] = {
     {"bandwidth", 0, POPT_ARG_STRING, &numbers[BANDWIDTH].text, 0,
      "Take this for the memory's bandwidth instead of measuring it", "GB/s"},
     {"peak", 0, POPT_ARG_STRING, &given.peak, 0,
-     "Take these for the arithmetic peaks, as mxrun bench --json names them: fma512=537,dpbf16=1008",
+     "Take these for the arithmetic peaks, all that are needed, as mxrun bench --json names them: "
+     "fma512=537,dpbf16=1008",
      "NAME=GFLOP/s,..."},
     {"json", 0, POPT_ARG_NONE, &given.json, 0, "One JSON object instead of the text", NULL},
     POPT_TABLEEND,
@@ -132,7 +133,7 @@ static mx_status add_all(plan *p, mx_error *error) {
     mx_status status = p->has_asked ? add(p, &p->asked, error) : MX_OK;
     for (int i = 0; i < MX_PLAN_KNOWN && !status; i++) {
         status = mx_plan_known(i, &model, error);
-        const bool same = p->has_asked && !p->asked.here && p->asked.layout == model.layout &&
+        const bool same = p->has_asked && !p->asked.here && p->asked.formats.dense == model.formats.dense &&
                           p->asked.config.layers == model.config.layers;
         if (!status && !same) status = add(p, &model, error);
     }
@@ -150,11 +151,17 @@ static mx_status make(plan *p, const mx_peaks *peaks, double *seconds, mx_error 
     char folder[MX_PLAN_NAME];
     const double start = mx_seconds();
     mx_status status = read_asked(p, folder, error);
-    const mx_plan_look look = {
-        .root = "", .model = *folder ? folder : NULL, .bandwidth = 1e9 * numbers[BANDWIDTH].value, .peaks = peaks};
+    mx_hub hub;
+    mx_open_hub(&hub, NULL); /* its folder is all that is wanted, "" where it has none: no reason to fail */
+    const mx_plan_look look = {.root = "",
+                               .model = *folder ? folder : NULL,
+                               .cache = hub.folder,
+                               .bandwidth = 1e9 * numbers[BANDWIDTH].value,
+                               .peaks = peaks};
     if (!status) status = mx_plan_machine_look(&look, &p->machine, error);
     if (!status) status = add_all(p, error);
     *seconds = mx_seconds() - start;
+    mx_hub_close(&hub);
     return status;
 }
 
@@ -205,13 +212,14 @@ const mx_command mx_command_plan = {
                    "(--kv-memory of the other commands limits that).\n"
                    "\n"
                    "Speed: low to high, from the bandwidth's lowest to its highest sample, and 10 % more\n"
-                   "to either side; mxrun bench measures it.\n"
+                   "to either side; mxrun bench measures it. The formula was fitted to the kernels\n"
+                   "avx512bf16. For avx512 and avx2 it is borrowed, and low is 35 % lower; for others,\n"
+                   "and where --peak leaves out one that is needed, speeds are unknown.\n"
                    "\n"
                    "--json prints one object; what is not known is null:\n"
-                   "  machine      cpu, features, tier, precision, kernels (experts, dense, attention: kind\n"
-                   "               native, widened, library, scalar or none, and how), logical_cpus,\n"
-                   "               cores_allowed, cores, memory_nodes, l1d_bytes, l2_bytes, l3_bytes,\n"
-                   "               power_limit_w, memory_bytes, memory_free_bytes, huge_pages,\n"
+                   "  machine      cpu, features, tier, precision, logical_cpus, cores_allowed, cores,\n"
+                   "               memory_nodes, l1d_bytes, l2_bytes, l3_bytes, power_limit_w,\n"
+                   "               memory_bytes, memory_free_bytes, huge_pages,\n"
                    "               bandwidth_gb_s (low, median, high), peak_gflop_s, given (bandwidth or\n"
                    "               peaks came from options), disk (folder, free_bytes, read_gb_s, note),\n"
                    "               gpus (name, memory_bytes, memory_free_bytes, compute_capability,\n"
@@ -219,12 +227,15 @@ const mx_command mx_command_plan = {
                    "               gpu_driver\n"
                    "  seconds      that looking and measuring took\n"
                    "  context, streams, kv_type   as asked for\n"
-                   "  models       name, layout, here (its files are on this machine), layers, experts,\n"
-                   "               max_context, weight_bytes_per_token, memory and gpu_memory (one for each\n"
-                   "               GPU: weights_bytes, kv_bytes, scratch_bytes, program_bytes, total_bytes,\n"
-                   "               left_bytes, fits, most_context), prompt and decode (of a step: rows,\n"
-                   "               bytes, operations, seconds_by_bytes, seconds_by_operations, slowness,\n"
-                   "               tokens_per_s: low, median, high), from_disk, cold_start_s\n"
+                   "  models       name, layout, kernels (experts, dense, attention: kind native, widened,\n"
+                   "               library, scalar or none, and how; on the CPU), here (its files are on\n"
+                   "               this machine), layers, experts, max_context, weight_bytes_per_token,\n"
+                   "               memory and gpu_memory (one for each GPU: weights_bytes, kv_bytes,\n"
+                   "               scratch_bytes, program_bytes, total_bytes, left_bytes, fits,\n"
+                   "               most_context), prompt and decode (of a step: rows, bytes, operations,\n"
+                   "               seconds_by_bytes, seconds_by_operations, slowness, tokens_per_s: low,\n"
+                   "               median, high), from_disk, speed_unknown (why), speed_borrowed (the\n"
+                   "               factors are those of other kernels), cold_start_s\n"
                    "  choice       name of the model to run here\n"
                    "  recommendation   sentences\n"
                    "\n"

@@ -166,21 +166,43 @@ static bool text_tables(mx_bytes *out, const mx_plan_report *r) {
 
 /* ---- models: kernels and speed ----------------------------------------------------------------------------------- */
 
-static bool text_kernels(mx_bytes *out, const char *where, const mx_plan_kernels *k) {
-    return mx_bytes_addf(out, "  %-9s experts   %s: %s\n", where, mx_plan_kind_key(k->experts.kind), k->experts.how) &&
-           mx_bytes_addf(out, "  %-9s dense     %s: %s\n", "", mx_plan_kind_key(k->dense.kind), k->dense.how) &&
-           mx_bytes_addf(out, "  %-9s attention %s: %s\n", "", mx_plan_kind_key(k->attention.kind), k->attention.how);
+static bool text_kernels(mx_bytes *out, const mx_plan_kernels *k) {
+    return mx_bytes_addf(out, "    experts   %s: %s\n", mx_plan_kind_key(k->experts.kind), k->experts.how) &&
+           mx_bytes_addf(out, "    dense     %s: %s\n", mx_plan_kind_key(k->dense.kind), k->dense.how) &&
+           mx_bytes_addf(out, "    attention %s: %s\n", mx_plan_kind_key(k->attention.kind), k->attention.how);
 }
 
-static bool text_all_kernels(mx_bytes *out, const mx_plan_machine *m) {
-    mx_plan_kernels k = mx_plan_kernels_cpu(m->tier);
-    bool ok = mx_bytes_add_string(out, "\nKernels\n") && text_kernels(out, "CPU", &k);
+static bool same_layout(const mx_plan_fit *a, const mx_plan_fit *b) {
+    const mx_plan_formats *x = &a->model.formats, *y = &b->model.formats;
+    return x->experts == y->experts && x->dense == y->dense;
+}
+
+/* Once for all models of a layout. */
+static bool text_cpu_kernels(mx_bytes *out, const mx_plan_report *r) {
+    const mx_plan_machine *m = r->machine;
+    bool ok = true;
+    for (int i = 0; i < r->count && ok; i++) {
+        char layout[MX_PLAN_FORMATS];
+        bool told = false;
+        for (int j = 0; j < i; j++) told |= same_layout(&r->fit[i], &r->fit[j]);
+        if (told) continue;
+        mx_plan_formats_name(layout, &r->fit[i].model.formats);
+        ok = mx_bytes_addf(out, "  CPU, %s: %s", layout, r->fit[i].model.name);
+        for (int j = i + 1; j < r->count && ok; j++)
+            if (same_layout(&r->fit[i], &r->fit[j])) ok = mx_bytes_addf(out, ", %s", r->fit[j].model.name);
+        const mx_plan_kernels k = mx_plan_kernels_cpu(m->tier, &m->precision, &r->fit[i].model.formats);
+        ok = ok && mx_bytes_add_string(out, "\n") && text_kernels(out, &k);
+    }
+    return ok;
+}
+
+static bool text_all_kernels(mx_bytes *out, const mx_plan_report *r) {
+    const mx_plan_machine *m = r->machine;
+    bool ok = mx_bytes_add_string(out, "\nKernels\n") && text_cpu_kernels(out, r);
     for (int i = 0; i < m->gpus && ok; i++) {
-        char where[TEXT];
         if (!m->gpu[i].major) continue;
-        snprintf(where, sizeof where, "GPU %d", i);
-        k = mx_plan_kernels_gpu(m->gpu[i].major, m->gpu[i].minor);
-        ok = text_kernels(out, where, &k);
+        const mx_plan_kernels k = mx_plan_kernels_gpu(m->gpu[i].major, m->gpu[i].minor);
+        ok = mx_bytes_addf(out, "  GPU %d\n", i) && text_kernels(out, &k);
     }
     return ok && (!m->gpus || mx_bytes_add_string(out, "  GPU: what it is made for; mxrun's CUDA backend is not built "
                                                        "yet, today nothing runs there\n"));
@@ -195,14 +217,23 @@ static bool text_roofline(mx_bytes *out, const mx_plan_step *s, double bandwidth
                          s->slowness, time_text(g, s->seconds));
 }
 
+/* Of some model: of all of them, or of none, unless --peak leaves out what only some of them need. */
+static bool has_formula(const mx_plan_report *r) {
+    bool any = false;
+    for (int i = 0; i < r->count; i++) any |= r->fit[i].speed.decode.slowness > 0;
+    return any;
+}
+
 static bool text_speed(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit *f) {
     const mx_plan_speed *s = &f->speed;
     const double bandwidth = r->machine->bandwidth.median;
-    char a[TEXT], b[TEXT], c[TEXT];
-    bool ok = mx_bytes_addf(out, "  %s (%s)\n", f->model.name, mx_plan_layout_name(f->model.layout));
+    char a[TEXT], b[TEXT], c[TEXT], layout[MX_PLAN_FORMATS];
+    const bool told = *s->unknown && has_formula(r); /* else it was said above */
+    mx_plan_formats_name(layout, &f->model.formats);
+    bool ok = mx_bytes_addf(out, "  %s (%s)\n", f->model.name, layout);
     if (s->from_disk)
-        ok = ok && mx_bytes_addf(out, "    decode  %s, from the disk: its weights do not fit into memory\n",
-                                 rate_text(a, &s->decode_rate));
+        ok = ok && mx_bytes_addf(out, "    decode  %s, from the disk: its weights do not fit into memory%s%s\n",
+                                 rate_text(a, &s->decode_rate), told ? "; " : "", told ? s->unknown : "");
     if (!s->from_disk && s->decode_rate.median > 0)
         ok = ok &&
              mx_bytes_addf(out, "    prompt  %s\n            %.0f tokens: ", rate_text(a, &s->prompt_rate),
@@ -211,8 +242,9 @@ static bool text_speed(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit
              mx_bytes_addf(out, "    decode  %s\n            a step: ", rate_text(b, &s->decode_rate)) &&
              text_roofline(out, &s->decode, bandwidth);
     if (!s->from_disk && !(s->decode_rate.median > 0))
-        ok = ok && mx_bytes_addf(out, "    decode  unknown: a step reads %s and takes %s\n",
-                                 scaled(a, s->decode.bytes, "B"), scaled(b, s->decode.operations, "FLOP"));
+        ok = ok && mx_bytes_addf(out, "    decode  unknown: a step reads %s and takes %s%s%s\n",
+                                 scaled(a, s->decode.bytes, "B"), scaled(b, s->decode.operations, "FLOP"),
+                                 told ? "; " : "", told ? s->unknown : "");
     if (s->cold_start > 0)
         ok = ok && mx_bytes_addf(out, "    start   %s cold: %s / %s\n", time_text(a, s->cold_start),
                                  scaled(b, f->model.weights, "B"), scaled(c, r->machine->disk, "B/s"));
@@ -226,16 +258,29 @@ static bool text_speed(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit
     return ok;
 }
 
-bool mx_plan_text(mx_bytes *out, const mx_plan_report *r) {
+static bool text_formula(mx_bytes *out, const mx_plan_report *r) {
     char context[TEXT];
+    with_commas(context, (double)(r->request->context / 2));
+    if (!has_formula(r))
+        return mx_bytes_addf(out, "\nSpeed on the CPU, behind %s tokens: unknown%s%s\n", context, r->count ? ", " : "",
+                             r->count ? r->fit->speed.unknown : "");
+    bool ok = mx_bytes_addf(out,
+                            "\nSpeed expected on the CPU, behind %s tokens; time = sqrt((bytes / bandwidth)^2 + "
+                            "(k operations / peak)^2), k = %g + %g / rows, of attention %g\n",
+                            context, MX_PLAN_MANY, MX_PLAN_ONE, MX_PLAN_ATTENTION);
+    if (r->fit->speed.borrowed)
+        ok = ok && mx_bytes_addf(out,
+                                 "  k was fitted to the avx512bf16 kernels, not to those of %s: the range "
+                                 "goes lower\n",
+                                 r->machine->tier);
+    return ok;
+}
+
+bool mx_plan_text(mx_bytes *out, const mx_plan_report *r) {
     const mx_plan_machine *m = r->machine;
     bool ok = text_processor(out, m) && text_memory(out, m) && text_disk_and_gpus(out, m) && text_tables(out, r) &&
-              text_all_kernels(out, m);
-    ok = ok && mx_bytes_addf(out,
-                             "\nSpeed expected on the CPU, behind %s tokens; time = sqrt((bytes / bandwidth)^2 + "
-                             "(k operations / peak)^2), k = %g + %g / rows, of attention %g\n",
-                             with_commas(context, (double)(r->request->context / 2)), MX_PLAN_MANY, MX_PLAN_ONE,
-                             MX_PLAN_ATTENTION);
+              text_all_kernels(out, r);
+    ok = ok && text_formula(out, r);
     for (int i = 0; i < r->count && ok; i++) ok = text_speed(out, r, &r->fit[i]);
     mx_bytes advice = {0};
     ok = ok && mx_bytes_add_string(out, "\nRecommendation\n") &&
@@ -300,11 +345,10 @@ static bool json_gpu(mx_bytes *out, const mx_plan_gpu *g) {
 
 static bool json_machine(mx_bytes *out, const mx_plan_machine *m) {
     char precision[MX_PRECISION_NAME];
-    const mx_plan_kernels k = mx_plan_kernels_cpu(m->tier);
     mx_precisions_name(precision, &m->precision);
     bool ok = mx_bytes_add_string(out, "\"machine\":{") && json_text(out, "cpu", m->cpu) &&
               json_text(out, "features", m->features) && json_text(out, "tier", m->tier) &&
-              json_text(out, "precision", precision) && json_kernels(out, &k);
+              json_text(out, "precision", precision);
     ok = ok && mx_bytes_addf(out, "\"logical_cpus\":%d,\"cores_allowed\":%d,\"cores\":%d,\"memory_nodes\":%d,",
                              m->processors, m->allowed, m->cores, m->nodes);
     ok = ok && json_number(out, "l1d_bytes", m->l1d) && json_number(out, "l2_bytes", m->l2) &&
@@ -338,16 +382,18 @@ static bool json_step(mx_bytes *out, const char *key, const mx_plan_step *s, con
     return mx_bytes_addf(out, "\"%s\":{\"rows\":%.0f,\"bytes\":%.0f,\"operations\":%.0f,", key, s->rows, s->bytes,
                          s->operations) &&
            json_number(out, "seconds_by_bytes", s->by_bytes) &&
-           json_number(out, "seconds_by_operations", s->by_operations) &&
-           mx_bytes_addf(out, "\"slowness\":%.4g,", s->slowness) && json_range(out, "tokens_per_s", rate, 1) &&
-           json_end(out, '}') && mx_bytes_add_string(out, ",");
+           json_number(out, "seconds_by_operations", s->by_operations) && json_number(out, "slowness", s->slowness) &&
+           json_range(out, "tokens_per_s", rate, 1) && json_end(out, '}') && mx_bytes_add_string(out, ",");
 }
 
 static bool json_fit(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit *f) {
     const mx_plan_model *m = &f->model;
     const double token = mx_plan_step_bytes(&m->config, &m->bytes, 1, 1);
-    bool ok = mx_bytes_add_string(out, "{") && json_text(out, "name", m->name) &&
-              json_text(out, "layout", mx_plan_layout_key(m->layout)) &&
+    const mx_plan_kernels k = mx_plan_kernels_cpu(r->machine->tier, &r->machine->precision, &m->formats);
+    char layout[MX_PLAN_FORMATS];
+    mx_plan_formats_key(layout, &m->formats);
+    bool ok = mx_bytes_add_string(out, "{") && json_text(out, "name", m->name) && json_text(out, "layout", layout) &&
+              json_kernels(out, &k) &&
               mx_bytes_addf(out, "\"here\":%s,\"layers\":%d,\"experts\":%d,\"max_context\":%d,",
                             m->here ? "true" : "false", m->config.layers, m->config.experts, m->config.max_positions) &&
               mx_bytes_addf(out, "\"weight_bytes_per_token\":%.0f,\"memory\":", token) &&
@@ -357,6 +403,8 @@ static bool json_fit(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit *
            json_step(out, "prompt", &f->speed.prompt, &f->speed.prompt_rate) &&
            json_step(out, "decode", &f->speed.decode, &f->speed.decode_rate) &&
            mx_bytes_addf(out, "\"from_disk\":%s,", f->speed.from_disk ? "true" : "false") &&
+           json_text(out, "speed_unknown", f->speed.unknown) &&
+           mx_bytes_addf(out, "\"speed_borrowed\":%s,", f->speed.borrowed ? "true" : "false") &&
            json_number(out, "cold_start_s", f->speed.cold_start) && json_end(out, '}') && mx_bytes_add_string(out, ",");
 }
 

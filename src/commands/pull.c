@@ -24,19 +24,19 @@ static mx_status parse(const mx_models *models, const char *name, mx_target *out
 
 static mx_status pull_stories(const mx_target *target, mx_pull_show *show, mx_error *error) {
     char path[MX_HUB_PATH];
+    mx_copy copy = {0};
     mx_status status = mx_find_stories(path, sizeof path, error);
-    if (status) return status;
-    if (show->json) {
-        mx_bytes out = {0};
-        mx_bytes_addf(&out, "{\"event\":\"present\",\"name\":\"%s\",\"path\":", target->name);
-        mx_bytes_add_json(&out, path, strlen(path));
-        printf("%s}\n", out.data);
-        mx_bytes_free(&out);
-    } else {
+    if (!status) status = mx_look_at_folder(target, path, &copy, error);
+    if (!status && show->json) {
+        const mx_pull_event event = {
+            .type = MX_PULL_PRESENT, .target = target, .commit = copy.commit, .path = path, .total = copy.bytes};
+        mx_pull_show_event(show, &event);
+    } else if (!status) {
         fprintf(stderr, "mxrun: %s comes with mxrun\n", target->name);
         printf("%s\n", path);
     }
-    return MX_OK;
+    mx_copy_free(&copy);
+    return status;
 }
 
 static mx_status pull(const mx_hub *hub, const mx_models *models, const char *name, mx_error *error) {
@@ -113,9 +113,10 @@ const mx_command mx_command_pull = {
                    "there: later pulls must find the same, until --update takes what is new.\n"
                    "\n"
                    "HF_ENDPOINT is the address of a mirror; HF_TOKEN (or the file HF_TOKEN_PATH or\n"
-                   "HF_HOME/token) is sent to that host only; HF_HUB_OFFLINE=1 is --offline; proxies are\n"
-                   "those of curl (https_proxy). ~/.config/mxrun/models.txt adds names; models.txt, which\n"
-                   "comes with mxrun, tells how.\n"
+                   "HF_HOME/token) is sent to that host only, and with HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to\n"
+                   "none; HF_HUB_OFFLINE=1 (or TRANSFORMERS_OFFLINE=1) is --offline; proxies are those of\n"
+                   "curl (https_proxy). ~/.config/mxrun/models.txt adds names; models.txt, which comes with\n"
+                   "mxrun, tells how.\n"
                    "\n"
                    "The events of --json are waiting, asking, planned, progress, retry, file, present, done\n"
                    "and error.\n"

@@ -120,18 +120,37 @@ static void draw(mx_pull_show *show, const mx_pull_event *e, const state *s) {
     fflush(stderr);
 }
 
+static void add_text(mx_bytes *out, const char *name, const char *text) {
+    if (!text) return;
+    mx_bytes_addf(out, ",\"%s\":", name);
+    mx_bytes_add_json(out, text, strlen(text));
+}
+
+static void print_progress(const state *s, const mx_pull_event *e) {
+    mx_bytes out = {0};
+    mx_bytes_addf(&out,
+                  "{\"event\":\"progress\",\"done\":%lld,\"total\":%lld,\"bytes_per_second\":%.0f,\"files\":%d,"
+                  "\"files_done\":%d,\"seconds\":%.1f",
+                  (long long)s->done, (long long)s->total, s->rate, e->count, s->finished, e->seconds);
+    add_text(&out, "text", e->text);
+    printf("%s}\n", out.data ? out.data : "");
+    fflush(stdout);
+    mx_bytes_free(&out);
+}
+
 static void progress(mx_pull_show *show, const mx_pull_event *e) {
     const bool terminal = on_terminal();
     const double period = show->json ? JSON_PERIOD : terminal ? TERMINAL_PERIOD : LINE_PERIOD;
     const state s = state_of(show, e);
-    if (e->seconds - show->drawn < period) return;
+    if (e->text && !show->json) {
+        take_away(show);
+        fprintf(stderr, "mxrun: %s\n", e->text);
+    }
+    if (!e->text && e->seconds - show->drawn < period) return;
     show->drawn = e->seconds;
     char text[120];
     if (show->json) {
-        printf("{\"event\":\"progress\",\"done\":%lld,\"total\":%lld,\"bytes_per_second\":%.0f,\"files\":%d,"
-               "\"files_done\":%d,\"seconds\":%.1f}\n",
-               (long long)s.done, (long long)s.total, s.rate, e->count, s.finished, e->seconds);
-        fflush(stdout);
+        print_progress(&s, e);
     } else if (terminal) {
         draw(show, e, &s);
     } else {
@@ -144,19 +163,11 @@ static void progress(mx_pull_show *show, const mx_pull_event *e) {
 static void print_plan(const mx_pull_event *e) {
     char size[16], missing[16], space[16];
     const mx_known_model *known = e->target->known;
-    int64_t had = e->total - e->missing;
-    for (int i = 0; i < e->count; i++) had += e->files[i].had;
     fprintf(stderr, "%s: %s@%s, commit %.12s, licence %s\n", e->target->name, e->target->repository,
             e->target->revision, e->commit, known ? known->licence : "not known here");
     fprintf(stderr, "  download  %s in %d files", mx_size_text(missing, e->missing), e->count);
-    if (had > 0) fprintf(stderr, " (of %s)", mx_size_text(size, e->total));
+    if (e->missing < e->total) fprintf(stderr, " (of %s)", mx_size_text(size, e->total));
     fprintf(stderr, "; %s free\n  to        %s\n", mx_size_text(space, e->free_space), e->folder);
-}
-
-static void add_text(mx_bytes *out, const char *name, const char *text) {
-    if (!text) return;
-    mx_bytes_addf(out, ",\"%s\":", name);
-    mx_bytes_add_json(out, text, strlen(text));
 }
 
 static void print_json(const mx_pull_event *e) {

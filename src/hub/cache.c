@@ -43,9 +43,10 @@ mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char o
 
 enum { DEEPEST = 8 };
 
-static mx_status list_below(int parent, const char *name, const char *prefix, int depth, mx_strings *out,
+/* `flags`: more of open()'s. */
+static mx_status list_below(int parent, const char *name, const char *prefix, int depth, int flags, mx_strings *out,
                             mx_error *error) {
-    const int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (depth ? O_NOFOLLOW : 0));
+    const int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | flags);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     if (!dir) {
         const int problem = errno;
@@ -61,7 +62,7 @@ static mx_status list_below(int parent, const char *name, const char *prefix, in
         struct stat info;
         if (status || fstatat(fd, entry->d_name, &info, AT_SYMLINK_NOFOLLOW) != 0) continue;
         if (S_ISDIR(info.st_mode))
-            status = depth < DEEPEST ? list_below(fd, entry->d_name, path, depth + 1, out, error) : MX_OK;
+            status = depth < DEEPEST ? list_below(fd, entry->d_name, path, depth + 1, O_NOFOLLOW, out, error) : MX_OK;
         else if (!mx_strings_add(out, path))
             status = mx_fail(error, MX_NO_MEMORY, "out of memory");
     }
@@ -73,14 +74,43 @@ static int compare(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error) {
+static mx_status list_sorted(const char *folder, int flags, mx_strings *out, mx_error *error) {
     *out = (mx_strings){0};
-    mx_status status = list_below(AT_FDCWD, folder, "", 0, out, error);
+    mx_status status = list_below(AT_FDCWD, folder, "", 0, flags, out, error);
     if (out->count) qsort(out->text, (size_t)out->count, sizeof *out->text, compare);
     return status;
 }
 
+mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error) {
+    return list_sorted(folder, 0, out, error);
+}
+
+mx_status mx_clear_folder(const char *folder, mx_error *error) {
+    mx_strings names = {0};
+    struct stat info;
+    if (lstat(folder, &info) != 0) return MX_OK;
+    if (!S_ISDIR(info.st_mode)) {
+        if (unlink(folder) == 0) return MX_OK;
+        return mx_fail(error, MX_IO, "%s: cannot remove: %s", folder, strerror(errno));
+    }
+    mx_status status = list_sorted(folder, O_NOFOLLOW, &names, error);
+    for (int i = 0; i < names.count && !status; i++) {
+        char path[MX_HUB_PATH];
+        status = mx_hub_path(path, error, "%s/%s", folder, names.text[i]);
+        if (!status) unlink(path);
+        for (char *slash; !status && (slash = strrchr(path, '/')) && slash > path + strlen(folder);) {
+            *slash = 0;
+            if (rmdir(path) != 0) break;
+        }
+    }
+    mx_strings_free(&names);
+    rmdir(folder);
+    return status;
+}
+
 /* ---- one process at a time --------------------------------------------------------------------------------------- */
+enum { MOST_GONE = 100 }; /* times in which others remove the folder */
+
 /* Is it still the file of that name? Another process may have removed the repository while this one waited. */
 static bool is_at(int fd, const char *path) {
     struct stat a, b;
@@ -93,16 +123,19 @@ mx_status mx_repository_lock_take(const char *folder, bool wait, void (*waiting)
     bool told = false;
     out->fd = -1;
     mx_status status = mx_hub_path(path, error, "%s/mxrun.busy", folder);
-    while (!status) {
+    for (int gone = 0; !status;) {
         const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+        if (fd < 0 && errno == ENOENT && wait && gone++ < MOST_GONE) {
+            mx_make_folders(path, 0777);
+            continue;
+        }
         if (fd < 0) return mx_fail(error, MX_IO, "%s: cannot open: %s", path, strerror(errno));
         if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
             if (is_at(fd, path)) {
                 out->fd = fd;
                 return MX_OK;
             }
-            close(fd);
-            mkdir(folder, 0777);
+            close(fd); /* it was removed: once more, with a new one */
             continue;
         }
         const int problem = errno;
@@ -153,9 +186,10 @@ mx_status mx_refs_write(const char *folder, const char *revision, const char *co
 
 bool mx_has_links(const char *folder) {
     char path[MX_HUB_PATH];
-    if (mx_hub_path(path, NULL, "%s/.mxrun-%ld", folder, (long)getpid())) return false;
-    const bool has = symlink("blobs", path) == 0;
-    if (has) unlink(path);
+    if (mx_hub_path(path, NULL, "%s/.mxrun-probe", folder)) return false;
+    unlink(path); /* of a process that was killed */
+    const bool has = symlink("blobs", path) == 0 || errno == EEXIST;
+    unlink(path);
     return has;
 }
 
@@ -167,17 +201,76 @@ static mx_status move_blob(const char *folder, const char *blob, const char *pat
     return mx_fail(error, MX_IO, "%s: cannot move it to %s: %s", from, path, strerror(errno));
 }
 
-mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
-                          mx_error *error) {
+static bool copy_bytes(int from, int to) {
+    enum { AT_ONCE = 1 << 20 };
+    char *buffer = malloc(AT_ONCE);
+    ssize_t size = -1;
+    while (buffer && (size = read(from, buffer, AT_ONCE)) != 0) {
+        if (size < 0 && errno == EINTR) continue;
+        ssize_t done = 0, n = 0;
+        while (done < size && (n = write(to, buffer + done, (size_t)(size - done))) > 0) done += n;
+        if (done < size || size < 0) {
+            size = -1;
+            break;
+        }
+    }
+    free(buffer);
+    return size == 0;
+}
+
+/* A second name of one content: a hard link, or a copy where there are none. */
+static mx_status copy_blob(const char *folder, const char *blob, const char *beside, const char *path,
+                           mx_error *error) {
+    char from[MX_HUB_PATH];
+    mx_status status = mx_hub_path(from, error, "%s/blobs/%s", folder, blob);
+    if (status) return status;
+    bool made = link(from, beside) == 0;
+    if (!made) {
+        const int in = open(from, O_RDONLY | O_CLOEXEC);
+        const int out = in < 0 ? -1 : open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        made = out >= 0 && copy_bytes(in, out);
+        int problem = errno;
+        if (out >= 0 && close(out) != 0 && made) {
+            made = false;
+            problem = errno;
+        }
+        if (in >= 0) close(in);
+        errno = problem;
+    }
+    if (made && rename(beside, path) == 0) return MX_OK;
+    const int problem = errno;
+    unlink(beside);
+    return mx_fail(error, MX_IO, "%s: cannot copy it to %s: %s", from, path, strerror(problem));
+}
+
+/* Folders of a snapshot that are links would let files appear outside the cache. `path`: SNAPSHOT/NAME; the same again
+ * afterwards. */
+static mx_status check_folders(char *path, size_t snapshot, mx_error *error) {
+    mx_status status = MX_OK;
+    for (char *slash = path + snapshot; slash && !status; slash = strchr(slash + 1, '/')) {
+        struct stat info;
+        *slash = 0;
+        if (lstat(path, &info) == 0 && !S_ISDIR(info.st_mode))
+            status =
+                mx_fail(error, MX_IO, "%s: this is a link or a file where a snapshot has a folder; remove it", path);
+        *slash = '/';
+    }
+    return status;
+}
+
+mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob,
+                          mx_publish_mode mode, mx_error *error) {
     char path[MX_HUB_PATH], beside[MX_HUB_PATH], up[MX_FILE_NAME * 3] = "../../", target[MX_HUB_PATH];
     mx_status status = mx_hub_path(path, error, "%s/%s", snapshot, name);
     if (!status) status = mx_hub_path(beside, error, "%s/.mxrun-link", folder);
     for (const char *slash = name; (slash = strchr(slash, '/')); slash++) strcat(up, "../");
     if (!status) status = mx_hub_path(target, error, "%sblobs/%s", up, blob);
+    if (!status) status = check_folders(path, strlen(snapshot), error);
     if (status) return status;
     mx_make_folders(path, 0777);
-    if (!links) return move_blob(folder, blob, path, error);
     unlink(beside);
+    if (mode == MX_PUBLISH_MOVE) return move_blob(folder, blob, path, error);
+    if (mode == MX_PUBLISH_COPY) return copy_blob(folder, blob, beside, path, error);
     if (symlink(target, beside) == 0 && rename(beside, path) == 0) return MX_OK;
     const int problem = errno;
     unlink(beside);

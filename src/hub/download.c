@@ -223,8 +223,10 @@ static mx_status open_file(session *s, mx_incoming *f, mx_error *error) {
     if (status) return status;
     if (f->d->had > 0 && f->phase == MX_COMING) {
         char text[400];
-        snprintf(text, sizeof text, "%s: %.2f of %.2f GB are there from an earlier run; their hash is computed again",
-                 f->d->name, (double)f->d->had / 1e9, (double)f->pieces.size / 1e9);
+        const bool large = f->pieces.size >= (int64_t)1e9;
+        const double unit = large ? 1e9 : 1e6;
+        snprintf(text, sizeof text, "%s: %.2f of %.2f %s are there from an earlier run; their hash is computed again",
+                 f->d->name, (double)f->d->had / unit, (double)f->pieces.size / unit, large ? "GB" : "MB");
         tell(s, MX_DOWNLOAD_PROGRESS, NULL, text);
     }
     return MX_OK;
@@ -358,7 +360,7 @@ static mx_status set_up(session *s, mx_download *file, mx_error *error) {
         s->file[i].keeper = s->keeper;
         s->file[i].wake_user = s->multi;
     }
-    return status ? status : mx_incoming_room(s->file, s->count, error);
+    return status ? status : mx_download_room(file, s->count, error);
 }
 
 static void clean_up(session *s) {

@@ -42,7 +42,7 @@ typedef struct mx_download {
     char sha256[MX_SHA256_TEXT]; /* expected, lower case; "": not known: computed, and left here */
     char etag[MX_ETAG_TEXT];     /* what ranges must belong to; "": taken from the server's first answer */
     /* Told while it runs. */
-    int64_t had;  /* bytes that were there from an earlier run */
+    int64_t had;  /* bytes that were there from an earlier run; mx_download_look tells it before */
     int64_t done; /* bytes that are on the disk */
     bool finished;
 } mx_download;
@@ -67,10 +67,16 @@ mx_status mx_remote_stat(const char *url, const mx_http_options *options, mx_rem
 /* A small answer (JSON) of at most `limit` bytes. */
 mx_status mx_remote_get(const char *url, const mx_http_options *options, int64_t limit, mx_bytes *out, mx_error *error);
 
-/* Brings in all of the files. Checks first that the disk has room for what is missing (statvfs, MX_NO_SPACE with both
- * numbers). Files that are at `complete` already with the right size are taken as they are. What does not have the
- * right SHA-256 is never put at `complete`: it is thrown away and fetched once more, then an error. `event` (may be
- * NULL) is called by this thread. After an error or a stop what has come lies at `incomplete` for the next call. */
+/* What an earlier run left of the file and the next one would go on from: *had of it. Changes nothing on the disk. */
+void mx_download_look(mx_download *file);
+
+/* MX_NO_SPACE, with both numbers, unless the disks hold what is missing of all files whose size is known. */
+mx_status mx_download_room(const mx_download *file, int count, mx_error *error);
+
+/* Brings in all of the files. Checks first that there is room (mx_download_room). Files that are at `complete` already
+ * with the right size are taken as they are. What does not have the right SHA-256 is never put at `complete`: it is
+ * thrown away and fetched once more, then an error. `event` (may be NULL) is called by this thread. After an error or a
+ * stop what has come lies at `incomplete` for the next call. */
 mx_status mx_download_files(mx_download *file, int count, const mx_http_options *options,
                             void (*event)(void *user, const mx_download_event *event), void *user, mx_error *error);
 

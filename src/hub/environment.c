@@ -4,6 +4,7 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "hub/http.h"
 #include "hub/private.h"
 
 /* The variables and their order are those of huggingface_hub (constants.py, utils/_auth.py). */
@@ -48,9 +49,12 @@ static mx_status find_cache(char out[static MX_HUB_PATH], mx_error *error) {
 static mx_status find_endpoint(char out[static MX_HUB_PATH], mx_error *error) {
     const char *value = variable("HF_ENDPOINT");
     if (!value) value = "https://huggingface.co";
-    if ((strncmp(value, "https://", 8) != 0 && strncmp(value, "http://", 7) != 0) || strpbrk(value, " \t\r\n?#"))
+    if ((strncmp(value, "https://", 8) != 0 && strncmp(value, "http://", 7) != 0) || strpbrk(value, " \t\r\n?#")) {
+        char shown[300];
+        mx_url_shown(value, shown);
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "HF_ENDPOINT=%.200s: expected the address of a hub, such as https://huggingface.co", value);
+                       "HF_ENDPOINT=%.200s: expected the address of a hub, such as https://huggingface.co", shown);
+    }
     mx_status status = mx_hub_path(out, error, "%s", value);
     for (size_t n = strlen(out); !status && n > 8 && out[n - 1] == '/'; n--) out[n - 1] = 0;
     return status;
@@ -69,9 +73,17 @@ static mx_status use_token(const char *text, const char *source, char **out, mx_
     return *out ? MX_OK : mx_fail(error, MX_NO_MEMORY, "out of memory");
 }
 
+static bool is_true(const char *value) {
+    static const char *const words[] = {"1", "on", "yes", "true"};
+    for (size_t i = 0; value && i < sizeof words / sizeof *words; i++)
+        if (!strcasecmp(value, words[i])) return true;
+    return false;
+}
+
 static mx_status find_token(char **out, mx_error *error) {
     static const char *const names[] = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"};
     mx_status status = MX_OK;
+    if (is_true(variable("HF_HUB_DISABLE_IMPLICIT_TOKEN"))) return MX_OK; /* all of these are implicit there */
     for (size_t i = 0; i < sizeof names / sizeof *names && !status && !*out; i++)
         if (variable(names[i])) status = use_token(variable(names[i]), names[i], out, error);
     if (status || *out) return status;
@@ -88,15 +100,9 @@ static mx_status find_token(char **out, mx_error *error) {
     return status;
 }
 
-static bool is_true(const char *value) {
-    static const char *const words[] = {"1", "on", "yes", "true"};
-    for (size_t i = 0; value && i < sizeof words / sizeof *words; i++)
-        if (!strcasecmp(value, words[i])) return true;
-    return false;
-}
-
 mx_status mx_hub_open(mx_hub *out, mx_error *error) {
-    *out = (mx_hub){.offline = is_true(variable("HF_HUB_OFFLINE"))};
+    const char *offline = variable("HF_HUB_OFFLINE");
+    *out = (mx_hub){.offline = is_true(offline ? offline : variable("TRANSFORMERS_OFFLINE"))};
     mx_status status = find_cache(out->folder, error);
     if (!status) status = find_endpoint(out->endpoint, error);
     if (!status) status = find_token(&out->token, error);

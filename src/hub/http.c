@@ -172,7 +172,10 @@ mx_status mx_http_set(CURL *easy, const char *url, const char *asked, const mx_h
     CURLcode e = curl_easy_setopt(easy, CURLOPT_URL, url);
     if (!e) e = curl_easy_setopt(easy, CURLOPT_HTTPHEADER, *list);
     if (!done || e == CURLE_OUT_OF_MEMORY) return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
-    return e ? mx_fail(error, MX_INVALID_ARGUMENT, "%s: %s", url, curl_easy_strerror(e)) : MX_OK;
+    if (!e) return MX_OK;
+    char shown[300];
+    mx_url_shown(url, shown);
+    return mx_fail(error, MX_INVALID_ARGUMENT, "%s: %s", shown, curl_easy_strerror(e));
 }
 
 /* One part of a URL, freed by curl_free; NULL: none, or no URL. */
@@ -198,7 +201,12 @@ bool mx_same_origin(const char *a, const char *b) {
 }
 
 void mx_url_shown(const char *url, char out[static 300]) {
-    snprintf(out, 300, "%.*s", (int)strcspn(url, "?#"), url);
+    const size_t scheme = strcspn(url, ":/?#@");
+    const int head = strncmp(url + scheme, "://", 3) ? 0 : (int)scheme + 3;
+    const char *host = url + head;
+    const char *at = memrchr(host, '@', strcspn(host, "/?#"));
+    if (at) host = at + 1;
+    snprintf(out, 300, "%.*s%.*s", head, url, (int)strcspn(host, "?#"), host);
 }
 
 mx_status mx_http_redirect(CURL *easy, const char *url, char **out, mx_error *error) {
@@ -271,6 +279,7 @@ double mx_http_delay(const mx_http_options *options, int failures, double retry_
 /* ---- small answers ----------------------------------------------------------------------------------------------- */
 typedef struct question {
     const char *asked;
+    char shown[300]; /* of it, in messages */
     const mx_http_options *options;
     bool head;
     int64_t limit;
@@ -337,7 +346,7 @@ static mx_status follow(question *q, CURLM *multi, CURLcode *code, mx_error *err
         remember(q);
         if (!mx_is_redirect(q->answer.code)) break;
         if (redirects == MX_REDIRECTS) {
-            status = mx_fail(error, MX_IO, "%s: more than %d redirects", q->asked, MX_REDIRECTS);
+            status = mx_fail(error, MX_IO, "%s: more than %d redirects", q->shown, MX_REDIRECTS);
             break;
         }
         status = mx_http_redirect(q->easy, url, &next, error);
@@ -360,6 +369,7 @@ static mx_status wait_for(double seconds, const mx_http_options *options, mx_err
 /* With as many tries as it takes. MX_OK: q->answer has an answer that is no error. */
 static mx_status ask(question *q, mx_error *error) {
     CURLM *multi = curl_multi_init();
+    mx_url_shown(q->asked, q->shown);
     mx_status status =
         multi ? mx_http_new(q->options, &q->easy, error) : mx_fail(error, MX_NO_MEMORY, "no memory for a connection");
     if (!status) {
@@ -378,16 +388,16 @@ static mx_status ask(question *q, mx_error *error) {
         if (status) break;
         const long answer = q->answer.code;
         if (q->no_memory)
-            status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the answer", q->asked);
+            status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the answer", q->shown);
         else if (q->too_long && answer == 200)
-            status = mx_fail(error, MX_INVALID_FILE, "%s: the answer has more than %lld bytes", q->asked,
+            status = mx_fail(error, MX_INVALID_FILE, "%s: the answer has more than %lld bytes", q->shown,
                              (long long)q->limit);
         else if (code && !(q->too_long && answer >= 300))
-            status = mx_fail(error, MX_IO, "%s: %s", q->asked, curl_easy_strerror(code));
+            status = mx_fail(error, MX_IO, "%s: %s", q->shown, curl_easy_strerror(code));
         else if (answer >= 200 && (answer < 300 || (q->head && mx_is_redirect(answer))))
             break;
         else
-            status = mx_http_fail(&q->answer, q->asked, q->asked, mx_has_token(q->options), error);
+            status = mx_http_fail(&q->answer, q->shown, q->asked, mx_has_token(q->options), error);
         curl_easy_getinfo(q->easy, CURLINFO_RETRY_AFTER, &retry_after);
         const bool transient = code && !q->too_long ? mx_curl_transient(code) : mx_http_transient(answer);
         const int most = mx_http_retries(q->options, code);
@@ -416,7 +426,7 @@ mx_status mx_remote_get(const char *url, const mx_http_options *options, int64_t
     question q = {.asked = url, .options = options, .limit = limit};
     mx_status status = ask(&q, error);
     if (!status && !mx_bytes_add(out, q.body.data ? q.body.data : "", q.body.size))
-        status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the answer", url);
+        status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the answer", q.shown);
     mx_bytes_free(&q.body);
     return status;
 }

@@ -41,7 +41,8 @@ mx_status mx_http_set(CURL *easy, const char *url, const char *asked, const mx_h
 
 /* Have both the same scheme, host and port? */
 bool mx_same_origin(const char *a, const char *b);
-/* The URL without its query, in which a signature may stand, for messages. */
+/* The URL for messages: without its query, in which a signature may stand, and without a name and password before the
+ * host. Also of something that is no URL. */
 void mx_url_shown(const char *url, char out[static 300]);
 
 static inline bool mx_is_redirect(long code) {

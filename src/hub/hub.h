@@ -56,7 +56,8 @@ typedef struct mx_models {
     mx_strings sources;
 } mx_models;
 
-/* Adds the list at `path`: its models replace those of the same name, its aliases come first. `optional`: where there
+/* Adds the list at `path`: its models replace those of the same name, its aliases come first. The first list alone may
+ * have models that come with mxrun (repository "-"), whose names no later one takes. `optional`: where there
  * is no such file nothing happens. Errors name file, line and field. After one `models` is still to be freed. */
 mx_status mx_models_add(mx_models *models, const char *path, bool optional, mx_error *error);
 void mx_models_free(mx_models *models);
@@ -82,9 +83,11 @@ mx_status mx_target_parse(const mx_models *models, const char *text, mx_target *
 /* What the environment says, by the names and rules of huggingface_hub. */
 typedef struct mx_hub {
     char folder[MX_HUB_PATH]; /* HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else below HOME */
-    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end */
-    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL */
-    bool offline; /* HF_HUB_OFFLINE */
+    char endpoint[MX_HUB_PATH]; /* HF_ENDPOINT, else https://huggingface.co; no slash at its end. Holds a
+                                   password perhaps: mx_url_shown */
+    char *token;  /* HF_TOKEN, HUGGING_FACE_HUB_TOKEN, else the file HF_TOKEN_PATH or HF_HOME/token; NULL, also with
+                     HF_HUB_DISABLE_IMPLICIT_TOKEN */
+    bool offline; /* HF_HUB_OFFLINE, else TRANSFORMERS_OFFLINE */
 } mx_hub;
 mx_status mx_hub_open(mx_hub *out, mx_error *error);
 void mx_hub_close(mx_hub *hub);
@@ -93,7 +96,7 @@ void mx_hub_close(mx_hub *hub);
 typedef struct mx_copy {
     bool found;                  /* a snapshot of it is there */
     bool complete;               /* with all that the layout needs */
-    bool ours;                   /* mxrun pulled it: mxrun.lock pins it */
+    bool ours;                   /* mxrun pulled it, or began to: mxrun.lock pins it */
     char commit[MX_COMMIT_TEXT]; /* "" where nothing tells it */
     char snapshot[MX_HUB_PATH];  /* folder of the snapshot */
     char path[MX_HUB_PATH];      /* for -m: that folder, its original/, or the (first) .gguf */
@@ -125,7 +128,7 @@ typedef enum mx_pull_event_type {
 typedef struct mx_pull_event {
     mx_pull_event_type type;
     const mx_target *target;
-    const char *endpoint;     /* of the hub */
+    const char *endpoint;     /* of the hub, as it may be shown */
     const char *commit;       /* NULL: not known yet */
     const char *folder;       /* of the repository in the cache; from PLANNED on */
     const char *path;         /* for -m; PRESENT and DONE */
@@ -134,7 +137,7 @@ typedef struct mx_pull_event {
     const mx_download *files; /* from PLANNED to FILE: what is fetched; NULL: nothing has to be */
     int count;                /* of `files` */
     int64_t total;            /* bytes of the model; sizes that nobody said are 0 */
-    int64_t missing;          /* of them to be fetched, as it was planned */
+    int64_t missing;          /* of them to be fetched, as it was planned; what an earlier run left is none of them */
     int64_t free_space;       /* of the file system */
     double seconds;           /* since the download began */
 } mx_pull_event;
@@ -153,11 +156,14 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
 
 /* ---- what else is done with copies ------------------------------------------------------------------------------- */
 typedef struct mx_removal {
-    int files;     /* names and blobs */
-    int64_t bytes; /* that became free, or would */
+    int files;               /* names and blobs */
+    int64_t bytes;           /* that became free, or would */
+    char other[MX_REVISION]; /* another revision that is the same commit; "": none */
+    bool stays;              /* the files do, for that revision: only the target's name goes */
 } mx_removal;
-/* Removes the copies of a target from the cache: its files, refs, blobs that no other snapshot has, and what is
- * incomplete. Never outside the repository's folder; refuses while a pull has it. `only_count`: does nothing. */
+/* Removes the copies of a target from the cache: its files, refs, blobs that no other snapshot has, and what mxrun had
+ * begun. Never outside the repository's folder; refuses while a pull has it. Where nothing of the target is there it
+ * is MX_NOT_FOUND and nothing changes. `only_count`: does nothing, and no pull is in its way. */
 mx_status mx_cache_remove(const mx_hub *hub, const mx_target *target, bool only_count, mx_removal *out,
                           mx_error *error);
 

@@ -30,9 +30,9 @@ static mx_status no_memory(const mx_incoming *f, mx_error *error) {
 }
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
-static bool is_complete(const mx_incoming *f, int64_t size) {
+static bool is_complete(const mx_download *d, int64_t size) {
     struct stat info;
-    return size >= 0 && stat(f->d->complete, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == size;
+    return size >= 0 && stat(d->complete, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == size;
 }
 
 static void take_complete(mx_incoming *f) {
@@ -77,11 +77,10 @@ static mx_status open_locked(mx_incoming *f, mx_error *error) {
     return mx_fail(error, MX_INVALID_STATE, "%s: others keep replacing %s", f->d->name, f->d->incomplete);
 }
 
-/* Is what an earlier run left of the version that is wanted, and is the file as long as it must be? */
-static bool fits(const mx_incoming *f, const mx_pieces *p, const char *etag) {
-    const mx_download *d = f->d;
-    struct stat info;
-    if (fstat(f->fd, &info) || info.st_size != p->size) return false;
+/* Is what an earlier run left of the version that is wanted, and is the incomplete file, of `bytes`, as long as it must
+ * be? */
+static bool fits(const mx_download *d, int64_t bytes, const mx_pieces *p, const char *etag) {
+    if (bytes != p->size) return false;
     if (d->size >= 0 && d->size != p->size) return false;
     if (*d->etag && strcmp(d->etag, etag) != 0) return false;
     if (*d->sha256 && mx_is_sha256(etag) && strcmp(d->sha256, etag) != 0) return false;
@@ -108,7 +107,7 @@ static mx_status set_up(mx_incoming *f, int64_t *safe, mx_error *error) {
 
 mx_status mx_incoming_open(mx_incoming *f, mx_error *error) {
     mx_download *d = f->d;
-    if (is_complete(f, d->size)) {
+    if (is_complete(d, d->size)) {
         take_complete(f);
         return MX_OK;
     }
@@ -122,7 +121,7 @@ mx_status mx_incoming_open(mx_incoming *f, mx_error *error) {
     f->phase = MX_COMING;
     f->etag_given = *d->etag;
     memcpy(f->etag, d->etag, sizeof f->etag);
-    if (is_complete(f, d->size)) { /* another process was quicker */
+    if (is_complete(d, d->size)) { /* another process was quicker */
         unlink(d->incomplete);
         unlink(f->state_path);
         take_complete(f);
@@ -131,7 +130,8 @@ mx_status mx_incoming_open(mx_incoming *f, mx_error *error) {
     int64_t *safe;
     char etag[MX_ETAG_TEXT], source[MX_ETAG_TEXT];
     if (mx_resume_read(f->state_path, &f->pieces, &safe, etag, source)) {
-        if (fits(f, &f->pieces, etag)) {
+        struct stat info;
+        if (!fstat(f->fd, &info) && fits(d, info.st_size, &f->pieces, etag)) {
             memcpy(f->etag, etag, sizeof etag);
             memcpy(f->source, source, sizeof source);
             status = set_up(f, safe, error);
@@ -142,6 +142,22 @@ mx_status mx_incoming_open(mx_incoming *f, mx_error *error) {
         free(safe);
     }
     return d->size == 0 ? mx_incoming_begin(f, 0, error) : MX_OK;
+}
+
+void mx_download_look(mx_download *d) {
+    char *path, etag[MX_ETAG_TEXT], source[MX_ETAG_TEXT];
+    struct stat info;
+    mx_pieces pieces;
+    int64_t *safe;
+    d->had = 0;
+    if (lstat(d->incomplete, &info) || !S_ISREG(info.st_mode)) return;
+    if (asprintf(&path, "%s.state", d->incomplete) < 0) return;
+    if (mx_resume_read(path, &pieces, &safe, etag, source)) {
+        if (fits(d, info.st_size, &pieces, etag)) d->had = mx_pieces_sum(&pieces);
+        mx_pieces_free(&pieces);
+        free(safe);
+    }
+    free(path);
 }
 
 /* ---- room on the disk -------------------------------------------------------------------------------------------- */
@@ -163,27 +179,27 @@ static bool look_at_disk(const char *path, struct statvfs *out, dev_t *device) {
 }
 
 /* Bytes that the file still needs. */
-static int64_t missing(const mx_incoming *f) {
+static int64_t missing(const mx_download *d) {
     struct stat info;
-    if (f->d->size < 0 || is_complete(f, f->d->size)) return 0;
-    const int64_t has = stat(f->d->incomplete, &info) == 0 ? (int64_t)info.st_blocks * 512 : 0;
-    return has < f->d->size ? f->d->size - has : 0;
+    if (d->size < 0 || is_complete(d, d->size)) return 0;
+    const int64_t has = stat(d->incomplete, &info) == 0 ? (int64_t)info.st_blocks * 512 : 0;
+    return has < d->size ? d->size - has : 0;
 }
 
-mx_status mx_incoming_room(const mx_incoming *f, int count, mx_error *error) {
+mx_status mx_download_room(const mx_download *file, int count, mx_error *error) {
     for (int i = 0; i < count; i++) {
         struct statvfs disk, other_disk;
         dev_t device, other;
         int64_t needed = 0;
-        if (!look_at_disk(f[i].d->incomplete, &disk, &device)) continue;
+        if (!look_at_disk(file[i].incomplete, &disk, &device)) continue;
         for (int j = 0; j < count; j++)
-            if (look_at_disk(f[j].d->incomplete, &other_disk, &other) && other == device) needed += missing(&f[j]);
+            if (look_at_disk(file[j].incomplete, &other_disk, &other) && other == device) needed += missing(&file[j]);
         const double free_bytes = (double)disk.f_bavail * (double)disk.f_frsize;
         if ((double)needed > free_bytes)
             return mx_fail(error, MX_NO_SPACE,
                            "%s: the disk has %.2f GB free, and the download needs %.2f GB more: make room or choose "
                            "another place",
-                           f[i].d->incomplete, free_bytes / 1e9, (double)needed / 1e9);
+                           file[i].incomplete, free_bytes / 1e9, (double)needed / 1e9);
     }
     return MX_OK;
 }
@@ -219,7 +235,7 @@ static mx_status forget(const mx_incoming *f, mx_error *error) {
 }
 
 mx_status mx_incoming_begin(mx_incoming *f, int64_t size, mx_error *error) {
-    if (f->d->size < 0 && is_complete(f, size)) {
+    if (f->d->size < 0 && is_complete(f->d, size)) {
         unlink(f->d->incomplete);
         unlink(f->state_path);
         f->d->size = size;

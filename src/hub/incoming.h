@@ -83,9 +83,6 @@ mx_status mx_incoming_check(mx_incoming *f, bool *again, mx_error *error);
 /* Ends its hasher, leaves the keeper, closes. What is not finished stays for the next run. */
 void mx_incoming_close(mx_incoming *f);
 
-/* MX_NO_SPACE unless the disks hold what is missing of all files whose size is known. */
-mx_status mx_incoming_room(const mx_incoming *f, int count, mx_error *error);
-
 /* ---- keeper.c: the thread that waits for disks ------------------------------------------------------------------- */
 /* Tells the state files what has come, several times a second, and brings data to the disk at intervals, so that little
  * is lost when the program is killed or the power fails; publishes finished files. */

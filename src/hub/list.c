@@ -33,8 +33,9 @@ static mx_status add(mx_cached_list *list, const mx_target *target, mx_copy *cop
     return MX_OK;
 }
 
-/* Blobs that are coming in; `all`: the others, too, where no snapshot leads to them yet. */
-static int64_t bytes_of_blobs(const char *folder, bool all) {
+/* Blobs that are coming in; `all`: the others, too, where no snapshot leads to them yet. *ours: mxrun has begun some.
+ */
+static int64_t bytes_of_blobs(const char *folder, bool all, bool *ours) {
     char path[MX_HUB_PATH];
     mx_strings names = {0};
     int64_t sum = 0;
@@ -42,12 +43,22 @@ static int64_t bytes_of_blobs(const char *folder, bool all) {
         for (int i = 0; i < names.count; i++) {
             struct stat info;
             if (!all && !strstr(names.text[i], ".incomplete")) continue;
+            *ours |= strstr(names.text[i], ".mxrun.incomplete") != NULL;
             if (!mx_hub_path(path, NULL, "%s/blobs/%s", folder, names.text[i]) && lstat(path, &info) == 0)
                 sum += (int64_t)info.st_blocks * 512;
         }
     }
     mx_strings_free(&names);
     return sum;
+}
+
+/* What there is of a copy that is not complete, beside its files. Before there is a snapshot, mxrun.lock says whose it
+ * is, or a download under the name that only mxrun gives. */
+static int64_t look_at_begun(const char *folder, mx_copy *copy) {
+    char path[MX_HUB_PATH];
+    if (copy->complete) return 0;
+    if (!copy->found && !mx_hub_path(path, NULL, "%s/mxrun.lock", folder)) copy->ours |= access(path, F_OK) == 0;
+    return bytes_of_blobs(folder, !copy->found, &copy->ours);
 }
 
 static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached_list *out, mx_error *error) {
@@ -66,7 +77,7 @@ static mx_status add_known(const mx_hub *hub, const mx_models *models, mx_cached
             mx_log(MX_LOG_WARNING, "%s", why.text);
             mx_copy_free(&copy);
         }
-        const int64_t begun = copy.complete ? 0 : bytes_of_blobs(folder, !copy.found);
+        const int64_t begun = look_at_begun(folder, &copy);
         if (copy.files.count || (!copy.found && begun))
             status = add(out, &target, &copy, begun, error);
         else
@@ -115,7 +126,7 @@ static bool looks_like_ours(const mx_copy *copy) {
 }
 
 static mx_status add_target(lister *l, const mx_target *target, mx_copy *copy) {
-    const int64_t begun = copy->complete || !l->ours ? 0 : bytes_of_blobs(l->folder, !copy->found);
+    const int64_t begun = l->ours ? look_at_begun(l->folder, copy) : 0;
     if ((copy->files.count && (l->ours || looks_like_ours(copy))) || begun)
         return add(l->out, target, copy, begun, l->error);
     mx_copy_free(copy);

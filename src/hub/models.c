@@ -89,10 +89,15 @@ static bool is_made_of(const char *text, const char *others) {
     return *text && *text != '-' && *text != '.';
 }
 
-/* A name that is taken in the same list already. */
+/* A name that is taken in the same list already, or for ever. */
 static mx_status check_free(reader *r, const char *name) {
     for (int i = 0; i < r->models->count; i++) {
         const mx_known_model *m = &r->models->model[i];
+        const bool ours = m->generation < r->models->generations - 1 && !strcmp(m->repository, "-");
+        if (ours && (!strcmp(m->name, name) || mx_strings_have(&m->aliases, name)))
+            return mx_fail(r->error, MX_INVALID_FILE,
+                           "%s:%d: %s: \"%s\" is the model that comes with mxrun; give this one another name",
+                           r->source, r->line, r->word[0], name);
         if (m->generation != r->models->generations - 1) continue;
         if (!strcmp(m->name, name) || mx_strings_have(&m->aliases, name))
             return mx_fail(r->error, MX_INVALID_FILE, "%s:%d: %s: \"%s\" already names the model of line %d", r->source,
@@ -158,6 +163,10 @@ static mx_status take_repository(reader *r) {
     if (strcmp(text, "-") != 0 && !mx_is_repository(text))
         return mx_fail(r->error, MX_INVALID_FILE, "%s:%d: repository: \"%s\" is neither ORG/NAME nor -", r->source,
                        r->line, text);
+    if (!strcmp(text, "-") && r->models->generations > 1)
+        return mx_fail(r->error, MX_INVALID_FILE,
+                       "%s:%d: repository: - is for what comes with mxrun; give ORG/NAME, or -m the path of a model",
+                       r->source, r->line);
     return take_text(r, &r->models->model[r->current].repository);
 }
 

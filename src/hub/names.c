@@ -161,7 +161,10 @@ static mx_status take_apart(const char *text, char base[static MX_REPOSITORY], m
             return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s: \"%.200s\" behind @ is no branch, tag or commit", text,
                            out->revision);
     }
-    const size_t size = (size_t)(end - text) < MX_REPOSITORY ? (size_t)(end - text) : MX_REPOSITORY - 1;
+    const size_t size = (size_t)(end - text);
+    if (size >= MX_REPOSITORY)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%.200s...: the name of a repository has fewer than %d bytes", text,
+                       MX_REPOSITORY);
     memcpy(base, text, size);
     base[size] = 0;
     return MX_OK;

@@ -81,6 +81,14 @@ void mx_pins_drop_file(mx_pins *pins, const char *commit, const char *path) {
     }
 }
 
+void mx_pins_drop_revision(mx_pins *pins, const char *revision) {
+    for (int i = pins->revisions - 1; i >= 0; i--) {
+        if (strcmp(pins->revision[i].revision, revision) != 0) continue;
+        free(pins->revision[i].revision);
+        pins->revision[i] = pins->revision[--pins->revisions];
+    }
+}
+
 void mx_pins_drop_commit(mx_pins *pins, const char *commit) {
     mx_pins_drop_file(pins, commit, NULL);
     for (int i = pins->revisions - 1; i >= 0; i--) {

@@ -19,6 +19,8 @@ mx_status mx_repository_folder(const mx_hub *hub, const char *repository, char o
 /* The names below a folder that are no folders, as "a/b", sorted; links are not followed, but for `folder` itself. A
  * folder that is not there has none. */
 mx_status mx_list_files(const char *folder, mx_strings *out, mx_error *error);
+/* Removes a folder with all that is in it, or what is there in its stead; links go, what they lead to stays. */
+mx_status mx_clear_folder(const char *folder, mx_error *error);
 
 enum { MX_MOST_FILES = 5000 }; /* of one model; more is no model */
 
@@ -55,12 +57,14 @@ mx_pinned_file *mx_pins_file(const mx_pins *pins, const char *commit, const char
 bool mx_pins_set_revision(mx_pins *pins, const char *revision, const char *commit); /* false: no memory */
 bool mx_pins_set_file(mx_pins *pins, const char *commit, const char *path, int64_t size, const char *etag,
                       const char *sha256);
+void mx_pins_drop_revision(mx_pins *pins, const char *revision);
 void mx_pins_drop_commit(mx_pins *pins, const char *commit);
 void mx_pins_drop_file(mx_pins *pins, const char *commit, const char *path);
 
 /* ---- one process at a time --------------------------------------------------------------------------------------- */
-/* Locks a repository's folder, which must be there. With `wait` it calls `waiting` once and goes on when the other has
- * ended; without, a lock of another process is MX_INVALID_STATE. */
+/* Locks a repository's folder. With `wait` it calls `waiting` once and goes on when the other has ended, in a new
+ * folder where that took its own away; without, the folder must be there, and a lock of another process is
+ * MX_INVALID_STATE. */
 typedef struct mx_repository_lock {
     int fd; /* -1: not held */
 } mx_repository_lock;
@@ -72,11 +76,13 @@ void mx_repository_lock_release(mx_repository_lock *lock);
 /* The commit that REPOSITORY/refs/REVISION holds; "" where there is none. */
 void mx_refs_read(const char *folder, const char *revision, char out[static MX_COMMIT_TEXT]);
 mx_status mx_refs_write(const char *folder, const char *revision, const char *commit, mx_error *error);
-/* Puts BLOB (a name in the repository's blobs/) at SNAPSHOT/NAME: a link that is right in snapshots/COMMIT, or the blob
- * itself where the file system has no links; the name appears at once and as a whole. */
-mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob, bool links,
-                          mx_error *error);
-/* Does the file system of the folder have symbolic links? */
+/* Puts BLOB (a name in the repository's blobs/) at SNAPSHOT/NAME: a link that is right in snapshots/COMMIT or, where
+ * the file system has no links, the blob itself, a copy as long as another name needs it; the name appears at once and
+ * as a whole. */
+typedef enum mx_publish_mode { MX_PUBLISH_LINK, MX_PUBLISH_MOVE, MX_PUBLISH_COPY } mx_publish_mode;
+mx_status mx_publish_file(const char *folder, const char *snapshot, const char *name, const char *blob,
+                          mx_publish_mode mode, mx_error *error);
+/* Does the file system of the folder have symbolic links? The folder is locked. */
 bool mx_has_links(const char *folder);
 /* What lies at a snapshot, for a target. `commit` may be NULL: no snapshot. */
 mx_status mx_look_at(const mx_target *target, const mx_pins *pins, const char *commit, const char *snapshot,

@@ -9,12 +9,18 @@
 
 #include "base/files.h"
 #include "base/json.h"
+#include "hub/http.h"
 #include "hub/private.h"
 
 /* A pull: ask the hub what there is, hold that against models.txt and mxrun.lock, fetch what is missing into blobs/,
- * then make the snapshot and the ref, in this order, so that a name never stands for less than all of it. */
+ * then make the snapshot and the ref, in this order, so that a name never stands for less than all of it: with links
+ * or, where the file system has none, with the blobs themselves. */
 
 enum { ASK_RETRIES = 3 };
+
+/* The folder where a new snapshot is built. Without links it takes the blobs themselves, so a pull that was killed
+ * there left more than names: it has the commit in its name then, and the next pull goes on with it. */
+#define BUILDING ".mxrun-snapshot"
 
 typedef struct item {
     const char *path;             /* in the repository */
@@ -33,6 +39,7 @@ typedef struct job {
     const mx_target *target;
     const mx_pull_options *options;
     mx_http_options http, asking; /* asking: answers come soon, or the user waits for nothing */
+    char endpoint[300];           /* of the hub, for messages */
     char folder[MX_HUB_PATH];
     char asked[MX_REVISION];     /* revision that the hub is asked for */
     char commit[MX_COMMIT_TEXT]; /* "": not told yet */
@@ -98,16 +105,17 @@ static mx_status take_listing(job *j, const char *url, const mx_json *root, mx_s
 }
 
 static mx_status list_hub(job *j, mx_error *error) {
-    char url[MX_HUB_PATH], revision[3 * MX_REVISION + 1];
+    char url[MX_HUB_PATH], shown[300], revision[3 * MX_REVISION + 1];
     quote(j->asked, false, revision, sizeof revision);
     mx_status status =
         mx_hub_path(url, error, "%s/api/models/%s/revision/%s", j->hub->endpoint, j->target->repository, revision);
     mx_bytes text = {0};
     mx_json_document *document = NULL;
     mx_strings there = {0};
+    if (!status) mx_url_shown(url, shown);
     if (!status) status = mx_remote_get(url, &j->asking, (int64_t)32 << 20, &text, error);
-    if (!status) status = mx_json_parse(url, text.data ? text.data : "", text.size, &document, error);
-    if (!status) status = take_listing(j, url, mx_json_root(document), &there, error);
+    if (!status) status = mx_json_parse(shown, text.data ? text.data : "", text.size, &document, error);
+    if (!status) status = take_listing(j, shown, mx_json_root(document), &there, error);
     if (!status) status = mx_choose_files(j->target, &there, &j->layout, &j->needed, &j->wanted, error);
     mx_strings_free(&there);
     mx_json_free(document);
@@ -131,7 +139,7 @@ static mx_status check_commit(job *j, const mx_remote *r, mx_error *error) {
     if (!*found)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s does not say which commit it sends (X-Repo-Commit): this is no model hub, or no full mirror",
-                       j->hub->endpoint);
+                       j->endpoint);
     if (j->pinned && strcmp(found, j->asked) != 0)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s has changed: mxrun.lock pins commit %.12s, the hub sends %.12s; \"mxrun pull %s --update\" "
@@ -170,7 +178,7 @@ static mx_status name_blob(const job *j, item *it, mx_error *error) {
     const char *etag = it->remote.etag;
     if (!*etag)
         return mx_fail(error, MX_INVALID_FILE, "%s: %s sends no ETag: this is no model hub, or no full mirror",
-                       it->path, j->hub->endpoint);
+                       it->path, j->endpoint);
     size_t n = 0;
     for (; etag[n] && n < 128; n++)
         it->blob[n] = (char)(isalnum((unsigned char)etag[n]) || (n && strchr("._-", etag[n])) ? etag[n] : '-');
@@ -226,8 +234,9 @@ static mx_status place_item(job *j, item *it, mx_error *error) {
     if (!status) status = mx_hub_path(path, error, "%s/blobs/%s", j->folder, it->blob);
     if (status) return status;
     it->there = has_size(path, it->remote.size);
-    if (!it->there && !j->links) {
-        status = mx_hub_path(path, error, "%s/snapshots/%s/%s", j->folder, j->commit, it->path);
+    for (int i = 0; i < 2 && !it->there && !j->links && !status; i++) {
+        status =
+            mx_hub_path(path, error, "%s/%s%s/%s", j->folder, i ? BUILDING "-" : "snapshots/", j->commit, it->path);
         it->there = !status && has_size(path, it->remote.size);
     }
     return status;
@@ -260,7 +269,8 @@ static mx_status plan(job *j, mx_error *error) {
         d->size = it->remote.size;
         mx_set_text(d->sha256, sizeof d->sha256, known_hash(j, it));
         mx_set_text(d->etag, sizeof d->etag, it->remote.etag);
-        j->event.missing += d->size > 0 ? d->size : 0;
+        mx_download_look(d);
+        j->event.missing += d->size > d->had ? d->size - d->had : 0;
     }
     j->event.files = j->downloads ? j->download : NULL;
     j->event.count = j->downloads;
@@ -270,18 +280,9 @@ static mx_status plan(job *j, mx_error *error) {
 
 static mx_status check_space(job *j, mx_error *error) {
     struct statvfs info;
-    if (statvfs(j->folder, &info) != 0) return MX_OK;
-    j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
-    int64_t begun = 0; /* parts that an earlier pull left take their room already */
-    for (int i = 0; i < j->items; i++) {
-        struct stat part;
-        if (j->item[i].download >= 0 && stat(j->item[i].part, &part) == 0) begun += (int64_t)part.st_blocks * 512;
-    }
-    if (j->event.missing - begun <= j->event.free_space) return MX_OK;
-    return mx_fail(error, MX_NO_SPACE,
-                   "%.1f GB are to be downloaded, %s has %.1f GB free; make room, or set HF_HUB_CACHE to a folder on "
-                   "another disk",
-                   (double)(j->event.missing - begun) / 1e9, j->folder, (double)j->event.free_space / 1e9);
+    if (statvfs(j->folder, &info) == 0) j->event.free_space = (int64_t)info.f_bavail * (int64_t)info.f_frsize;
+    const mx_status status = mx_download_room(j->download, j->downloads, error);
+    return status == MX_NO_SPACE ? mx_fail_within(error, status, "HF_HUB_CACHE names the place") : status;
 }
 
 /* ---- fetching ---------------------------------------------------------------------------------------------------- */
@@ -345,21 +346,28 @@ static mx_status complete_items(job *j, mx_error *error) {
 }
 
 /* ---- publishing -------------------------------------------------------------------------------------------------- */
-static mx_status clear_folder(const char *folder, mx_error *error) {
-    mx_strings names;
-    mx_status status = mx_list_files(folder, &names, error);
-    for (int i = 0; i < names.count && !status; i++) {
-        char path[MX_HUB_PATH];
-        status = mx_hub_path(path, error, "%s/%s", folder, names.text[i]);
-        if (!status) unlink(path);
-        for (char *slash; !status && (slash = strrchr(path, '/')) && slash > path + strlen(folder);) {
-            *slash = 0;
-            if (rmdir(path) != 0) break;
-        }
+/* Without links a blob moves to its name, unless one after it has the same content. What an earlier pull has moved is
+ * in the folder where it built, or in the snapshot. */
+static mx_status publish_content(const job *j, int number, const char *building, const char *into, mx_error *error) {
+    const item *it = &j->item[number];
+    char path[MX_HUB_PATH], blob[MX_HUB_PATH], built[MX_HUB_PATH];
+    mx_status status = mx_hub_path(path, error, "%s/%s", into, it->path);
+    if (!status) status = mx_hub_path(blob, error, "%s/blobs/%s", j->folder, it->blob);
+    if (!status) status = mx_hub_path(built, error, "%s/%s", building, it->path);
+    if (status || has_size(path, it->remote.size)) return status;
+    if (!has_size(blob, it->remote.size) && has_size(built, it->remote.size)) { /* the snapshot came meanwhile */
+        mx_make_folders(path, 0777);
+        if (rename(built, path) == 0) return MX_OK;
+        return mx_fail(error, MX_IO, "%s: cannot rename it to %s: %s", built, path, strerror(errno));
     }
-    mx_strings_free(&names);
-    rmdir(folder);
-    return status;
+    bool again = false;
+    for (int k = number + 1; k < j->items && !again && !status; k++) {
+        if (strcmp(j->item[k].blob, it->blob) != 0) continue;
+        status = mx_hub_path(path, error, "%s/%s", into, j->item[k].path);
+        again = !has_size(path, it->remote.size);
+    }
+    if (status) return status;
+    return mx_publish_file(j->folder, into, it->path, it->blob, again ? MX_PUBLISH_COPY : MX_PUBLISH_MOVE, error);
 }
 
 /* A new snapshot is built beside and renamed; to one that is there files are added. */
@@ -367,19 +375,39 @@ static mx_status publish(job *j, mx_error *error) {
     char snapshot[MX_HUB_PATH], building[MX_HUB_PATH];
     struct stat info;
     mx_status status = mx_hub_path(snapshot, error, "%s/snapshots/%s", j->folder, j->commit);
-    if (!status) status = mx_hub_path(building, error, "%s/.mxrun-snapshot", j->folder);
+    if (!status)
+        status = mx_hub_path(building, error, "%s/" BUILDING "%s%s", j->folder, j->links ? "" : "-",
+                             j->links ? "" : j->commit);
     if (status) return status;
-    const bool fresh = j->links && stat(snapshot, &info) != 0;
-    if (fresh) status = clear_folder(building, error);
-    for (int i = 0; i < j->items && !status; i++) {
-        const item *it = &j->item[i];
-        if (j->links || it->download >= 0)
-            status = mx_publish_file(j->folder, fresh ? building : snapshot, it->path, it->blob, j->links, error);
-    }
+    const bool fresh = stat(snapshot, &info) != 0;
+    const char *into = fresh ? building : snapshot;
+    if (fresh && j->links) status = mx_clear_folder(building, error);
+    for (int i = 0; i < j->items && !status; i++)
+        status = j->links ? mx_publish_file(j->folder, into, j->item[i].path, j->item[i].blob, MX_PUBLISH_LINK, error)
+                          : publish_content(j, i, building, into, error);
     if (status || !fresh) return status;
     mx_make_folders(snapshot, 0777);
     if (rename(building, snapshot) == 0) return MX_OK;
     return mx_fail(error, MX_IO, "%s: cannot rename it to %s: %s", building, snapshot, strerror(errno));
+}
+
+/* What pulls left that were killed: beginnings of state files and, once a snapshot is published, folders where one was
+ * built. A link in the stead of such a folder goes at once: nothing is to be built or found where it leads. */
+static mx_status sweep(const job *j, bool published, mx_error *error) {
+    mx_strings names;
+    mx_status status = mx_list_files(j->folder, &names, error);
+    for (int i = 0; i < names.count && !status; i++) {
+        char path[MX_HUB_PATH];
+        const bool building = !strncmp(names.text[i], BUILDING, strlen(BUILDING));
+        const bool state = !strncmp(names.text[i], "blobs/", 6) && strstr(names.text[i], ".mxrun.incomplete.state.");
+        status = mx_hub_path(path, error, "%s/%s", j->folder, names.text[i]);
+        char *slash = status ? NULL : strchr(path + strlen(j->folder) + 1, '/');
+        if (status || !(building || state) || (building && slash && !published)) continue;
+        if (building && slash) *slash = 0;
+        status = mx_clear_folder(path, error);
+    }
+    mx_strings_free(&names);
+    return status;
 }
 
 static mx_status look_again(job *j, mx_copy *out, mx_error *error) {
@@ -389,6 +417,9 @@ static mx_status look_again(job *j, mx_copy *out, mx_error *error) {
     if (!status) status = mx_look_at(j->target, &j->pins, j->commit, snapshot, out, error);
     if (status || out->complete) return status;
     mx_copy_missing(out, missing);
+    if (!missing[0])
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: no layout of a model is there after the pull; remove it and pull again", snapshot);
     return mx_fail(error, MX_INVALID_FILE, "%s: all that the hub lists is there, but the model needs %s, too",
                    j->target->repository, missing);
 }
@@ -405,6 +436,7 @@ static mx_status fetch(job *j, mx_copy *out, mx_error *error) {
     if (!status) status = complete_items(j, error);
     if (!status) status = pin(j, error);
     if (!status) status = publish(j, error);
+    if (!status) status = sweep(j, true, error);
     if (!status) status = look_again(j, out, error);
     if (!status) status = mx_refs_write(j->folder, j->target->revision, j->commit, error);
     return status;
@@ -428,11 +460,13 @@ static mx_status choose_revision(job *j, mx_error *error) {
 }
 
 static mx_status run_locked(job *j, mx_copy *out, mx_error *error) {
+    j->links = mx_has_links(j->folder);
     /* Another process may have done it meanwhile. */
     mx_copy_free(out);
     mx_status status = mx_cache_find(j->hub, j->target, out, error);
     if (!status && !(out->complete && !j->options->update)) {
-        status = choose_revision(j, error);
+        status = sweep(j, false, error);
+        if (!status) status = choose_revision(j, error);
         if (!status) tell(j, MX_PULL_ASKING);
         if (!status) status = fetch(j, out, error);
     }
@@ -453,8 +487,16 @@ static mx_status make_folders(job *j, mx_error *error) {
     *strrchr(path, '/') = 0;
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return mx_fail(error, MX_IO, "%s: cannot make the folder: %s", path, strerror(errno ? errno : ENOTDIR));
-    j->links = mx_has_links(j->folder);
     return MX_OK;
+}
+
+/* Another pull that came to nothing may have taken the folders away meanwhile. */
+static mx_status lock(job *j, mx_repository_lock *out, mx_error *error) {
+    mx_status status = make_folders(j, error);
+    if (!status) status = mx_repository_lock_take(j->folder, true, tell_waiting, j, j->options->stop, out, error);
+    if (!status) status = make_folders(j, error);
+    if (!status) j->links = mx_has_links(j->folder);
+    return status;
 }
 
 /* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
@@ -476,8 +518,9 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     j.http = (mx_http_options){.token = hub->token, .stop = options->stop};
     j.asking = j.http;
     j.asking.retries = ASK_RETRIES;
-    j.event = (mx_pull_event){.target = target, .endpoint = hub->endpoint, .folder = j.folder};
-    mx_repository_lock lock = {-1};
+    j.event = (mx_pull_event){.target = target, .endpoint = j.endpoint, .folder = j.folder};
+    mx_url_shown(hub->endpoint, j.endpoint);
+    mx_repository_lock held = {-1};
     mx_status status = mx_repository_folder(hub, target->repository, j.folder, error);
     *out = (mx_copy){0};
     if (!status) status = mx_cache_find(hub, target, out, error);
@@ -489,14 +532,13 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     } else if (!status && hub->offline) {
         status = offline_answer(&j, out, error);
     } else if (!status) {
-        status = make_folders(&j, error);
-        if (!status) status = mx_repository_lock_take(j.folder, true, tell_waiting, &j, options->stop, &lock, error);
+        status = lock(&j, &held, error);
         if (!status) {
             status = run_locked(&j, out, error);
             if (status) take_back_folders(&j);
         }
     }
-    mx_repository_lock_release(&lock);
+    mx_repository_lock_release(&held);
     mx_pins_free(&j.pins);
     mx_strings_free(&j.needed);
     mx_strings_free(&j.wanted);

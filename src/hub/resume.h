@@ -5,16 +5,18 @@
 #include "hub/download.h"
 #include "hub/pieces.h"
 
+/* clang-format off */
 /* The state file beside an incomplete one: which of its bytes are there, so that a later run goes on from them. Lines,
  * each with a hash of itself, that are only ever appended:
  *
- *     mxrun-download 1 SIZE PIECE ETAG SOURCE    the file they belong to; SOURCE is the etag of the host that sends
- * them boot ID                                    until the next such line the machine runs since the same start has
- * PIECE:BYTES ...                        written: kept when the program is killed, lost when the power fails safe
- * PIECE:BYTES ...                       on the disk
+ *     mxrun-download 1 SIZE PIECE ETAG SOURCE    the file they belong to; SOURCE is the etag of the host that sends them
+ *     boot ID                                    until the next such line the machine runs since the same start
+ *     has PIECE:BYTES ...                        written: kept when the program is killed, lost when the power fails
+ *     safe PIECE:BYTES ...                       on the disk
  *
  * Of "has" only the lines of the running boot count. A last line that is torn does not count; damage before it makes
  * the whole file worthless. */
+/* clang-format on */
 typedef struct mx_resume {
     char *path;
     int fd; /* -1: not open */

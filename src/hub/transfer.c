@@ -342,9 +342,10 @@ bool mx_transfer_stalls(mx_transfer *t, double now) {
         t->window = now;
         t->in_window = 0;
     }
-    if (stalls)
-        judge_as(t, MX_AGAIN, MX_IO, "hardly anything has come for %g seconds: the connection is given up", patience);
-    return stalls;
+    if (!stalls) return false;
+    forget_direct(t->file);
+    judge_as(t, MX_AGAIN, MX_IO, "hardly anything has come for %g seconds: the connection is given up", patience);
+    return true;
 }
 
 void mx_transfer_free(mx_transfer *t) {

@@ -16,27 +16,47 @@ const char *mx_plan_kind_key(mx_plan_kind kind) {
     return keys[kind];
 }
 
-mx_plan_kernels mx_plan_kernels_cpu(const char *tier) {
-    static const mx_plan_way attention = {MX_PLAN_WIDENED, "keys and values widened to fp32, FMA"},
-                             by_fma = {MX_PLAN_WIDENED, "MXFP4 widened to fp32 in registers, FMA"},
-                             dense_by_fma = {MX_PLAN_WIDENED, "BF16 widened to fp32 in registers, FMA"};
-    if (!strcmp(tier, "scalar"))
-        return (mx_plan_kernels){{MX_PLAN_PLAIN, "scalar C"},
-                                 {MX_PLAN_PLAIN, "scalar C, or OpenBLAS (--dense openblas)"},
-                                 {MX_PLAN_PLAIN, "scalar C"}};
-    if (!strcmp(tier, "avx512bf16"))
-        return (mx_plan_kernels){{MX_PLAN_WIDENED, "MXFP4 widened to BF16 in registers, BF16 dot products"},
-                                 {MX_PLAN_NATIVE, "BF16 dot products, activations as two BF16 halves"},
-                                 attention};
-    if (!strcmp(tier, "amx"))
-        return (mx_plan_kernels){{MX_PLAN_WIDENED, "MXFP4 widened to BF16, AMX tiles"},
-                                 {MX_PLAN_NATIVE, "AMX tiles of BF16, activations as two BF16 halves"},
-                                 attention};
-    if (!strcmp(tier, "neonbf16"))
-        return (mx_plan_kernels){{MX_PLAN_WIDENED, "MXFP4 widened to BF16 in registers, BFMMLA"},
-                                 {MX_PLAN_NATIVE, "BFMMLA, activations as two BF16 halves"},
-                                 attention};
-    return (mx_plan_kernels){by_fma, dense_by_fma, attention};
+/* By what a tier multiplies BF16, where it does. */
+static const char *bf16_of(const char *tier) {
+    static const char *const tiers[][2] = {
+        {"avx512bf16", "BF16 dot products"}, {"amx", "AMX tiles of BF16"}, {"neonbf16", "BFMMLA"}};
+    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
+        if (!strcmp(tier, tiers[i][0])) return tiers[i][1];
+    return NULL;
+}
+
+/* Products of weights of this format at this precision. */
+static mx_plan_way product_of(const char *tier, mx_format format, mx_precision p) {
+    const char *bf16 = bf16_of(tier), *name = mx_plan_format_name(format);
+    const char *halves = p == MX_X_BF16X2 ? ", activations as two BF16 halves" : "";
+    mx_plan_way way = {.kind = MX_PLAN_WIDENED};
+    if (!strcmp(tier, "scalar")) {
+        way.kind = MX_PLAN_PLAIN;
+        snprintf(way.how, sizeof way.how, "scalar C");
+    } else if (p == MX_X_INT8) {
+        snprintf(way.how, sizeof way.how, "%s as integers, int8 products", name);
+    } else if (!bf16 || p == MX_X_FP32 || mx_cost_by_fma(tier, format, p)) {
+        way.kind = format == MX_F32 ? MX_PLAN_NATIVE : MX_PLAN_WIDENED;
+        snprintf(way.how, sizeof way.how, "%s%s", name,
+                 format == MX_F32 ? ", fp32 FMA" : " widened to fp32 in registers, FMA");
+    } else if (format == MX_BF16) {
+        way.kind = MX_PLAN_NATIVE;
+        snprintf(way.how, sizeof way.how, "%s%s", bf16, halves);
+    } else {
+        snprintf(way.how, sizeof way.how, "%s widened to BF16 in registers, %s%s", name, bf16, halves);
+    }
+    return way;
+}
+
+mx_plan_kernels mx_plan_kernels_cpu(const char *tier, const mx_precisions *precision, const mx_plan_formats *formats) {
+    mx_plan_kernels k = {product_of(tier, formats->experts, precision->of[MX_CLASS_GATE_UP]),
+                         product_of(tier, formats->dense, precision->of[MX_CLASS_QKV]),
+                         {MX_PLAN_WIDENED, "keys and values widened to fp32, FMA"}};
+    if (!strcmp(tier, "scalar")) {
+        snprintf(k.dense.how, sizeof k.dense.how, "scalar C, or OpenBLAS (--dense openblas)");
+        k.attention = k.experts;
+    }
+    return k;
 }
 
 const char *mx_plan_gpu_family(int major, int minor) {

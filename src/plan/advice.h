@@ -18,13 +18,13 @@ const char *mx_plan_kind_key(mx_plan_kind kind); /* "native", "widened", "librar
 
 typedef struct mx_plan_way {
     mx_plan_kind kind;
-    const char *how;
+    char how[96];
 } mx_plan_way;
 typedef struct mx_plan_kernels {
     mx_plan_way experts, dense, attention;
 } mx_plan_kernels;
-/* What mxrun does with these kernels. */
-mx_plan_kernels mx_plan_kernels_cpu(const char *tier);
+/* What the kernels of a tier do with a model of these formats. */
+mx_plan_kernels mx_plan_kernels_cpu(const char *tier, const mx_precisions *precision, const mx_plan_formats *formats);
 /* What a GPU of this compute capability is made for; mxrun's CUDA backend is not built yet. */
 mx_plan_kernels mx_plan_kernels_gpu(int major, int minor);
 const char *mx_plan_gpu_family(int major, int minor); /* "Hopper"; "" where it is not known */

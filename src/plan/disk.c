@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -21,20 +20,6 @@
 enum { READERS = 4, BLOCK = 2 << 20 };
 static const double SECONDS = 0.4;
 static const double LARGE = 64e6; /* bytes of a file with which it is worth while */
-
-void mx_plan_cache_folder(char *out, size_t size) {
-    static const struct {
-        const char *variable, *tail;
-    } places[] = {{"HF_HUB_CACHE", ""},
-                  {"HF_HOME", "/hub"},
-                  {"XDG_CACHE_HOME", "/huggingface/hub"},
-                  {"HOME", "/.cache/huggingface/hub"}};
-    *out = 0;
-    for (size_t i = 0; i < sizeof places / sizeof *places && !*out; i++) {
-        const char *value = getenv(places[i].variable);
-        if (value && *value) snprintf(out, size, "%s%s", value, places[i].tail);
-    }
-}
 
 /* ---- a large file ------------------------------------------------------------------------------------------------ */
 
@@ -94,12 +79,22 @@ static void read_blocks(void *arg, int64_t begin, int64_t end, int thread) {
         }
 }
 
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 static void measure(const char *path, double size, mx_plan_machine *out) {
     struct reading r = {.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT), .blocks = (int64_t)(size / BLOCK)};
     mx_pool *pool = NULL;
+    const int refused = r.fd < 0 ? errno : 0;
     r.memory = mmap(NULL, (size_t)READERS * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (r.fd < 0 || r.memory == MAP_FAILED || mx_pool_create(READERS, &pool, NULL)) {
+    if (refused == EINVAL) {
         snprintf(out->disk_note, sizeof out->disk_note, "not measured: this file system has no direct reads");
+    } else if (refused) {
+        snprintf(out->disk_note, sizeof out->disk_note, "not measured: %.80s: %s", base_name(path), strerror(refused));
+    } else if (r.memory == MAP_FAILED || mx_pool_create(READERS, &pool, NULL)) {
+        snprintf(out->disk_note, sizeof out->disk_note, "not measured: no memory or threads to read with");
     } else {
         memset(r.memory, 0, (size_t)READERS * BLOCK);
         const double start = mx_seconds();
@@ -111,9 +106,8 @@ static void measure(const char *path, double size, mx_plan_machine *out) {
                      strerror(atomic_load(&r.failed)));
         } else {
             out->disk = bytes / seconds;
-            const char *slash = strrchr(path, '/');
             snprintf(out->disk_note, sizeof out->disk_note, "%.0f MB of %.80s, past the page cache", bytes / 1e6,
-                     slash ? slash + 1 : path);
+                     base_name(path));
         }
     }
     mx_pool_destroy(pool);
@@ -134,13 +128,10 @@ static double free_space(const char *folder) {
     return *path ? (double)disk.f_bavail * (double)disk.f_frsize : 0;
 }
 
-void mx_plan_look_at_disk(const char *model, mx_plan_machine *out) {
+void mx_plan_look_at_disk(const char *model, const char *cache, mx_plan_machine *out) {
     char file[MX_PLAN_NAME + 600] = "";
     struct stat info;
-    if (model)
-        snprintf(out->folder, sizeof out->folder, "%s", model);
-    else
-        mx_plan_cache_folder(out->folder, sizeof out->folder);
+    snprintf(out->folder, sizeof out->folder, "%s", model ? model : cache ? cache : "");
     out->disk = 0;
     out->disk_free = free_space(out->folder);
     if (model)

@@ -1,6 +1,7 @@
 #include "plan/estimate.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "engine/kv.h"
@@ -27,12 +28,18 @@ static int64_t context_of(const mx_config *c, const mx_plan_request *r) {
     return r->context < c->max_positions ? r->context : c->max_positions;
 }
 
-/* The longest context with which `streams` sequences fit into `room` bytes; 0: none. */
-static int64_t most_context(const mx_config *c, const mx_plan_request *r, double room) {
+/* What grows with the context: pages of all streams, and `of_token` bytes for each of their tokens. */
+static double growing(const mx_config *c, const mx_plan_request *r, int64_t context, double of_token) {
+    const double pages = r->streams * mx_plan_kv_bytes(c, r->kv, context);
+    return ceil(pages / MX_HUGE_PAGE) * MX_HUGE_PAGE + of_token * (double)context * r->streams;
+}
+
+/* The longest context with which that fits into `room` bytes; 0: none. */
+static int64_t most_context(const mx_config *c, const mx_plan_request *r, double room, double of_token) {
     int64_t fits = 0, beyond = (int64_t)c->max_positions + 1;
     while (beyond - fits > 1) {
         const int64_t middle = fits + (beyond - fits) / 2;
-        if (r->streams * mx_plan_kv_bytes(c, r->kv, middle) <= room)
+        if (growing(c, r, middle, of_token) <= room)
             fits = middle;
         else
             beyond = middle;
@@ -40,13 +47,19 @@ static int64_t most_context(const mx_config *c, const mx_plan_request *r, double
     return fits;
 }
 
-static void sum_up(const mx_plan_model *m, const mx_plan_request *r, mx_plan_memory *out) {
+/* `of_token`: bytes of out->program for each token of the streams; `more`: what steps of full length take beyond
+ * out->scratch. */
+static void sum_up(const mx_plan_model *m, const mx_plan_request *r, double of_token, double more,
+                   mx_plan_memory *out) {
+    const int64_t context = context_of(&m->config, r);
+    const double all = growing(&m->config, r, context, of_token);
     out->weights = m->weights;
-    out->kv = r->streams * mx_plan_kv_bytes(&m->config, r->kv, context_of(&m->config, r));
-    out->kv = ceil(out->kv / MX_HUGE_PAGE) * MX_HUGE_PAGE;
+    out->kv = growing(&m->config, r, context, 0);
     out->sum = out->weights + out->kv + out->scratch + out->program;
     out->left = out->room - out->sum;
-    out->context = out->left + out->kv > 0 ? most_context(&m->config, r, out->left + out->kv) : 0;
+    const double room = out->left + all - more;
+    out->context = room > 0 ? most_context(&m->config, r, room, of_token) : 0;
+    if (out->left >= 0 && out->context < context) out->context = context;
 }
 
 mx_status mx_plan_memory_cpu(const mx_plan_model *m, const mx_plan_machine *machine, const mx_plan_request *r,
@@ -59,23 +72,24 @@ mx_status mx_plan_memory_cpu(const mx_plan_model *m, const mx_plan_machine *mach
                                   .max_wanted = (r->streams > RUNNING ? r->streams : RUNNING) + SCORED,
                                   .tier = machine->tier,
                                   .precision = &machine->precision};
-    uint64_t scratch;
+    uint64_t scratch, longest;
     if (options.max_wanted > MX_PLAN_ROWS) options.max_wanted = MX_PLAN_ROWS;
     const int wanted = r->streams + DRAFTS < options.max_wanted ? r->streams + DRAFTS : options.max_wanted;
     const mx_kernels *here;
     if (mx_kernels_get(options.tier, &here, NULL)) options.tier = "scalar"; /* a made-up machine: nearly the same */
     mx_status status = mx_cpu_backend_resident(c, machine->cores, &options, rows, wanted, &scratch, error);
+    if (!status) status = mx_cpu_backend_resident(c, machine->cores, &options, MX_PLAN_ROWS, wanted, &longest, error);
     if (status) return status;
     *out = (mx_plan_memory){.scratch = (double)scratch,
                             .program = PROGRAM + OF_VOCABULARY * c->vocab + OF_TOKEN * (double)tokens,
                             .room = machine->memory_free};
-    sum_up(m, r, out);
+    sum_up(m, r, OF_TOKEN, (double)longest - (double)scratch, out);
     return MX_OK;
 }
 
 void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx_plan_request *r, mx_plan_memory *out) {
     *out = (mx_plan_memory){.scratch = GPU_SCRATCH, .room = gpu->memory_free};
-    sum_up(m, r, out);
+    sum_up(m, r, 0, 0, out);
 }
 
 /* ---- work of a step ---------------------------------------------------------------------------------------------- */
@@ -102,33 +116,34 @@ static void count_products(const mx_plan_model *m, double rows, double wanted, m
     cost->flops[MX_CLASS_GATE_UP] = 2 * hidden * pairs * 2 * wide;
     cost->flops[MX_CLASS_DOWN] = 2 * hidden * pairs * wide;
     cost->flops[MX_CLASS_LM_HEAD] = 2 * hidden * wanted * c->vocab;
-    for (int i = 0; m->layout == MX_PLAN_MXFP4_F32 && i < MX_CLASSES; i++)
-        if (i != MX_CLASS_GATE_UP && i != MX_CLASS_DOWN) cost->exact[i] = cost->flops[i];
+    for (int i = 0; i < MX_CLASSES; i++) {
+        const mx_format format = i == MX_CLASS_GATE_UP || i == MX_CLASS_DOWN ? m->formats.experts
+                                 : i == MX_CLASS_ROUTER                      ? m->formats.router
+                                                                             : m->formats.dense;
+        if (format == MX_F32 || format == MX_F16) cost->exact[i] = cost->flops[i];
+        if (format == MX_Q8_0) cost->q8_0[i] = cost->flops[i];
+    }
 }
 
 /* Rows at once: of one prompt from its beginning, or one of each of `streams` sequences at `depth`. */
 static mx_plan_step step_of(const mx_plan_model *m, const mx_plan_machine *machine, const mx_plan_request *r, int rows,
-                            bool prompt, double depth) {
+                            bool prompt, double depth, mx_cost *cost) {
     const mx_config *c = &m->config;
     const double wanted = prompt ? 1 : rows, element = r->kv == MX_F32 ? 4 : 2;
     const double of_position = 2 * element * c->kv_heads * c->head_dim, heads = 4.0 * c->heads * c->head_dim;
-    mx_cost cost;
-    count_products(m, rows, wanted, &cost);
+    count_products(m, rows, wanted, cost);
     double kv = 0;
     if (prompt) {
-        for (int i = 0; i < rows; i++) cost.attention += heads * sight(c, i);
+        for (int i = 0; i < rows; i++) cost->attention += heads * sight(c, i);
         kv = rows * c->layers * of_position;
     } else {
-        cost.attention = rows * heads * sight(c, depth);
+        cost->attention = rows * heads * sight(c, depth);
         kv = rows * sight(c, depth) * of_position;
     }
     mx_plan_step s = {.rows = rows, .bytes = mx_plan_step_bytes(c, &m->bytes, rows, wanted) + kv};
-    for (int i = 0; i < MX_CLASSES; i++)
-        s.operations += (cost.flops[i] - cost.exact[i]) * mx_cost_unit(machine->tier, machine->precision.of[i]).times +
-                        cost.exact[i];
-    s.operations += cost.attention;
-    s.by_operations = mx_cost_seconds(&cost, machine->tier, &machine->precision, &machine->peaks);
-    const mx_cost attention = {.attention = cost.attention};
+    s.operations = mx_cost_operations(cost, machine->tier, &machine->precision);
+    s.by_operations = mx_cost_seconds(cost, machine->tier, &machine->precision, &machine->peaks);
+    const mx_cost attention = {.attention = cost->attention};
     const double attending = mx_cost_seconds(&attention, machine->tier, &machine->precision, &machine->peaks);
     if (s.by_operations > 0)
         s.slowness =
@@ -139,19 +154,45 @@ static mx_plan_step step_of(const mx_plan_model *m, const mx_plan_machine *machi
 
 /* ---- speed ------------------------------------------------------------------------------------------------------- */
 
-/* What a speed may differ from the formula's by, beside the bandwidth. */
+/* What a speed may differ from the formula's by, to either side, beside the bandwidth. Tiers that are not here: nobody
+ * ever measured them with a model of such a size. */
 static const double SPREAD = 0.1;
+static const struct fitted {
+    const char *tier;
+    double below; /* what it may be lower by */
+    bool borrowed;
+} fitted[] = {{"avx512bf16", 0.1, false}, {"avx512", 0.35, true}, {"avx2", 0.35, true}};
+
+static const struct fitted *find_fitted(const char *tier) {
+    for (size_t i = 0; i < sizeof fitted / sizeof *fitted; i++)
+        if (!strcmp(tier, fitted[i].tier)) return &fitted[i];
+    return NULL;
+}
+
+/* Why there are no rates; true: there are. */
+static bool is_known(const mx_plan_machine *machine, const mx_cost *cost, char out[MX_PLAN_TEXT]) {
+    const char *lacking = mx_cost_lacking(cost, machine->tier, &machine->precision, &machine->peaks);
+    *out = 0;
+    if (!find_fitted(machine->tier))
+        snprintf(out, MX_PLAN_TEXT, "the speed of the kernels \"%s\" was never measured: mxrun bench does it",
+                 machine->tier);
+    else if (!(machine->bandwidth.median > 0))
+        snprintf(out, MX_PLAN_TEXT, "the bandwidth of the memory was not measured (--bandwidth tells it)");
+    else if (lacking)
+        snprintf(out, MX_PLAN_TEXT, "the peak of %s is not known%s", *lacking ? lacking : "its products",
+                 machine->given && *lacking ? ": --peak has to name it, too" : "");
+    return !*out;
+}
 
 static double seconds_at(const mx_plan_step *s, double bandwidth) {
     return hypot(s->bytes / bandwidth, s->slowness * s->by_operations);
 }
 
-/* Fills in the times; returns `tokens` over them. */
-static mx_plan_range rates(mx_plan_step *s, const mx_plan_range *bandwidth, double tokens) {
-    if (!(bandwidth->median > 0) || !(s->by_operations > 0)) return (mx_plan_range){0};
+/* Fills in the times; returns `tokens` over them. `below`: what it may be lower by. */
+static mx_plan_range rates(mx_plan_step *s, const mx_plan_range *bandwidth, double tokens, double below) {
     s->by_bytes = s->bytes / bandwidth->median;
     s->seconds = seconds_at(s, bandwidth->median);
-    return (mx_plan_range){.low = tokens / seconds_at(s, bandwidth->low) * (1 - SPREAD),
+    return (mx_plan_range){.low = tokens / seconds_at(s, bandwidth->low) * (1 - below),
                            .median = tokens / s->seconds,
                            .high = tokens / seconds_at(s, bandwidth->high) * (1 + SPREAD)};
 }
@@ -160,11 +201,18 @@ void mx_plan_speed_cpu(const mx_plan_model *m, const mx_plan_machine *machine, c
                        mx_plan_speed *out) {
     const int64_t context = context_of(&m->config, r);
     const int rows = context < MX_PLAN_ROWS ? (int)context : MX_PLAN_ROWS;
-    *out = (mx_plan_speed){.prompt = step_of(m, machine, r, rows, true, 0),
-                           .decode = step_of(m, machine, r, r->streams, false, (double)(context / 2))};
-    out->prompt_rate = rates(&out->prompt, &machine->bandwidth, rows);
-    out->decode_rate = rates(&out->decode, &machine->bandwidth, r->streams);
+    const struct fitted *f = find_fitted(machine->tier);
+    mx_cost cost;
+    *out = (mx_plan_speed){.prompt = step_of(m, machine, r, rows, true, 0, &cost)};
+    out->decode = step_of(m, machine, r, r->streams, false, (double)(context / 2), &cost);
     if (machine->disk > 0) out->cold_start = m->weights / machine->disk;
+    if (!is_known(machine, &cost, out->unknown)) {
+        out->prompt.slowness = out->decode.slowness = 0;
+        return;
+    }
+    out->borrowed = f->borrowed;
+    out->prompt_rate = rates(&out->prompt, &machine->bandwidth, rows, f->below);
+    out->decode_rate = rates(&out->decode, &machine->bandwidth, r->streams, f->below);
 }
 
 void mx_plan_speed_from_disk(const mx_plan_model *m, const mx_plan_machine *machine, const mx_plan_memory *memory,
@@ -173,6 +221,7 @@ void mx_plan_speed_from_disk(const mx_plan_model *m, const mx_plan_machine *mach
     out->from_disk = true;
     out->prompt_rate = (mx_plan_range){0};
     if (!(machine->disk > 0) || !(out->decode_rate.median > 0)) {
+        if (!*out->unknown) snprintf(out->unknown, sizeof out->unknown, "the rate of the disk was not measured");
         out->decode_rate = (mx_plan_range){0};
         return;
     }

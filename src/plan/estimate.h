@@ -26,7 +26,8 @@ typedef struct mx_plan_memory {
     double sum;
     double room;     /* what is free where it shall lie */
     double left;     /* room - sum; negative: it does not fit */
-    int64_t context; /* the most that a stream may have so that all of it fits; 0: not even a short one does */
+    int64_t context; /* the most that a stream may have so that all of it fits, with the program's part of it; 0: not
+                        even a short one does */
 } mx_plan_memory;
 
 /* KV bytes of one sequence of so many tokens. */
@@ -46,7 +47,8 @@ void mx_plan_memory_gpu(const mx_plan_model *m, const mx_plan_gpu *gpu, const mx
  * The factors are how much slower than the peak mxrun's kernels are: with one row most of the work is to bring weights
  * into registers. All three are fitted, to a few percent, to the README's table of speeds (2 cores of Zen 5,
  * avx512bf16, mixed): decode 12.2 tokens/s at 50 GB/s and 17.7 at 83, behind 32,768 tokens 9.4 and 13.3, 39.7 with 8
- * streams, 74.2 with 32, a prompt of 512 with 124. */
+ * streams, 74.2 with 32, a prompt of 512 with 124. For the tiers avx512 and avx2 they are borrowed and the range is
+ * wider; for all others nothing was measured, and speeds are not known. */
 #define MX_PLAN_MANY      1.16
 #define MX_PLAN_ONE       2.6
 #define MX_PLAN_ATTENTION 1.6
@@ -56,7 +58,7 @@ typedef struct mx_plan_step {
     double bytes;                   /* weights, keys and values that are read */
     double operations;              /* multiplications and additions, bf16x2 counted twice */
     double by_bytes, by_operations; /* seconds: each alone, at the median bandwidth and the peaks; 0: not known */
-    double slowness;                /* what by_operations becomes in kernels, divided by it */
+    double slowness;                /* what by_operations becomes in kernels, divided by it; 0: not known */
     double seconds;                 /* both together */
 } mx_plan_step;
 
@@ -65,6 +67,8 @@ typedef struct mx_plan_speed {
                                     behind it */
     mx_plan_range prompt_rate, decode_rate; /* tokens/s, of all streams; zeros: not known */
     double cold_start;                      /* seconds: bytes / disk; 0: not known */
+    bool borrowed;                          /* the factors are those of other kernels: a wider range */
+    char unknown[MX_PLAN_TEXT];             /* why nothing is known of rates; "": they are known */
     bool from_disk; /* weights that do not fit are read again for every step, which decode_rate takes into account */
 } mx_plan_speed;
 

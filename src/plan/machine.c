@@ -218,6 +218,6 @@ mx_status mx_plan_machine_look(const mx_plan_look *look, mx_plan_machine *out, m
     mx_plan_look_at_processor(look->root, out);
     out->cores = mx_cpu_count();
     mx_plan_look_at_gpus(look->nvml, out);
-    mx_plan_look_at_disk(look->model, out);
+    mx_plan_look_at_disk(look->model, look->cache, out);
     return measure(look, out, error);
 }

@@ -55,7 +55,8 @@ typedef struct mx_plan_machine {
 typedef struct mx_plan_look {
     const char *root;      /* before "/proc" and "/sys": "", or a folder of made-up files in tests */
     const char *nvml;      /* NULL: the driver's libnvidia-ml.so.1; a made-up one in tests */
-    const char *model;     /* a model's folder or file, where the disk is measured; NULL: where downloads go */
+    const char *model;     /* a model's folder or file, where the disk is measured; NULL: there is none */
+    const char *cache;     /* where downloads go, which is looked at then; NULL or "": not known */
     double bandwidth;      /* bytes/s, instead of measuring; 0: measure */
     const mx_peaks *peaks; /* instead of measuring; NULL: measure */
 } mx_plan_look;
@@ -67,11 +68,7 @@ mx_status mx_plan_machine_look(const mx_plan_look *look, mx_plan_machine *out, m
 
 void mx_plan_look_at_processor(const char *root, mx_plan_machine *out); /* all of it but tier, precision and cores */
 void mx_plan_look_at_gpus(const char *library, mx_plan_machine *out);
-/* Free space and the rate of direct reads, in about 0.4 s. `model`: as in mx_plan_look. */
-void mx_plan_look_at_disk(const char *model, mx_plan_machine *out);
-
-/* Where Hugging Face's tools keep models: HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub, or
- * ~/.cache/huggingface/hub. */
-void mx_plan_cache_folder(char *out, size_t size);
+/* Free space and the rate of direct reads, in about 0.4 s. `model`, `cache`: as in mx_plan_look. */
+void mx_plan_look_at_disk(const char *model, const char *cache, mx_plan_machine *out);
 
 #endif

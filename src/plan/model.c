@@ -12,21 +12,43 @@
 
 /* Bytes of a weight of a class. */
 static const struct layout {
-    const char *name, *key;
+    mx_plan_formats formats;
     double expert, expert_bias, dense, vector, router, table; /* table: the embedding */
 } layouts[MX_PLAN_LAYOUTS] = {
-    [MX_PLAN_MXFP4_BF16] = {"MXFP4 experts, BF16", "mxfp4_bf16", 17 / 32.0, 2, 2, 2, 2, 2},
-    [MX_PLAN_MXFP4_Q8_0] = {"MXFP4 experts, Q8_0", "mxfp4_q8_0", 17 / 32.0, 4, 34 / 32.0, 4, 4, 34 / 32.0},
-    [MX_PLAN_MXFP4_F32] = {"MXFP4 experts, F32", "mxfp4_f32", 17 / 32.0, 4, 4, 4, 4, 4},
-    [MX_PLAN_BF16] = {"BF16", "bf16", 2, 2, 2, 2, 2, 2},
+    [MX_PLAN_MXFP4_BF16] = {{MX_MXFP4, MX_BF16, MX_BF16}, 17 / 32.0, 2, 2, 2, 2, 2},
+    [MX_PLAN_MXFP4_Q8_0] = {{MX_MXFP4, MX_Q8_0, MX_F32}, 17 / 32.0, 4, 34 / 32.0, 4, 4, 34 / 32.0},
+    [MX_PLAN_MXFP4_F32] = {{MX_MXFP4, MX_F32, MX_F32}, 17 / 32.0, 4, 4, 4, 4, 4},
+    [MX_PLAN_BF16] = {{MX_BF16, MX_BF16, MX_BF16}, 2, 2, 2, 2, 2, 2},
 };
 
-const char *mx_plan_layout_name(mx_plan_layout layout) {
-    return layouts[layout].name;
+mx_plan_formats mx_plan_formats_of(mx_plan_layout layout) {
+    return layouts[layout].formats;
 }
 
-const char *mx_plan_layout_key(mx_plan_layout layout) {
-    return layouts[layout].key;
+/* MXFP4 is called so in either layout. */
+static const struct {
+    const char *name, *key;
+} formats[MX_FORMATS] = {
+    [MX_F32] = {"F32", "f32"},       [MX_F16] = {"F16", "f16"},    [MX_BF16] = {"BF16", "bf16"},
+    [MX_MXFP4] = {"MXFP4", "mxfp4"}, [MX_Q8_0] = {"Q8_0", "q8_0"}, [MX_MXFP4_GGML] = {"MXFP4", "mxfp4"},
+};
+
+const char *mx_plan_format_name(mx_format format) {
+    return formats[format].name;
+}
+
+void mx_plan_formats_name(char out[MX_PLAN_FORMATS], const mx_plan_formats *f) {
+    if (f->experts == f->dense)
+        snprintf(out, MX_PLAN_FORMATS, "%s", formats[f->dense].name);
+    else
+        snprintf(out, MX_PLAN_FORMATS, "%s experts, %s", formats[f->experts].name, formats[f->dense].name);
+}
+
+void mx_plan_formats_key(char out[MX_PLAN_FORMATS], const mx_plan_formats *f) {
+    if (f->experts == f->dense)
+        snprintf(out, MX_PLAN_FORMATS, "%s", formats[f->dense].key);
+    else
+        snprintf(out, MX_PLAN_FORMATS, "%s_%s", formats[f->experts].key, formats[f->dense].key);
 }
 
 /* ---- bytes ------------------------------------------------------------------------------------------------------- */
@@ -74,11 +96,11 @@ mx_status mx_plan_known(int index, mx_plan_model *out, mx_error *error) {
         {"gpt-oss-120b", "gpt-oss-120b", MX_PLAN_MXFP4_BF16},
         {"gpt-oss-120b-gguf", "gpt-oss-120b", MX_PLAN_MXFP4_Q8_0},
     };
-    *out = (mx_plan_model){.layout = known[index].layout};
+    *out = (mx_plan_model){.formats = mx_plan_formats_of(known[index].layout)};
     mx_status status = mx_synthetic_config(known[index].shape, 0, &out->config, error);
     if (status) return status;
     snprintf(out->name, sizeof out->name, "%s", known[index].name);
-    out->bytes = mx_plan_bytes_of(&out->config, out->layout);
+    out->bytes = mx_plan_bytes_of(&out->config, known[index].layout);
     out->weights = mx_plan_bytes_total(&out->bytes);
     return MX_OK;
 }
@@ -99,30 +121,54 @@ static double *class_of(mx_plan_bytes *b, const char *name) {
     return has(name, "norm.") ? &b->norms : NULL; /* nothing reads it */
 }
 
-static mx_plan_layout layout_of(const mx_checkpoint *ck) {
-    const mx_tensor *q = mx_checkpoint_find(ck, "model.layers.0.self_attn.q_proj.weight");
-    const mx_tensor *down = mx_checkpoint_find(ck, "model.layers.0.mlp.experts.down_proj.weight"); /* no blocks */
-    if (down && down->dtype != MX_DTYPE_MXFP4) return MX_PLAN_BF16;
-    if (q && q->dtype == MX_DTYPE_Q8_0) return MX_PLAN_MXFP4_Q8_0;
-    return q && q->dtype == MX_DTYPE_F32 ? MX_PLAN_MXFP4_F32 : MX_PLAN_MXFP4_BF16;
+static mx_format format_of(const mx_checkpoint *ck, const char *name) {
+    const mx_tensor *t = mx_checkpoint_find(ck, name);
+    switch (t ? t->dtype : MX_DTYPE_BF16) {
+    case MX_DTYPE_F32:
+        return MX_F32;
+    case MX_DTYPE_F16:
+        return MX_F16;
+    case MX_DTYPE_Q8_0:
+        return MX_Q8_0;
+    case MX_DTYPE_MXFP4:
+        return MX_MXFP4;
+    default:
+        return MX_BF16;
+    }
+}
+
+/* As weights are opened: the checkpoint first, which says best what a folder of another layout holds. */
+static mx_status open_both(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
+                           mx_error *error) {
+    mx_location location;
+    *out = NULL;
+    mx_status status = mx_location_find(path, &location, error);
+    if (!status && location.layout == MX_LAYOUT_TENSORS) return mx_config_read(path, config, error); /* says why not */
+    if (!status) status = mx_checkpoint_open_as(path, form, out, error);
+    if (!status) status = mx_config_read(path, config, error);
+    if (!status && location.layout == MX_LAYOUT_GGUF)
+        config->tied_embeddings = !mx_checkpoint_find(*out, "lm_head.weight"); /* whichever file it might be in */
+    return status;
 }
 
 mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_model *out, mx_error *error) {
+    static const char down[] = "model.layers.0.mlp.experts.down_proj.weight"; /* not there where experts are blocks */
     mx_checkpoint *ck;
     *out = (mx_plan_model){.here = true};
     snprintf(out->name, sizeof out->name, "%s", path);
-    mx_status status = mx_config_read(path, &out->config, error);
-    if (!status) status = mx_checkpoint_open_as(path, form, &ck, error);
-    if (status) return status;
-    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+    mx_status status = open_both(path, form, &out->config, &ck, error);
+    for (int i = 0; !status && i < mx_checkpoint_count(ck); i++) {
         const mx_tensor *t = mx_checkpoint_at(ck, i);
         double *sum = class_of(&out->bytes, t->name);
         if (sum) *sum += (double)t->bytes;
         out->weights += (double)t->bytes;
     }
-    out->layout = layout_of(ck);
+    if (!status)
+        out->formats = (mx_plan_formats){mx_checkpoint_find(ck, down) ? format_of(ck, down) : MX_MXFP4,
+                                         format_of(ck, "model.layers.0.self_attn.q_proj.weight"),
+                                         format_of(ck, "model.layers.0.mlp.router.weight")};
     mx_checkpoint_close(ck);
-    return MX_OK;
+    return status;
 }
 
 void mx_plan_largest_file(const char *path, char *out, size_t size) {

@@ -5,7 +5,7 @@
 
 /* What a model weighs, from its configuration and its layout alone: nothing of it must be on this machine. */
 
-/* In which types the numbers are. Of a model in files: the type of its experts and of its attention. */
+/* Layouts whose bytes can be computed without files. */
 typedef enum mx_plan_layout {
     MX_PLAN_MXFP4_BF16, /* experts MXFP4, all else BF16: what OpenAI published */
     MX_PLAN_MXFP4_Q8_0, /* GGUF: dense matrices Q8_0 (34 bytes per 32 weights), vectors and the router F32 */
@@ -14,8 +14,16 @@ typedef enum mx_plan_layout {
     MX_PLAN_LAYOUTS
 } mx_plan_layout;
 
-const char *mx_plan_layout_name(mx_plan_layout layout); /* "MXFP4 experts, BF16" */
-const char *mx_plan_layout_key(mx_plan_layout layout);  /* "mxfp4_bf16", for JSON */
+/* In which formats the numbers are; `dense`: the matrices of attention. MXFP4 of either layout is MX_MXFP4. */
+typedef struct mx_plan_formats {
+    mx_format experts, dense, router;
+} mx_plan_formats;
+mx_plan_formats mx_plan_formats_of(mx_plan_layout layout);
+
+const char *mx_plan_format_name(mx_format format); /* "BF16"; "MXFP4" of both */
+enum { MX_PLAN_FORMATS = 32 };
+void mx_plan_formats_name(char out[MX_PLAN_FORMATS], const mx_plan_formats *f); /* "MXFP4 experts, BF16"; "F16" */
+void mx_plan_formats_key(char out[MX_PLAN_FORMATS], const mx_plan_formats *f);  /* "mxfp4_bf16"; "f16": for JSON */
 
 /* Bytes of all tensors of a class. */
 typedef struct mx_plan_bytes {
@@ -38,7 +46,7 @@ double mx_plan_step_bytes(const mx_config *c, const mx_plan_bytes *b, double row
 enum { MX_PLAN_NAME = 4096 };
 typedef struct mx_plan_model {
     char name[MX_PLAN_NAME]; /* "gpt-oss-20b", or what -m was given */
-    mx_plan_layout layout;
+    mx_plan_formats formats;
     mx_config config;
     mx_plan_bytes bytes;
     double weights; /* bytes of all tensors */

@@ -6,9 +6,11 @@
 #include "tests/sanitized.h"
 
 #if defined(__x86_64__)
-#define GIVEN "--bandwidth", "50", "--peak", "fma256=270,fma512=537,dpbf16=1008"
+#define GIVEN      "--bandwidth", "50", "--peak", "fma256=270,fma512=537,dpbf16=1008"
+#define PEAK_ALONE "maddubs256=900"
 #else
-#define GIVEN "--bandwidth", "50", "--peak", "fma128=100"
+#define GIVEN      "--bandwidth", "50", "--peak", "fma128=100"
+#define PEAK_ALONE "sdot=100"
 #endif
 
 static const mx_json *model_of(const mx_json_document *d, int index) {
@@ -45,15 +47,21 @@ static void json_is_complete(void **state) {
     const mx_json *root = mx_json_root(d), *machine = mx_json_get(root, "machine");
     static const char *const members[] = {"mxrun",   "machine", "seconds", "context",       "streams",
                                           "kv_type", "models",  "choice",  "recommendation"};
-    static const char *const of_machine[] = {
-        "cpu",          "features",       "tier",          "precision",    "kernels",
-        "logical_cpus", "cores_allowed",  "cores",         "memory_nodes", "l1d_bytes",
-        "l2_bytes",     "l3_bytes",       "power_limit_w", "memory_bytes", "memory_free_bytes",
-        "huge_pages",   "bandwidth_gb_s", "peak_gflop_s",  "given",        "disk",
-        "gpus",         "gpu_note",       "gpu_driver"};
+    static const char *const of_machine[] = {"cpu",          "features",
+                                             "tier",         "precision",
+                                             "logical_cpus", "cores_allowed",
+                                             "cores",        "memory_nodes",
+                                             "l1d_bytes",    "l2_bytes",
+                                             "l3_bytes",     "power_limit_w",
+                                             "memory_bytes", "memory_free_bytes",
+                                             "huge_pages",   "bandwidth_gb_s",
+                                             "peak_gflop_s", "given",
+                                             "disk",         "gpus",
+                                             "gpu_note",     "gpu_driver"};
     static const char *const of_model[] = {
-        "name",   "layout",     "here",   "layers", "experts",   "max_context", "weight_bytes_per_token",
-        "memory", "gpu_memory", "prompt", "decode", "from_disk", "cold_start_s"};
+        "name",          "layout",        "here",   "layers", "experts",   "max_context",  "weight_bytes_per_token",
+        "memory",        "gpu_memory",    "prompt", "decode", "from_disk", "cold_start_s", "kernels",
+        "speed_unknown", "speed_borrowed"};
     for (size_t i = 0; i < sizeof members / sizeof *members; i++) assert_non_null(mx_json_get(root, members[i]));
     for (size_t i = 0; i < sizeof of_machine / sizeof *of_machine; i++)
         assert_non_null(mx_json_get(machine, of_machine[i]));
@@ -74,9 +82,9 @@ static void json_is_complete(void **state) {
 
 static void the_model_that_is_asked_about_comes_first(void **state) {
     (void)state;
-    static const char *const names[] = {"stories", "120b-gguf", "openai/gpt-oss-safeguard-20b"};
-    static const double layers[] = {4, 36, 24};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[] = {"stories", "120b-gguf", "openai/gpt-oss-safeguard-20b", "20b", "gpt-oss:20b"};
+    static const double layers[] = {4, 36, 24, 24, 24};
+    for (int i = 0; i < 5; i++) {
         outcome o = run("plan", GIVEN, "--json", "-m", names[i]);
         expect_code(&o, 0);
         mx_json_document *d = parse_output(&o);
@@ -85,6 +93,30 @@ static void the_model_that_is_asked_about_comes_first(void **state) {
         mx_json_free(d);
         outcome_free(&o);
     }
+}
+
+/* Whatever variable names the hub's cache: the rule is the hub's. */
+static void the_disk_is_that_of_the_hubs_cache(void **state) {
+    (void)state;
+    setenv("HUGGINGFACE_HUB_CACHE", "/nowhere/old-name", 1);
+    outcome o = run("plan", GIVEN, "--json");
+    unsetenv("HUGGINGFACE_HUB_CACHE");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *disk = mx_json_get(mx_json_get(mx_json_root(d), "machine"), "disk");
+    assert_true(mx_json_is_string(mx_json_get(disk, "folder"), "/nowhere/old-name"));
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
+/* With one peak alone no kernels of this machine but the plainest have a speed. */
+static void a_peak_that_is_left_out_is_missed(void **state) {
+    (void)state;
+    outcome o = run("plan", "--bandwidth", "50", "--peak", PEAK_ALONE);
+    expect_code(&o, 0);
+    expect_text(&o.out, "Speed on the CPU, behind 4,096 tokens: unknown, ");
+    expect_no_text(&o.out, "tokens/s");
+    outcome_free(&o);
 }
 
 static void the_machine_is_measured_where_nothing_is_given(void **state) {
@@ -172,6 +204,8 @@ int main(void) {
         cmocka_unit_test(nothing_is_needed_for_a_plan),
         cmocka_unit_test(json_is_complete),
         cmocka_unit_test(the_model_that_is_asked_about_comes_first),
+        cmocka_unit_test(the_disk_is_that_of_the_hubs_cache),
+        cmocka_unit_test(a_peak_that_is_left_out_is_missed),
         cmocka_unit_test(the_machine_is_measured_where_nothing_is_given),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(a_run_takes_what_was_planned),

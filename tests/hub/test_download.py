@@ -119,6 +119,11 @@ class Faults(Case):
             self.check(fetch('files', *args), hub, *files)
             self.assertGreater(sum(hub.injected.values()), 5)
 
+    def test_a_host_that_stalls_is_not_asked_directly_again(self):
+        with Hub({'weights.bin': DATA}, plan=[None, None, 'stall']) as hub:
+            self.check(fetch('files', *self.file(hub, 'weights.bin'), CONNECTIONS=1, PATIENCE=0.4), hub, 'weights.bin')
+            self.assertEqual([r['host'] for r in hub.log].count(hub.hosts[0]), 2)
+
     def test_retry_after(self):
         """In seconds, and as a date, which knows no fractions."""
         def run(fault):

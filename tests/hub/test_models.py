@@ -1,6 +1,6 @@
 """Models by name as a user has them: mxrun against a small hub on loopback and the cache of huggingface_hub.
 
-Of the environment: MXRUN_SOURCE, MXRUN_BINARY.
+Of the environment: MXRUN_SOURCE, MXRUN_BINARY. First argument: the program pull_without_links.
 """
 import hashlib
 import json
@@ -8,11 +8,13 @@ import os
 import pty
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_hub import Hub, LARGE, git_sha1  # noqa: E402
 
 SOURCE, MXRUN = Path(os.environ['MXRUN_SOURCE']), os.environ['MXRUN_BINARY']
+WITHOUT_LINKS = os.path.abspath(sys.argv.pop(1))
 CHECKPOINT = SOURCE / 'tools' / 'stories' / 'checkpoint'
 STORIES = {p.name: p.read_bytes() for p in CHECKPOINT.iterdir()}
 NEEDED = {name: data for name, data in STORIES.items() if name != 'README.md'}
@@ -50,11 +53,11 @@ class Case(unittest.TestCase):
         self.cache = self.home / 'cache'
         self.hub = Hub()
         self.addCleanup(self.hub.close)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'XDG_')) and 'proxy' not in k.lower()}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_', 'XDG_')) and 'proxy' not in k.lower()}
         self.env = {**keep, 'HOME': str(self.home), 'HF_HUB_CACHE': str(self.cache), 'HF_ENDPOINT': self.hub.address}
 
-    def start(self, *arguments, **options):
-        return subprocess.Popen([MXRUN, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    def start(self, *arguments, program=(MXRUN,), **options):
+        return subprocess.Popen([*program, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, cwd=self.home, **options)
 
     def end(self, process, code=0):
@@ -154,6 +157,9 @@ class Pull(Case):
         self.assertEqual({k: events[1][k] for k in ('commit', 'files', 'total', 'missing')},
                          {'commit': commit, 'files': 3, 'total': 100_027, 'missing': 100_027})
         self.assertEqual([json.loads(line)['event'] for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()], ['present'])
+        stories, = (json.loads(line) for line in self.run_mxrun('pull', '--json', 'stories')[0].splitlines())
+        self.assertEqual(stories, {'event': 'present', 'name': 'stories', 'commit': '', 'path': str(CHECKPOINT),
+                                   'bytes': sum(map(len, NEEDED.values()))})
         out, _ = self.run_mxrun('pull', '--json', 'org/none', code=1)
         self.assertEqual(json.loads(out.splitlines()[-1])['event'], 'error')
 
@@ -166,6 +172,20 @@ class Pull(Case):
         self.assertTrue(other)
         self.assertEqual({r.token for r in other}, {None})
         self.assertEqual({r.token for r in self.hub.requests if r not in other}, {'Bearer hf_secret'})
+
+    def test_passwords_of_a_mirror_are_not_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        address = self.hub.address.removeprefix('http://')
+        for endpoint, code in (f'http://user:S3CRET@{address}/none', 1), ('http://user:S3CRET@127.0.0.1:99999', 1), \
+                ('ftp://user:S3CRET@x', 2), ('user:S3CRET@x', 2), ('user:S3CRET@x/http://y', 2), (f'http://user:S3CRET@{address}', 0):
+            self.env['HF_ENDPOINT'] = endpoint
+            for arguments in ['--json'], ['--update']:
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, REPOSITORY, code=code)))
+                self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', *arguments, 'org/none', code=code or 1)))
+        self.hub.spoil = lambda path, data: data[:-1] + b'?'
+        shutil.rmtree(self.cache)
+        self.env['HF_ENDPOINT'] = f'http://user:S3CRET@{address}'
+        self.assertNotIn('S3CRET', ''.join(self.run_mxrun('pull', REPOSITORY, code=1)))
 
     def test_what_changed_is_told(self):
         old = self.hub.publish(REPOSITORY, TINY)
@@ -226,8 +246,14 @@ class Pull(Case):
         listed = self.list_models()
         self.hub.rate = 0
         before = sum(r.sent for r in self.hub.requests)
-        self.run_mxrun('pull', REPOSITORY)
-        self.assertLess(sum(r.sent for r in self.hub.requests) - before, 2_990_000)
+        events = [json.loads(line) for line in self.run_mxrun('pull', '--json', REPOSITORY)[0].splitlines()]
+        fetched = sum(r.sent for r in self.hub.requests) - before
+        self.assertLess(fetched, 2_990_000)
+        plan = next(e for e in events if e['event'] == 'planned')
+        self.assertEqual(plan['total'], sum(len(files[f]) for f in ('config.json', 'tokenizer.json', 'model.safetensors')))
+        self.assertLess(plan['missing'], 2_990_000)
+        self.assertLess(abs(plan['missing'] - fetched), 200_000)  # a moment counts for either side
+        self.assertIn('from an earlier run', ' '.join(e.get('text', '') for e in events if e['event'] == 'progress'))
         self.run_mxrun('verify-files', REPOSITORY)
         self.assertEqual(len(list((self.cache / FOLDER / 'blobs').iterdir())), 3)
         self.assertFalse(listed[REPOSITORY]['complete'])
@@ -246,6 +272,26 @@ class Pull(Case):
         self.assertIn('is there', err)
         self.assertEqual(self.hub.files_asked().count('model.safetensors'), 1)
 
+    def test_a_second_process_goes_on_where_the_first_came_to_nothing(self):
+        asked = threading.Event()
+
+        class Slow(dict):
+            def __getitem__(self, key):
+                first, found = not asked.is_set(), key in self
+                asked.set()
+                time.sleep(0.5 if first else 0)
+                return super().__getitem__(key) if found else {}[key]
+
+        self.hub.revisions = Slow()
+        first = self.start('pull', REPOSITORY)
+        self.assertTrue(asked.wait(20))
+        second = self.start('pull', REPOSITORY)
+        self.assertIn('waiting for it', second.stderr.readline())
+        self.hub.publish(REPOSITORY, TINY)
+        self.end(first, 1)
+        self.end(second)
+        self.run_mxrun('verify-files', REPOSITORY)
+
     def test_interrupted(self):
         self.hub.publish(REPOSITORY, {**TINY, 'model.safetensors': random_bytes(3_000_000)})
         self.hub.rate = 1_000_000
@@ -253,6 +299,14 @@ class Pull(Case):
         self.wait_for(lambda: self.hub.files_asked())
         process.send_signal(signal.SIGINT)
         self.end(process, 130)
+
+    def test_a_limit_of_file_sizes_is_told(self):
+        self.hub.publish(REPOSITORY, TINY)
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+        _, err = self.end(self.start('pull', REPOSITORY, preexec_fn=limit), 1)
+        self.assertIn('model.safetensors', err)
+        self.assertIn('File too large', err)
+        self.run_mxrun('pull', REPOSITORY)
 
     def test_parts_of_one_gguf(self):
         parts = {f'Q4/m-0000{i}-of-00002.gguf': random_bytes(5000, i) for i in (1, 2)}
@@ -292,11 +346,62 @@ class Pull(Case):
         self.assertFalse((self.cache / FOLDER / 'refs').exists())
         self.assertTrue(self.list_models()[f'{REPOSITORY}@{commit}']['complete'])
 
+    def test_leftovers_of_a_kill(self):
+        """State files that were being written go; a link where a snapshot is built is not followed."""
+        outside = self.home / 'outside'
+        outside.mkdir()
+        (outside / 'config.json').write_bytes(b'precious')
+        blobs = self.cache / FOLDER / 'blobs'
+        blobs.mkdir(parents=True)
+        (blobs / 'x.mxrun.incomplete.state.abcdef').touch()
+        commit = self.hub.publish(REPOSITORY, TINY)
+        for name in '.mxrun-snapshot', f'.mxrun-snapshot-{commit}':
+            (self.cache / FOLDER / name).symlink_to(outside)
+        self.run_mxrun('pull', REPOSITORY)
+        self.run_mxrun('verify-files', REPOSITORY)
+        self.assertEqual(self.tree(outside), {'config.json': b'precious'})
+        self.assertFalse([p for p in self.tree() if '.mxrun-' in p or '.mxrun.' in p])
+
     def wait_for(self, condition):
         end = time.monotonic() + 20
         while not condition():
             self.assertLess(time.monotonic(), end)
             time.sleep(0.01)
+
+
+class WithoutLinks(Case):
+    """A file system without links holds the content itself in snapshots, once for each name."""
+    files = {'config.json': b'{}', 'tokenizer.json': b'{}', 'generation_config.json': b'{}', 'model.safetensors': random_bytes(100_000)}
+
+    def check(self, asked):
+        self.hub.requests.clear()
+        out, _ = self.end(self.start(REPOSITORY, program=(WITHOUT_LINKS,)))
+        self.assertEqual(sorted(self.hub.files_asked()), sorted(asked))
+        self.assertEqual(out.strip(), str(self.snapshot))
+        tree = self.tree(self.cache / FOLDER)
+        tree.pop('mxrun.lock')
+        expected = {f'snapshots/{self.snapshot.name}/{name}': brief(data) for name, data in self.files.items()}
+        self.assertEqual(tree, {**expected, 'refs/main': self.snapshot.name.encode(), 'mxrun.busy': b''})
+        self.run_mxrun('verify-files', REPOSITORY)
+
+    def test_pulls_that_were_killed(self):
+        commit = self.hub.publish(REPOSITORY, self.files)
+        root = self.cache / FOLDER
+        self.snapshot = root / 'snapshots' / commit
+        self.check(['config.json', 'model.safetensors'])
+        for moved in None, root / f'.mxrun-snapshot-{commit}', self.snapshot:
+            for first in 'config.json', 'model.safetensors':
+                self.run_mxrun('rm', '--yes', REPOSITORY)
+                self.make_cache(self.files, commit=commit, revision=None)  # all is downloaded
+                shutil.rmtree(root / 'snapshots')
+                if moved:
+                    moved.mkdir(parents=True)
+                    (moved / first).write_bytes(self.files[first])
+                    if first == 'model.safetensors':  # has no twin
+                        next(p for p in (root / 'blobs').iterdir() if p.stat().st_size > 2).unlink()
+                self.check([])
+        self.run_mxrun('rm', '--yes', REPOSITORY)
+        self.assertEqual(self.tree(), {})
 
 
 class Resolve(Case):
@@ -313,6 +418,11 @@ class Resolve(Case):
         self.assertTrue(self.run_mxrun('info', '-m', './small')[0].startswith('./small\n'))
         for path in './none', '/no/such/folder', 'a/b/c':
             self.fails('info', '-m', path, says='No such file or directory')
+        for path in 'org/none/', 'gpt-oss-20b/', 'gpt-oss-20b//':
+            self.fails('info', '-m', path, says='no slash at its end: -m ' + path.strip('/'))
+        for path in './none/', '/', 'a/b/c/':
+            _, err = self.end(self.start('info', '-m', path), 1)
+            self.assertNotIn('no slash', err)
         self.assertEqual(self.hub.requests, [])
 
     def test_copies_of_other_tools_are_used_in_place(self):
@@ -331,6 +441,15 @@ class Resolve(Case):
         self.make_cache(STORIES, commit='d' * 40, revision='refs/pr/1')
         self.make_cache({**TINY, 'config.json': b'{"model_type": "bert"}'}, folder='models--org--bert')
         self.assertEqual(set(self.list_models()), {REPOSITORY, REPOSITORY + '@refs/pr/1', 'stories'})
+
+    def test_whose_an_incomplete_download_is(self):
+        self.write_list(f'model small\n repository {REPOSITORY}\n layout hf\n file config.json - -\n')
+        blobs = self.cache / FOLDER / 'blobs'
+        blobs.mkdir(parents=True)
+        (blobs / 'abc.incomplete').write_bytes(b'x')
+        self.assertEqual(self.list_models()['small']['from'], 'other tool')
+        (blobs / 'abc.mxrun.incomplete').write_bytes(b'x')
+        self.assertEqual(self.list_models()['small']['from'], 'mxrun')
 
     def test_what_is_missing_is_named(self):
         index = json.dumps({'weight_map': {f't{i}': f'model-0000{i}-of-00002.safetensors' for i in range(3)}}).encode()
@@ -393,10 +512,13 @@ class Resolve(Case):
         self.assertTrue(self.list_models()[REPOSITORY]['complete'])
 
     def test_wrong_lists_are_named(self):
-        path = self.write_list('model x\n repository -\n layout hf\n file a 1x -\n')
+        path = self.write_list('model x\n repository a/b\n layout hf\n file a 1x -\n')
         self.fails('-m', 'x', '-p', 'x', says=f'{path}:4: file: size "1x"')
         self.run_mxrun('-m', 'stories', '-n', '1', '-p', 'x')  # needs no list
         self.fails('list', says=f'{path}:4: ')
+        self.write_list(f'model stories\n repository {REPOSITORY}\n layout hf\n')  # not one here, another there
+        for arguments in ['list'], ['pull', 'stories'], ['verify-files', 'stories']:
+            self.fails(*arguments, says=f'{path}:1: model: "stories" is the model that comes with mxrun')
 
 
 class Remove(Case):
@@ -445,6 +567,76 @@ class Remove(Case):
         self.assertFalse(root.exists())
         self.assertEqual(self.tree(outside), before)
 
+    def rm(self, name):
+        return self.run_mxrun('rm', '--yes', name)[1]
+
+    def refuses(self, *names):
+        """Nothing of them is there: nothing happens, not even a file of mxrun appears."""
+        before = self.tree()
+        for name in names:
+            self.fails('rm', '--yes', name, says=f'{name} is not in')
+        self.assertEqual(self.tree(), before)
+
+    def test_what_is_not_there_takes_nothing_along(self):
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        root = self.make_cache({'README.md': b'#'}, folder='models--org--other')
+        (root / 'blobs' / 'abc.incomplete').write_bytes(b'x')
+        self.refuses(f'{REPOSITORY}:typo.gguf', f'{REPOSITORY}@v9', f'{REPOSITORY}@{"d" * 40}', 'org/other', 'org/other@v1')
+        self.write_list(f'model small\n repository {REPOSITORY}\n layout gguf\n file c.gguf - -\n'
+                        'model big\n repository org/big\n layout hf\n file config.json - -\n file model.safetensors - -\n')
+        self.make_cache({'original/model.safetensors': b'x', 'README.md': b'#'}, folder='models--org--big')
+        self.refuses('small', 'big')
+        self.rm(f'{REPOSITORY}:a.gguf')
+        self.assertEqual([p.name for p in (self.cache / FOLDER / 'snapshots').rglob('*.gguf')], ['b.gguf'])
+        self.assertFalse((self.cache / FOLDER / 'mxrun.busy').exists())
+
+    def test_blobs_of_other_tools_stay(self):
+        root = self.make_cache(TINY)
+        for name in 'abc.incomplete', 'abc', 'x.mxrun.incomplete', 'x.mxrun.incomplete.state.abcdef':
+            (root / 'blobs' / name).write_bytes(b'x')
+        self.rm(REPOSITORY)
+        self.assertEqual(sorted(self.tree(root)), ['blobs/abc', 'blobs/abc.incomplete'])
+
+    def test_absolute_links(self):
+        """The folder of blobs is the last one of that name."""
+        self.cache = self.home / 'blobs' / 'of' / 'mine'
+        self.env['HF_HUB_CACHE'] = str(self.cache)
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        snapshot = self.cache / FOLDER / 'snapshots' / ('c' * 40)
+        for link in snapshot.iterdir():
+            blob = link.resolve()
+            link.unlink()
+            link.symlink_to(blob)
+        (snapshot / 'same.gguf').symlink_to((snapshot / 'b.gguf').resolve())
+        self.rm(f'{REPOSITORY}:b.gguf')
+        self.assertEqual({p.name: p.read_bytes() for p in snapshot.iterdir()}, {'a.gguf': b'GGUFa', 'same.gguf': b'GGUFb'})
+
+    def test_one_commit_of_two_revisions(self):
+        commit = self.hub.publish(REPOSITORY, TINY)
+        self.hub.publish(REPOSITORY, TINY, 'v1')
+        self.run_mxrun('pull', REPOSITORY, REPOSITORY + '@v1')
+        self.fails('rm', '--yes', f'{REPOSITORY}@{commit}', says='is that commit and would go, too')
+        self.assertIn('the files stay: revision v1', self.rm(REPOSITORY))
+        self.run_mxrun('verify-files', REPOSITORY + '@v1')
+        self.refuses(REPOSITORY)
+        self.rm(REPOSITORY + '@v1')
+        self.assertEqual(self.tree(), {})
+        self.make_cache({'a.gguf': b'GGUFa', 'b.gguf': b'GGUFb'})
+        self.make_cache({}, revision='v1')
+        self.assertIn('revision v1 is the same commit and loses them', self.rm(f'{REPOSITORY}:a.gguf'))
+
+    def test_a_broken_off_pull_is_removed(self):
+        self.hub.publish(REPOSITORY, {'a.gguf': random_bytes(3_000_000), 'b.gguf': random_bytes(5000, 3)})
+        self.run_mxrun('pull', f'{REPOSITORY}:b.gguf')
+        before = self.tree()
+        self.hub.rate = 2_000_000
+        process = self.start('pull', f'{REPOSITORY}:a.gguf')
+        Pull.wait_for(self, lambda: list((self.cache / FOLDER / 'blobs').glob('*.incomplete')))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        self.rm(f'{REPOSITORY}:a.gguf')
+        self.assertEqual(self.tree(), before)
+
 
 class VerifyFiles(Case):
     def test_a_flipped_byte(self):
@@ -471,6 +663,7 @@ class VerifyFiles(Case):
 
     def test_what_comes_with_mxrun(self):
         out, _ = self.run_mxrun('verify-files', 'stories')
+        self.assertNotIn('Options:', self.run_mxrun('verify-files', '--help')[0])  # it has none
         self.assertEqual(out.count('right'), len(NEEDED))  # models.txt has the hashes of the checkpoint
 
 

@@ -136,6 +136,28 @@ static void a_later_list_adds_and_replaces(void **state) {
     mx_models_free(&models);
 }
 
+static void what_comes_along_is_of_the_first_list(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"model s\n repository a/b\n layout hf\n", ":1: model: \"s\" is the model that comes with mxrun"},
+        {HEAD " alias s\n", ":4: alias: \"s\" is the model that comes"},
+        {HEAD " alias s:1\n", ":4: alias: \"s:1\" is the model that comes"},
+        {"model foo\n repository -\n layout hf\n", ":2: repository: - is for what comes with mxrun"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mx_models models = {0};
+        mx_error error = {0};
+        const char *first = write_file("first.txt", "model s\n alias s:1\n repository -\n layout hf\n");
+        assert_int_equal(mx_models_add(&models, first, false, NULL), MX_OK);
+        if (mx_models_add(&models, write_file("second.txt", cases[i].text), false, &error) != MX_INVALID_FILE ||
+            !strstr(error.text, cases[i].says))
+            fail_msg("case %zu: \"%s\" is not in: %s", i, cases[i].says, error.text);
+        mx_models_free(&models);
+    }
+}
+
 /* ---- what -m names ----------------------------------------------------------------------------------------------- */
 static void names_become_targets(void **state) {
     (void)state;
@@ -178,6 +200,14 @@ static void names_become_targets(void **state) {
     memset(long_name, 'a', sizeof long_name - 1);
     long_name[sizeof long_name - 1] = 0;
     mx_target t;
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    memcpy(long_name, "org/", 4); /* never a shorter name of another repository */
+    strcpy(long_name + MX_REPOSITORY - 1, "");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_OK);
+    strcpy(long_name + MX_REPOSITORY - 1, "a");
+    assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "fewer than 200 bytes"));
+    strcpy(long_name + MX_REPOSITORY - 1, "a@main:x.gguf");
     assert_int_equal(mx_target_parse(&models, long_name, &t, &error), MX_INVALID_ARGUMENT);
     assert_int_equal(mx_target_parse(&models, "onne", &t, &error), MX_NOT_FOUND);
     assert_non_null(strstr(error.text, "did you mean one?"));
@@ -249,7 +279,8 @@ static void clear_environment(void) {
                                         "HF_HOME",       "XDG_CACHE_HOME",
                                         "HF_ENDPOINT",   "HF_HUB_OFFLINE",
                                         "HF_TOKEN",      "HUGGING_FACE_HUB_TOKEN",
-                                        "HF_TOKEN_PATH", "HOME"};
+                                        "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+                                        "HOME",          "TRANSFORMERS_OFFLINE"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
 }
 
@@ -290,6 +321,13 @@ static void the_environment_is_that_of_huggingface_hub(void **state) {
     expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
     setenv("HF_HUB_OFFLINE", "0", 1);
     expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    setenv("TRANSFORMERS_OFFLINE", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", false);
+    unsetenv("HF_HUB_OFFLINE");
+    expect_hub("/h/c", "http://mirror:8080", "hf_new", true);
+    setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1", 1);
+    expect_hub("/h/c", "http://mirror:8080", "", true);
+    unsetenv("HF_HUB_DISABLE_IMPLICIT_TOKEN");
     setenv("HF_TOKEN", "hf\r\nX-Evil: 1", 1);
     assert_int_equal(mx_hub_open(&none, NULL), MX_INVALID_ARGUMENT);
     mx_hub_close(&none);
@@ -344,10 +382,18 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(snapshot, sizeof snapshot, "%s/snapshots/" COMMIT, folder);
     write_file("blobs/one", "1");
     write_file("blobs/two", "2");
-    assert_true(mx_has_links(folder));
+    snprintf(path, sizeof path, "%s/.mxrun-probe", folder);
+    for (int i = 0; i < 3; i++) { /* whatever was left there */
+        if (i) assert_int_equal(i == 1 ? symlink("blobs", path) : mkdir(path, 0777), 0);
+        assert_true(mx_has_links(folder));
+    }
+    assert_int_equal(rmdir(path), 0);
     for (int i = 0; i < 2; i++) /* the second time it replaces the link */
-        if (mx_publish_file(folder, snapshot, "a/b.json", "one", true, &error)) fail_msg("%s", error.text);
-    if (mx_publish_file(folder, snapshot, "c.json", "two", false, &error)) fail_msg("%s", error.text);
+        if (mx_publish_file(folder, snapshot, "a/b.json", "one", MX_PUBLISH_LINK, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "twin.json", "two", MX_PUBLISH_COPY, &error)) fail_msg("%s", error.text);
+    if (mx_publish_file(folder, snapshot, "c.json", "two", MX_PUBLISH_MOVE, &error)) fail_msg("%s", error.text);
+    snprintf(path, sizeof path, "%s/twin.json", snapshot);
+    assert_int_equal(access(path, R_OK), 0);
     snprintf(path, sizeof path, "%s/a/b.json", snapshot);
     const ssize_t size = readlink(path, target, sizeof target - 1);
     assert_true(size > 0);
@@ -358,13 +404,43 @@ static void files_are_published_with_links_and_without(void **state) {
     snprintf(path, sizeof path, "%s/c.json", snapshot);
     assert_int_equal(lstat(path, &info), 0);
     assert_true(S_ISREG(info.st_mode));
-    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", false, &error), MX_OK);
+    assert_int_not_equal(mx_publish_file(folder, snapshot, "d", "none", MX_PUBLISH_MOVE, &error), MX_OK);
     char commit[MX_COMMIT_TEXT];
     if (mx_refs_write(folder, "refs/pr/1", COMMIT, &error)) fail_msg("%s", error.text);
     mx_refs_read(folder, "refs/pr/1", commit);
     assert_string_equal(commit, COMMIT);
     mx_refs_read(folder, "main", commit);
     assert_string_equal(commit, "");
+}
+
+static void folders_that_are_links_are_not_followed(void **state) {
+    (void)state;
+    char path[MX_HUB_PATH + 32], snapshot[MX_HUB_PATH];
+    mx_error error = {0};
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, i ? "linked" : "outside");
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    write_file("outside/precious", "1");
+    write_file("linked/file", "1");
+    snprintf(snapshot, sizeof snapshot, "%s/linked", folder);
+    snprintf(path, sizeof path, "%s/a", snapshot);
+    assert_int_equal(symlink("../outside", path), 0);
+    for (int copy = 0; copy < 2; copy++) {
+        assert_int_equal(
+            mx_publish_file(folder, snapshot, "a/b", "one", copy ? MX_PUBLISH_COPY : MX_PUBLISH_LINK, &error), MX_IO);
+        assert_non_null(strstr(error.text, "linked/a: this is a link"));
+    }
+    snprintf(path, sizeof path, "%s/outside/b", folder);
+    assert_int_not_equal(access(path, F_OK), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in it */
+    assert_int_not_equal(access(snapshot, F_OK), 0);
+    assert_int_equal(symlink("outside", snapshot), 0);
+    assert_int_equal(mx_clear_folder(snapshot, &error), MX_OK); /* a link in its stead */
+    struct stat info;
+    assert_int_not_equal(lstat(snapshot, &info), 0);
+    snprintf(path, sizeof path, "%s/outside/precious", folder);
+    assert_int_equal(access(path, F_OK), 0);
 }
 
 static void git_names_are_gits(void **state) {
@@ -382,11 +458,13 @@ int main(void) {
         cmocka_unit_test(the_list_of_the_program_is_read),
         cmocka_unit_test(wrong_lines_are_named),
         cmocka_unit_test(a_later_list_adds_and_replaces),
+        cmocka_unit_test(what_comes_along_is_of_the_first_list),
         cmocka_unit_test(names_become_targets),
         cmocka_unit_test(only_what_is_needed_is_chosen),
         cmocka_unit_test(the_environment_is_that_of_huggingface_hub),
         cmocka_unit_test(pins_come_back_as_they_were),
         cmocka_unit_test(files_are_published_with_links_and_without),
+        cmocka_unit_test(folders_that_are_links_are_not_followed),
         cmocka_unit_test(git_names_are_gits),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -118,12 +118,34 @@ static void gpus_are_judged_by_family_and_not_used_yet(void **state) {
         "GPU of which nothing is known: not used today, mxrun's CUDA backend is not built yet. Its memory is unknown.");
 }
 
-static void kernels_follow_tier_and_capability(void **state) {
+static mx_plan_kernels kernels(const char *tier, mx_format experts, mx_format dense, const char *precision) {
+    const mx_plan_formats formats = {experts, dense, MX_F32};
+    mx_precisions p;
+    mx_error error;
+    assert_int_equal(mx_precisions_parse(precision, &p, &error), MX_OK);
+    return mx_plan_kernels_cpu(tier, &p, &formats);
+}
+
+static void kernels_follow_tier_model_and_capability(void **state) {
     (void)state;
-    assert_int_equal(mx_plan_kernels_cpu("avx512bf16").dense.kind, MX_PLAN_NATIVE);
-    assert_int_equal(mx_plan_kernels_cpu("avx512bf16").experts.kind, MX_PLAN_WIDENED);
-    assert_int_equal(mx_plan_kernels_cpu("avx2").dense.kind, MX_PLAN_WIDENED);
-    assert_int_equal(mx_plan_kernels_cpu("scalar").dense.kind, MX_PLAN_PLAIN);
+    const mx_plan_kernels published = kernels("avx512bf16", MX_MXFP4, MX_BF16, "mixed");
+    assert_int_equal(published.dense.kind, MX_PLAN_NATIVE);
+    assert_string_equal(published.dense.how, "BF16 dot products, activations as two BF16 halves");
+    assert_int_equal(published.experts.kind, MX_PLAN_WIDENED);
+    assert_string_equal(published.experts.how, "MXFP4 widened to BF16 in registers, BF16 dot products");
+    assert_int_equal(kernels("avx512bf16", MX_BF16, MX_BF16, "mixed").experts.kind, MX_PLAN_NATIVE);
+    assert_int_equal(kernels("avx2", MX_MXFP4, MX_BF16, "fp32").dense.kind, MX_PLAN_WIDENED);
+    assert_int_equal(kernels("scalar", MX_MXFP4, MX_BF16, "fp32").dense.kind, MX_PLAN_PLAIN);
+    /* Of the model, too: Q8_0 has BF16 dot products at bf16 only, F16 and F32 at none. */
+    static const char fma[] = "Q8_0 widened to fp32 in registers, FMA";
+    assert_string_equal(kernels("avx512bf16", MX_MXFP4, MX_Q8_0, "mixed").dense.how, fma);
+    assert_string_equal(kernels("amx", MX_MXFP4, MX_Q8_0, "mixed").dense.how, fma);
+    assert_string_equal(kernels("avx512bf16", MX_MXFP4, MX_Q8_0, "bf16").dense.how,
+                        "Q8_0 widened to BF16 in registers, BF16 dot products");
+    assert_non_null(strstr(kernels("neonbf16", MX_MXFP4, MX_Q8_0, "mixed").dense.how, "BFMMLA"));
+    assert_string_equal(kernels("avx512bf16", MX_MXFP4, MX_F16, "bf16").dense.how,
+                        "F16 widened to fp32 in registers, FMA");
+    assert_string_equal(kernels("avx512bf16", MX_F32, MX_F32, "bf16").experts.how, "F32, fp32 FMA");
     assert_int_equal(mx_plan_kernels_gpu(12, 1).experts.kind, MX_PLAN_NATIVE);
     assert_int_equal(mx_plan_kernels_gpu(9, 0).experts.kind, MX_PLAN_WIDENED);
     assert_int_equal(mx_plan_kernels_gpu(8, 6).dense.kind, MX_PLAN_LIBRARY);
@@ -187,7 +209,7 @@ int main(void) {
         cmocka_unit_test(many_long_streams_want_less_context),
         cmocka_unit_test(with_64_gb_120b_does_not_fit_and_with_96_it_does),
         cmocka_unit_test(gpus_are_judged_by_family_and_not_used_yet),
-        cmocka_unit_test(kernels_follow_tier_and_capability),
+        cmocka_unit_test(kernels_follow_tier_model_and_capability),
         cmocka_unit_test(without_a_known_memory_nothing_is_advised),
         cmocka_unit_test(huge_pages_that_are_off_are_named),
         cmocka_unit_test(a_load_that_will_not_fit_is_warned_of),

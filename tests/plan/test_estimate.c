@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "made_up.h"
 
@@ -106,18 +107,26 @@ static void memory_adds_up(void **state) {
     assert_true(memory_of(LARGE, &m, 8192, 1).left < -40e9 && memory_of(LARGE, &m, 8192, 1).context == 0);
 }
 
-/* The longest context that fits is one that fits, and the next longer one does not. */
+/* The longest context that fits is one that fits, the program's part of it counted, and the next longer one does not.
+ */
 static void the_longest_context_just_fits(void **state) {
     (void)state;
     mx_plan_machine m = made_up_zen5(50);
     m.memory_free = 14.5e9;
-    const mx_plan_memory at = memory_of(SMALL, &m, 131072, 1);
-    assert_true(at.left < 0 && at.context > 4096 && at.context < 40000);
-    const mx_config c = made_up_known(SMALL).config;
-    const double room = at.left + at.kv;
-    assert_true(mx_plan_kv_bytes(&c, MX_F16, at.context) <= room);
-    assert_true(mx_plan_kv_bytes(&c, MX_F16, at.context + 1) > room);
-    assert_true(memory_of(SMALL, &m, 131072, 4).context < at.context / 3);
+    static const struct {
+        int64_t context;
+        int streams;
+    } asked[] = {{131072, 1}, {8192, 1}, {27, 1}, {131072, 4}};
+    for (int i = 0; i < 4; i++) {
+        const mx_plan_memory at = memory_of(SMALL, &m, asked[i].context, asked[i].streams);
+        assert_true(at.context > 2000 && at.context < 40000);
+        assert_true(memory_of(SMALL, &m, at.context, asked[i].streams).left >= 0);
+        assert_true(memory_of(SMALL, &m, at.context + 1, asked[i].streams).left < 0);
+    }
+    assert_true(memory_of(SMALL, &m, 131072, 4).context < memory_of(SMALL, &m, 131072, 1).context / 3);
+    /* What fits is never said to have no context: short steps take less. */
+    m.memory_free = memory_of(SMALL, &m, 27, 1).sum;
+    assert_true(memory_of(SMALL, &m, 27, 1).left == 0 && memory_of(SMALL, &m, 27, 1).context >= 27);
 }
 
 static void a_gpu_without_known_memory_holds_nothing(void **state) {
@@ -193,6 +202,95 @@ static void what_is_not_known_is_not_invented(void **state) {
     assert_true(s.decode_rate.median == 0);
 }
 
+/* A peak that is left out counts as unknown, not as infinite; kernels that nobody measured have no speed. */
+static void a_peak_or_a_tier_that_is_not_known_is_named(void **state) {
+    (void)state;
+    mx_plan_machine m = made_up_zen5(50);
+    assert_string_equal(speed_of(SMALL, &m, 8192, 1).unknown, "");
+    m.peaks.of[MX_PEAK_DPBF16] = 0;
+    m.given = true;
+    mx_plan_speed s = speed_of(SMALL, &m, 8192, 1);
+    assert_true(s.decode_rate.median == 0 && s.prompt_rate.median == 0 && s.decode.slowness == 0);
+#if defined(__x86_64__)
+    assert_string_equal(s.unknown, "the peak of dpbf16 is not known: --peak has to name it, too");
+#else
+    assert_non_null(strstr(s.unknown, "is not known"));
+#endif
+    m = made_up_zen5(50);
+    m.peaks.of[MX_PEAK_FMA512] = 0; /* attention's */
+    assert_true(speed_of(SMALL, &m, 8192, 1).decode_rate.median == 0);
+    m = made_up_zen5(50);
+    for (int i = 0; i < MX_PEAK_LOOPS; i++) m.peaks.of[i] = 1e12;
+    static const char *const tiers[] = {"scalar", "neon", "neondot", "neonbf16", "amx"};
+    for (int i = 0; i < 5; i++) {
+        snprintf(m.tier, sizeof m.tier, "%s", tiers[i]);
+        s = speed_of(SMALL, &m, 8192, 1);
+        assert_true(s.decode_rate.median == 0 && s.prompt_rate.median == 0);
+        assert_non_null(strstr(s.unknown, tiers[i]));
+    }
+    /* bench's floors, too. */
+    const mx_cost cost = {.flops = {[MX_CLASS_QKV] = 1e12, [MX_CLASS_GATE_UP] = 1e12}, .attention = 1e12};
+    mx_peaks peaks = {{0}};
+    peaks.of[MX_PEAK_FMA512] = 1e12;
+    m = made_up_zen5(50);
+    assert_true(mx_cost_seconds(&cost, m.tier, &m.precision, &peaks) == 0);
+    peaks.of[MX_PEAK_DPBF16] = 2e12; /* of experts once, of the others twice */
+    assert_true(mx_cost_seconds(&cost, m.tier, &m.precision, &peaks) == 2.5);
+    assert_null(mx_cost_lacking(&cost, m.tier, &m.precision, &peaks));
+    m = made_up_laptop();
+    s = speed_of(SMALL, &m, 8192, 1);
+    assert_true(s.borrowed && s.decode_rate.low < 0.66 * s.decode_rate.median);
+    m = made_up_zen5(50);
+    assert_false(speed_of(SMALL, &m, 8192, 1).borrowed);
+}
+
+/* F32, F16 and, at bf16x2, Q8_0 weights are multiplied once, in fp32. */
+static void operations_follow_the_formats(void **state) {
+    (void)state;
+    mx_plan_machine m = made_up_zen5(50);
+    mx_plan_model model = made_up_known(SMALL);
+    const mx_plan_request r = {2, 1, MX_F16};
+    static const struct {
+        mx_format dense;
+        double times; /* that each multiplication is done at mixed */
+    } dense[] = {{MX_BF16, 2}, {MX_Q8_0, 1}, {MX_F16, 1}, {MX_F32, 1}};
+    const mx_config *c = &model.config;
+    const double q = 64 * 64, kv = 8 * 64, hidden = c->hidden;
+    const double matrices = 2 * hidden * (c->layers * 2 * (q + kv) + c->vocab);
+    double operations[4], bf16[4];
+    for (int p = 0; p < 2; p++) {
+        mx_error error;
+        assert_int_equal(mx_precisions_parse(p ? "bf16" : "mixed", &m.precision, &error), MX_OK);
+        for (int i = 0; i < 4; i++) {
+            mx_plan_speed s;
+            model.formats.dense = dense[i].dense;
+            mx_plan_speed_cpu(&model, &m, &r, &s);
+            (p ? bf16 : operations)[i] = s.decode.operations;
+        }
+    }
+    for (int i = 1; i < 4; i++) {
+        assert_true(fabs((operations[0] - operations[i]) / ((2 - dense[i].times) * matrices) - 1) < 1e-9);
+        assert_true(bf16[i] == bf16[0]);
+    }
+    assert_true(mx_cost_by_fma("avx512bf16", MX_Q8_0, MX_X_BF16X2) &&
+                !mx_cost_by_fma("avx512bf16", MX_Q8_0, MX_X_BF16));
+    assert_true(!mx_cost_by_fma("neonbf16", MX_Q8_0, MX_X_BF16X2) && mx_cost_by_fma("neonbf16", MX_F16, MX_X_BF16));
+}
+
+/* mx_cost_by_fma against the kernels: where BF16 is not used, the tier has the product of the one below. */
+static void products_in_fp32_are_those_of_the_lower_tier(void **state) {
+    (void)state;
+    static const char *const tiers[][2] = {{"avx512bf16", "avx512"}, {"amx", "avx512"}, {"neonbf16", "neon"}};
+    for (int i = 0; i < 3; i++) {
+        const mx_kernels *tier, *below;
+        if (mx_kernels_get(tiers[i][0], &tier, NULL) || mx_kernels_get(tiers[i][1], &below, NULL)) continue;
+        for (int f = 0; f < MX_FORMATS; f++)
+            for (int p = MX_X_BF16X2; p <= MX_X_BF16; p++)
+                assert_int_equal(tier->product[f][p] == below->product[f][p],
+                                 mx_cost_by_fma(tiers[i][0], (mx_format)f, (mx_precision)p));
+    }
+}
+
 static void weights_on_the_disk_make_it_slow(void **state) {
     (void)state;
     mx_plan_machine m = made_up_server(64);
@@ -221,6 +319,9 @@ int main(void) {
         cmocka_unit_test(speeds_are_those_of_the_readme),
         cmocka_unit_test(low_and_high_hold_the_bandwidths),
         cmocka_unit_test(what_is_not_known_is_not_invented),
+        cmocka_unit_test(a_peak_or_a_tier_that_is_not_known_is_named),
+        cmocka_unit_test(operations_follow_the_formats),
+        cmocka_unit_test(products_in_fp32_are_those_of_the_lower_tier),
         cmocka_unit_test(weights_on_the_disk_make_it_slow),
     };
     return cmocka_run_group_tests_name("plan, arithmetic", tests, NULL, NULL);

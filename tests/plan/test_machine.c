@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -132,39 +133,40 @@ static void without_gpus_the_reason_is_said(void **state) {
 
 /* ---- disk -------------------------------------------------------------------------------------------------------- */
 
-static void the_cache_is_where_hugging_faces_tools_have_it(void **state) {
-    (void)state;
-    char folder[200];
-    static const char *const variables[] = {"HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"};
-    static const char *const expected[] = {"/x/.cache/huggingface/hub", "/x/huggingface/hub", "/x/hub", "/x"};
-    for (int i = 0; i < 4; i++) unsetenv(variables[i]);
-    mx_plan_cache_folder(folder, sizeof folder);
-    assert_string_equal(folder, "");
-    for (int i = 0; i < 4; i++) {
-        setenv(variables[i], "/x", 1);
-        mx_plan_cache_folder(folder, sizeof folder);
-        assert_string_equal(folder, expected[i]);
-    }
-    for (int i = 1; i < 4; i++) unsetenv(variables[i]);
-}
-
 static void a_large_file_is_read_and_nothing_else_is_guessed(void **state) {
     (void)state;
     mx_plan_machine m = {0};
     char path[300];
-    setenv("HF_HUB_CACHE", root, 1);
-    mx_plan_look_at_disk(NULL, &m);
+    mx_plan_look_at_disk(NULL, root, &m);
     assert_true(m.disk == 0 && strstr(m.disk_note, "no file of 64 MB") && m.disk_free > 0);
     assert_string_equal(m.folder, root);
     put("/models--openai--gpt-oss-20b/blobs/abc", "");
     snprintf(path, sizeof path, "%s/models--openai--gpt-oss-20b/blobs/abc", root);
     assert_int_equal(truncate(path, 100000000), 0); /* a hole, which takes no disk */
-    mx_plan_look_at_disk(NULL, &m);                 /* where the file system has direct reads */
+    mx_plan_look_at_disk(NULL, root, &m);           /* where the file system has direct reads */
     assert_true(m.disk > 0 ? strstr(m.disk_note, "of abc") != NULL : strstr(m.disk_note, "not measured") != NULL);
-    setenv("HF_HUB_CACHE", "/nowhere/at/all", 1);
-    mx_plan_look_at_disk(NULL, &m);
+    mx_plan_look_at_disk(NULL, "/nowhere/at/all", &m);
     assert_true(m.disk == 0 && m.disk_free > 0); /* of / */
-    unsetenv("HF_HUB_CACHE");
+    mx_plan_look_at_disk(NULL, NULL, &m);
+    assert_true(m.disk == 0 && m.disk_free == 0 && !*m.folder);
+}
+
+/* A file that cannot be opened is not laid at the file system's door. */
+static void what_refuses_a_file_is_said(void **state) {
+    (void)state;
+    mx_plan_machine m = {0};
+    char path[300];
+    struct rlimit before, none;
+    put("/large.gguf", "");
+    snprintf(path, sizeof path, "%s/large.gguf", root);
+    assert_int_equal(truncate(path, 100000000), 0);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = (struct rlimit){0, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    mx_plan_look_at_disk(path, NULL, &m);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_string_equal(m.disk_note, "not measured: large.gguf: Too many open files");
+    assert_int_equal(unlink(path), 0);
 }
 
 /* ---- models in files --------------------------------------------------------------------------------------------- */
@@ -175,14 +177,44 @@ static const char *checkpoint(void) {
     return path;
 }
 
+static bool named(const mx_plan_model *m, const char *name, const char *key) {
+    char got_name[MX_PLAN_FORMATS], got_key[MX_PLAN_FORMATS];
+    mx_plan_formats_name(got_name, &m->formats);
+    mx_plan_formats_key(got_key, &m->formats);
+    return !strcmp(got_name, name) && !strcmp(got_key, key);
+}
+
+/* The stories, their header changed: query matrices F16, which takes as many bytes. */
+static void formats_are_called_what_they_are(void **state) {
+    (void)state;
+    static mx_plan_model m;
+    mx_error error;
+    char command[9000], path[300];
+    snprintf(command, sizeof command,
+             "mkdir %s/f16 && cp %s/config.json %s/model.safetensors %s/f16/ && LC_ALL=C sed -i "
+             "'s/\\(q_proj.weight\":{\"dtype\":\\)\"BF16\"/\\1\"F16\" /g' %s/f16/model.safetensors",
+             root, checkpoint(), checkpoint(), root, root);
+    assert_int_equal(system(command), 0);
+    snprintf(path, sizeof path, "%s/f16", root);
+    assert_int_equal(mx_plan_model_read(path, MX_EXPERTS_KEPT, &m, &error), MX_OK);
+    assert_true(named(&m, "MXFP4 experts, F16", "mxfp4_f16"));
+    m.formats = (mx_plan_formats){MX_F16, MX_F16, MX_F32};
+    assert_true(named(&m, "F16", "f16"));
+    m.formats = mx_plan_formats_of(MX_PLAN_MXFP4_Q8_0);
+    assert_true(named(&m, "MXFP4 experts, Q8_0", "mxfp4_q8_0"));
+    snprintf(command, sizeof command, "rm -r %s/f16", root);
+    assert_int_equal(system(command), 0);
+}
+
 static void a_folder_is_weighed_and_its_layout_found(void **state) {
     (void)state;
     static mx_plan_model m;
     mx_error error;
     char path[4300];
     assert_int_equal(mx_plan_model_read(checkpoint(), MX_EXPERTS_KEPT, &m, &error), MX_OK);
-    assert_true(m.here && m.layout == MX_PLAN_MXFP4_BF16 && m.weights > 10.2e6 && m.weights < 10.3e6);
-    const mx_plan_bytes computed = mx_plan_bytes_of(&m.config, m.layout);
+    assert_true(m.here && named(&m, "MXFP4 experts, BF16", "mxfp4_bf16") && m.formats.router == MX_BF16);
+    assert_true(m.weights > 10.2e6 && m.weights < 10.3e6);
+    const mx_plan_bytes computed = mx_plan_bytes_of(&m.config, MX_PLAN_MXFP4_BF16);
     assert_true(m.bytes.experts == computed.experts && m.bytes.expert_biases == computed.expert_biases);
     assert_true(m.bytes.attention == computed.attention && m.bytes.router == computed.router);
     assert_true(m.bytes.norms == computed.norms && m.bytes.embedding == computed.embedding);
@@ -191,8 +223,17 @@ static void a_folder_is_weighed_and_its_layout_found(void **state) {
     assert_non_null(strstr(path, "/model.safetensors"));
     mx_plan_largest_file("/nowhere", path, sizeof path);
     assert_string_equal(path, "");
-    /* Nothing there; a configuration without weights. */
+    /* Nothing there, as other commands say it; a part of a GGUF; a configuration without weights. */
     assert_true(mx_plan_model_read(root, MX_EXPERTS_KEPT, &m, &error) != MX_OK);
+    assert_non_null(strstr(error.text, "no .safetensors file in this folder"));
+    put("/x-00002-of-00002.gguf", "GGUF");
+    snprintf(path, sizeof path, "%s/x-00002-of-00002.gguf", root);
+    mx_checkpoint *ck;
+    mx_error same;
+    assert_true(mx_plan_model_read(path, MX_EXPERTS_KEPT, &m, &error) != MX_OK);
+    assert_true(mx_checkpoint_open(path, &ck, &same) != MX_OK);
+    assert_string_equal(error.text, same.text);
+    assert_int_equal(unlink(path), 0);
     snprintf(path, sizeof path, "cp %s/config.json %s/", checkpoint(), root);
     assert_int_equal(system(path), 0);
     assert_true(mx_plan_model_read(root, MX_EXPERTS_KEPT, &m, &error) != MX_OK);
@@ -212,7 +253,7 @@ static void a_gguf_is_weighed_as_it_will_lie_in_memory(void **state) {
     assert_int_equal(mx_plan_model_read(path, MX_EXPERTS_KEPT, &m, &error), MX_OK);
     assert_true(m.bytes.experts == hf.bytes.experts); /* MXFP4 in both */
     assert_true(m.weights == mx_plan_bytes_total(&m.bytes));
-    assert_true(m.layout == MX_PLAN_MXFP4_BF16 || m.layout == MX_PLAN_MXFP4_Q8_0 || m.layout == MX_PLAN_MXFP4_F32);
+    assert_true(m.formats.experts == MX_MXFP4 && m.formats.dense != MX_MXFP4);
 }
 
 int main(int argc, char **argv) {
@@ -223,8 +264,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(files_of_the_kernel_are_read),
         cmocka_unit_test(gpus_tell_what_they_are),
         cmocka_unit_test(without_gpus_the_reason_is_said),
-        cmocka_unit_test(the_cache_is_where_hugging_faces_tools_have_it),
         cmocka_unit_test(a_large_file_is_read_and_nothing_else_is_guessed),
+        cmocka_unit_test(what_refuses_a_file_is_said),
+        cmocka_unit_test(formats_are_called_what_they_are),
         cmocka_unit_test(a_folder_is_weighed_and_its_layout_found),
         cmocka_unit_test(a_gguf_is_weighed_as_it_will_lie_in_memory),
     };
