@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "tokenizer/tokenizer.h" /* the split pattern */
 #include "tokenizer/vocabulary.h"
 
 /* Private to tokenizer/: what a file says about its tokens, before mx_vocabulary_build makes the block of it. The
@@ -43,9 +44,6 @@ typedef struct mx_source {
     bool ignore_merges;
     int16_t byte_of[324]; /* the byte that a character of the byte alphabet stands for, or -1 */
 } mx_source;
-
-/* Exactly what GPT-4o's encoding o200k_base splits by, and with it gpt-oss. */
-extern const char mx_o200k_pattern[];
 
 void mx_source_begin(mx_source *s, const char *path, const char *vocab_name, const char *merges_name, mx_error *error);
 void mx_source_free(mx_source *s);

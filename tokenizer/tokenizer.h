@@ -29,6 +29,9 @@ void mx_tokenizer_close(mx_tokenizer *t); /* NULL allowed */
  * (for original/), original/tokenizer.json. MX_IO, naming tokenizer.json: there is none. */
 mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *error);
 
+/* The regular expression that GPT-4o's encoding o200k_base splits a text by, and with it gpt-oss. */
+extern const char mx_o200k_pattern[];
+
 /* A hash of all that it does: tokens, merges, kinds, split pattern. */
 uint64_t mx_tokenizer_hash(const mx_tokenizer *t);
 

@@ -7,7 +7,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "convert/origin.h"
-#include "tokenizer/source.h" /* the split pattern */
+#include "tokenizer/tokenizer.h" /* the split pattern */
 
 /* llama.cpp's numbers. */
 enum { NORMAL = 1, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5 };

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/log.h"
 #include "convert/origin.h"
 
 enum {
@@ -136,6 +137,108 @@ static mx_status count_tokens(const mx_origin *o, const mx_json *root, const mx_
     return *texts + *count <= o->config.vocab ? MX_OK : bad(o, "it has more tokens than the embedding has rows");
 }
 
+/* ---- merges -------------------------------------------------------------------------------------------------------
+ */
+
+/* Text tokens by their text, open addressing. */
+typedef struct finder {
+    const mx_json *const *token; /* by id */
+    int32_t *slot;               /* [mask + 1]: ids; -1: empty */
+    uint32_t mask;
+} finder;
+
+static uint32_t place_of(const finder *f, const char *text, size_t size) {
+    uint64_t hash = 0xCBF29CE484222325; /* FNV-1a */
+    for (size_t i = 0; i < size; i++) hash = (hash ^ (unsigned char)text[i]) * 0x100000001B3;
+    uint32_t i = (uint32_t)(hash >> 32) & f->mask;
+    for (; f->slot[i] >= 0; i = (i + 1) & f->mask) {
+        const mx_json *t = f->token[f->slot[i]];
+        if (t->key_size == size && !memcmp(t->key, text, size)) break;
+    }
+    return i;
+}
+
+static bool is_token(const finder *f, const char *text, size_t size) {
+    return f->slot[place_of(f, text, size)] >= 0;
+}
+
+/* Both sides one behind the other in `out`, of `room` bytes; the size, and *left that of the first. 0: none such. */
+static size_t read_merge(const mx_json *m, char *out, size_t room, size_t *left) {
+    const char *a = m->text, *b = NULL;
+    size_t n = 0;
+    *left = 0;
+    if (m->type == MX_JSON_STRING && (b = memchr(a, ' ', m->size))) {
+        *left = (size_t)(b++ - a);
+        n = m->size - *left - 1;
+    } else if (m->type == MX_JSON_ARRAY && m->count == 2 && m->child->type == MX_JSON_STRING &&
+               m->child->next->type == MX_JSON_STRING) {
+        a = m->child->text;
+        *left = m->child->size;
+        b = m->child->next->text;
+        n = m->child->next->size;
+    }
+    if (!b || *left >= room || n > room - *left) return 0;
+    memcpy(out, a, *left);
+    memcpy(out + *left, b, n);
+    return *left + n;
+}
+
+/* Are the next merges all the ways to make token `id` of two others? *m: behind them. */
+static bool all_ways(const finder *f, int id, const mx_json **m) {
+    const mx_json *t = f->token[id];
+    char made[1024];
+    bool way[1024] = {false};
+    size_t left;
+    int ways = 0;
+    if (t->key_size > sizeof made) return false;
+    for (size_t i = 1; i < t->key_size; i++) {
+        way[i] = ((unsigned char)t->key[i] & 0xC0) != 0x80 && is_token(f, t->key, i) &&
+                 is_token(f, t->key + i, t->key_size - i);
+        ways += way[i];
+    }
+    for (; ways; ways--, *m = (*m)->next) {
+        const size_t n = *m ? read_merge(*m, made, sizeof made, &left) : 0;
+        if (!n || n != t->key_size || memcmp(made, t->key, n) || !left || left >= n || !way[left]) return false;
+        way[left] = false;
+    }
+    return true;
+}
+
+/* tiktoken joins the neighbours that together are the token of the lowest id, and takes a piece that is a token whole.
+ * In tokenizer.json that is ignore_merges, and every way to make a token in the order of ids. NULL, or what is not so.
+ */
+static const char *no_ranks(const finder *f, const mx_json *model, int texts) {
+    const mx_json *merges = mx_json_get(model, "merges");
+    const mx_json *m = merges && merges->type == MX_JSON_ARRAY ? merges->child : NULL;
+    bool whole = false;
+    if (!mx_json_bool(mx_json_get(model, "ignore_merges"), &whole) || !whole) return "ignore_merges is not true";
+    for (int id = 0; id < texts; id++)
+        if (!all_ways(f, id, &m)) return "its merges are not every way to make a token, in the order of ids";
+    return m ? "it has merges that make no token" : NULL;
+}
+
+/* A model.bin has no merges: its ids are ranks. */
+static mx_status check_ranks(const mx_origin *o, const mx_json *model, const mx_json *const *token, int texts) {
+    finder f = {.token = token, .mask = 15};
+    while (f.mask / 2 < (uint32_t)texts) f.mask = 2 * f.mask + 1;
+    f.slot = malloc(((size_t)f.mask + 1) * sizeof *f.slot);
+    if (!f.slot) return mx_origin_no_memory(o);
+    memset(f.slot, 0xFF, ((size_t)f.mask + 1) * sizeof *f.slot);
+    for (int id = 0; id < texts; id++) f.slot[place_of(&f, token[id]->key, token[id]->key_size)] = id;
+    const char *problem = no_ranks(&f, model, texts);
+    free(f.slot);
+    if (!problem) return MX_OK;
+    if (!o->options->allow_loss)
+        return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                       "%s: tokenizer.json: a model.bin can only hold a vocabulary whose ids are ranks, as tiktoken's, "
+                       "and %s; --allow-loss converts it all the same",
+                       o->place.path, problem);
+    mx_log(MX_LOG_WARNING,
+           "%s: tokenizer.json: %s: readers of model.bin take the ids as ranks, and may split a text otherwise",
+           o->place.path, problem);
+    return MX_OK;
+}
+
 /* ---- all of it ----------------------------------------------------------------------------------------------------
  */
 
@@ -149,6 +252,7 @@ static mx_status put_all(const mx_origin *o, const mx_json *root, const mx_json 
         return bad(o, "it splits a text by something else than a pattern");
     mx_status status = count_tokens(o, root, token, &text_count, &special_count);
     if (!status) status = put_texts(o, &texts, token, text_count);
+    if (!status) status = check_ranks(o, mx_json_get(root, "model"), token, text_count);
     const uint32_t sizes[] = {(uint32_t)special_count, (uint32_t)text_count, (uint32_t)regex->size + 1,
                               (uint32_t)texts.size};
     bool ok = !status && mx_bytes_add(out, tokenizer_uuid, 16) && mx_bytes_add(out, sizes, sizeof sizes);

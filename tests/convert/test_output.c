@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "support.h"
 
 static const char stories[] = "tools/stories/checkpoint";
@@ -217,6 +218,100 @@ static void test_what_metal_cannot_hold(void **state) {
     }
 }
 
+/* ---- ranks --------------------------------------------------------------------------------------------------------
+ */
+
+static int by_key(const void *a, const void *b) {
+    return strcmp((*(const mx_json *const *)a)->key, (*(const mx_json *const *)b)->key);
+}
+
+static bool is_key(const mx_json *const *sorted, size_t count, const char *text) {
+    const mx_json key = {.key = (char *)(uintptr_t)text}, *at = &key;
+    return bsearch(&at, sorted, count, sizeof at, by_key) != NULL;
+}
+
+/* Every way to make a token of two others, in the order of ids; with `swap` the first two merges change places. */
+static void add_all_merges(mx_bytes *out, const mx_json *vocabulary, bool swap) {
+    const mx_json *token[5000], *sorted[5000];
+    mx_bytes first = {0};
+    size_t count = 0;
+    int made = 0;
+    for (const mx_json *t = vocabulary->child; t; t = t->next) {
+        int64_t id;
+        assert_true(mx_json_int64(t, &id) && id == (int64_t)count && count < 5000); /* in their order */
+        if (strncmp(t->key, "<|", 2) || strlen(t->key) < 5) token[count++] = t;
+    }
+    memcpy(sorted, token, count * sizeof *token);
+    qsort(sorted, count, sizeof *sorted, by_key);
+    for (size_t i = 0; i < count; i++) {
+        for (size_t k = 1; k < token[i]->key_size; k++) {
+            char left[600];
+            snprintf(left, sizeof left, "%.*s", (int)k, token[i]->key);
+            if (!is_key(sorted, count, left) || !is_key(sorted, count, token[i]->key + k)) continue;
+            mx_bytes *to = swap && !made ? &first : out;
+            if (made > (swap ? 1 : 0)) mx_bytes_add_string(out, ",");
+            mx_bytes_add_string(to, "[");
+            mx_bytes_add_json(to, left, k);
+            mx_bytes_add_string(to, ",");
+            mx_bytes_add_json(to, token[i]->key + k, token[i]->key_size - k);
+            mx_bytes_add_string(to, "]");
+            if (++made == 2 && swap) mx_bytes_addf(out, ",%s", first.data);
+        }
+    }
+    mx_bytes_free(&first);
+}
+
+/* stories in FOLDER/, with the end of an answer as metal's readers have it and ids that are ranks. */
+static void write_ranked(const char *folder, bool whole, bool swap) {
+    char path[4200];
+    mx_bytes out = {0}, text = content(checkout("tools/stories/checkpoint/tokenizer.json"));
+    mx_json_document *document;
+    if (mx_json_parse("tokenizer.json", text.data, text.size, &document, &error)) fail_msg("%s", error.text);
+    mx_bytes_add_string(&out, "{");
+    for (const mx_json *v = mx_json_root(document)->child; v; v = v->next) {
+        mx_bytes_addf(&out, "%s\"%s\": ", v == mx_json_root(document)->child ? "" : ",\n", v->key);
+        if (strcmp(v->key, "model")) {
+            mx_json_write(&out, v);
+            continue;
+        }
+        mx_bytes_addf(&out, "{\"type\": \"BPE\", \"ignore_merges\": %s, \"vocab\": ", whole ? "true" : "false");
+        mx_json_write(&out, mx_json_get(v, "vocab"));
+        mx_bytes_add_string(&out, ", \"merges\": [");
+        add_all_merges(&out, mx_json_get(v, "vocab"), swap);
+        mx_bytes_add_string(&out, "]}");
+    }
+    mx_bytes_add_string(&out, "}");
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    write_file(path, out.data, out.size);
+    mx_json_free(document);
+    mx_bytes_free(&text);
+    mx_bytes_free(&out);
+}
+
+/* A model.bin has ids for ranks and no merges. */
+static void test_vocabularies_without_ranks(void **state) {
+    (void)state;
+    const char *in = temporary("ranked");
+    copy_folder(checkout(stories), in);
+    unlink(temporary("ranked/generation_config.json"));
+    mx_bytes config = content(temporary("ranked/config.json"));
+    char *eos = strstr(config.data, "\"eos_token_id\"");
+    assert_non_null(eos);
+    eos[1] = 'x';
+    write_file(temporary("ranked/config.json"), config.data, config.size);
+    mx_bytes_free(&config);
+    refuse(in, temporary("none"), MX_LAYOUT_METAL, MX_INVALID_ARGUMENT, "and ignore_merges is not true; --allow-loss");
+    write_ranked(in, false, false);
+    refuse(in, temporary("none"), MX_LAYOUT_METAL, MX_INVALID_ARGUMENT, "and ignore_merges is not true");
+    write_ranked(in, true, true);
+    refuse(in, temporary("none"), MX_LAYOUT_METAL, MX_INVALID_ARGUMENT, "and its merges are not every way to make");
+    convert_anyway(in, temporary("ranked.metal"), MX_LAYOUT_METAL);
+    expect_logged("readers of model.bin take the ids as ranks");
+    write_ranked(in, true, false);
+    convert(in, temporary("ranked.exact"), MX_LAYOUT_METAL);
+    expect_nothing_logged();
+}
+
 /* ---- interrupted --------------------------------------------------------------------------------------------------
  */
 
@@ -321,6 +416,7 @@ int main(void) {
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_force),
         cmocka_unit_test(test_models_by_name),
+        cmocka_unit_test(test_vocabularies_without_ranks),
         cmocka_unit_test(test_what_is_not_replaced),
         cmocka_unit_test(test_replaced_in_two_steps),
         cmocka_unit_test(test_losses),
