@@ -1,4 +1,3 @@
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,7 +38,6 @@ static int convert(const mx_command *self, const char *in, const char *out, mx_l
                                             .progress = mx_loading_shown,
                                             .user = &loading};
         mx_interrupt_catch(true);
-        signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is an error that is told */
         status = mx_convert(path, out, &options, &done, &error);
         mx_interrupt_release();
     }
