@@ -51,7 +51,7 @@ static void put_name(mx_gguf_text *g, const mx_output *out) {
     const char *slash = strrchr(out->path, '/');
     snprintf(name, sizeof name, "%s", slash ? slash + 1 : out->path);
     const size_t n = strlen(name);
-    if (n > 5 && !strcmp(name + n - 5, ".gguf")) name[n - 5] = 0;
+    if (n > 5 && mx_ends_with(name, ".gguf")) name[n - 5] = 0;
     mx_gguf_put_string(g, "general.name", name);
 }
 
