@@ -143,7 +143,7 @@ mx_status mx_vocabulary_from_gguf(const mx_gguf *g, mx_vocabulary *out, mx_error
     if (status == MX_OK) status = check_arrays(&r);
     if (status == MX_OK) status = add_tokens(&r);
     if (status == MX_OK) status = add_merges(&r);
-    if (status == MX_OK && !mx_bytes_add_string(&r.source.pattern, mx_o200k_pattern))
+    if (status == MX_OK && !mx_bytes_add_string(&r.source.pattern, mx_o200k_pattern()))
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the split pattern", g->file.path);
     if (status == MX_OK) status = mx_vocabulary_build(&r.source, out);
     mx_source_free(&r.source);

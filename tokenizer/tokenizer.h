@@ -30,7 +30,7 @@ void mx_tokenizer_close(mx_tokenizer *t); /* NULL allowed */
 mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *error);
 
 /* The regular expression that GPT-4o's encoding o200k_base splits a text by, and with it gpt-oss. */
-extern const char mx_o200k_pattern[];
+const char *mx_o200k_pattern(void);
 
 /* A hash of all that it does: tokens, merges, kinds, split pattern. */
 uint64_t mx_tokenizer_hash(const mx_tokenizer *t);

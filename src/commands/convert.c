@@ -83,7 +83,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
 const mx_command mx_command_convert = {
     .name = "convert",
     .arguments = "MODEL OUT --to hf|gguf|original|metal [OPTION]...",
-    .summary = "Write a model in another layout, bit for bit",
+    .summary = "Write a model in another layout, with the same numbers",
     .description = "MODEL is a folder or file in any layout that mxrun reads. OUT becomes\n"
                    "\n"
                    "  hf        a folder as on Hugging Face: config.json, tokenizer.json, .safetensors\n"

@@ -180,7 +180,7 @@ static void put_template(const mx_origin *o, mx_gguf_text *g) {
 static mx_status check_split(const mx_origin *o, const mx_json *root) {
     const mx_json *first = mx_json_get(mx_json_get(root, "pre_tokenizer"), "pretokenizers");
     const mx_json *regex = mx_json_get(mx_json_get(first ? first->child : NULL, "pattern"), "Regex");
-    if (mx_json_is_string(regex, mx_o200k_pattern)) return MX_OK;
+    if (mx_json_is_string(regex, mx_o200k_pattern())) return MX_OK;
     if (!o->options->allow_loss)
         return mx_fail(o->error, MX_INVALID_ARGUMENT,
                        "%s: the layout GGUF cannot say how tokenizer.json splits a text: its pattern is not o200k's; "

@@ -211,9 +211,19 @@ static mx_status check_there(const mx_output *o, const struct stat *info, const 
     return o->folder ? check_contents(o, o->path) : MX_OK;
 }
 
+/* What grows under another name is emptied first. */
+static mx_status check_grows(const mx_output *o, const mx_location *input) {
+    if (o->folder ? !holds_input(o->grows, input) && !lies_in(input->path, o->grows) : !is_part_of(o->grows, input))
+        return MX_OK;
+    return mx_fail(o->error, MX_INVALID_ARGUMENT,
+                   "%s: %s what is to be converted, and would be written first: choose another name than %s", o->grows,
+                   o->folder ? "holds" : "is a part of", o->path);
+}
+
 static mx_status check_place(const mx_output *o, const mx_location *input) {
     struct stat info;
     mx_status status = lstat(o->path, &info) == 0 ? check_there(o, &info, input) : MX_OK;
+    if (!status && lstat(o->grows, &info) == 0) status = check_grows(o, input);
     if (status || stat(input->path, &info) != 0 || !S_ISDIR(info.st_mode) || !lies_in(o->path, input->path))
         return status;
     return mx_fail(o->error, MX_INVALID_ARGUMENT,
@@ -223,9 +233,14 @@ static mx_status check_place(const mx_output *o, const mx_location *input) {
 
 mx_status mx_output_begin(mx_output *o, const char *path, bool folder, bool force, const mx_location *input,
                           mx_error *error) {
-    *o = (mx_output){.folder = folder, .force = force, .lock = -1, .error = error};
+    *o = (mx_output){.folder = folder, .force = force, .lock = -1, .input = input, .error = error};
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/') n--;
+    const char *slash = memrchr(path, '/', n), *name = slash ? slash + 1 : path;
+    const size_t length = n - (size_t)(name - path);
+    if (n == 1 && *path == '/') name = "..";
+    if ((length == 1 && *name == '.') || (length == 2 && !strncmp(name, "..", 2)))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s: expected the name of what is to be made", path);
     if (!n || n >= MX_PATH - 16)
         return mx_fail(error, MX_INVALID_ARGUMENT, "the path of the output is %s", n ? "too long" : "empty");
     snprintf(o->path, sizeof o->path, "%.*s", (int)n, path);
@@ -237,6 +252,8 @@ mx_status mx_output_begin(mx_output *o, const char *path, bool folder, bool forc
 static mx_status take_place(mx_output *o) {
     struct stat here, there;
     mx_make_folders(o->grows, 0777);
+    mx_status again = check_place(o, o->input); /* with the folders there, ".." in it may lead elsewhere */
+    if (again) return again;
     if (o->folder && mkdir(o->grows, 0777) != 0 && errno != EEXIST) return cannot(o, o->grows, "be made", errno);
     o->lock = o->folder ? open(o->grows, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
                         : open(o->grows, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);

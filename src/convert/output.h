@@ -42,11 +42,12 @@ typedef struct mx_output {
     int files;
     mx_made *made;
     int mades, capacity;
-    mx_error *error; /* of whoever began it */
+    const mx_location *input; /* borrowed */
+    mx_error *error;          /* of whoever began it */
 } mx_output;
 
-/* Checks that `path` may be written. `input`: what is read, which must not be what is replaced. Then mx_output_end in
- * any case. */
+/* Checks that `path` may be written. `input`: what is read, which must not be what is replaced, and stays valid.
+ * Then mx_output_end in any case. */
 mx_status mx_output_begin(mx_output *o, const char *path, bool folder, bool force, const mx_location *input,
                           mx_error *error);
 /* Another file; the index, or -1: no memory. */

@@ -45,7 +45,7 @@ static bool add_split(mx_bytes *out) {
     return mx_bytes_add_string(out, "  \"normalizer\": null,\n  \"pre_tokenizer\": {\n    \"type\": \"Sequence\",\n"
                                     "    \"pretokenizers\": [\n      {\n        \"type\": \"Split\",\n"
                                     "        \"pattern\": {\n          \"Regex\": ") &&
-           mx_bytes_add_json(out, mx_o200k_pattern, strlen(mx_o200k_pattern)) &&
+           mx_bytes_add_json(out, mx_o200k_pattern(), strlen(mx_o200k_pattern())) &&
            mx_bytes_add_string(
                out, "\n        },\n        \"behavior\": \"Isolated\",\n        \"invert\": false\n      },\n"
                     "      {\n        \"type\": \"ByteLevel\",\n        \"add_prefix_space\": false,\n"

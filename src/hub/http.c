@@ -200,13 +200,19 @@ bool mx_same_origin(const char *a, const char *b) {
     return same;
 }
 
+/* Put together of what it has besides names, passwords and questions. */
 void mx_url_shown(const char *url, char out[static 300]) {
-    const size_t scheme = strcspn(url, ":/?#@");
-    const int head = strncmp(url + scheme, "://", 3) ? 0 : (int)scheme + 3;
-    const char *host = url + head;
-    const char *at = memrchr(host, '@', strcspn(host, "/?#"));
-    if (at) host = at + 1;
-    snprintf(out, 300, "%.*s%.*s", head, url, (int)strcspn(host, "?#"), host);
+    char *scheme = url_part(url, CURLUPART_SCHEME, 0), *host = url_part(url, CURLUPART_HOST, 0);
+    char *port = url_part(url, CURLUPART_PORT, 0), *path = url_part(url, CURLUPART_PATH, 0);
+    if (!scheme || !host)
+        snprintf(out, 300, "an address that is none");
+    else
+        snprintf(out, 300, "%s://%s%s%s%s", scheme, host, port ? ":" : "", port ? port : "",
+                 path && strcmp(path, "/") ? path : "");
+    curl_free(scheme);
+    curl_free(host);
+    curl_free(port);
+    curl_free(path);
 }
 
 mx_status mx_http_redirect(CURL *easy, const char *url, char **out, mx_error *error) {

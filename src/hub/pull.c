@@ -436,9 +436,9 @@ static mx_status fetch(job *j, mx_copy *out, mx_error *error) {
     if (!status) status = complete_items(j, error);
     if (!status) status = pin(j, error);
     if (!status) status = publish(j, error);
+    if (!status) status = mx_refs_write(j->folder, j->target->revision, j->commit, error);
     if (!status) status = sweep(j, true, error);
     if (!status) status = look_again(j, out, error);
-    if (!status) status = mx_refs_write(j->folder, j->target->revision, j->commit, error);
     return status;
 }
 
@@ -494,9 +494,7 @@ static mx_status make_folders(job *j, mx_error *error) {
 static mx_status lock(job *j, mx_repository_lock *out, mx_error *error) {
     mx_status status = make_folders(j, error);
     if (!status) status = mx_repository_lock_take(j->folder, true, tell_waiting, j, j->options->stop, out, error);
-    if (!status) status = make_folders(j, error);
-    if (!status) j->links = mx_has_links(j->folder);
-    return status;
+    return status ? status : make_folders(j, error);
 }
 
 /* A pull that came to nothing leaves no folder that other tools would take for a damaged repository. */
@@ -512,6 +510,14 @@ static void take_back_folders(const job *j) {
     mx_strings_free(&names);
 }
 
+/* A pull that was killed between snapshot and ref left its pin alone, which tells other tools nothing. */
+static mx_status mend_ref(job *j, const mx_copy *copy, mx_error *error) {
+    char ref[MX_COMMIT_TEXT] = "";
+    if (mx_is_commit(j->target->revision) || !mx_is_commit(copy->commit)) return MX_OK;
+    mx_refs_read(j->folder, j->target->revision, ref);
+    return *ref ? MX_OK : mx_refs_write(j->folder, j->target->revision, copy->commit, error);
+}
+
 mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_options *options, mx_copy *out,
                   mx_error *error) {
     job j = {.hub = hub, .target = target, .options = options, .links = true};
@@ -525,6 +531,7 @@ mx_status mx_pull(const mx_hub *hub, const mx_target *target, const mx_pull_opti
     *out = (mx_copy){0};
     if (!status) status = mx_cache_find(hub, target, out, error);
     if (!status && out->complete && (!options->update || hub->offline)) {
+        status = mend_ref(&j, out, error);
         j.event.path = out->path;
         j.event.total = out->bytes;
         j.event.commit = out->commit;

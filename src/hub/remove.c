@@ -41,14 +41,14 @@ static bool add_once(mx_strings *s, const char *text) {
 }
 
 /* ---- what there is ----------------------------------------------------------------------------------------------- */
-/* The commits that the target has had here. */
+/* The commits that the target has had here: of several revisions, nobody knows whose an older one was. */
 static bool find_commits(remover *r) {
     char ref[MX_COMMIT_TEXT];
     const char *revision = r->target->revision, *pinned = mx_pins_commit(&r->pins, revision);
     mx_refs_read(r->folder, revision, ref);
     bool kept = (!pinned || add_once(&r->commits, pinned)) && (!ref[0] || add_once(&r->commits, ref)) &&
                 (!mx_is_commit(revision) || add_once(&r->commits, revision));
-    for (int i = 0; i < r->pins.files && !r->target->file[0] && kept; i++) {
+    for (int i = 0; i < r->pins.files && r->pins.revisions < 2 && !r->target->file[0] && kept; i++) {
         bool elsewhere = false; /* another revision pins it */
         for (int k = 0; k < r->pins.revisions; k++)
             elsewhere |= !strcmp(r->pins.revision[k].commit, r->pins.file[i].commit) &&

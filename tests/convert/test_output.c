@@ -95,6 +95,25 @@ static void test_what_is_not_replaced(void **state) {
 }
 
 /* Where the file system cannot exchange two names, which a filter of system calls plays. */
+/* What grows is emptied first: it may not be what is read, by whatever name. */
+static void test_input_is_what_grows(void **state) {
+    (void)state;
+    copy_folder(checkout("tests/data/base"), temporary("grown.incomplete"));
+    refuse_force(temporary("grown.incomplete"), temporary("grown"), MX_LAYOUT_ORIGINAL, "would be written first");
+    assert_int_equal(symlink("grown.incomplete", temporary("other.incomplete")), 0);
+    refuse_force(temporary("grown.incomplete"), temporary("other"), MX_LAYOUT_ORIGINAL, "would be written first");
+    expect_same_folder(temporary("grown.incomplete"), checkout("tests/data/base"));
+    assert_int_equal(link(temporary("grown.incomplete/model.safetensors"), temporary("file.gguf.incomplete")), 0);
+    refuse_force(temporary("grown.incomplete"), temporary("file.gguf"), MX_LAYOUT_GGUF, "would be written first");
+    mkdir(temporary("holder"), 0777);
+    convert(checkout("tests/data/base"), temporary("holder/x.gguf"), MX_LAYOUT_GGUF);
+    refuse_force(temporary("holder/x.gguf"), temporary("nosuch/../holder"), MX_LAYOUT_HF, "holds what");
+    assert_true(exists(temporary("holder/x.gguf")));
+    expect_same_folder(temporary("grown.incomplete"), checkout("tests/data/base"));
+    refuse(checkout("tests/data/base"), temporary("here/."), MX_LAYOUT_ORIGINAL, MX_INVALID_ARGUMENT,
+           "expected the name");
+}
+
 static void without_exchange(void) {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -418,6 +437,7 @@ int main(void) {
         cmocka_unit_test(test_models_by_name),
         cmocka_unit_test(test_vocabularies_without_ranks),
         cmocka_unit_test(test_what_is_not_replaced),
+        cmocka_unit_test(test_input_is_what_grows),
         cmocka_unit_test(test_replaced_in_two_steps),
         cmocka_unit_test(test_losses),
         cmocka_unit_test(test_what_metal_cannot_hold),

@@ -215,7 +215,7 @@ void tokenizer_metal(const mx_tokenizer *t, uint32_t count, const char *pattern,
 const char *metal_file(const char *path, uint32_t count) {
     mx_tokenizer *t = open_or_fail(path);
     mx_bytes out = {0};
-    tokenizer_metal(t, count, mx_o200k_pattern, &out);
+    tokenizer_metal(t, count, mx_o200k_pattern(), &out);
     mx_tokenizer_close(t);
     const char *file = scratch_file("model.bin", out.data, out.size);
     mx_bytes_free(&out);
