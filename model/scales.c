@@ -68,10 +68,11 @@ static int64_t find_f16(const uint8_t *scale, int64_t n, uint64_t step) {
 static int64_t find_in_chunk(search *s, int64_t chunk, int *view) {
     const mx_scale_view *v = &s->view[ *view = view_of_chunk(s, chunk)];
     const uint64_t expert = (uint64_t)(chunk - s->first_chunk[*view]);
-    const uint8_t *scale = v->scale + expert * v->scale_stride, *block = v->block + expert * v->block_stride;
+    const uint8_t *scale = v->scale + expert * v->scale_stride;
     const int64_t n = v->rows * v->per_row;
-    uint8_t low, high;
     if (!v->bf16_safe) return find_f16(scale, n, v->scale_step);
+    const uint8_t *block = v->block + expert * v->block_stride;
+    uint8_t low, high;
     range_of(scale, n, v->scale_step, &low, &high);
     if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[*view], true);
     if (high < 253) return -1;

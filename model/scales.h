@@ -6,7 +6,7 @@
 /* Private to model/: scales of MXFP4 (E8M0) and Q8_0 (F16) weights, wherever they lie. */
 typedef struct mx_scale_view {
     const mx_tensor *tensor;             /* that holds the scales, for messages */
-    const uint8_t *scale, *block;        /* of block 0 of expert 0 */
+    const uint8_t *scale, *block;        /* of block 0 of expert 0; F16 scales are looked at without their blocks */
     uint64_t scale_step, block_step;     /* bytes from one block's to the next one's */
     uint64_t scale_stride, block_stride; /* bytes from one expert to the next */
     int64_t experts, rows, per_row;      /* blocks of a row */
