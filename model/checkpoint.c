@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "model/checkpoint_private.h"
+#include "model/gguf_layout.h"
 #include "model/load.h"
 #include "model/metal.h"
 #include "model/show.h"
@@ -272,6 +273,25 @@ mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkp
 
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error) {
     return mx_checkpoint_open_as(path, MX_EXPERTS_KEPT, out, error);
+}
+
+mx_status mx_checkpoint_open_model(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
+                                   mx_error *error) {
+    mx_location location;
+    *out = NULL;
+    mx_status status = mx_location_find(path, &location, error);
+    if (!status && location.layout == MX_LAYOUT_TENSORS) return mx_config_read(path, config, error); /* says why not */
+    /* The checkpoint first: it says best what a folder of another layout holds. */
+    if (!status) status = mx_checkpoint_open_as(path, form, out, error);
+    if (!status)
+        status = location.layout == MX_LAYOUT_GGUF ? mx_gguf_config(&(*out)->gguf[0], config, error)
+                                                   : mx_config_read(path, config, error);
+    if (!status && location.layout == MX_LAYOUT_GGUF)
+        config->tied_embeddings = !mx_checkpoint_find(*out, "lm_head.weight"); /* whichever file it might be in */
+    if (!status) return MX_OK;
+    mx_checkpoint_close(*out);
+    *out = NULL;
+    return status;
 }
 
 mx_layout mx_checkpoint_layout(const mx_checkpoint *ck) {

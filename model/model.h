@@ -124,6 +124,9 @@ typedef enum mx_expert_form {
  * intermediate]; dense tensors in the type that the file has. */
 mx_status mx_checkpoint_open(const char *path, mx_checkpoint **out, mx_error *error);
 mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkpoint **out, mx_error *error);
+/* The same for a whole model, with its configuration. Close the checkpoint; NULL after a failure. */
+mx_status mx_checkpoint_open_model(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
+                                   mx_error *error);
 mx_layout mx_checkpoint_layout(const mx_checkpoint *ck);
 /* BF16 expert tensors that MX_EXPERTS_MXFP4 rounds; 0: there are none, or the layout is none of Hugging Face. */
 int mx_checkpoint_rounded(const mx_checkpoint *ck);

@@ -401,23 +401,6 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
     return status;
 }
 
-/* A model of one place: files that another program may hold are opened once. */
-static mx_status open_model(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
-                            mx_error *error) {
-    mx_location location;
-    *out = NULL;
-    mx_status status = mx_location_find(path, &location, error);
-    if (!status && location.layout == MX_LAYOUT_TENSORS) return mx_config_read(path, config, error); /* says why not */
-    /* The checkpoint first: it says best what a folder of another layout holds. */
-    if (!status) status = mx_checkpoint_open_as(path, form, out, error);
-    if (!status) status = mx_config_read(path, config, error);
-    if (!status && location.layout == MX_LAYOUT_GGUF)
-        config->tied_embeddings = !mx_checkpoint_find(*out, "lm_head.weight"); /* whichever file it might be in */
-    if (!status) return MX_OK;
-    mx_checkpoint_close(*out);
-    return status;
-}
-
 /* What became of --quantize-experts. */
 static void say_rounded(const char *path, const mx_checkpoint *ck) {
     if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF)
@@ -435,7 +418,7 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     mx_checkpoint *checkpoint;
     mx_config config;
     const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
-    mx_status status = open_model(path, form, &config, &checkpoint, error);
+    mx_status status = mx_checkpoint_open_model(path, form, &config, &checkpoint, error);
     if (status) return status;
     if (form == MX_EXPERTS_MXFP4) say_rounded(path, checkpoint);
     return create(path, &config, checkpoint, options, pool, out, error);

@@ -137,26 +137,12 @@ static mx_format format_of(const mx_checkpoint *ck, const char *name) {
     }
 }
 
-/* As weights are opened: the checkpoint first, which says best what a folder of another layout holds. */
-static mx_status open_both(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
-                           mx_error *error) {
-    mx_location location;
-    *out = NULL;
-    mx_status status = mx_location_find(path, &location, error);
-    if (!status && location.layout == MX_LAYOUT_TENSORS) return mx_config_read(path, config, error); /* says why not */
-    if (!status) status = mx_checkpoint_open_as(path, form, out, error);
-    if (!status) status = mx_config_read(path, config, error);
-    if (!status && location.layout == MX_LAYOUT_GGUF)
-        config->tied_embeddings = !mx_checkpoint_find(*out, "lm_head.weight"); /* whichever file it might be in */
-    return status;
-}
-
 mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_model *out, mx_error *error) {
     static const char down[] = "model.layers.0.mlp.experts.down_proj.weight"; /* not there where experts are blocks */
     mx_checkpoint *ck;
     *out = (mx_plan_model){.here = true};
     snprintf(out->name, sizeof out->name, "%s", path);
-    mx_status status = open_both(path, form, &out->config, &ck, error);
+    mx_status status = mx_checkpoint_open_model(path, form, &out->config, &ck, error);
     for (int i = 0; !status && i < mx_checkpoint_count(ck); i++) {
         const mx_tensor *t = mx_checkpoint_at(ck, i);
         double *sum = class_of(&out->bytes, t->name);
