@@ -26,7 +26,7 @@ void mx_progress_label(mx_progress *p, const char *label) {
     p->label = label;
 }
 
-static void time_left(double seconds, char out[32]) {
+void mx_progress_time_left(double seconds, char out[static 32]) {
     if (seconds < 99.5)
         snprintf(out, 32, "%.0f s left", seconds);
     else if (seconds < 99.5 * 60)
@@ -50,7 +50,7 @@ void mx_progress_line(const mx_progress *p, double done, double seconds, int wid
     done = done < 0 ? 0 : done > p->total ? p->total : done;
     const double share = p->total > 0 ? done / p->total : 1;
     how_far(p, done, seconds, far);
-    if (share > 0.01 && share < 1) time_left(seconds / share - seconds, left);
+    if (share > 0.01 && share < 1) mx_progress_time_left(seconds / share - seconds, left);
     /* The last column stays free: some terminals wrap there. The bar gives way to the words. */
     const int words = (int)(strlen(p->label) + strlen(far) + strlen(left) + strlen("  []    "));
     int length = width > 0 && width - 1 - words < BAR ? width - 1 - words : BAR;

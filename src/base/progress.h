@@ -20,6 +20,8 @@ void mx_progress_start(mx_progress *p, const char *label, double total, bool byt
 void mx_progress_update(mx_progress *p, double done);
 /* Another label from the next drawing on. */
 void mx_progress_label(mx_progress *p, const char *label);
+/* "12 s left", "4 min left". */
+void mx_progress_time_left(double seconds, char out[static 32]);
 /* Takes the line away, so that another may be printed; update brings it back. */
 void mx_progress_clear(mx_progress *p);
 

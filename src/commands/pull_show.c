@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/progress.h"
 
 enum { LABEL = 32, BAR = 24, BAR_LEAST = 6, MOST_BARS = 8, DEFAULT_WIDTH = 80, DEFAULT_HEIGHT = 24 };
 static const double TERMINAL_PERIOD = 0.2, LINE_PERIOD = 5, JSON_PERIOD = 1, RATE_PERIOD = 0.5; /* seconds */
@@ -58,12 +59,9 @@ static void time_left(const state *s, char out[static 40]) {
     const double seconds = s->rate > 0 ? (double)(s->total - s->done) / s->rate : -1;
     out[0] = 0;
     if (seconds < 0 || s->done >= s->total) return;
-    if (seconds < 99.5)
-        snprintf(out, 40, ", %.0f s left", seconds);
-    else if (seconds < 99.5 * 60)
-        snprintf(out, 40, ", %.0f min left", seconds / 60);
-    else
-        snprintf(out, 40, ", %.0f h left", seconds / 3600);
+    char left[32];
+    mx_progress_time_left(seconds, left);
+    snprintf(out, 40, ", %s", left);
 }
 
 /* "1.2 GB of 13.8 GB, 45.1 MB/s, 4 min left" */
