@@ -91,6 +91,30 @@ mx_status mx_open_hub(mx_hub *out, mx_error *error) {
     return status;
 }
 
+int mx_command_on_models(const mx_command *self, const struct poptOption *options, int argc, const char **argv,
+                         bool interruptible, mx_model_work *one, void (*failed)(const char *name, const mx_error *)) {
+    const char *const *names = NULL;
+    int code = MX_EXIT_OK;
+    if (!mx_command_parse(self, options, argc, argv, &names, &code)) return code;
+    if (!names || !names[0]) return mx_command_usage(self, "give the NAME of a model");
+    mx_error error = {0};
+    mx_models models = {0};
+    mx_hub hub = {0};
+    mx_status status = mx_open_models(&models, &error);
+    if (!status) status = mx_open_hub(&hub, &error);
+    if (interruptible) mx_interrupt_catch(true);
+    for (int i = 0; names[i] && !status; i++) {
+        status = one(&hub, &models, names[i], &error);
+        if (status && failed) failed(names[i], &error);
+    }
+    if (interruptible) mx_interrupt_release();
+    mx_hub_close(&hub);
+    mx_models_free(&models);
+    if (!status && (fflush(stdout) != 0 || ferror(stdout)))
+        status = mx_fail(&error, MX_IO, "cannot write to stdout: %s", strerror(errno));
+    return status ? mx_command_fail(self, &error) : MX_EXIT_OK;
+}
+
 bool mx_comes_along(const mx_target *target) {
     return !strcmp(target->repository, "-");
 }

@@ -56,6 +56,7 @@ static mx_status pull(const mx_hub *hub, const mx_models *models, const char *na
 }
 
 static void print_error(const char *name, const mx_error *error) {
+    if (!option_json) return;
     mx_bytes out = {0};
     mx_bytes_add_string(&out, "{\"event\":\"error\",\"name\":");
     mx_bytes_add_json(&out, name, strlen(name));
@@ -76,26 +77,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_offline_option, 0, NULL, NULL},
         POPT_TABLEEND,
     };
-    const char *const *names = NULL;
-    int code = MX_EXIT_OK;
-    if (!mx_command_parse(self, options, argc, argv, &names, &code)) return code;
-    if (!names || !names[0]) return mx_command_usage(self, "give the NAME of a model");
-    mx_error error = {0};
-    mx_models models = {0};
-    mx_hub hub = {0};
-    mx_status status = mx_open_models(&models, &error);
-    if (!status) status = mx_open_hub(&hub, &error);
-    mx_interrupt_catch(true);
-    for (int i = 0; names[i] && !status; i++) {
-        status = pull(&hub, &models, names[i], &error);
-        if (status && option_json) print_error(names[i], &error);
-    }
-    mx_interrupt_release();
-    mx_hub_close(&hub);
-    mx_models_free(&models);
-    if (!status && (fflush(stdout) != 0 || ferror(stdout)))
-        status = mx_fail(&error, MX_IO, "cannot write to stdout: %s", strerror(errno));
-    return status ? mx_command_fail(self, &error) : MX_EXIT_OK;
+    return mx_command_on_models(self, options, argc, argv, true, pull, print_error);
 }
 
 const mx_command mx_command_pull = {

@@ -46,19 +46,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"yes", 'y', POPT_ARG_NONE, &option_yes, 0, "Without asking", NULL},
         POPT_TABLEEND,
     };
-    const char *const *names = NULL;
-    int code = MX_EXIT_OK;
-    if (!mx_command_parse(self, options, argc, argv, &names, &code)) return code;
-    if (!names || !names[0]) return mx_command_usage(self, "give the NAME of a model");
-    mx_error error = {0};
-    mx_models models = {0};
-    mx_hub hub = {0};
-    mx_status status = mx_open_models(&models, &error);
-    if (!status) status = mx_open_hub(&hub, &error);
-    for (int i = 0; names[i] && !status; i++) status = remove_one(&hub, &models, names[i], &error);
-    mx_hub_close(&hub);
-    mx_models_free(&models);
-    return status ? mx_command_fail(self, &error) : MX_EXIT_OK;
+    return mx_command_on_models(self, options, argc, argv, false, remove_one, NULL);
 }
 
 const mx_command mx_command_rm = {
