@@ -66,11 +66,7 @@ static void put(planner *p, mx_made made, uint64_t align) {
 }
 
 static const mx_tensor *take(planner *p, int layer, const char *name, int dims, const int64_t *shape) {
-    const mx_tensor *t = mx_origin_take(p->o, &p->status, layer, name, dims, shape);
-    if (!t || t->dtype == MX_DTYPE_BF16 || t->dtype == MX_DTYPE_F32) return t;
-    p->status = mx_fail(p->o->error, MX_UNSUPPORTED, "%s: %s: is %s, and the layout %s has BF16 only", t->file, t->name,
-                        t->dtype_name, mx_layout_name(MX_LAYOUT_METAL));
-    return NULL;
+    return mx_origin_take_bf16(p->o, &p->status, layer, name, dims, shape);
 }
 
 static void plain(planner *p, int layer, const char *name, int dims, const int64_t *shape, uint64_t align) {

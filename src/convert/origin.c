@@ -176,6 +176,15 @@ const mx_tensor *mx_origin_take(mx_origin *o, mx_status *status, int layer, cons
     return t;
 }
 
+const mx_tensor *mx_origin_take_bf16(mx_origin *o, mx_status *status, int layer, const char *name, int dims,
+                                     const int64_t *shape) {
+    const mx_tensor *t = mx_origin_take(o, status, layer, name, dims, shape);
+    if (!t || t->dtype == MX_DTYPE_BF16 || t->dtype == MX_DTYPE_F32) return t;
+    *status = mx_fail(o->error, MX_UNSUPPORTED, "%s: %s: is %s, and the layout %s has BF16 only", t->file, t->name,
+                      t->dtype_name, mx_layout_name(o->options->to));
+    return NULL;
+}
+
 mx_status mx_origin_check_used(const mx_origin *o) {
     int unused = 0;
     const char *first = NULL;

@@ -26,6 +26,10 @@ void mx_origin_close(mx_origin *o);
  * *status says; nothing happens where that is no MX_OK before. */
 const mx_tensor *mx_origin_take(mx_origin *o, mx_status *status, int layer, const char *name, int dims,
                                 const int64_t *shape);
+/* The same for a layout that has BF16 only, which numbers of F32 are made where they can be: other types are refused.
+ */
+const mx_tensor *mx_origin_take_bf16(mx_origin *o, mx_status *status, int layer, const char *name, int dims,
+                                     const int64_t *shape);
 /* The rows behind those of t that belong to it; NULL: none. */
 const mx_tensor *mx_origin_more(const mx_origin *o, const mx_tensor *t);
 /* Tensors that no one took: what the target cannot hold. Fails unless losses are allowed, and warns then. */

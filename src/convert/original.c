@@ -57,13 +57,8 @@ static void put(planner *p, int layer, const char *as, const char *dtype, int di
     memcpy(e->shape, shape, (size_t)dims * sizeof *shape);
 }
 
-/* BF16, which numbers of F32 are made where they can be. */
 static const mx_tensor *take(planner *p, int layer, const char *name, int dims, const int64_t *shape) {
-    const mx_tensor *t = mx_origin_take(p->o, &p->status, layer, name, dims, shape);
-    if (!t || t->dtype == MX_DTYPE_BF16 || t->dtype == MX_DTYPE_F32) return t;
-    p->status = mx_fail(p->o->error, MX_UNSUPPORTED, "%s: %s: is %s, and the layout %s has BF16 only", t->file, t->name,
-                        t->dtype_name, mx_layout_name(p->o->options->to));
-    return NULL;
+    return mx_origin_take_bf16(p->o, &p->status, layer, name, dims, shape);
 }
 
 static void plain(planner *p, int layer, const char *name, const char *as, int dims, const int64_t *shape) {
