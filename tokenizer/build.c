@@ -17,9 +17,9 @@ const char *mx_o200k_pattern(void) {
 
 /* ---- collecting -------------------------------------------------------------------------------------------------- */
 
-static void fill_alphabet(int16_t byte_of[324]) {
+void mx_byte_alphabet(int16_t byte_of[static MX_BYTE_ALPHABET]) {
     int next = 256;
-    for (int c = 0; c < 324; c++) byte_of[c] = -1;
+    for (int c = 0; c < MX_BYTE_ALPHABET; c++) byte_of[c] = -1;
     for (int b = 0; b < 256; b++) {
         bool visible = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
         byte_of[visible ? b : next++] = (int16_t)b;
@@ -28,7 +28,7 @@ static void fill_alphabet(int16_t byte_of[324]) {
 
 void mx_source_begin(mx_source *s, const char *path, const char *vocab_name, const char *merges_name, mx_error *error) {
     *s = (mx_source){.path = path, .vocab_name = vocab_name, .merges_name = merges_name, .error = error};
-    fill_alphabet(s->byte_of);
+    mx_byte_alphabet(s->byte_of);
 }
 
 void mx_source_free(mx_source *s) {
@@ -49,7 +49,7 @@ bool mx_source_add_mapped(mx_source *s, const char *text, size_t size) {
             if ((c & 0xE0) != 0xC0 || i == size) goto not_in_alphabet;
             c = (c & 0x1F) << 6 | (in[i++] & 0x3F);
         }
-        if (c >= 324 || s->byte_of[c] < 0) goto not_in_alphabet;
+        if (c >= MX_BYTE_ALPHABET || s->byte_of[c] < 0) goto not_in_alphabet;
         bytes[n++] = (char)s->byte_of[c];
         if (n == sizeof bytes) {
             if (!mx_bytes_add(&s->text, bytes, n)) goto not_in_alphabet;

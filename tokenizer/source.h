@@ -42,14 +42,14 @@ typedef struct mx_source {
     mx_bytes text;    /* of all tokens and merges */
     mx_bytes pattern; /* that splits a text into pieces */
     bool ignore_merges;
-    int16_t byte_of[324]; /* the byte that a character of the byte alphabet stands for, or -1 */
+    int16_t byte_of[MX_BYTE_ALPHABET];
 } mx_source;
 
 void mx_source_begin(mx_source *s, const char *path, const char *vocab_name, const char *merges_name, mx_error *error);
 void mx_source_free(mx_source *s);
 
-/* Appends the bytes that `text` spells in the byte alphabet (GPT-2's: visible Latin-1 characters are their own byte,
- * the 68 others follow from U+0100 on); false with nothing appended when a character is not in it, or no memory. */
+/* Appends the bytes that `text` spells in the byte alphabet (mx_byte_alphabet); false with nothing appended when a
+ * character is not in it, or no memory. */
 bool mx_source_add_mapped(mx_source *s, const char *text, size_t size);
 /* A token whose text is what was appended since `offset`. Each is MX_NO_MEMORY or MX_OK. */
 mx_status mx_source_add_token(mx_source *s, uint32_t id, size_t offset, bool mapped);

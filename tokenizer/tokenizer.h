@@ -32,6 +32,11 @@ mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *
 /* The regular expression that GPT-4o's encoding o200k_base splits a text by, and with it gpt-oss. */
 const char *mx_o200k_pattern(void);
 
+/* GPT-2's byte alphabet, in which tokens are written in files: visible Latin-1 characters are their own byte, the 68
+ * others follow from U+0100 on. byte_of[c]: the byte that character c stands for, or -1. */
+enum { MX_BYTE_ALPHABET = 324 };
+void mx_byte_alphabet(int16_t byte_of[static MX_BYTE_ALPHABET]);
+
 /* A hash of all that it does: tokens, merges, kinds, split pattern. */
 uint64_t mx_tokenizer_hash(const mx_tokenizer *t);
 

@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "convert/origin.h"
+#include "tokenizer/tokenizer.h"
 
 enum {
     O200K_TEXTS = 199998, /* tokens of o200k before its special ones */
@@ -57,33 +58,23 @@ static mx_status bad(const mx_origin *o, const char *what) {
 /* ---- text tokens --------------------------------------------------------------------------------------------------
  */
 
-/* The byte alphabet of GPT-2: printable bytes stand for themselves, the others follow from U+0100 on. */
-static void byte_alphabet(int16_t of[512]) {
-    int next = 256;
-    memset(of, -1, 512 * sizeof *of);
-    for (int b = 0; b < 256; b++) {
-        const bool printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174);
-        of[printable ? b : next++] = (int16_t)b;
-    }
-}
-
-/* Characters of that alphabet, all below U+0200, as bytes. 0: others are among them, or there is no room. */
-static size_t token_bytes(const mx_json *t, const int16_t of[512], uint8_t *out, size_t room) {
+/* Characters of the byte alphabet as bytes. 0: others are among them, or there is no room. */
+static size_t token_bytes(const mx_json *t, const int16_t of[MX_BYTE_ALPHABET], uint8_t *out, size_t room) {
     size_t n = 0;
     for (size_t i = 0; i < t->key_size; n++) {
         const unsigned char c = (unsigned char)t->key[i++];
         int code = c < 0x80 ? c : -1;
         if (c >= 0xC2 && c < 0xC8 && i < t->key_size) code = (c & 0x1F) << 6 | ((unsigned char)t->key[i++] & 0x3F);
-        if (n == room || code < 0 || of[code] < 0) return 0;
+        if (n == room || code < 0 || code >= MX_BYTE_ALPHABET || of[code] < 0) return 0;
         out[n] = (uint8_t)of[code];
     }
     return n;
 }
 
 static mx_status put_texts(const mx_origin *o, mx_bytes *out, const mx_json *const *token, int texts) {
-    int16_t of[512];
+    int16_t of[MX_BYTE_ALPHABET];
     uint8_t bytes[512];
-    byte_alphabet(of);
+    mx_byte_alphabet(of);
     for (int i = 0; i < texts; i++) {
         const size_t n = token[i] ? token_bytes(token[i], of, bytes, sizeof bytes) : 0;
         const uint16_t size = (uint16_t)n;
