@@ -6,6 +6,10 @@
 
 #include "base/status.h"
 
+#ifdef __cplusplus /* kernels/cuda is C++ */
+extern "C" {
+#endif
+
 /* The contract between the model and the processor: one table of operations, filled by the best tier that the machine
  * has (scalar C is the specification and is complete; the others raise what they do better).
  *
@@ -217,5 +221,9 @@ uint16_t mx_f32_to_f16(float v); /* to nearest even, saturates at +-65504 (infin
 /* The best table for this machine within MXRUN_CPU (see base/cpu.h), or the tier called `name` when it is not NULL
  * ("scalar", "avx2" ...; MX_UNSUPPORTED where the machine lacks it). */
 mx_status mx_kernels_get(const char *name, const mx_kernels **out, mx_error *error);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -234,11 +234,13 @@ mx_precisions mx_precisions_default(const mx_kernels *kernels);
 /* One row of a step. Rows of one sequence stand together with ascending, consecutive positions; a sequence appears in
  * one such run only. */
 typedef struct mx_row {
-    int32_t token;
+    int32_t token; /* or MX_TOKEN_DRAWN(d), of a backend that runs ahead (mx_backend_ops.draw) */
     int32_t position;
     int32_t sequence; /* index into mx_batch.sequence */
     bool wanted;      /* its logits are to be kept until the next step */
 } mx_row;
+
+#define MX_TOKEN_DRAWN(d) (-1 - (d))
 
 /* A sequence's page table: page of layer l for positions 64 t .. 64 t + 63 is table[l * stride + t]; -1 where no row of
  * this step looks (behind a sliding layer's window). Pages that this step writes must be held by this sequence alone.
@@ -332,6 +334,17 @@ typedef struct mx_backend_ops {
     mx_status (*top)(mx_backend *b, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
                      mx_error *error);
     const float *(*logits)(mx_backend *b, int wanted); /* [vocab] in host memory, until the next call */
+
+    /* Running ahead, for a device that works while the host does something else; NULL, both: this backend does not.
+     * Such a backend's `step` only queues the pass. `draw` queues drawing from the rows that the last queued step
+     * wanted; its draws are numbered from 0, and rows of the next step may have MX_TOKEN_DRAWN(d) for the token that
+     * draw d of the last `draw` will give, so that it can be queued before anybody knows it. What the specs point to
+     * (biases, counts, masks) is copied before `draw` returns. `drawn` waits for the draws of the oldest `draw` that
+     * was not fetched yet, and gives their `sampled` and `status` (where one failed `*error` has the words of the
+     * first; a step that failed fails all of them). At most two draws are queued and not fetched. `sample`,
+     * `sample_all`, `top` and `logits` speak of the last queued step and wait for it. */
+    mx_status (*draw)(mx_backend *b, const mx_draw *draw, int count, mx_error *error);
+    mx_status (*drawn)(mx_backend *b, mx_draw *draw, int count, mx_error *error);
 } mx_backend_ops;
 
 struct mx_backend {

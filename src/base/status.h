@@ -1,6 +1,10 @@
 #ifndef MX_BASE_STATUS_H
 #define MX_BASE_STATUS_H
 
+#ifdef __cplusplus /* kernels/cuda is C++ */
+extern "C" {
+#endif
+
 /* What every function that can fail returns. The message that goes with it names the thing (file, field, byte),
  * what was found, what was expected and what to do about it. */
 typedef enum mx_status {
@@ -34,5 +38,9 @@ mx_status mx_fail_within(mx_error *error, mx_status status, const char *format, 
     __attribute__((format(printf, 3, 4)));
 
 const char *mx_status_name(mx_status status);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
