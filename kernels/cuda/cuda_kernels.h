@@ -79,8 +79,8 @@ void mx_cuda_begin_rows(const mx_cuda_begin *b, mx_gpu_stream *s);
  * NULL; then out = terms of x[t] / sqrt(mean(x[t]^2) + eps) * gain, at row r, where gain is not NULL. The sum of
  * squares is taken in one fixed order. */
 typedef struct mx_cuda_norm {
-    float *x; /* [*, hidden] */
-    int rows, hidden;
+    float *x;                /* [*, hidden] */
+    int rows, hidden;        /* hidden: a multiple of 32, at most 8192 */
     const int32_t *row;      /* [rows] or NULL */
     const int32_t *position; /* of row t, < 0: nothing is done; NULL: no holes */
     const float *expert_out; /* [slots, hidden] */
