@@ -94,6 +94,16 @@ typedef struct mx_cuda_norm {
 } mx_cuda_norm;
 void mx_cuda_norm_rows(const mx_cuda_norm *n, mx_gpu_stream *s);
 
+/* ---- small moves --------------------------------------------------------------------------------------------------
+ */
+/* to[entry.at] = entry.value; no two entries of one place. */
+typedef struct mx_cuda_entry {
+    int32_t at, value;
+} mx_cuda_entry;
+void mx_cuda_set_entries(int32_t *to, const mx_cuda_entry *entry, int count, mx_gpu_stream *s);
+/* to [rows, width] = rows row[0], row[1] ... of from [*, width]; width is a multiple of 4, both are 16-byte aligned. */
+void mx_cuda_gather_rows(float *to, const float *from, const int32_t *row, int rows, int64_t width, mx_gpu_stream *s);
+
 /* ---- products -----------------------------------------------------------------------------------------------------
  */
 /* Where a row's keys and values go and come from. Row r belongs to page table table[r] ([tiles] page ids of this layer,
