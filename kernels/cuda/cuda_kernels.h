@@ -259,6 +259,13 @@ void mx_cuda_sample(const float *logits, int vocab, const mx_cuda_draw *draw, in
 void mx_cuda_top(const float *logits, int vocab, int k, mx_cuda_token_value *out, int32_t token, mx_cuda_drawn *drawn,
                  float *scratch, mx_gpu_stream *s);
 
+/* ---- measuring ----------------------------------------------------------------------------------------------------
+ */
+/* Reads `bytes` (a multiple of 16) from data, 16-byte aligned, once. *out is not written. */
+void mx_cuda_measure_read(const uint8_t *data, int64_t bytes, int blocks, uint32_t *out, mx_gpu_stream *s);
+/* Multiplies BF16 in registers; returns how many multiplications and additions that is. *out is not written. */
+double mx_cuda_measure_multiply(int blocks, int rounds, float *out, mx_gpu_stream *s);
+
 /* ---- made-up weights ----------------------------------------------------------------------------------------------
  */
 /* `bytes` bytes of a tensor of model/synthetic.h from its block `first_block` (of MX_SYNTHETIC_BLOCK bytes) on, the
