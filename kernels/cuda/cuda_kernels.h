@@ -79,8 +79,8 @@ void mx_cuda_begin_rows(const mx_cuda_begin *b, mx_gpu_stream *s);
  * NULL; then out = terms of x[t] / sqrt(mean(x[t]^2) + eps) * gain, at row r, where gain is not NULL. The sum of
  * squares is taken in one fixed order. */
 typedef struct mx_cuda_norm {
-    float *x; /* [*, hidden] */
-    int rows, hidden;
+    float *x;                /* [*, hidden] */
+    int rows, hidden;        /* hidden: a multiple of 32, at most 8192 */
     const int32_t *row;      /* [rows] or NULL */
     const int32_t *position; /* of row t, < 0: nothing is done; NULL: no holes */
     const float *expert_out; /* [slots, hidden] */
@@ -93,6 +93,16 @@ typedef struct mx_cuda_norm {
     int terms;
 } mx_cuda_norm;
 void mx_cuda_norm_rows(const mx_cuda_norm *n, mx_gpu_stream *s);
+
+/* ---- small moves --------------------------------------------------------------------------------------------------
+ */
+/* to[entry.at] = entry.value; no two entries of one place. */
+typedef struct mx_cuda_entry {
+    int32_t at, value;
+} mx_cuda_entry;
+void mx_cuda_set_entries(int32_t *to, const mx_cuda_entry *entry, int count, mx_gpu_stream *s);
+/* to [rows, width] = rows row[0], row[1] ... of from [*, width]; width is a multiple of 4, both are 16-byte aligned. */
+void mx_cuda_gather_rows(float *to, const float *from, const int32_t *row, int rows, int64_t width, mx_gpu_stream *s);
 
 /* ---- products -----------------------------------------------------------------------------------------------------
  */
@@ -248,6 +258,13 @@ void mx_cuda_sample(const float *logits, int vocab, const mx_cuda_draw *draw, in
  * scratch: of one draw. NOT_FINITE leaves `out` alone. */
 void mx_cuda_top(const float *logits, int vocab, int k, mx_cuda_token_value *out, int32_t token, mx_cuda_drawn *drawn,
                  float *scratch, mx_gpu_stream *s);
+
+/* ---- measuring ----------------------------------------------------------------------------------------------------
+ */
+/* Reads `bytes` (a multiple of 16) from data, 16-byte aligned, once. *out is not written. */
+void mx_cuda_measure_read(const uint8_t *data, int64_t bytes, int blocks, uint32_t *out, mx_gpu_stream *s);
+/* Multiplies BF16 in registers; returns how many multiplications and additions that is. *out is not written. */
+double mx_cuda_measure_multiply(int blocks, int rounds, float *out, mx_gpu_stream *s);
 
 /* ---- made-up weights ----------------------------------------------------------------------------------------------
  */
