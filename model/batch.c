@@ -15,7 +15,7 @@ static mx_status check_row(const mx_config *c, const mx_batch *batch, const mx_r
     return MX_OK;
 }
 
-mx_status mx_batch_check(const mx_config *config, const mx_batch *batch, int max_rows, int max_wanted, int drawn,
+mx_status mx_rows_check(const mx_config *config, const mx_batch *batch, int max_rows, int max_wanted, int drawn,
                          mx_error *error) {
     if (batch->rows < 1 || batch->rows > max_rows)
         return mx_fail(error, MX_INVALID_ARGUMENT, "batch: %d rows, 1 to %d possible", batch->rows, max_rows);
@@ -35,7 +35,7 @@ mx_status mx_batch_check(const mx_config *config, const mx_batch *batch, int max
     return MX_OK;
 }
 
-int mx_batch_run(const mx_batch *batch, int start) {
+int mx_rows_run(const mx_batch *batch, int start) {
     int end = start + 1;
     while (end < batch->rows && batch->row[end].sequence == batch->row[start].sequence) end++;
     return end - start;

@@ -65,10 +65,10 @@ static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *se
 }
 
 static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_error *error) {
-    mx_status status = mx_batch_check(&b->weights->config, batch, b->options.max_rows, b->options.max_wanted, 0, error);
+    mx_status status = mx_rows_check(&b->weights->config, batch, b->options.max_rows, b->options.max_wanted, 0, error);
     for (int t = 0, rows; !status && t < batch->rows; t += rows) {
         const mx_row *first = &batch->row[t];
-        rows = mx_batch_run(batch, t);
+        rows = mx_rows_run(batch, t);
         status = check_pages(b, &batch->sequence[first->sequence], first->position, first[rows - 1].position, error);
     }
     return status;

@@ -212,9 +212,21 @@ static void random_bytes(uint64_t key, uint8_t *out, size_t size) {
     }
 }
 
-/* The four powers are those of exponent top - 3 .. top: mean square (1 + 1/4 + 1/16 + 1/64) / 4 of a mantissa's 7/3. */
-static void to_bf16(uint8_t *data, size_t size, double wanted) {
-    const int top = 127 + (int)lrint(log2(wanted / 0.88));
+/* BF16: the four powers are those of exponent top - 3 .. top, mean square (1 + 1/4 + 1/16 + 1/64) / 4 of a mantissa's
+ * 7/3. Scales: random codes have mean square 68.5 / 8, the four scales (1 + 4 + 16 + 64) / 4, together 13.49 times the
+ * least. */
+int mx_synthetic_base(const mx_synthetic_tensor *t) {
+    switch (t->noise) {
+    case MX_NOISE_BF16:
+        return 127 + (int)lrint(log2((double)t->size / 0.88));
+    case MX_NOISE_SCALES:
+        return 127 + (int)lrint(log2((double)t->size / 13.49));
+    default:
+        return 0;
+    }
+}
+
+static void to_bf16(uint8_t *data, size_t size, int top) {
     for (size_t i = 0; i < size; i += 2) {
         uint16_t r;
         memcpy(&r, data + i, 2);
@@ -232,14 +244,13 @@ static void to_gains(uint8_t *data, size_t size) {
     }
 }
 
-/* Random codes have mean square 68.5 / 8, the four scales (1 + 4 + 16 + 64) / 4: together 13.49 times the least. */
-static void to_scales(uint8_t *data, size_t size, double wanted) {
-    const int least = 127 + (int)lrint(log2(wanted / 13.49));
+static void to_scales(uint8_t *data, size_t size, int least) {
     for (size_t i = 0; i < size; i++) data[i] = (uint8_t)(least + (data[i] & 3));
 }
 
 struct filling {
     const mx_synthetic_tensor *t;
+    int base;
     uint64_t key, first_block, size;
     uint8_t *out;
 };
@@ -247,9 +258,9 @@ struct filling {
 static void fill_block(const struct filling *f, uint64_t block, uint8_t *out, size_t size) {
     uint64_t key = f->key + block;
     random_bytes(splitmix64(&key), out, size);
-    if (f->t->noise == MX_NOISE_BF16) to_bf16(out, size, (double)f->t->size);
+    if (f->t->noise == MX_NOISE_BF16) to_bf16(out, size, f->base);
     if (f->t->noise == MX_NOISE_GAIN) to_gains(out, size);
-    if (f->t->noise == MX_NOISE_SCALES) to_scales(out, size, (double)f->t->size);
+    if (f->t->noise == MX_NOISE_SCALES) to_scales(out, size, f->base);
 }
 
 static void fill_blocks(void *arg, int64_t begin, int64_t end, int thread) {
@@ -266,11 +277,14 @@ static void fill_blocks(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
+uint64_t mx_synthetic_key(const mx_synthetic_tensor *t, uint64_t seed) {
+    return splitmix64(&seed) ^ hash(t->name);
+}
+
 void mx_synthetic_fill(mx_pool *pool, const mx_synthetic_tensor *t, uint64_t seed, uint64_t offset, uint64_t size,
                        uint8_t *out) {
     enum { GRAIN = 32 }; /* 2 MiB: a huge page is touched by one thread */
-    uint64_t key = seed;
-    struct filling f = {t, splitmix64(&key) ^ hash(t->name), offset / MX_SYNTHETIC_BLOCK, size, out};
+    struct filling f = {t, mx_synthetic_base(t), mx_synthetic_key(t, seed), offset / MX_SYNTHETIC_BLOCK, size, out};
     const int64_t blocks = (int64_t)((size + MX_SYNTHETIC_BLOCK - 1) / MX_SYNTHETIC_BLOCK);
     mx_parallel_for(pool, blocks, GRAIN, fill_blocks, &f);
 }
