@@ -158,7 +158,7 @@ static uint64_t lay_out(mx_cuda_backend *b, uint8_t *base) {
     TAKE(lists, (uint64_t)b->lists_bytes);
     TAKE(drawn, 2 * W);
     TAKE(token, 2 * W);
-    TAKE(top, MX_CUDA_TOP);
+    TAKE(top, MX_CUDA_MOST_TOP);
     TAKE(top_drawn, 1);
 #undef TAKE
     return a.bytes;

@@ -42,11 +42,9 @@ typedef struct mx_cuda_scratch {
     uint8_t *lists;                               /* [lists_bytes] what the draws point to */
     mx_cuda_drawn *drawn;                         /* [W] of `draw`, [W] of `sample` behind them */
     int32_t *token;                               /* the same, tokens alone: the first [W] are read by the next step */
-    mx_cuda_token_value *top;                     /* [MX_CUDA_TOP] */
+    mx_cuda_token_value *top;                     /* [MX_CUDA_MOST_TOP] */
     mx_cuda_drawn *top_drawn;                     /* [1] */
 } mx_cuda_scratch;
-
-enum { MX_CUDA_TOP = 128 };
 
 /* What of page tables is on the device: tables.c */
 typedef struct mx_cuda_table {
@@ -127,7 +125,7 @@ typedef struct mx_cuda_backend {
     mx_cuda_draws draws[MX_CUDA_SLOTS + 1]; /* the last one: of `sample` */
     int first_draws, queued_draws;          /* not fetched yet */
     float *logits;                          /* pinned: [vocab] */
-    mx_cuda_token_value *top;               /* pinned: [MX_CUDA_TOP] */
+    mx_cuda_token_value *top;               /* pinned: [MX_CUDA_MOST_TOP] */
     mx_cuda_drawn *top_drawn;               /* pinned */
     float *top_scratch;                     /* [vocab] */
 } mx_cuda_backend;

@@ -51,7 +51,7 @@ static mx_cuda_plan plan_of(const mx_cuda_backend *b, const mx_batch *batch) {
     const int run_rows = mx_cuda_run_rows(b->config.heads / b->config.kv_heads);
     mx_cuda_plan p = {.rows = batch->rows, .bucket = -1};
     for (int t = 0, rows; t < batch->rows; t += rows) {
-        rows = mx_batch_run(batch, t);
+        rows = mx_rows_run(batch, t);
         if (rows < SHORT_RUN) {
             p.singles += rows;
             p.spans = larger(p.spans, spans_at(batch->row[t + rows - 1].position));
@@ -107,7 +107,7 @@ static void fill_attention(const mx_cuda_backend *b, const mx_batch *batch, mx_c
     mx_cuda_run *run = (mx_cuda_run *)(void *)put(block, 2 * (int64_t)p->runs, &device);
     p->run = (const mx_cuda_run *)(const void *)device;
     for (int t = 0, rows; t < batch->rows; t += rows) {
-        rows = mx_batch_run(batch, t);
+        rows = mx_rows_run(batch, t);
         for (int i = t; rows < SHORT_RUN && i < t + rows; i++) *single++ = i;
         for (int i = t; rows >= SHORT_RUN && i < t + rows; i += run_rows)
             *run++ = (mx_cuda_run){i, t + rows - i < run_rows ? t + rows - i : run_rows};
@@ -122,7 +122,7 @@ static mx_status fill_tables(mx_cuda_backend *b, const mx_batch *batch, const mx
     for (int t = 0, rows; t < batch->rows; t += rows) {
         const mx_row *first = &batch->row[t];
         const mx_sequence_view *view = &batch->sequence[first->sequence];
-        rows = mx_batch_run(batch, t);
+        rows = mx_rows_run(batch, t);
         if (runs++ == b->sequences)
             return mx_fail(error, MX_INVALID_ARGUMENT, "batch: more than %d sequences, as many as rows may be wanted",
                            b->sequences);
@@ -152,7 +152,7 @@ static mx_status queue(mx_cuda_backend *b, const struct block *block, mx_error *
 }
 
 mx_status mx_cuda_input(mx_cuda_backend *b, const mx_batch *batch, mx_cuda_plan *plan, mx_error *error) {
-    mx_status status = mx_batch_check(&b->config, batch, b->options.max_rows, b->options.max_wanted, b->drawn, error);
+    mx_status status = mx_rows_check(&b->config, batch, b->options.max_rows, b->options.max_wanted, b->drawn, error);
     if (!status) status = mx_cuda_note(b, mx_gpu_event_wait(b->input_copied[b->input_at], error), error);
     if (status) return status;
     struct block block = {.host = (int32_t *)(void *)b->input[b->input_at],
