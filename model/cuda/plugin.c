@@ -23,7 +23,8 @@ const mx_cuda_plugin *mx_cuda_plugin_open(const mx_cuda_host *host) {
                                           .load = mx_cuda_weights_load,
                                           .unload = mx_cuda_weights_free,
                                           .create = create,
-                                          .precision = mx_cuda_backend_precision};
+                                          .precision = mx_cuda_backend_precision,
+                                          .measure = mx_cuda_measure};
     if (host->abi != MX_CUDA_ABI) return NULL;
     if (host->log) {
         mx_log_set_sink(host->log, host->user);
