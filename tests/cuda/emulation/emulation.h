@@ -34,12 +34,12 @@
 #define __device__
 #define __host__
 #define __constant__    static const
-#define __shared__      static thread_local /* the threads of a block are fibres of one thread */
-#define __forceinline__ inline
+#define __shared__      static thread_local                   /* the threads of a block are fibres of one thread */
+#define __forceinline__ inline __attribute__((always_inline)) /* files may have different ones of one name */
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-#define MX_DEVICE static inline
+#define MX_DEVICE __device__ __forceinline__
 #define MX_UNROLL
 #define MX_DYNAMIC_SHARED(name) uint8_t *name = mx_emulated_shared()
 
