@@ -5,6 +5,12 @@
 
 #include "deferred.h"
 
+static mx_backend *newest;
+
+mx_backend *fake_engine_backend(void) {
+    return newest;
+}
+
 bool fake_engine_runs_ahead(void) {
     return getenv("MXRUN_TEST_AHEAD") != NULL;
 }
@@ -22,6 +28,7 @@ mx_engine *fake_engine_with(const mx_engine_parts *given, int64_t context, int64
     *backend = fake_backend_create(parts.config, parts.plan.pages);
     parts.backend = &(*backend)->base;
     if (fake_engine_runs_ahead()) parts.backend = deferred_create(parts.backend, parts.config);
+    newest = parts.backend;
     if (!parts.max_running) parts.max_running = 16;
     if (!parts.max_wanted) parts.max_wanted = parts.max_running + 48;
     mx_engine *engine;
