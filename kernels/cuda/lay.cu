@@ -30,13 +30,13 @@ MX_DEVICE uint32_t place_code(uint32_t code, int c) {
 }
 
 /* Where a thread's block of 32 columns goes: rows g + 8 high, block b of unit `unit`. */
-struct place {
+struct lay_place {
     int64_t unit;
     int g, high, b;
 };
 
 /* `codes`: 16 bytes in one of MXFP4's two orders; NULL: columns beyond the matrix. */
-MX_DEVICE void lay_mxfp4(const mx_cuda_lay &l, const place &to, const uint8_t *codes, uint32_t scale) {
+MX_DEVICE void lay_mxfp4(const mx_cuda_lay &l, const lay_place &to, const uint8_t *codes, uint32_t scale) {
     for (int t = 0; t < 4; t++) {
         uint32_t word = 0;
         for (int c = 0; codes && c < 8; c++) {
@@ -50,12 +50,12 @@ MX_DEVICE void lay_mxfp4(const mx_cuda_lay &l, const place &to, const uint8_t *c
     l.scale_data[to.unit * MX_UNIT_MXFP4_SCALES + to.g * 4 + to.b * 2 + to.high] = (uint8_t)scale;
 }
 
-MX_DEVICE void lay_bf16(const mx_cuda_lay &l, const place &to, const uint8_t *from) {
+MX_DEVICE void lay_bf16(const mx_cuda_lay &l, const lay_place &to, const uint8_t *from) {
     uint32_t *out = (uint32_t *)(l.data + to.unit * MX_UNIT_BF16 + (to.b * 2 + to.high) * 512 + to.g * 64);
     for (int i = 0; i < 16; i++) out[i] = from ? load_bytes(from + 4 * i, 4) : 0;
 }
 
-MX_DEVICE void lay_q8_0(const mx_cuda_lay &l, const place &to, const uint8_t *from) {
+MX_DEVICE void lay_q8_0(const mx_cuda_lay &l, const lay_place &to, const uint8_t *from) {
     for (int t = 0; t < 4; t++) {
         uint8_t *lane = l.data + to.unit * MX_UNIT_Q8_0 + to.b * 512 + (to.g * 4 + t) * 16;
         uint32_t *out = (uint32_t *)(lane + 8 * to.high);
@@ -65,16 +65,21 @@ MX_DEVICE void lay_q8_0(const mx_cuda_lay &l, const place &to, const uint8_t *fr
     scale[to.g * 4 + to.b * 2 + to.high] = (uint16_t)(from ? load_bytes(from, 2) : 0);
 }
 
+/* mx_columns_bytes of 32. */
+MX_DEVICE int block_bytes(mx_format format) {
+    return format == MX_BF16 ? 64 : format == MX_Q8_0 ? MX_Q8_0_BYTES : format == MX_MXFP4 ? 16 : MX_MXFP4_GGML_BYTES;
+}
+
 /* A thread for each block of 32 columns of a row; blocks beyond `cols` of its last unit become zeros. */
 static __global__ void __launch_bounds__(256) lay_rows(const mx_cuda_lay l) {
     const int64_t blocks = 2 * mx_cuda_units(l.cols), at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (at >= l.count * blocks) return;
     const int64_t i = at / blocks, block = at % blocks;
     const int64_t row = l.row_base + mx_cuda_row(l.order, l.head_dim, l.first + i);
-    const place to = {row / MX_UNIT_ROWS * (blocks / 2) + block / 2, (int)(row % 8), (int)(row % 16 / 8),
-                      (int)(block % 2)};
+    const lay_place to = {row / MX_UNIT_ROWS * (blocks / 2) + block / 2, (int)(row % 8), (int)(row % 16 / 8),
+                          (int)(block % 2)};
     const uint8_t *from = nullptr;
-    if (32 * block < l.cols) from = l.rows + i * l.row_stride + mx_columns_bytes(l.from, 32 * block);
+    if (32 * block < l.cols) from = l.rows + i * l.row_stride + block * block_bytes(l.from);
     if (l.from == MX_BF16)
         lay_bf16(l, to, from);
     else if (l.from == MX_Q8_0)

@@ -35,7 +35,7 @@ MX_DEVICE void multiply_unit(float acc[MT][NT][4], const mx_unit<KIND> unit[MT],
 }
 
 /* A warp's way through the units of MT row tiles, one behind the other. */
-template <int KIND, int MT> struct stream {
+template <int KIND, int MT> struct weight_stream {
     using unit_type = mx_unit<KIND>;
     const uint8_t *data, *scales; /* of the next unit */
     uint32_t second;              /* units from it to the one of the second row tile */
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(128, BLOCKS) few_rows(const mx_cuda_matmul m) 
     }
 
     const int begin = mx_cuda_part(units, warp), end = mx_cuda_part(units, warp + 1);
-    stream<KIND, MT> weights;
+    weight_stream<KIND, MT> weights;
     mx_unit<KIND> unit[DEPTH][MT];
     float acc[MT][NT][4] = {};
     weights.start(m, rows, units, begin);
@@ -119,7 +119,7 @@ template <int KIND, int MT, int NT, int TERMS> static void launch(const mx_cuda_
     mx_launch(s, grid, 128, 0, few_rows<KIND, MT, NT, TERMS, DEPTH, BLOCKS>, *m);
 }
 
-/* What is asked for seldom has fewer kernels, and with several terms there are no registers for eight tiles. */
+/* What is asked for seldom has fewer kernels, and with several terms there are no registers for as many rows. */
 template <int KIND, int TERMS, bool ALL>
 static void launch_tiles(const mx_cuda_matmul *m, int tiles, mx_gpu_stream *s) {
     constexpr int MT = KIND == MX_KIND_Q8_0 ? 1 : 2;
@@ -130,7 +130,7 @@ static void launch_tiles(const mx_cuda_matmul *m, int tiles, mx_gpu_stream *s) {
     if constexpr (TERMS == 1) {
         if (tiles > 4) return launch<KIND, MT, 8, TERMS>(m, s);
     }
-    launch<KIND, MT, 4, TERMS>(m, s);
+    launch<KIND, (TERMS > 2 ? 1 : MT), (TERMS > 2 ? 2 : 4), TERMS>(m, s);
 }
 
 template <int KIND, bool ALL> static void launch_kind(const mx_cuda_matmul *m, int tiles, mx_gpu_stream *s) {
