@@ -84,7 +84,7 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
         mx_attention_query<KV, HD>(q, a.scale, in, (uint4 *)mine, factor);
         const mx_attention_row seen = {{position, position}, {first, first}, mx_attention_sight(a.window)};
         const bool whole = tile * MX_TILE >= first && tile * MX_TILE + MX_TILE - 1 <= position;
-        mx_attention_tile<KV, HD, 3, true>(f, head, nullptr, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen,
+        mx_attention_tile<KV, HD, 3, true>(head, nullptr, f, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen,
                                            whole, factor, m, l, o);
         mx_sync_warp(); /* all lanes have read their query */
         MX_UNROLL
@@ -285,7 +285,7 @@ __global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps, 1) void
             const bool whole = key + MX_TILE - 1 <= begin + from &&
                                key >= mx_attention_first(last, a.window); /* of the warp's last row */
             float tile_m[2], tile_l[2], keep[2] = {1.0f, 1.0f}, take[2] = {0.0f, 0.0f}, o[lanes_o][4];
-            mx_attention_tile<KV, HD, 1, false>(f, head, next, in, mine, key + 8 * t, seen, whole, factor, tile_m,
+            mx_attention_tile<KV, HD, 1, false>(head, next, f, in, mine, key + 8 * t, seen, whole, factor, tile_m,
                                                 tile_l, o);
             bool tile_seen[2];
             MX_UNROLL
