@@ -210,7 +210,8 @@ MX_DEVICE void mx_attention_fold_lane(float (*to)[4], const float (*o)[4], const
 
 /* Block (run from the last one on, heads, which of the RUN_WARPS warps). */
 template <class KV, int HD>
-__global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps, 1) void mx_attention_run(mx_cuda_attention a) {
+__global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps,
+                             HD == 96 ? 1 : 0) void mx_attention_run(mx_cuda_attention a) {
     typedef mx_attention_shape<KV, HD> shape;
     typedef mx_attention_run_shape<KV, HD> run_shape;
     constexpr int lanes_o = HD / 8;
