@@ -605,19 +605,20 @@ static void weights_to_look_at_are_refused(void **state) {
 static void wide_scales_are_found(void **state) {
     (void)state;
     mx_weights *w = open_model(path_of("top1"));
-    for (int scale = 128; scale < 255; scale += 126) {
+    static const int largest[] = {128, 129, 254};
+    for (int k = 0; k < 3; k++) {
         mx_weights x = changeable(w);
         mx_experts *e = &x.layer[1].down;
         const int64_t n = w->config.experts * e->matrix.rows * e->matrix.cols / 32;
         uint8_t *scales = malloc((size_t)n);
         assert_non_null(scales);
         memcpy(scales, e->matrix.scales, (size_t)n);
-        scales[n - 1] = (uint8_t)scale;
+        scales[n - 1] = (uint8_t)largest[k];
         e->matrix.scales = scales;
         image m = load_by(&x, &plainly, 0);
         for (int i = 0; i < w->config.layers; i++) {
             assert_false(m.c->layer[i].gate_up.wide_scales);
-            assert_int_equal(m.c->layer[i].down.wide_scales, i == 1 && scale > 128);
+            assert_int_equal(m.c->layer[i].down.wide_scales, i == 1 && largest[k] > 128);
         }
         check_all(&m, &x);
         put_back(&m);
