@@ -188,6 +188,17 @@ MX_DEVICE float mx_sub(float a, float b) {
 #endif
 }
 
+/* Both halves added, to nearest even. */
+MX_DEVICE uint32_t mx_add_bf16x2(uint32_t a, uint32_t b) {
+#ifdef __CUDACC__
+    uint32_t v;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(0x3f803f80u), "r"(b)); /* a 1 + b */
+    return v;
+#else
+    return mx_pack_bf16(mx_bf16_low(a) + mx_bf16_low(b), mx_bf16_high(a) + mx_bf16_high(b));
+#endif
+}
+
 /* The terms of two numbers, packed (cuda_kernels.h): term[0] the largest part. */
 template <int TERMS> MX_DEVICE void mx_split_bf16(float low, float high, uint32_t term[TERMS]) {
     MX_UNROLL

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(THREADS)
     const uint64_t thread = (uint64_t)blockIdx.x * THREADS + threadIdx.x;
     const uint64_t block = thread / LANES, lane = thread % LANES, at = block * BLOCK;
     if (at >= bytes) return;
-    const uint64_t left = bytes - at, steps = ((left < BLOCK ? left : BLOCK) + STEP - 1) / STEP;
+    const uint64_t left = bytes - at, steps = ((left < BLOCK ? left : (uint64_t)BLOCK) + STEP - 1) / STEP;
     const uint64_t seed = splitmix64(key + first_block + block, 1);
     uint64_t a = splitmix64(seed, 2 * lane + 1), b = splitmix64(seed, 2 * lane + 2);
     uint64_t *to = (uint64_t *)(out + at) + lane;

@@ -45,13 +45,14 @@ static bool allocate(mx_engine *e) {
     const size_t running = (size_t)e->parts.max_running, rows = (size_t)e->parts.batch_tokens;
     e->running = calloc(running, sizeof(mx_task *));
     e->planned = calloc(running, sizeof(mx_task *));
+    e->flight.task = calloc(running, sizeof(mx_task *));
     e->candidate = calloc(running, sizeof *e->candidate);
     e->view = calloc(running, sizeof *e->view);
     e->row = calloc(rows, sizeof *e->row);
     e->draw = calloc(running, sizeof *e->draw);
     e->mask_words = (e->parts.config->vocab + 31) / 32;
     e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
-    return e->running && e->planned && e->candidate && e->view && e->row && e->draw && e->mask && allocate_lookups(e);
+    return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->mask && allocate_lookups(e);
 }
 
 static void destroy(mx_engine *e) {
@@ -59,6 +60,7 @@ static void destroy(mx_engine *e) {
     if (e->event_fd >= 0) close(e->event_fd);
     free(e->running);
     free(e->planned);
+    free(e->flight.task);
     free(e->candidate);
     free(e->view);
     free(e->row);
@@ -74,6 +76,7 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
     mx_engine *e = calloc(1, sizeof *e);
     if (!e) return mx_fail(error, MX_NO_MEMORY, "no memory for an engine");
     e->parts = *parts;
+    if (parts->backend->ops->draw && parts->speculation == MX_SPECULATE_AUTO) e->parts.speculation = MX_SPECULATE_OFF;
     e->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     const mx_kv_options kv = {.config = parts->config,
                               .backend = parts->backend,

@@ -8,12 +8,23 @@
 #include "engine/task.h"
 
 /* What the files of the engine share: engine.c has the calls that any thread may make, queue.c who runs and who waits,
- * step.c the step.
+ * step.c the step, plan.c its rows and pages, draw.c what is drawn from them, ahead.c the step where a device computes
+ * while the host does something else.
  *
  * The lock guards what stands below it here and in mx_task. It is not held during a forward pass, nor while keys and
  * values are looked for, nor while a constraint is called: all else belongs to the thread that steps. */
 
 enum { MX_TASK_BUCKETS = 4096 };
+
+/* A step that was queued and whose draws were not fetched yet (ahead.c). */
+typedef struct mx_flight {
+    mx_task **task; /* [max_running] those with rows in it; NULL: one that does not want them any more */
+    int count;      /* 0: nothing is under way */
+    int draws;
+    int decode_rows, prompt_rows;
+    int64_t allowed; /* of the scheduler, when it planned these */
+    double queued; /* mx_seconds */
+} mx_flight;
 
 struct mx_engine {
     mx_engine_parts parts;
@@ -35,6 +46,9 @@ struct mx_engine {
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
     double last_seconds;   /* of the step before */
+    mx_flight flight;      /* of a backend that runs ahead */
+    double last_completed; /* mx_seconds when its results were there */
+    bool carefully;        /* something failed: the next step does not run ahead, and finds out what */
     mx_task *changed;      /* have news for mx_poll */
     mx_engine_stats count; /* as far as this thread counts */
 
@@ -70,6 +84,41 @@ mx_task *mx_queue_take_overdue(mx_engine *e, double now); /* its deadline is for
 void mx_queue_admit(mx_engine *e);                   /* lets those run that can */
 void mx_queue_set_back(mx_engine *e, mx_task *task); /* one that runs waits again */
 void mx_queue_stop_running(mx_engine *e, mx_task *task);
+
+/* ---- step.c ---------------------------------------------------------------------------------------------------------
+ */
+void mx_task_has_news(mx_engine *e, mx_task *task);
+/* A running task ends. `keep`: what was computed is right, as far as it goes. */
+void mx_task_end(mx_engine *e, mx_task *task, bool keep);
+void mx_task_fail(mx_engine *e, mx_task *task, const mx_error *error, bool keep);
+/* From the choice of rows, at mx_seconds `start` or a little later, to their tokens. */
+void mx_step_at_once(mx_engine *e, double start);
+
+/* ---- plan.c ---------------------------------------------------------------------------------------------------------
+ */
+/* Sets the rows of all that run, for a step that began at `start`. */
+void mx_plan_rows(mx_engine *e, double start);
+/* Pages for them, as long as there are any. false: there were not enough. */
+bool mx_plan_fits(mx_engine *e);
+/* Pages for them; the most junior ones are set back where there are not enough. */
+void mx_plan_pages(mx_engine *e);
+
+/* ---- draw.c ---------------------------------------------------------------------------------------------------------
+ */
+/* The rules for the token behind the known ones, which row `wanted` says. `draw`: of the engine's. */
+void mx_draw_prepare(const mx_engine *e, const mx_task *task, mx_draw *draw, int wanted);
+/* The constraint rejected the token: it is masked out, in this draw and in later ones for the same position. Fails when
+ * there were too many. */
+mx_status mx_draw_rejected(const mx_engine *e, mx_task *task, mx_draw *draw, mx_error *error);
+/* The token behind the known ones is known. true: the task finishes with it. */
+bool mx_draw_known(mx_engine *e, mx_task *task, const mx_sampled *sampled, mx_verdict verdict);
+/* Of so many fetched draws: `status` where their step failed, MX_OK where only some of them did. */
+mx_status mx_draw_step_status(const mx_engine *e, int draws, mx_status status);
+
+/* ---- ahead.c --------------------------------------------------------------------------------------------------------
+ */
+void mx_step_ahead(mx_engine *e, double start);      /* mx_step_at_once, but for results that come a step later */
+void mx_ahead_forget(mx_engine *e, mx_task *task);   /* its rows that are computed now are not wanted */
 
 /* ---- engine.c -------------------------------------------------------------------------------------------------------
  */

@@ -281,6 +281,7 @@ void mx_queue_stop_running(mx_engine *e, mx_task *task) {
     for (; i < e->running_count; i++) e->running[i] = e->running[i + 1];
     if (task->lookup) e->free_lookup[e->free_lookups++] = task->lookup;
     task->lookup = NULL;
+    if (task->ahead) mx_ahead_forget(e, task);
     task->computing = task->reading = false;
     release_waiters(e, task);
 }

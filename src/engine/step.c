@@ -4,37 +4,34 @@
 #include "base/cpu.h"
 #include "engine/engine_state.h"
 
-enum { REJECTIONS = 64 }; /* tokens that a constraint may refuse for one position */
-
 /* ---- ending -------------------------------------------------------------------------------------------------------
  */
-static void has_news(mx_engine *e, mx_task *task) {
+void mx_task_has_news(mx_engine *e, mx_task *task) {
     if (task->changed) return;
     task->changed = true;
     task->next_changed = e->changed;
     e->changed = task;
 }
 
-/* `keep`: what was computed is right, as far as it goes. */
-static void end(mx_engine *e, mx_task *task, bool keep) {
+void mx_task_end(mx_engine *e, mx_task *task, bool keep) {
     task->ending = true;
     if (task->started && task->first_time <= 0) task->usage.prompt_seconds = mx_seconds() - task->start_time;
     mx_sequence_end(&task->sequence, task->tokens, keep);
     mx_queue_stop_running(e, task);
     mx_task_end_constraint(task);
     e->count.finished++;
-    has_news(e, task);
+    mx_task_has_news(e, task);
 }
 
 static void finish(mx_engine *e, mx_task *task, mx_finish finish) {
     task->finish = finish;
-    end(e, task, true);
+    mx_task_end(e, task, true);
 }
 
-static void fail(mx_engine *e, mx_task *task, const mx_error *error, bool keep) {
+void mx_task_fail(mx_engine *e, mx_task *task, const mx_error *error, bool keep) {
     task->failed = true;
     task->error = *error;
-    end(e, task, keep);
+    mx_task_end(e, task, keep);
 }
 
 /* With the lock held: the cancelled tasks and those whose time is over, linked by next_to_end; none of them waits any
@@ -98,47 +95,17 @@ static void publish(mx_engine *e) {
 
 /* ---- drawing ------------------------------------------------------------------------------------------------------
  */
-/* The mask as the constraint has it. false: it forbids nothing. */
-static bool ask_constraint(const mx_task *task, uint32_t *mask, int32_t vocab) {
-    const mx_constraint *c = &task->request.constraint;
-    for (int pass = 0; pass < 2; pass++) {
-        memset(mask, 0xff, (size_t)vocab / 32 * sizeof *mask);
-        if (vocab % 32) mask[vocab / 32] = (1u << vocab % 32) - 1;
-        if (!c->accept || !c->mask) return false;
-        if (pass == 0 && c->mask(c->user, mask, vocab)) return true;
-    }
-    return false;
-}
-
-/* What may be drawn. false: everything may. */
-static bool fill_mask(const mx_task *task, bool may_stop, uint32_t *mask, int32_t vocab) {
-    const bool narrowed = ask_constraint(task, mask, vocab);
-    if (may_stop) return narrowed;
-    for (int i = 0; i < task->request.stop_count; i++) {
-        const int32_t token = task->stop[i];
-        if (token >= 0 && token < vocab) mask[token >> 5] &= ~(1u << (token & 31));
-    }
-    for (int32_t i = 0; i < (vocab + 31) / 32; i++)
-        if (mask[i]) return true;
-    return ask_constraint(task, mask, vocab); /* it allows nothing but the end */
-}
-
-static uint32_t *mask_of(const mx_engine *e, const mx_draw *draw) {
-    return e->mask + (draw - e->draw) * e->mask_words;
-}
-
-/* The rules for the token behind the known ones, which row `wanted` says. */
-static void prepare_draw(mx_engine *e, const mx_task *task, mx_draw *draw, int wanted) {
-    const mx_request *r = &task->request;
-    *draw = (mx_draw){.wanted = wanted, .spec = mx_task_sample_spec(task, task->known), .status = MX_INVALID_STATE};
-    const bool may_stop = task->known - r->prompt_count >= r->min_tokens || !r->stop_count;
-    if (!r->constraint.accept && may_stop) return;
-    if (fill_mask(task, may_stop, mask_of(e, draw), e->parts.config->vocab)) draw->spec.mask = mask_of(e, draw);
+/* Of a device that computes meanwhile: waits for the step, and draws. What single draws say is in their status. */
+static mx_status draw_on_device(mx_engine *e, int tasks, int draws, mx_error *error) {
+    mx_backend *backend = e->parts.backend;
+    mx_status status = backend->ops->draw(backend, e->draw, draws, error);
+    if (!status) status = backend->ops->drawn(backend, e->draw, draws, error);
+    return tasks == 1 && draws == 1 ? MX_OK : mx_draw_step_status(e, draws, status);
 }
 
 /* Draws the next tokens of all tasks that have one, together where that is faster. What fails here, and what stands
- * behind guesses, draw_token draws. */
-static void draw_all(mx_engine *e, mx_task **tasks, int count) {
+ * behind guesses, draw_token draws. A status is the step's. */
+static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *error) {
     mx_backend *backend = e->parts.backend;
     int n = 0;
     for (int i = 0; i < count; i++) {
@@ -147,9 +114,11 @@ static void draw_all(mx_engine *e, mx_task **tasks, int count) {
         task->draw = last < first + task->rows ? n++ : -1;
         if (task->draw < 0) continue;
         const int64_t from = mx_task_wanted_from(task);
-        prepare_draw(e, task, &e->draw[task->draw], task->first_wanted + (int)(last - (from > first ? from : first)));
+        mx_draw_prepare(e, task, &e->draw[task->draw], task->first_wanted + (int)(last - (from > first ? from : first)));
     }
+    if (backend->ops->draw) return draw_on_device(e, count, n, error);
     if (n > 1 && backend->ops->sample_all) backend->ops->sample_all(backend, e->draw, n);
+    return MX_OK;
 }
 
 /* The token behind the known ones, within what the constraint allows, which accepts it. A token that it rejects is
@@ -159,22 +128,18 @@ static mx_status draw_token(mx_engine *e, mx_task *task, int wanted, mx_sampled 
     const mx_constraint *c = &task->request.constraint;
     mx_backend *backend = e->parts.backend;
     mx_draw *draw = &e->draw[task->draw];
-    if (draw->wanted != wanted) prepare_draw(e, task, draw, wanted);
+    if (draw->wanted != wanted) mx_draw_prepare(e, task, draw, wanted);
     *verdict = MX_CONTINUE;
-    for (int attempt = 0; attempt < REJECTIONS; attempt++) {
+    for (;;) {
         mx_status status = draw->status;
         if (status) status = backend->ops->sample(backend, wanted, &draw->spec, &draw->sampled, error);
         *out = draw->sampled;
         if (status || !c->accept) return status;
         *verdict = c->accept(c->user, out->token);
         if (*verdict != MX_REJECTED) return MX_OK;
-        mask_of(e, draw)[out->token >> 5] &= ~(1u << (out->token & 31));
-        draw->spec.mask = mask_of(e, draw);
-        draw->spec.seed += 0x9e3779b97f4a7c15u;
-        draw->status = MX_INVALID_STATE;
+        status = mx_draw_rejected(e, task, draw, error);
+        if (status) return status;
     }
-    return mx_fail(error, MX_INVALID_STATE, "the constraint rejected %d tokens in a row at position %lld", REJECTIONS,
-                   (long long)task->known);
 }
 
 /* The logits themselves are at fault: not even the plainest rule finds a token in them. */
@@ -183,34 +148,6 @@ static bool is_damaged(mx_engine *e, int wanted) {
     mx_sampled sampled;
     return backend->ops->sample(backend, wanted, &(mx_sample_spec){.top_p = 1, .repetition_penalty = 1}, &sampled,
                                 NULL) != MX_OK;
-}
-
-static bool is_finished(const mx_task *task, mx_verdict verdict, int32_t token, mx_finish *finish) {
-    const int64_t generated = task->known - task->request.prompt_count, max = task->request.max_tokens;
-    if (mx_task_stops_at(task, token))
-        *finish = MX_FINISH_STOP;
-    else if (verdict == MX_FINISHED)
-        *finish = MX_FINISH_CONSTRAINT;
-    else if (generated == max)
-        *finish = MX_FINISH_LENGTH;
-    else if (generated == task->limit)
-        *finish = MX_FINISH_CONTEXT;
-    else
-        return false;
-    return true;
-}
-
-static void count_token(mx_engine *e, mx_task *task) {
-    const double now = mx_seconds();
-    struct mx_usage *usage = &task->usage;
-    if (usage->generated_tokens++ == 0) {
-        task->first_time = now;
-        usage->prompt_seconds = now - task->start_time;
-    }
-    usage->generate_seconds = now - task->first_time;
-    e->count.generated_tokens++;
-    mx_task_count(task, task->tokens[task->known - 1]);
-    task->computing = false;
 }
 
 /* What row `wanted` says of the token at `position`, which is known. */
@@ -234,11 +171,7 @@ static mx_status next_token(mx_engine *e, mx_task *task, int wanted, bool *finis
                                    &logprob, error);
     }
     if (status) return status;
-    task->tokens[position] = sampled.token; /* position < prompt + limit: is_finished sees to it */
-    task->logprob[position] = sampled.logprob;
-    task->known++;
-    count_token(e, task);
-    *finished = is_finished(task, verdict, sampled.token, &task->finish);
+    *finished = mx_draw_known(e, task, &sampled, verdict);
     return MX_OK;
 }
 
@@ -265,11 +198,11 @@ static void take_rows(mx_engine *e, mx_task *task) {
             right = !status && task->tokens[position + 1] == guess;
             accepted += right;
         }
-        has_news(e, task);
+        mx_task_has_news(e, task);
         wanted += !status;
     }
     if (status) {
-        fail(e, task, &error, !is_damaged(e, wanted));
+        mx_task_fail(e, task, &error, !is_damaged(e, wanted));
         return;
     }
     if (drafted) {
@@ -281,7 +214,7 @@ static void take_rows(mx_engine *e, mx_task *task) {
     }
     mx_sequence_advance(&task->sequence, task->tokens, position - first);
     if (computing && !task->computing) mx_sequence_mark(&task->sequence, task->tokens);
-    if (finished) end(e, task, true);
+    if (finished) mx_task_end(e, task, true);
 }
 
 /* ---- computing ----------------------------------------------------------------------------------------------------
@@ -310,96 +243,18 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
     const mx_batch batch = batch_of(e, tasks, count);
     const double start = mx_seconds();
     mx_status status = backend->ops->step(backend, &batch, &error);
-    const double done = mx_seconds();
+    double done = mx_seconds();
+    if (!status) status = draw_all(e, tasks, count, &error);
+    if (backend->ops->draw) done = mx_seconds();
     e->count.forward_seconds += done - start;
     e->count.computed_rows += batch.rows;
     if (status && count > 1) {
         for (int i = 0; i < count; i++) compute(e, tasks + i, 1);
     } else if (status) {
-        fail(e, tasks[0], &error, false);
+        mx_task_fail(e, tasks[0], &error, false);
     } else {
-        draw_all(e, tasks, count);
         for (int i = 0; i < count; i++) take_rows(e, tasks[i]);
         e->count.sample_seconds += mx_seconds() - done;
-    }
-}
-
-/* ---- planning -----------------------------------------------------------------------------------------------------
- */
-static bool decodes(const mx_task *task) {
-    return !task->reading && task->known - task->sequence.count == 1;
-}
-
-/* Guesses what follows, where `decoders` requests decode. They stand behind the known tokens until they are checked. */
-static void guess_ahead(mx_engine *e, int decoders) {
-    const bool always = e->parts.speculation == MX_SPECULATE_ON;
-    int rows = decoders;
-    for (int i = 0; i < e->running_count; i++) {
-        mx_task *task = e->running[i];
-        task->drafted = 0;
-        if (!decodes(task) || (!always && rows >= MX_DRAFT_ROWS)) continue;
-        const int64_t left = task->request.prompt_count + task->limit - task->known - 1; /* the last is never a guess */
-        const int most = e->parts.draft_tokens < left ? e->parts.draft_tokens : (int)left;
-        task->drafted =
-            mx_lookup_draft(task->lookup, task->tokens, task->known, task->tokens + task->known, most, &task->matched);
-        if (!always && task->drafted > 0)
-            task->drafted = mx_draft_length(&e->draft_cost, &task->luck, task->matched, rows, task->drafted);
-        rows += task->drafted;
-    }
-}
-
-/* `start`: of this step. */
-static void plan_rows(mx_engine *e, double start) {
-    int decoders = 0, count = 0;
-    for (int i = 0; i < e->running_count; i++) decoders += decodes(e->running[i]);
-    if (decoders && e->parts.speculation != MX_SPECULATE_OFF) guess_ahead(e, decoders);
-    for (int i = 0; i < e->running_count; i++) {
-        const mx_task *task = e->running[i];
-        if (task->reading) continue;
-        e->candidate[count++] = (mx_candidate){.unknown = task->known - task->sequence.count,
-                                               .order = (int64_t)task->handle,
-                                               .turn = task->turn,
-                                               .priority = task->request.priority,
-                                               .drafted = task->drafted,
-                                               .scored = task->scored < task->request.prompt_count};
-    }
-    if (count > 0) mx_scheduler_plan(&e->scheduler, e->candidate, count, mx_seconds() - start);
-    const mx_candidate *c = e->candidate;
-    for (int i = 0; i < e->running_count; i++) {
-        mx_task *task = e->running[i];
-        task->rows = 0;
-        if (task->reading) continue;
-        task->rows = c->rows;
-        task->turn = c->turn;
-        c++;
-    }
-}
-
-/* Pages for so many rows of a task; where there are none left the most junior one is set back. */
-static void reserve_rows(mx_engine *e, mx_task *task, int rows) {
-    while (!mx_sequence_reserve(&task->sequence, rows)) {
-        mx_task *junior = e->running[e->running_count - 1];
-        if (e->running_count == 1) {
-            mx_error error;
-            mx_fail(&error, MX_NO_MEMORY, "%lld KV pages are too few for %lld tokens", (long long)e->parts.plan.pages,
-                    (long long)(task->sequence.count + rows));
-            fail(e, task, &error, true);
-        } else {
-            mx_queue_set_back(e, junior);
-        }
-        if (junior == task) break;
-    }
-}
-
-/* For the most senior tasks first, and for what was guessed only what all others leave. */
-static void reserve_pages(mx_engine *e) {
-    for (int i = 0; i < e->running_count; i++) {
-        mx_task *task = e->running[i];
-        if (task->rows) reserve_rows(e, task, decodes(task) ? 1 : task->rows);
-    }
-    for (int i = 0; i < e->running_count; i++) {
-        mx_task *task = e->running[i];
-        if (task->rows > 1 && decodes(task) && !mx_sequence_reserve(&task->sequence, task->rows)) task->rows = 1;
     }
 }
 
@@ -411,9 +266,9 @@ static void compute_planned(mx_engine *e) {
         mx_task *task = e->running[i];
         if (!task->rows) continue;
         e->planned[count++] = task;
-        decode += decodes(task);
-        drafted += decodes(task) ? task->rows - 1 : 0;
-        prompt += decodes(task) ? 0 : task->rows;
+        decode += mx_task_decodes(task);
+        drafted += mx_task_decodes(task) ? task->rows - 1 : 0;
+        prompt += mx_task_decodes(task) ? 0 : task->rows;
     }
     if (!count) return;
     const double start = mx_seconds();
@@ -422,6 +277,12 @@ static void compute_planned(mx_engine *e) {
     mx_scheduler_measured(&e->scheduler, decode, drafted, prompt, seconds);
     if (!prompt) mx_draft_measured(&e->draft_cost, decode + drafted, seconds);
     e->count.steps++;
+}
+
+void mx_step_at_once(mx_engine *e, double start) {
+    mx_plan_rows(e, start);
+    mx_plan_pages(e);
+    compute_planned(e);
 }
 
 mx_status mx_step(mx_engine *e, mx_error *error) {
@@ -442,9 +303,10 @@ mx_status mx_step(mx_engine *e, mx_error *error) {
     }
     if (to_end) publish(e);
     mx_queue_admit(e);
-    plan_rows(e, start);
-    reserve_pages(e);
-    compute_planned(e);
+    if (e->parts.backend->ops->draw)
+        mx_step_ahead(e, start);
+    else
+        mx_step_at_once(e, start);
 
     const double seconds = e->last_seconds = mx_seconds() - start;
     e->count.step_seconds += seconds;

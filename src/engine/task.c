@@ -126,6 +126,16 @@ int64_t mx_task_wanted_from(const mx_task *task) {
     return task->known - 1;
 }
 
+int64_t mx_task_unknown(const mx_task *task) {
+    const bool drawing = task->ahead > 0 && task->draw >= 0;
+    if (drawing && task->known + 1 == task->request.prompt_count + task->limit) return 0; /* the last needs no row */
+    return task->known + drawing - task->sequence.count - task->ahead;
+}
+
+bool mx_task_decodes(const mx_task *task) {
+    return !task->reading && mx_task_unknown(task) == 1;
+}
+
 mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position) {
     const mx_sampling *s = &task->request.sampling;
     return (mx_sample_spec){

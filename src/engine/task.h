@@ -17,6 +17,8 @@
  * It waits, runs (then its sequence holds pages), perhaps waits again when it was set back, and ends. Until it has
  * ended it belongs to the thread that steps, but for the fields under the lock; afterwards to mx_poll. */
 
+enum { MX_REJECTIONS = 64 }; /* tokens that a constraint may refuse for one position */
+
 /* How often each token occurred, as a list of distinct ones. */
 typedef struct mx_tally {
     mx_token_count *item;
@@ -55,6 +57,10 @@ typedef struct mx_task {
     int matched;               /* tokens that they were found by */
     int first_wanted;          /* of the rows whose logits are wanted */
     int draw;                  /* of the engine's; -1: none in this step */
+    int ahead;                 /* rows behind the sequence's that are computed now (ahead.c); with `draw`, the last of
+                                  them says the token behind the known ones */
+    int rejected_count;        /* tokens that the constraint refused for the position behind the known ones */
+    int32_t rejected[MX_REJECTIONS];
     struct mx_task *waits_for; /* runs, and computes what this one begins with; NULL: nobody is waited for */
     int64_t wait_until;        /* positions that it must have computed, or INT64_MAX: until it draws */
     mx_heap waiters;           /* those that wait for this one, by `wait_until` */
@@ -92,6 +98,10 @@ void mx_task_free(mx_task *task); /* NULL allowed; the constraint is not its bus
 /* The first position whose row is wanted, for it says what comes next: the last known token's, with prompt_logprobs
  * that before the first token that was not scored yet. So many known tokens may come out of the cache. */
 int64_t mx_task_wanted_from(const mx_task *task);
+
+/* Tokens that have no row yet, one that is being drawn too. */
+int64_t mx_task_unknown(const mx_task *task);
+bool mx_task_decodes(const mx_task *task); /* its next row is of its last token */
 
 /* The rules for the token at `position`. Pointers are into the task. */
 mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position);
