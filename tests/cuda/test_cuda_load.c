@@ -726,7 +726,7 @@ static void the_plugin_keeps_its_word(void **state) {
     enum { PAGES = 5 };
     mx_weights *w = open_model(path_of("top1"));
     const mx_backend_options options = {.kv_format = MX_F16, .pages = PAGES, .max_rows = 32, .max_wanted = 4};
-    mx_cuda_weights *c;
+    mx_cuda_weights *c = NULL;
     mx_backend *b;
     mx_cuda_memory memory;
     mx_error error;
