@@ -748,6 +748,7 @@ static void the_plugin_keeps_its_word(void **state) {
 }
 
 int main(void) {
+    setenv("MX_EMULATION_MEMORY", "134217728", 1); /* so that a test can take nearly all of it */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(checkpoints_lie_as_they_should),
         cmocka_unit_test(layouts_make_no_difference),
