@@ -75,7 +75,7 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
         const int32_t *table = a.pages.tables + a.pages.table[row] * a.pages.table_stride;
         const uint8_t *head = mx_attention_page<KV, HD>(a.pages, table, tile, h.kv_head);
         MX_UNROLL
-        for (int i = 0; i < 3; i++) mx_attention_load<KV, HD>(f[i], head, i);
+        for (int i = 0; i < 3; i++) mx_attention_load<KV, HD, true>(f[i], head, i);
         const float *q[2] = {nullptr, nullptr};
         for (int i = 0; i < 2; i++) {
             if (g + 8 * i < h.heads) q[i] = a.q + ((int64_t)row * a.heads + h.head + g + 8 * i) * HD;
@@ -84,8 +84,8 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
         mx_attention_query<KV, HD>(q, a.scale, in, (uint4 *)mine, factor);
         const mx_attention_row seen = {{position, position}, {first, first}, mx_attention_sight(a.window)};
         const bool whole = tile * MX_TILE >= first && tile * MX_TILE + MX_TILE - 1 <= position;
-        mx_attention_tile<KV, HD, 3>(f, head, nullptr, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen, whole,
-                                     factor, m, l, o);
+        mx_attention_tile<KV, HD, 3, true>(f, head, nullptr, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen,
+                                           whole, factor, m, l, o);
         mx_sync_warp(); /* all lanes have read their query */
         MX_UNROLL
         for (int i = 0; i < 2; i++) {
@@ -127,7 +127,7 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
 }
 
 /* Block (FOLD_THREADS pairs of neighbouring dimensions, row): a row's spans upon the sink, and out. */
-static __global__ __launch_bounds__(FOLD_THREADS) void mx_attention_spans(mx_cuda_attention a) {
+static __global__ __launch_bounds__(FOLD_THREADS, 4) void mx_attention_spans(mx_cuda_attention a) {
     const int r = blockIdx.y, row = a.row ? a.row[r] : r, position = a.pages.position[row];
     const int pair = (int)(blockIdx.x * FOLD_THREADS + threadIdx.x), dims = a.head_dim, head = pair / (dims / 2);
     if (position < 0 || head >= a.heads) return;
@@ -261,7 +261,7 @@ __global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps) void mx
     const uint8_t *head = nullptr;
     if (tile_begin < tile_end) {
         head = mx_attention_page<KV, HD>(a.pages, table, tile_begin, h.kv_head);
-        mx_attention_load<KV, HD>(f[0], head, 0);
+        mx_attention_load<KV, HD, false>(f[0], head, 0);
     }
     for (int span = spans_begin; span < spans_end; span++) {
         MX_UNROLL
@@ -286,7 +286,8 @@ __global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps) void mx
             const bool whole = key + MX_TILE - 1 <= begin + from &&
                                key >= mx_attention_first(last, a.window); /* of the warp's last row */
             float tile_m[2], tile_l[2], keep[2] = {1.0f, 1.0f}, take[2] = {0.0f, 0.0f}, o[lanes_o][4];
-            mx_attention_tile<KV, HD, 1>(f, head, next, in, mine, key + 8 * t, seen, whole, factor, tile_m, tile_l, o);
+            mx_attention_tile<KV, HD, 1, false>(f, head, next, in, mine, key + 8 * t, seen, whole, factor, tile_m,
+                                                tile_l, o);
             bool tile_seen[2];
             MX_UNROLL
             for (int i = 0; i < 2; i++) {

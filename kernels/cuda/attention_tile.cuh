@@ -32,7 +32,7 @@ constexpr float MX_P_SCALE = 16384.0f; /* of the probabilities, where `scaled` *
 
 MX_DEVICE void mx_kv_split(mx_kv_f16, float low, float high, uint32_t term[2]) {
     term[0] = mx_pack_f16(low, high);
-    term[1] = mx_pack_f16(low - mx_f16_low(term[0]), high - mx_f16_high(term[0]));
+    term[1] = mx_pack_f16(mx_sub(low, mx_f16_low(term[0])), mx_sub(high, mx_f16_high(term[0])));
 }
 MX_DEVICE void mx_kv_split(mx_kv_bf16, float low, float high, uint32_t term[3]) {
     mx_split_bf16<3>(low, high, term);
@@ -167,23 +167,26 @@ MX_DEVICE void mx_attention_query(const float *const q[2], float scale, uint32_t
 }
 
 /* ---- the stages of a tile ----
- * Stages 0 .. all / 2 - 1 are of K, the rest of V; the lower half of the tile first. `head`: the tile's KV head. */
-template <class KV, int HD> MX_DEVICE void mx_attention_load(uint32_t (*f)[KV::words], const uint8_t *head, int stage) {
+ * Stages 0 .. all / 2 - 1 are of K, the rest of V; the lower half of the tile first. `head`: the tile's KV head. ONCE:
+ * no other warp is going to read it. */
+template <class KV, int HD, bool ONCE>
+MX_DEVICE void mx_attention_load(uint32_t (*f)[KV::words], const uint8_t *head, int stage) {
     typedef mx_attention_shape<KV, HD> shape;
     constexpr int bytes = KV::words / 2; /* of an element */
     const int g = mx_lane() / 4, t = mx_lane() % 4;
     const bool values = stage >= shape::all / 2;
-    const int half = stage / shape::stages % 2, from = stage % shape::stages * shape::stage;
+    const int half = stage / shape::stages % 2, begin = stage % shape::stages * shape::stage;
     const uint8_t *base =
         head + (values ? MX_TILE * HD + g * MX_TILE + 8 * t : (8 * (g / 2) + g % 2) * HD + 8 * t) * bytes;
     MX_UNROLL
     for (int i = 0; i < shape::stage; i++) {
-        const int n = from + i;
+        const int n = begin + i;
         const int at = values ? 8 * n * MX_TILE + 32 * half
                               : (32 * half + 2 * (n / shape::blocks)) * HD + 32 * (n % shape::blocks);
         MX_UNROLL
         for (int w = 0; w < KV::words; w += 4) {
-            const uint4 v = mx_load16(base + at * bytes + 4 * w);
+            const uint8_t *from = base + at * bytes + 4 * w;
+            const uint4 v = ONCE ? mx_load16_once(from) : mx_load16(from);
             f[i][w] = v.x;
             f[i][w + 1] = v.y;
             f[i][w + 2] = v.z;
@@ -286,7 +289,7 @@ template <class KV> MX_DEVICE void mx_attention_probabilities(uint32_t p[2][KV::
 /* A tile: m, l and o [HD / 8][4] (times MX_P_SCALE, where `scaled`) of it alone. AHEAD: stages on their way; the first
  * of them are in `f` or on their way to it already, and those of the tile at `next` will be when this ends (NULL: there
  * is none). AHEAD + 1 divides the number of stages. */
-template <class KV, int HD, int AHEAD>
+template <class KV, int HD, int AHEAD, bool ONCE>
 MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage][KV::words], const uint8_t *head,
                                  const uint8_t *next, const uint32_t (*in)[KV::terms][4], const uint4 *shared, int key,
                                  const mx_attention_row &row, bool whole, const float factor[2], float m[2], float l[2],
@@ -302,9 +305,9 @@ MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage
     for (int i = 0; i < shape::all; i++) {
         uint32_t(*later)[KV::words] = f[(i + AHEAD) % (AHEAD + 1)];
         if (i + AHEAD < shape::all) {
-            mx_attention_load<KV, HD>(later, head, i + AHEAD);
+            mx_attention_load<KV, HD, ONCE>(later, head, i + AHEAD);
         } else if (next) {
-            mx_attention_load<KV, HD>(later, next, i + AHEAD - shape::all);
+            mx_attention_load<KV, HD, ONCE>(later, next, i + AHEAD - shape::all);
         }
         if (i < shape::all / 2) {
             mx_attention_scores<KV, HD>(s, f[i % (AHEAD + 1)], i, in, shared);
@@ -317,11 +320,12 @@ MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage
 }
 
 /* ---- folding ----
- * Every kernel folds with these, so that the bits are the same; fmaf: because a * b + c * d may be made of either. */
+ * Every kernel folds with these, so that the bits are the same: fmaf and mx_sub leave the compiler no choice of what to
+ * fuse. */
 MX_DEVICE void mx_attention_fold(float *m, float *l, float m2, float l2, float *keep, float *take) {
     const float most = fmaxf(*m, m2);
-    *keep = mx_exp2(*m - most);
-    *take = mx_exp2(m2 - most);
+    *keep = mx_exp2(mx_sub(*m, most));
+    *take = mx_exp2(mx_sub(m2, most));
     *l = fmaf(*l, *keep, l2 * *take);
     *m = most;
 }
@@ -335,11 +339,12 @@ template <class KV> MX_DEVICE float mx_attention_take(float take) {
 
 /* Two neighbours of a row, as terms. */
 MX_DEVICE void mx_attention_store(uint16_t *out, int64_t out_term, int terms, float low, float high) {
-    for (int i = 0; i < terms; i++) {
+    MX_UNROLL
+    for (int i = 0; i < 3; i++) {
         const uint32_t word = mx_pack_bf16(low, high);
-        *(uint32_t *)(out + i * out_term) = word;
-        low -= mx_bf16_low(word);
-        high -= mx_bf16_high(word);
+        if (i < terms) *(uint32_t *)(out + i * out_term) = word;
+        low = mx_sub(low, mx_bf16_low(word));
+        high = mx_sub(high, mx_bf16_high(word));
     }
 }
 

@@ -39,8 +39,8 @@ mx_status mx_cuda_transfer(const mx_cuda_item *item, int items, void *memory, ui
                            const mx_checkpoint *checkpoint, const mx_cuda_load_options *options, mx_cuda_loaded *loaded,
                            mx_error *error);
 
-/* mx_cuda_weights_load with pieces of another size; 0: the usual one. */
-mx_status mx_cuda_weights_load_by(const mx_weights *w, const mx_cuda_load_options *options, uint64_t piece,
+/* mx_cuda_weights_load with pieces of another size. */
+mx_status mx_cuda_weights_load_by(const mx_weights *w, const mx_cuda_load_options *options, uint64_t most,
                                   mx_cuda_weights **out, mx_cuda_loaded *loaded, mx_error *error);
 
 #endif

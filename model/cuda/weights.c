@@ -433,7 +433,7 @@ static mx_status find_wide(mx_cuda_weights *w, mx_error *error) {
 }
 
 /* `w` as it is on the device: memory, and all that lies in it. */
-static mx_status fill(const mx_weights *w, const mx_cuda_load_options *options, uint64_t piece, mx_cuda_weights *to,
+static mx_status fill(const mx_weights *w, const mx_cuda_load_options *options, uint64_t most, mx_cuda_weights *to,
                       mx_cuda_loaded *loaded, mx_error *error) {
     list l = {0};
     mx_synthetic_tensor *made = NULL;
@@ -447,14 +447,14 @@ static mx_status fill(const mx_weights *w, const mx_cuda_load_options *options, 
     if (!status && options->synthetic) status = mx_synthetic_plan(&w->config, &made, &mades, error);
     if (!status && options->synthetic) status = attach_made(&l, made, mades, error);
     if (!status)
-        status = mx_cuda_transfer(l.item, l.count, to->memory, to->bytes, piece, w->checkpoint, options, loaded, error);
+        status = mx_cuda_transfer(l.item, l.count, to->memory, to->bytes, most, w->checkpoint, options, loaded, error);
     if (!status) status = find_wide(to, error);
     free(made);
     free(l.item);
     return status;
 }
 
-mx_status mx_cuda_weights_load_by(const mx_weights *w, const mx_cuda_load_options *options, uint64_t piece,
+mx_status mx_cuda_weights_load_by(const mx_weights *w, const mx_cuda_load_options *options, uint64_t most,
                                   mx_cuda_weights **out, mx_cuda_loaded *loaded, mx_error *error) {
     const double begin = mx_seconds();
     mx_weights shape = {0};
@@ -464,7 +464,7 @@ mx_status mx_cuda_weights_load_by(const mx_weights *w, const mx_cuda_load_option
     mx_status status = options->synthetic ? made_shape(&w->config, &shape, error) : check_made(w, error);
     const mx_weights *from = options->synthetic ? &shape : w;
     if (!status) status = create(from, &c, error);
-    if (!status) status = fill(from, options, piece, c, &how, error);
+    if (!status) status = fill(from, options, most, c, &how, error);
     free(shape.layer);
     if (status) {
         mx_cuda_weights_free(c);

@@ -84,12 +84,17 @@ static void land(mx_engine *e) {
     const double done = mx_seconds();
     const bool failed = mx_draw_step_status(e, f->draws, status) != MX_OK;
     if (failed) e->carefully = true;
-    for (int i = 0; i < f->count; i++)
-        if (f->task[i]) take(e, f->task[i], failed);
+    bool wanted = false; /* else nobody may have looked at the device for a long time */
+    for (int i = 0; i < f->count; i++) {
+        if (!f->task[i]) continue;
+        wanted = true;
+        take(e, f->task[i], failed);
+    }
     f->count = 0;
     /* The device began with it when it was queued, or when it had done the one before. */
     const double began = f->queued > e->last_completed ? f->queued : e->last_completed;
-    if (!failed) mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, done - began);
+    e->scheduler.allowed = f->allowed;
+    if (!failed && wanted) mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, done - began);
     e->last_completed = done;
     e->count.forward_seconds += done - start;
     e->count.sample_seconds += mx_seconds() - done;
@@ -129,7 +134,7 @@ static mx_batch make_batch(mx_engine *e, mx_flight *next) {
 static void queue_rows(mx_engine *e, mx_flight *next) {
     mx_backend *backend = e->parts.backend;
     mx_error error;
-    *next = (mx_flight){.task = e->flight.task};
+    *next = (mx_flight){.task = e->flight.task, .allowed = e->scheduler.allowed};
     const mx_batch batch = make_batch(e, next);
     if (!batch.rows) return;
     next->queued = mx_seconds();

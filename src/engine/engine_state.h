@@ -22,6 +22,7 @@ typedef struct mx_flight {
     int count;      /* 0: nothing is under way */
     int draws;
     int decode_rows, prompt_rows;
+    int64_t allowed; /* of the scheduler, when it planned these */
     double queued; /* mx_seconds */
 } mx_flight;
 

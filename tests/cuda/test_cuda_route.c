@@ -123,13 +123,15 @@ static result run(const routing *c, const float *logits) {
     int32_t *position = calloc((size_t)c->rows, sizeof *position);
     assert_non_null(position);
     for (int row = 0; row < c->rows; row++) position[row] = is_hole(c, row) ? -1 : row;
+    int32_t *stale = calloc((size_t)(c->rows * c->top_k), 4); /* what an earlier step left in holes: an expert */
+    assert_non_null(stale);
     device d = device_open();
     mx_cuda_route k = {.logits = on_device(&d, logits, (size_t)(c->rows * c->experts) * 4),
                        .position = on_device(&d, position, (size_t)c->rows * 4),
                        .rows = c->rows,
                        .experts = c->experts,
                        .top_k = c->top_k,
-                       .expert = on_device(&d, NULL, pairs),
+                       .expert = on_device(&d, stale, pairs),
                        .weight = on_device(&d, NULL, pairs),
                        .slot_row = on_device(&d, NULL, pairs),
                        .slot_weight = on_device(&d, NULL, pairs),
@@ -148,6 +150,12 @@ static result run(const routing *c, const float *logits) {
     from_device(&d, &r.tiles, k.tiles, 4);
     device_close(&d);
     free(position);
+    free(stale);
+    for (int pair = 0; pair < c->rows * c->top_k; pair++) {
+        if (!is_hole(c, pair / c->top_k)) continue;
+        assert_int_equal(r.expert[pair], 0);
+        r.expert[pair] = -1;
+    }
     return r;
 }
 

@@ -273,6 +273,6 @@ deferred_counts *deferred_counts_of(mx_backend *b) {
     return &self(b)->counts;
 }
 
-mx_backend *deferred_inner(mx_backend *b) {
-    return self(b)->inner;
+const mx_backend *deferred_inner(const mx_backend *b) {
+    return ((const deferred *)b)->inner;
 }

@@ -19,6 +19,6 @@ typedef struct deferred_counts {
 /* `inner` becomes its own. `config` is borrowed. */
 mx_backend *deferred_create(mx_backend *inner, const mx_config *config);
 deferred_counts *deferred_counts_of(mx_backend *deferred);
-mx_backend *deferred_inner(mx_backend *deferred);
+const mx_backend *deferred_inner(const mx_backend *deferred);
 
 #endif

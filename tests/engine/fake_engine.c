@@ -5,6 +5,16 @@
 
 #include "deferred.h"
 
+static mx_backend *newest;
+
+mx_backend *fake_engine_backend(void) {
+    return newest;
+}
+
+bool fake_engine_runs_ahead(void) {
+    return getenv("MXRUN_TEST_AHEAD") != NULL;
+}
+
 mx_engine *fake_engine_with(const mx_engine_parts *given, int64_t context, int64_t pages, fake_backend **backend) {
     mx_engine_parts parts = *given;
     mx_error error;
@@ -17,7 +27,8 @@ mx_engine *fake_engine_with(const mx_engine_parts *given, int64_t context, int64
     assert(status == MX_OK);
     *backend = fake_backend_create(parts.config, parts.plan.pages);
     parts.backend = &(*backend)->base;
-    if (getenv("MXRUN_TEST_AHEAD")) parts.backend = deferred_create(parts.backend, parts.config);
+    if (fake_engine_runs_ahead()) parts.backend = deferred_create(parts.backend, parts.config);
+    newest = parts.backend;
     if (!parts.max_running) parts.max_running = 16;
     if (!parts.max_wanted) parts.max_wanted = parts.max_running + 48;
     mx_engine *engine;

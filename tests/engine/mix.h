@@ -66,6 +66,7 @@ typedef struct mix_model {
 
 typedef struct mix {
     uint64_t seed;
+    bool ahead; /* the engine for all runs ahead */
     const mix_model *model;
     const char *tier;                  /* NULL: the best */
     mx_engine_options together, alone; /* how the engines are made */

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "deferred.h"
 #include "engine/prefix_tree.h"
 #include "mix.h"
 
@@ -31,6 +32,25 @@ bool __wrap_mx_prefix_make_room(mx_prefix_tree *tree, int64_t pages) {
 int32_t __wrap_mx_page_take_copy(mx_page_pool *pool, int32_t from) {
     copied_pages++;
     return __real_mx_page_take_copy(pool, from);
+}
+
+/* ---- running ahead ------------------------------------------------------------------------------------------------
+ */
+static bool defer; /* what the next engine computes */
+mx_status __real_mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                       mx_backend **out, mx_error *error);
+mx_status __wrap_mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                       mx_backend **out, mx_error *error);
+mx_precisions __real_mx_cpu_backend_precision(const mx_backend *b);
+mx_precisions __wrap_mx_cpu_backend_precision(const mx_backend *b);
+mx_status __wrap_mx_cpu_backend_create(const mx_weights *weights, mx_pool *pool, const mx_backend_options *options,
+                                       mx_backend **out, mx_error *error) {
+    const mx_status status = __real_mx_cpu_backend_create(weights, pool, options, out, error);
+    if (!status && defer) *out = deferred_create(*out, &weights->config);
+    return status;
+}
+mx_precisions __wrap_mx_cpu_backend_precision(const mx_backend *b) {
+    return __real_mx_cpu_backend_precision(defer ? deferred_inner(b) : b);
 }
 
 /* ---- constraints --------------------------------------------------------------------------------------------------
@@ -72,10 +92,11 @@ static void use_rule(mx_request *q, const mix_rule *from, mix_rule *rule) {
 
 /* ---- engines and events -------------------------------------------------------------------------------------------
  */
-static mx_engine *create(const mix *m, const mx_engine_options *options) {
+static mx_engine *create(const mix *m, const mx_engine_options *options, bool ahead) {
     mx_engine *engine;
     mx_error error;
     if (m->tier) setenv("MXRUN_CPU", m->tier, 1);
+    defer = ahead;
     const mx_status status = mx_engine_create(m->model->model, options, &engine, &error);
     if (m->tier) unsetenv("MXRUN_CPU");
     if (status) fail_msg("mix %llu: %s", (unsigned long long)m->seed, error.text);
@@ -205,7 +226,7 @@ static void check_end(const mix *m, mx_engine *engine, const mx_engine_stats *s)
 }
 
 void mix_run_together(mix *m, mix_counts *counts) {
-    mx_engine *engine = create(m, &m->together);
+    mx_engine *engine = create(m, &m->together, m->ahead);
     dropped_pages = copied_pages = 0;
     int64_t submitted = 0;
     for (int64_t now = 0; submitted < m->count || !mx_engine_idle(engine); now++) {
@@ -303,7 +324,7 @@ static void *steps(void *user) {
 
 void mix_run_threads(mix *m, mix_counts *counts) {
     pthread_t thread[1 + SUBMITTERS + POLLERS];
-    crowd c = {.m = m, .engine = create(m, &m->together), .told = PTHREAD_MUTEX_INITIALIZER};
+    crowd c = {.m = m, .engine = create(m, &m->together, m->ahead), .told = PTHREAD_MUTEX_INITIALIZER};
     dropped_pages = copied_pages = 0;
     const int threads = sizeof thread / sizeof *thread;
     for (int i = 0; i < threads; i++)
@@ -319,7 +340,7 @@ void mix_run_threads(mix *m, mix_counts *counts) {
  */
 void mix_run_alone(mix *m, int request) {
     mix_request *r = &m->request[request];
-    mx_engine *engine = create(m, &m->alone);
+    mx_engine *engine = create(m, &m->alone, false);
     mx_request q = r->request;
     q.deadline = 0;
     q.priority = 0;

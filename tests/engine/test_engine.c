@@ -236,6 +236,7 @@ static void order_and_events(void **state) {
     assert_false(readable(e));
     assert_false(mx_engine_idle(e));
     for (int i = 0; i < 4; i++) step(e); /* 64 + 64 + 64 + 8 rows: the first token of the first */
+    if (fake_engine_runs_ahead()) step(e);
     assert_true(readable(e));
     assert_int_equal(collect(e, 8), 1);
     assert_false(readable(e));
@@ -331,6 +332,7 @@ static void failures_stay_with_their_request(void **state) {
         }
         const int tokens = a.tokens;
         step(e);
+        if (fake_engine_runs_ahead()) step(e); /* who fails then is computed again, with the others and alone */
         collect(e, 8);
         if (how % 3 == 2) *guilty = -1;
         run_until_idle(e);

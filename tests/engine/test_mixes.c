@@ -1,7 +1,8 @@
 /* Whatever runs beside a request, whenever it was set back, wherever its prefix came from: it is told the same tokens
  * and log-probabilities, bit for bit, as alone from cold.
  *
- * test_mixes [threads] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once. Mixes SEED
+ * test_mixes [threads] [ahead] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once; with
+ * `ahead` steps are queued before the tokens of those before are known, but for where a request cannot have that. Mixes SEED
  * to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its seed alone; of what happens only that
  * depends on time which deadlines and the length of steps decide. Ends with what all of them met. */
 #include <setjmp.h>
@@ -22,7 +23,7 @@ enum { FULL_RUN = 20, MANY = 50 }; /* so many mixes meet everything at least onc
 
 static uint64_t first_seed = 1;
 static int mixes = FULL_RUN;
-static bool threads;
+static bool threads, ahead;
 
 static mix_model models[] = {{"tools/stories/checkpoint", NULL, 350},
                              {"tests/data/base", NULL, 200},
@@ -134,7 +135,7 @@ static void check_totals(const totals *t) {
     assert_true(t->dropped > 100);
     assert_true(t->copied > 100);
     assert_true(t->set_back > 5);
-    assert_true(t->drafted > t->accepted && t->accepted > 100);
+    assert_true(ahead || (t->drafted > t->accepted && t->accepted > 100));
     assert_true(t->told_before_cancel > 10);
     for (int i = 0; i <= MX_FINISH_DEADLINE; i++) assert_true(t->ended[i] > 0);
     assert_true(t->failed > 0);
@@ -143,6 +144,17 @@ static void check_totals(const totals *t) {
     if (mixes < MANY) return;
     assert_true(t->shortest == 1 && t->longest > MIX_PROMPT * 9 / 10);
     assert_true(t->least_rows == 1 && t->most_rows > MIX_ROWS * 3 / 4);
+}
+
+/* Running ahead, but for one mix of four no request asks for what keeps the engine from it, and none is guessed. */
+static void make_ahead(mix *m) {
+    m->ahead = true;
+    if (m->seed % 4 == 0) return;
+    if (m->together.speculation == MX_SPECULATE_ON) m->together.speculation = MX_SPECULATE_AUTO;
+    for (int i = 0; i < m->count; i++) {
+        m->request[i].request.top_logprobs = 0;
+        m->request[i].request.prompt_logprobs = false;
+    }
 }
 
 static void as_if_alone(void **state) {
@@ -154,6 +166,7 @@ static void as_if_alone(void **state) {
         const double start = mx_seconds();
         mix *m = mix_make(first_seed + (uint64_t)i, &choice);
         mix_counts counts;
+        if (ahead) make_ahead(m);
         if (threads)
             mix_run_threads(m, &counts);
         else
@@ -177,6 +190,10 @@ static void as_if_alone(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "threads")) {
         threads = true;
+        argc--, argv++;
+    }
+    if (argc > 1 && !strcmp(argv[1], "ahead")) {
+        ahead = true;
         argc--, argv++;
     }
     if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
