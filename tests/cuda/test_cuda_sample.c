@@ -461,6 +461,7 @@ static void bad_input(void **state) {
         mx_cuda_drawn got = sample_one(logits, 5000, &s);
         assert_int_equal(got.state, MX_CUDA_NOT_FINITE);
         assert_int_equal(got.token, 7 + 700 * i);
+        assert_memory_equal(&got.logprob, &bad[(i + 1) % 4], 4);
         got = top(logits, 5000, 5, 3, likely);
         assert_int_equal(got.state, MX_CUDA_NOT_FINITE);
         assert_int_equal(got.token, 7 + 700 * i);
