@@ -32,7 +32,7 @@ constexpr float MX_P_SCALE = 16384.0f; /* of the probabilities, where `scaled` *
 
 MX_DEVICE void mx_kv_split(mx_kv_f16, float low, float high, uint32_t term[2]) {
     term[0] = mx_pack_f16(low, high);
-    term[1] = mx_pack_f16(low - mx_f16_low(term[0]), high - mx_f16_high(term[0]));
+    term[1] = mx_pack_f16(mx_sub(low, mx_f16_low(term[0])), mx_sub(high, mx_f16_high(term[0])));
 }
 MX_DEVICE void mx_kv_split(mx_kv_bf16, float low, float high, uint32_t term[3]) {
     mx_split_bf16<3>(low, high, term);
@@ -320,11 +320,12 @@ MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage
 }
 
 /* ---- folding ----
- * Every kernel folds with these, so that the bits are the same; fmaf: because a * b + c * d may be made of either. */
+ * Every kernel folds with these, so that the bits are the same: fmaf and mx_sub leave the compiler no choice of what to
+ * fuse. */
 MX_DEVICE void mx_attention_fold(float *m, float *l, float m2, float l2, float *keep, float *take) {
     const float most = fmaxf(*m, m2);
-    *keep = mx_exp2(*m - most);
-    *take = mx_exp2(m2 - most);
+    *keep = mx_exp2(mx_sub(*m, most));
+    *take = mx_exp2(mx_sub(m2, most));
     *l = fmaf(*l, *keep, l2 * *take);
     *m = most;
 }
@@ -342,8 +343,8 @@ MX_DEVICE void mx_attention_store(uint16_t *out, int64_t out_term, int terms, fl
     for (int i = 0; i < 3; i++) {
         const uint32_t word = mx_pack_bf16(low, high);
         if (i < terms) *(uint32_t *)(out + i * out_term) = word;
-        low -= mx_bf16_low(word);
-        high -= mx_bf16_high(word);
+        low = mx_sub(low, mx_bf16_low(word));
+        high = mx_sub(high, mx_bf16_high(word));
     }
 }
 

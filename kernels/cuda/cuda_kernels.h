@@ -240,7 +240,7 @@ typedef struct mx_cuda_draw {
 enum { MX_CUDA_DRAWN, MX_CUDA_NOT_FINITE, MX_CUDA_NONE_LEFT };
 typedef struct mx_cuda_drawn {
     int32_t token; /* NOT_FINITE: the first whose logit is so; NONE_LEFT: 0 */
-    float logprob; /* 0 where nothing was drawn */
+    float logprob; /* NOT_FINITE: that logit; NONE_LEFT: 0 */
     int32_t state;
 } mx_cuda_drawn;
 enum { MX_CUDA_MOST_VOCAB = 1 << 20, MX_CUDA_MOST_TOP = 128 };

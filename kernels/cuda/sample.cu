@@ -499,7 +499,8 @@ __global__ void __launch_bounds__(DEEP, 1)
     if (state == MX_CUDA_NONE_LEFT) id = 0;
     if (!d && state == MX_CUDA_DRAWN) id = asked;
     const float *row = row_of(logits, vocab, d);
-    drawn[blockIdx.x] = {id, state == MX_CUDA_DRAWN && id >= 0 ? logprob_of(info, row[id]) : 0, state};
+    const float x = state == MX_CUDA_NONE_LEFT || id < 0 ? 0 : row[id];
+    drawn[blockIdx.x] = {id, state == MX_CUDA_DRAWN && id >= 0 ? logprob_of(info, x) : x, state};
     if (token) token[blockIdx.x] = id;
 }
 

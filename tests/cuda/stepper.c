@@ -8,8 +8,8 @@ void model_open(model *m, const char *name) {
     mx_error error;
     mx_cuda_loaded loaded;
     if (!source) source = ".";
-    snprintf(folder, sizeof folder, strcmp(name, "stories") ? "%s/tests/data/%s" : "%s/tools/stories/checkpoint", source,
-             name);
+    snprintf(folder, sizeof folder, strcmp(name, "stories") ? "%s/tests/data/%s" : "%s/tools/stories/checkpoint",
+             source, name);
     snprintf(golden, sizeof golden, "%s/tests/data/%s.golden.safetensors", source, name);
     m->name = name;
     if (mx_weights_open(folder, NULL, &m->weights, &error)) fail_msg("%s", error.text);
@@ -38,7 +38,9 @@ void stepper_open(stepper *s, const model *m, int sequences, int positions, wish
     mx_precisions precision;
     *s = (stepper){.m = m, .sequences = sequences, .tiles = (positions + MX_TILE - 1) / MX_TILE};
     if (mx_precisions_parse(w.precision ? w.precision : "mixed", &precision, &error)) fail_msg("%s", error.text);
-    const mx_backend_options options = {.kv_format = w.f32 ? MX_F32 : w.kv ? w.kv : MX_F16,
+    const mx_backend_options options = {.kv_format = w.f32  ? MX_F32
+                                                     : w.kv ? w.kv
+                                                            : MX_F16,
                                         .pages = (int64_t)sequences * s->tiles * c->layers,
                                         .max_rows = w.rows ? w.rows : MAX_ROWS,
                                         .max_wanted = w.wanted ? w.wanted : MAX_WANTED,
@@ -114,11 +116,8 @@ void stepper_golden(stepper *s, const golden_case *g, int chunk, float *out, int
             wanted += want;
         }
         stepper_tables(s, 0, at);
-        const mx_batch batch = {.row = row,
-                                .rows = rows,
-                                .sequence = s->view,
-                                .sequences = 1,
-                                .experts = experts ? routed : NULL};
+        const mx_batch batch = {
+            .row = row, .rows = rows, .sequence = s->view, .sequences = 1, .experts = experts ? routed : NULL};
         mx_error error;
         if (s->backend->ops->step(s->backend, &batch, &error)) fail_msg("%s: %s", g->name, error.text);
         assert_null(s->backend->ops->logits(s->backend, wanted));

@@ -55,8 +55,8 @@ void stepper_step(stepper *s, const mx_row *row, int rows);
 void stepper_tokens(stepper *s, int sequence, const int32_t *token, int count, int position);
 const float *stepper_logits(stepper *s, int wanted);
 
-/* Runs a golden in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when it
- * is not NULL. */
+/* Runs a golden in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when
+ * it is not NULL. */
 void stepper_golden(stepper *s, const golden_case *g, int chunk, float *out, int32_t *experts);
 
 #endif
