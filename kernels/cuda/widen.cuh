@@ -103,10 +103,11 @@ template <> struct mx_unit<MX_KIND_Q8_0> {
     }
 };
 
-/* acc[m][n] += a block of 32 columns: weights of MT row tiles times NT tiles of eight activation rows, of which
+/* acc[m][first + n] += a block of 32 columns: weights of MT row tiles times NT tiles of eight activation rows, of which
  * x[n][term] are the lane's eight columns. For each step of 16 columns all terms in order. */
-template <int MT, int NT, int TERMS>
-MX_DEVICE void mx_block_steps(float acc[MT][NT][4], const uint32_t a[MT][2][4], const uint4 x[NT][TERMS]) {
+template <int MT, int NT, int TERMS, int STRIDE>
+MX_DEVICE void mx_block_steps(float acc[MT][STRIDE][4], int first, const uint32_t a[MT][2][4],
+                              const uint4 x[NT][TERMS]) {
     MX_UNROLL
     for (int s = 0; s < 2; s++) {
         MX_UNROLL
@@ -115,36 +116,27 @@ MX_DEVICE void mx_block_steps(float acc[MT][NT][4], const uint32_t a[MT][2][4], 
             for (int n = 0; n < NT; n++) {
                 const uint32_t b[2] = {s ? x[n][term].z : x[n][term].x, s ? x[n][term].w : x[n][term].y};
                 MX_UNROLL
-                for (int m = 0; m < MT; m++) mx_mma_bf16(acc[m][n], a[m][s], b);
+                for (int m = 0; m < MT; m++) mx_mma_bf16(acc[m][first + n], a[m][s], b);
             }
         }
     }
 }
 
-/* The same with the scales of Q8_0, which a BF16 cannot hold: the block's sum by itself, then times the scale. Acc has
- * STRIDE tiles a row of which these begin at `first`. */
+/* The same with the scales of Q8_0, which a BF16 cannot hold: the block's sum by itself, then times the scale. */
 template <int KIND, int MT, int NT, int TERMS, int STRIDE>
 MX_DEVICE void mx_block(float acc[MT][STRIDE][4], int first, const mx_unit<KIND> unit[MT], int b,
                         const uint32_t a[MT][2][4], const uint4 x[NT][TERMS]) {
-    float sum[MT][NT][4];
-    MX_UNROLL
-    for (int i = 0; i < MT * NT * 4; i++)
-        sum[i / 4 / NT][i / 4 % NT][i % 4] = KIND == MX_KIND_Q8_0 ? 0.0f : acc[i / 4 / NT][first + i / 4 % NT][i % 4];
-    mx_block_steps<MT, NT, TERMS>(sum, a, x);
-    MX_UNROLL
-    for (int m = 0; m < MT; m++) {
-        float scale[2] = {};
-        if constexpr (KIND == MX_KIND_Q8_0) {
-            scale[0] = mx_f16_low(unit[m].scale[b]);
-            scale[1] = mx_f16_high(unit[m].scale[b]);
-        }
+    if constexpr (KIND != MX_KIND_Q8_0) {
+        mx_block_steps<MT, NT, TERMS, STRIDE>(acc, first, a, x);
+    } else {
+        float sum[MT][NT][4] = {};
+        mx_block_steps<MT, NT, TERMS, NT>(sum, 0, a, x);
         MX_UNROLL
-        for (int n = 0; n < NT; n++) {
-            MX_UNROLL
-            for (int i = 0; i < 4; i++) {
-                float *to = &acc[m][first + n][i];
-                *to = KIND == MX_KIND_Q8_0 ? fmaf(scale[i / 2], sum[m][n][i], *to) : sum[m][n][i];
-            }
+        for (int i = 0; i < MT * NT * 4; i++) {
+            const int m = i / 4 / NT, n = i / 4 % NT, c = i % 4;
+            const uint32_t scales = unit[m].scale[b];
+            const float scale = c < 2 ? mx_f16_low(scales) : mx_f16_high(scales);
+            acc[m][first + n][c] = fmaf(scale, sum[m][n][c], acc[m][first + n][c]);
         }
     }
 }
