@@ -24,16 +24,17 @@ template <int KIND> struct mx_unit;
 
 template <> struct mx_unit<MX_KIND_BF16> {
     static constexpr int BYTES = MX_UNIT_BF16, SCALES = 0;
-    uint4 half[2][2]; /* [block][rows g, g + 8] */
+    uint4 a[2][2]; /* [block][step] */
 
     template <bool STREAM> MX_DEVICE void load(const uint8_t *data, const uint8_t *, int lane) {
         MX_UNROLL
-        for (int i = 0; i < 4; i++) half[i / 2][i % 2] = mx_take16<STREAM>(data + 512 * i + 16 * lane);
+        for (int i = 0; i < 4; i++) a[i / 2][i % 2] = mx_take16<STREAM>(data + 512 * i + 16 * lane);
     }
-    MX_DEVICE void widen(int b, uint32_t a[2][4]) const {
-        const uint4 low = half[b][0], high = half[b][1];
-        a[0][0] = low.x, a[0][1] = high.x, a[0][2] = low.y, a[0][3] = high.y;
-        a[1][0] = low.z, a[1][1] = high.z, a[1][2] = low.w, a[1][3] = high.w;
+    MX_DEVICE void widen(int b, uint32_t out[2][4]) const {
+        MX_UNROLL
+        for (int s = 0; s < 2; s++) {
+            out[s][0] = a[b][s].x, out[s][1] = a[b][s].y, out[s][2] = a[b][s].z, out[s][3] = a[b][s].w;
+        }
     }
 };
 

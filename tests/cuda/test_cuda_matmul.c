@@ -125,7 +125,8 @@ static float unlaid(const mx_cuda_matrix *m, const uint8_t *data, const uint8_t 
     const int g = (int)(row % 8), high = (int)(row % 16 / 8), b = (int)(col % 64 / 32), t = (int)(col % 32 / 8),
               i = (int)(col % 8), lane = 4 * g + t;
     if (m->format == MX_CUDA_BF16)
-        return mx_bf16_to_f32(mx_load_u16(data + unit * 2048 + (((b * 2 + high) * 32 + lane) * 8 + i) * 2));
+        return mx_bf16_to_f32(mx_load_u16(data + unit * 2048 + ((b * 2 + i / 4) * 32 + lane) * 16 + i % 4 / 2 * 8 +
+                                          high * 4 + i % 2 * 2));
     if (m->format == MX_CUDA_Q8_0)
         return mx_f16_to_f32(mx_load_u16(scales + unit * 64 + ((g * 2 + b) * 2 + high) * 2)) *
                (float)(int8_t)data[unit * 1024 + ((b * 32 + lane) * 2 + high) * 8 + i];
