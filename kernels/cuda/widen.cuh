@@ -90,11 +90,11 @@ template <> struct mx_unit<MX_KIND_Q8_0> {
             scale[b] = mx_take4<STREAM>(scales + lane / 4 * 8 + 4 * b);
         }
     }
-    /* Integers at two bytes of a word, as BF16: 128 + the low seven bits is a BF16 that has them as its mantissa, and
-     * of it 128 is taken, or 256 where the sign bit is set, which is the lowest bit of that number's exponent. */
+    /* Bytes 0 and 1 of a word, or 2 and 3, as BF16 numbers: 128 + the low seven bits is a BF16 that has them as its
+     * mantissa, and of it 128 is taken, or 256 where the sign bit is set, which is the lowest of 256's exponent. */
     MX_DEVICE static uint32_t pair(uint32_t word, int second) {
-        const uint32_t bytes =
-            second ? (word >> 16 & 255) | (word >> 8 & 0xff0000) : (word & 255) | (word << 8 & 0xff0000);
+        const uint32_t low = second ? word >> 16 : word, high = second ? word >> 8 : word << 8;
+        const uint32_t bytes = (low & 0xffffu) | (high & 0xffff0000u); /* in each half's low byte */
         return mx_add_bf16x2((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0xc300c300u);
     }
     MX_DEVICE void widen(int b, uint32_t a[2][4]) const {
