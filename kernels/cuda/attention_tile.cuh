@@ -286,12 +286,14 @@ template <class KV> MX_DEVICE void mx_attention_probabilities(uint32_t p[2][KV::
     }
 }
 
+template <class KV, int HD> using mx_attention_stage = uint32_t[mx_attention_shape<KV, HD>::stage][KV::words];
+
 /* A tile: m, l and o [HD / 8][4] (times MX_P_SCALE, where `scaled`) of it alone. AHEAD: stages on their way; the first
  * of them are in `f` or on their way to it already, and those of the tile at `next` will be when this ends (NULL: there
  * is none). AHEAD + 1 divides the number of stages. */
 template <class KV, int HD, int AHEAD, bool ONCE>
-MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage][KV::words], const uint8_t *head,
-                                 const uint8_t *next, const uint32_t (*in)[KV::terms][4], const uint4 *shared, int key,
+MX_DEVICE void mx_attention_tile(mx_attention_stage<KV, HD> *f, const uint8_t *head, const uint8_t *next,
+                                 const uint32_t (*in)[KV::terms][4], const uint4 *shared, int key,
                                  const mx_attention_row &row, bool whole, const float factor[2], float m[2], float l[2],
                                  float (*o)[4]) {
     typedef mx_attention_shape<KV, HD> shape;
