@@ -79,7 +79,8 @@ static float number(const image *m, const mx_cuda_matrix *w, int64_t e, int64_t 
     const int g = r % 8, high = r / 8, b = k / 32, t = k % 32 / 8, j = k % 8, lane = 4 * g + t;
     if (w->format == MX_CUDA_BF16) {
         const uint8_t *p = at(m, w->data, e * w->data_stride + unit * MX_UNIT_BF16, MX_UNIT_BF16);
-        return mx_bf16_to_f32(mx_load_u16(p + ((b * 2 + high) * 32 + lane) * 16 + 2 * j));
+        return mx_bf16_to_f32(
+            mx_load_u16(p + ((b * 2 + j / 4) * 32 + lane) * 16 + j % 4 / 2 * 8 + high * 4 + j % 2 * 2));
     }
     const int which = (g * 2 + b) * 2 + high; /* of the scales */
     if (w->format == MX_CUDA_Q8_0) {
