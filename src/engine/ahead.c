@@ -3,14 +3,15 @@
  * What one call does with three steps, n being under way when it begins:
  *
  *     host     rows of n + 1 | waits for n | tokens of n: constraints, ends, events | masks, draw n + 1 | the caller
- *     device   step n, draw n              | step n + 1                                           | draw n + 1, step ...
+ *     device   step n, draw n              | step n + 1                                           | draw n + 1, step
+ * ...
  *
  * Step n + 1 is queued before the tokens of n are known: every request that draws in n goes on with MX_TOKEN_DRAWN at
  * its next position. So it has rows `ahead` of its sequence, which is advanced only over what was computed from tokens
  * that count: of a request that ended with the token of n, or whose constraint rejected it, the row in n + 1 is
- * forgotten, and nobody sees what that wrote behind the sequence's end. A token that was rejected is drawn again, without
- * it, from a row that is computed again. The same is done with whatever failed, by mx_step_at_once, which finds out whose
- * fault it is: nothing here decides on a failure.
+ * forgotten, and nobody sees what that wrote behind the sequence's end. A token that was rejected is drawn again,
+ * without it, from a row that is computed again. The same is done with whatever failed, by mx_step_at_once, which finds
+ * out whose fault it is: nothing here decides on a failure.
  *
  * Requests that need more of a step than a token (alternatives, logprobs of the prompt, guesses ahead) need it before
  * the next step is queued: while one of them runs, steps are taken at once. Nobody is set back for memory before all
@@ -175,10 +176,11 @@ void mx_step_ahead(mx_engine *e, double start) {
     mx_flight next;
     bool may = may_run_ahead(e);
     if (may) mx_plan_rows(e, start);
-    if (may && e->flight.count && !mx_plan_fits(e)) {
+    if (may && !mx_plan_fits(e)) {
         land(e);
         may = may_run_ahead(e);
         if (may) mx_plan_rows(e, start);
+        if (may) mx_plan_pages(e);
     }
     if (!may) {
         land(e);
@@ -186,7 +188,6 @@ void mx_step_ahead(mx_engine *e, double start) {
         e->carefully = false;
         return;
     }
-    mx_plan_pages(e);
     queue_rows(e, &next);
     land(e);
     queue_draws(e, &next);

@@ -58,7 +58,8 @@ static deferred *self(mx_backend *b) {
 /* ---- copies -------------------------------------------------------------------------------------------------------
  */
 static void slab_begin(slab *s) {
-    if (!s->memory) s->memory = mmap(NULL, SLAB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!s->memory)
+        s->memory = mmap(NULL, SLAB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert(s->memory != MAP_FAILED);
     s->used = 0;
 }
@@ -112,10 +113,18 @@ static void do_one(deferred *d) {
     const op o = d->op[d->first++ % OPS];
     const mx_backend_ops *ops = d->inner->ops;
     switch (o.kind) {
-        case STEP: do_step(d, &d->step[o.a]); break;
-        case DRAW: do_draw(d, &d->draw[o.a]); break;
-        case CLEAR: ops->page_clear(d->inner, o.a); break;
-        case COPY: ops->page_copy(d->inner, o.a, o.b); break;
+    case STEP:
+        do_step(d, &d->step[o.a]);
+        break;
+    case DRAW:
+        do_draw(d, &d->draw[o.a]);
+        break;
+    case CLEAR:
+        ops->page_clear(d->inner, o.a);
+        break;
+    case COPY:
+        ops->page_copy(d->inner, o.a, o.b);
+        break;
     }
 }
 
@@ -178,8 +187,7 @@ static mx_status step(mx_backend *b, const mx_batch *batch, mx_error *error) {
     slab_begin(&q->slab);
     q->batch = *batch;
     q->batch.row = slab_copy(&q->slab, batch->row, sizeof *batch->row * (size_t)batch->rows);
-    mx_sequence_view *view =
-        slab_copy(&q->slab, batch->sequence, sizeof *batch->sequence * (size_t)batch->sequences);
+    mx_sequence_view *view = slab_copy(&q->slab, batch->sequence, sizeof *batch->sequence * (size_t)batch->sequences);
     for (int i = 0; i < batch->sequences; i++)
         view[i].table =
             slab_copy(&q->slab, view[i].table, sizeof *view[i].table * (size_t)(d->config->layers * view[i].stride));

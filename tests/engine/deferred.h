@@ -8,12 +8,12 @@
  * so and nowhere else, and what is not fetched yet is no token. */
 
 typedef struct deferred_counts {
-    int64_t steps, draws;  /* done */
-    int64_t drawn_rows;    /* rows whose token was not known when they were queued */
-    int64_t under_way;     /* most steps that were queued and not done */
-    int64_t lost_rows;     /* of drawn_rows, those of draws that failed */
-    int fail_queue_in;     /* the call of `step` that fails, counted down; 0: none */
-    int fail_draw_in;      /* the call of `draw` likewise */
+    int64_t steps, draws; /* done */
+    int64_t drawn_rows;   /* rows whose token was not known when they were queued */
+    int64_t under_way;    /* most steps that were queued and not done */
+    int64_t lost_rows;    /* of drawn_rows, those of draws that failed */
+    int fail_queue_in;    /* the call of `step` that fails, counted down; 0: none */
+    int fail_draw_in;     /* the call of `draw` likewise */
 } deferred_counts;
 
 /* `inner` becomes its own. `config` is borrowed. */
