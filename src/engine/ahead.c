@@ -74,8 +74,18 @@ static void take(mx_engine *e, mx_task *task, bool failed) {
         mx_sequence_advance(&task->sequence, task->tokens, rows);
 }
 
+/* Seconds that the device took for a step. It began when the step was queued, or when it had done the one before. Who
+ * need not wait for it now only knows that it was done before: when, where this call was held up (`spent`) by reading
+ * or admitting, nobody saw. 0: it may have been any time. */
+static double taken(const mx_engine *e, double waited, double done, double spent) {
+    const double began = e->flight.queued > e->last_completed ? e->flight.queued : e->last_completed;
+    const double most = done - began;
+    if (waited >= spent / 8) return most;
+    return most > spent ? most - spent : 0;
+}
+
 /* Waits for the step that is under way, if one is, and takes its results. */
-static void land(mx_engine *e) {
+static void land(mx_engine *e, double spent) {
     mx_backend *backend = e->parts.backend;
     mx_flight *f = &e->flight;
     mx_error error;
@@ -92,10 +102,10 @@ static void land(mx_engine *e) {
         take(e, f->task[i], failed);
     }
     f->count = 0;
-    /* The device began with it when it was queued, or when it had done the one before. */
-    const double began = f->queued > e->last_completed ? f->queued : e->last_completed;
     e->scheduler.allowed = f->allowed;
-    if (!failed && wanted) mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, done - began);
+    const double seconds = taken(e, done - start, done, spent);
+    if (!failed && wanted && seconds > 0)
+        mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, seconds);
     e->last_completed = done;
     e->count.forward_seconds += done - start;
     e->count.sample_seconds += mx_seconds() - done;
@@ -174,21 +184,22 @@ static void queue_draws(mx_engine *e, const mx_flight *next) {
  */
 void mx_step_ahead(mx_engine *e, double start) {
     mx_flight next;
+    const double spent = mx_seconds() - start;
     bool may = may_run_ahead(e);
     if (may) mx_plan_rows(e, start);
     if (may && !mx_plan_fits(e)) {
-        land(e);
+        land(e, spent);
         may = may_run_ahead(e);
         if (may) mx_plan_rows(e, start);
         if (may) mx_plan_pages(e);
     }
     if (!may) {
-        land(e);
+        land(e, spent);
         mx_step_at_once(e, start);
         e->carefully = false;
         return;
     }
     queue_rows(e, &next);
-    land(e);
+    land(e, spent);
     queue_draws(e, &next);
 }
