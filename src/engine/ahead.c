@@ -1,10 +1,12 @@
 /* The step where a device computes while the host does something else (mx_backend_ops.draw).
  *
- * What one call does with three steps, n being under way when it begins:
+ * One call, with step n under way when it begins, and the device meanwhile:
  *
- *     host     rows of n + 1 | waits for n | tokens of n: constraints, ends, events | masks, draw n + 1 | the caller
- *     device   step n, draw n              | step n + 1                                           | draw n + 1, step
- * ...
+ *     rows of n + 1 are queued                                  step n, draw n
+ *     waits for draw n                                          step n, draw n
+ *     tokens of n: constraints accept them, requests end        step n + 1
+ *     masks and penalties of n + 1, draw n + 1 is queued        step n + 1
+ *     events are told; the caller does what it does             step n + 1, draw n + 1
  *
  * Step n + 1 is queued before the tokens of n are known: every request that draws in n goes on with MX_TOKEN_DRAWN at
  * its next position. So it has rows `ahead` of its sequence, which is advanced only over what was computed from tokens
