@@ -365,6 +365,7 @@ uint64_t mx_checkpoint_made(const mx_checkpoint *ck) {
 }
 
 void mx_checkpoint_forget(const mx_checkpoint *ck) {
+    if (ck->copied) return; /* nothing would bring it back */
     for (int i = 0; i < ck->safetensors_count; i++)
         madvise(ck->safetensors[i].file.data, ck->safetensors[i].file.size, MADV_DONTNEED);
     for (int i = 0; i < ck->gguf_count; i++) madvise(ck->gguf[i].file.data, ck->gguf[i].file.size, MADV_DONTNEED);

@@ -23,6 +23,7 @@ struct mx_checkpoint {
     int rounded;            /* tensors that were BF16 experts and are MXFP4 now */
     struct mx_owned *owned; /* names and recipes */
     mx_arena memory;        /* of tensors that are in no file, or made */
+    bool copied;            /* files were read (MX_LOAD_READ): what was mapped is this process's own memory now */
 };
 
 /* Zeroed memory that lives as long as the checkpoint; NULL: there is none. */

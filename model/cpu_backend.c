@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "kernels/openblas/openblas.h"
+#include "model/batch.h"
 #include "model/sampler.h"
 
 enum { PART_ROWS = 32 }; /* rows of a full context whose parts have room; more are attended a KV head at a time */
@@ -64,36 +65,13 @@ static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *se
 }
 
 static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_error *error) {
-    const mx_config *c = &b->weights->config;
-    if (batch->rows < 1 || batch->rows > b->options.max_rows)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: %d rows, 1 to %d possible", batch->rows,
-                       b->options.max_rows);
-    int wanted = 0;
-    for (int t = 0, start = 0; t < batch->rows; t++) {
-        const mx_row *row = &batch->row[t];
-        if (row->token < 0 || row->token >= c->vocab)
-            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: token %d is not in the vocabulary of %d", row->token,
-                           c->vocab);
-        if (row->sequence < 0 || row->sequence >= batch->sequences)
-            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: sequence %d of %d", row->sequence, batch->sequences);
-        if (row->position < 0 || row->position >= c->max_positions)
-            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: position %d, the model has %d", row->position,
-                           c->max_positions);
-        if (batch->row[start].sequence != row->sequence) start = t;
-        if (row->position != batch->row[start].position + (t - start))
-            return mx_fail(error, MX_INVALID_ARGUMENT, "batch: position %d does not follow the row before",
-                           row->position);
-        bool ends = t + 1 == batch->rows || batch->row[t + 1].sequence != row->sequence;
-        mx_status status =
-            ends ? check_pages(b, &batch->sequence[row->sequence], batch->row[start].position, row->position, error)
-                 : MX_OK;
-        if (status) return status;
-        wanted += row->wanted;
+    mx_status status = mx_rows_check(&b->weights->config, batch, b->options.max_rows, b->options.max_wanted, 0, error);
+    for (int t = 0, rows; !status && t < batch->rows; t += rows) {
+        const mx_row *first = &batch->row[t];
+        rows = mx_rows_run(batch, t);
+        status = check_pages(b, &batch->sequence[first->sequence], first->position, first[rows - 1].position, error);
     }
-    if (wanted > b->options.max_wanted)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: logits of %d rows wanted, %d possible", wanted,
-                       b->options.max_wanted);
-    return MX_OK;
+    return status;
 }
 
 /* ---- operations ------------------------------------------------------------------------------------------ */

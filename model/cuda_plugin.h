@@ -46,6 +46,11 @@ typedef struct mx_cuda_loaded { /* how loading went */
     double copy_rate; /* bytes a second from pinned memory to the device, measured on the way; 0: not measured */
 } mx_cuda_loaded;
 
+typedef struct mx_cuda_rates { /* what the device can do at most, now */
+    double read;               /* bytes a second out of its memory */
+    double multiply;           /* BF16 multiplications and additions a second on its tensor cores */
+} mx_cuda_rates;
+
 typedef struct mx_cuda_plugin {
     int abi;
     mx_status (*count)(int *out, mx_error *error); /* of devices; why there is none */
@@ -59,6 +64,8 @@ typedef struct mx_cuda_plugin {
     void (*unload)(mx_cuda_weights *w); /* after its backends; NULL allowed */
     mx_status (*create)(mx_cuda_weights *w, const mx_backend_options *options, mx_backend **out, mx_error *error);
     mx_precisions (*precision)(const mx_backend *b); /* in force */
+    /* In about 20 ms, with the weights as what is read. Nothing else may be queued on the device by this process. */
+    mx_status (*measure)(const mx_cuda_weights *w, mx_cuda_rates *out, mx_error *error);
 } mx_cuda_plugin;
 
 /* NULL where `host->abi` is another than its own. */

@@ -227,6 +227,7 @@ static mx_status make_room(struct loading *l, mx_error *error) {
     if (map == MAP_FAILED)
         return mx_fail(error, MX_NO_MEMORY, "%s: %zu bytes of memory cannot be had: %s", f->path, whole,
                        strerror(errno));
+    l->checkpoint->copied = true;
     madvise(map, whole, MADV_HUGEPAGE);
     return MX_OK;
 }

@@ -36,8 +36,13 @@ typedef struct mx_load_options {
     const volatile sig_atomic_t
         *stop;             /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
     bool quantize_experts; /* round experts of 16 bits to MXFP4 (OCP's rule, to nearest); others stay as they are */
-    bool told;             /* the user knows already that it may not fit into memory: no second warning */
-    unsigned without;      /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
+    /* Where the model is to be computed: "cpu", "cuda", "cuda:N", or "auto": the GPU that holds it, else the CPU. NULL:
+     * "cpu". For a GPU the way is MX_LOAD_LAZY; the weights go there when the first engine is made, straight from the
+     * files. */
+    const char *device;
+    uint64_t gpu_memory; /* bytes of the GPU's memory that may be taken; 0: what is free */
+    bool told;           /* the user knows already that it may not fit into memory: no second warning */
+    unsigned without;    /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */
 } mx_load_options;
 
 #endif

@@ -8,7 +8,7 @@ import sys
 
 root, compiler, header, depfile = sys.argv[1:]
 files = sorted(p for folder in ("kernels", "model") for p in pathlib.Path(root, folder).rglob("*")
-               if p.suffix in (".c", ".h") or p.name == "meson.build")
+               if p.suffix in (".c", ".h", ".cu", ".cuh") or p.name == "meson.build")
 digest = hashlib.sha256(compiler.encode())
 for path in files:
     content = path.read_bytes()

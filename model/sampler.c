@@ -61,14 +61,21 @@ static uint32_t bits_of(float v) {
     return bits;
 }
 
+mx_status mx_sample_not_finite(int32_t token, float logit, mx_error *error) {
+    return mx_fail(error, MX_INVALID_STATE,
+                   "the model's logit of token %d is %g: expected a finite number; the weights may be damaged", token,
+                   logit);
+}
+
+mx_status mx_sample_none_left(int32_t vocab, mx_error *error) {
+    return mx_fail(error, MX_INVALID_STATE, "the mask of the constraint leaves none of %d tokens to choose", vocab);
+}
+
 static mx_status check_logits(const float *x, int32_t n, mx_error *error) {
     uint32_t bad = 0;
     for (int32_t i = 0; i < n; i++) bad |= (bits_of(x[i]) & 0x7f800000u) == 0x7f800000u;
     for (int32_t i = 0; bad && i < n; i++) {
-        if (!isfinite(x[i]))
-            return mx_fail(error, MX_INVALID_STATE,
-                           "the model's logit of token %d is %g: expected a finite number; the weights may be damaged",
-                           i, x[i]);
+        if (!isfinite(x[i])) return mx_sample_not_finite(i, x[i], error);
     }
     return MX_OK;
 }
@@ -311,8 +318,7 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
     memcpy(scratch, logits, sizeof *logits * (size_t)vocab);
     adjust(scratch, vocab, s);
     int64_t token = k->argmax(scratch, vocab);
-    if (scratch[token] == -INFINITY)
-        return mx_fail(error, MX_INVALID_STATE, "the mask of the constraint leaves none of %d tokens to choose", vocab);
+    if (scratch[token] == -INFINITY) return mx_sample_none_left(vocab, error);
 
     if (s->temperature > 0 && s->top_k != 1) {
         candidates c = {k, scratch, vocab, scratch[token], fminf(1 / s->temperature, FLT_MAX)};
@@ -329,13 +335,18 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
 }
 
 /* ---- the likeliest --------------------------------------------------------------------------------------- */
-mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
-                        mx_alternative *out, int32_t token, float *logprob, mx_error *error) {
+mx_status mx_top_check(int32_t vocab, int count, int32_t token, mx_error *error) {
     if (count < 0 || count > vocab)
         return mx_fail(error, MX_INVALID_ARGUMENT, "the %d likeliest tokens asked for: 0 to %d possible", count, vocab);
     if (token < -1 || token >= vocab)
         return mx_fail(error, MX_INVALID_ARGUMENT, "logprob of token %d: the vocabulary ends at %d", token, vocab - 1);
-    mx_status status = check_logits(logits, vocab, error);
+    return MX_OK;
+}
+
+mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
+                        mx_alternative *out, int32_t token, float *logprob, mx_error *error) {
+    mx_status status = mx_top_check(vocab, count, token, error);
+    if (!status) status = check_logits(logits, vocab, error);
     if (status) return status;
 
     const normaliser n = normalise(k, scratch, logits, vocab);

@@ -23,6 +23,13 @@ mx_status mx_sample_logits(const mx_kernels *k, float *scratch, const float *log
 mx_status mx_top_logits(const mx_kernels *k, float *scratch, const float *logits, int32_t vocab, int count,
                         mx_alternative *out, int32_t token, float *logprob, mx_error *error);
 
+/* What is wrong with what mx_top_logits is asked for. */
+mx_status mx_top_check(int32_t vocab, int count, int32_t token, mx_error *error);
+
+/* The words for what goes wrong with logits, the same for every backend; both return MX_INVALID_STATE. */
+mx_status mx_sample_not_finite(int32_t token, float logit, mx_error *error);
+mx_status mx_sample_none_left(int32_t vocab, mx_error *error);
+
 /* The random number of (seed, position), in [0, 1) with 53 bits: the output of SplitMix64 (Steele, Lea, Flood 2014)
  * at step `position` of a stream that starts at the mixed seed. */
 double mx_sample_uniform(uint64_t seed, int64_t position);

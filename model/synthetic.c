@@ -212,9 +212,21 @@ static void random_bytes(uint64_t key, uint8_t *out, size_t size) {
     }
 }
 
-/* The four powers are those of exponent top - 3 .. top: mean square (1 + 1/4 + 1/16 + 1/64) / 4 of a mantissa's 7/3. */
-static void to_bf16(uint8_t *data, size_t size, double wanted) {
-    const int top = 127 + (int)lrint(log2(wanted / 0.88));
+/* BF16: the four powers are those of exponent top - 3 .. top, mean square (1 + 1/4 + 1/16 + 1/64) / 4 of a mantissa's
+ * 7/3. Scales: random codes have mean square 68.5 / 8, the four scales (1 + 4 + 16 + 64) / 4, together 13.49 times the
+ * least. */
+int mx_synthetic_base(const mx_synthetic_tensor *t) {
+    switch (t->noise) {
+    case MX_NOISE_BF16:
+        return 127 + (int)lrint(log2((double)t->size / 0.88));
+    case MX_NOISE_SCALES:
+        return 127 + (int)lrint(log2((double)t->size / 13.49));
+    default:
+        return 0;
+    }
+}
+
+static void to_bf16(uint8_t *data, size_t size, int top) {
     for (size_t i = 0; i < size; i += 2) {
         uint16_t r;
         memcpy(&r, data + i, 2);
@@ -232,14 +244,13 @@ static void to_gains(uint8_t *data, size_t size) {
     }
 }
 
-/* Random codes have mean square 68.5 / 8, the four scales (1 + 4 + 16 + 64) / 4: together 13.49 times the least. */
-static void to_scales(uint8_t *data, size_t size, double wanted) {
-    const int least = 127 + (int)lrint(log2(wanted / 13.49));
+static void to_scales(uint8_t *data, size_t size, int least) {
     for (size_t i = 0; i < size; i++) data[i] = (uint8_t)(least + (data[i] & 3));
 }
 
 struct filling {
     const mx_synthetic_tensor *t;
+    int base;
     uint64_t key, first_block, size;
     uint8_t *out;
 };
@@ -247,9 +258,9 @@ struct filling {
 static void fill_block(const struct filling *f, uint64_t block, uint8_t *out, size_t size) {
     uint64_t key = f->key + block;
     random_bytes(splitmix64(&key), out, size);
-    if (f->t->noise == MX_NOISE_BF16) to_bf16(out, size, (double)f->t->size);
+    if (f->t->noise == MX_NOISE_BF16) to_bf16(out, size, f->base);
     if (f->t->noise == MX_NOISE_GAIN) to_gains(out, size);
-    if (f->t->noise == MX_NOISE_SCALES) to_scales(out, size, (double)f->t->size);
+    if (f->t->noise == MX_NOISE_SCALES) to_scales(out, size, f->base);
 }
 
 static void fill_blocks(void *arg, int64_t begin, int64_t end, int thread) {
@@ -266,11 +277,14 @@ static void fill_blocks(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
+uint64_t mx_synthetic_key(const mx_synthetic_tensor *t, uint64_t seed) {
+    return splitmix64(&seed) ^ hash(t->name);
+}
+
 void mx_synthetic_fill(mx_pool *pool, const mx_synthetic_tensor *t, uint64_t seed, uint64_t offset, uint64_t size,
                        uint8_t *out) {
     enum { GRAIN = 32 }; /* 2 MiB: a huge page is touched by one thread */
-    uint64_t key = seed;
-    struct filling f = {t, splitmix64(&key) ^ hash(t->name), offset / MX_SYNTHETIC_BLOCK, size, out};
+    struct filling f = {t, mx_synthetic_base(t), mx_synthetic_key(t, seed), offset / MX_SYNTHETIC_BLOCK, size, out};
     const int64_t blocks = (int64_t)((size + MX_SYNTHETIC_BLOCK - 1) / MX_SYNTHETIC_BLOCK);
     mx_parallel_for(pool, blocks, GRAIN, fill_blocks, &f);
 }
@@ -309,28 +323,36 @@ static void choose_nodes(mx_numa numa, const mx_pool *pool, const mx_arena *memo
 
 /* ---- making them ------------------------------------------------------------------------------------------------- */
 
-/* Makes the tensors in `memory` one by one. */
-static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64_t seed, mx_pool *pool,
-                              mx_progress *progress, const volatile sig_atomic_t *stop, mx_arena *memory, mx_tensor *to,
-                              mx_error *error) {
-    uint64_t done = 0;
+/* Gives each tensor its place in `memory`. */
+static mx_status place_tensors(const mx_synthetic_tensor *from, int count, mx_arena *memory, uint8_t **data,
+                               mx_tensor *to, mx_error *error) {
     for (int i = 0; i < count; i++) {
-        uint8_t *data = mx_arena_take(memory, from[i].bytes);
+        data[i] = mx_arena_take(memory, from[i].bytes);
         char *name = mx_arena_take(memory, MX_SYNTHETIC_NAME);
-        if (!data || !name) return mx_fail(error, MX_NO_MEMORY, "no memory for %s", from[i].name);
+        if (!data[i] || !name) return mx_fail(error, MX_NO_MEMORY, "no memory for %s", from[i].name);
         memcpy(name, from[i].name, MX_SYNTHETIC_NAME);
         to[i] = (mx_tensor){.name = name,
                             .file = "synthetic",
                             .dtype_name = mx_synthetic_dtype(from[i].noise),
                             .dims = from[i].dims,
-                            .data = data,
+                            .data = data[i],
                             .bytes = from[i].bytes};
         to[i].dtype = strcmp(to[i].dtype_name, "U8") ? MX_DTYPE_BF16 : MX_DTYPE_U8;
         memcpy(to[i].shape, from[i].shape, sizeof from[i].shape);
+    }
+    return MX_OK;
+}
+
+/* Makes the tensors one by one. */
+static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64_t seed, mx_pool *pool,
+                              mx_progress *progress, const volatile sig_atomic_t *stop, uint8_t *const *data,
+                              const mx_tensor *to, mx_error *error) {
+    uint64_t done = 0;
+    for (int i = 0; i < count; i++) {
         if (mx_pool_nodes(pool) > 1) mx_tensor_place(pool, &to[i]);
         for (uint64_t at = 0; at < from[i].bytes; at += FILL_AT_ONCE) {
             const uint64_t left = from[i].bytes - at, size = left < FILL_AT_ONCE ? left : FILL_AT_ONCE;
-            mx_synthetic_fill(pool, &from[i], seed, at, size, data + at);
+            mx_synthetic_fill(pool, &from[i], seed, at, size, data[i] + at);
             done += size;
             if (progress) mx_progress_update(progress, (double)done);
             if (stop && *stop) return mx_fail(error, MX_CANCELLED, "interrupted");
@@ -339,31 +361,58 @@ static mx_status make_tensors(const mx_synthetic_tensor *from, int count, uint64
     return MX_OK;
 }
 
-mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_numa numa, mx_progress *progress,
-                               const volatile sig_atomic_t *stop, mx_weights **out, mx_error *error) {
-    *out = NULL;
+/* How the numbers of a model in memory are made. */
+struct making {
+    uint64_t seed;
+    mx_pool *pool;
+    mx_numa numa;
+    mx_progress *progress;
+    const volatile sig_atomic_t *stop;
+};
+
+/* `how` NULL: they are not. */
+static mx_status make_checkpoint(const mx_config *c, const struct making *how, mx_checkpoint **out, mx_error *error) {
     mx_synthetic_tensor *from = NULL;
     mx_tensor *tensor = NULL;
+    uint8_t **data = NULL;
     mx_arena memory = {0};
-    mx_checkpoint *checkpoint = NULL;
     int count = 0;
     uint64_t bytes = 0;
     mx_status status = mx_synthetic_plan(c, &from, &count, error);
     for (int i = 0; i < count; i++) bytes += rounded(from[i].bytes) + rounded(MX_SYNTHETIC_NAME);
-    if (!status) status = check_memory(bytes, error);
+    if (!status && how) status = check_memory(bytes, error);
     if (!status) status = mx_arena_create(bytes, &memory, error);
-    if (!status) choose_nodes(numa, pool, &memory);
-    if (!status && !(tensor = calloc((size_t)count, sizeof *tensor)))
+    if (!status && how) choose_nodes(how->numa, how->pool, &memory);
+    if (!status && (!(tensor = calloc((size_t)count, sizeof *tensor)) || !(data = calloc((size_t)count, sizeof *data))))
         status = mx_fail(error, MX_NO_MEMORY, "no memory for %d tensors", count);
-    mx_pool_enter(pool);
-    if (!status) status = make_tensors(from, count, seed, pool, progress, stop, &memory, tensor, error);
-    mx_pool_leave(pool);
+    if (!status) status = place_tensors(from, count, &memory, data, tensor, error);
+    if (!status && how) {
+        mx_pool_enter(how->pool);
+        status = make_tensors(from, count, how->seed, how->pool, how->progress, how->stop, data, tensor, error);
+        mx_pool_leave(how->pool);
+    }
     free(from);
-    if (!status) status = mx_checkpoint_in_memory("synthetic", tensor, count, memory, &checkpoint, error);
+    free(data);
+    if (!status) status = mx_checkpoint_in_memory("synthetic", tensor, count, memory, out, error);
     if (status) {
         mx_arena_destroy(&memory);
         free(tensor);
-        return status;
     }
-    return mx_weights_from("synthetic", c, checkpoint, pool, out, error);
+    return status;
+}
+
+mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_numa numa, mx_progress *progress,
+                               const volatile sig_atomic_t *stop, mx_weights **out, mx_error *error) {
+    const struct making how = {seed, pool, numa, progress, stop};
+    mx_checkpoint *checkpoint = NULL;
+    *out = NULL;
+    mx_status status = make_checkpoint(c, &how, &checkpoint, error);
+    return status ? status : mx_weights_from("synthetic", c, checkpoint, pool, out, error);
+}
+
+mx_status mx_synthetic_shape(const mx_config *c, mx_weights **out, mx_error *error) {
+    mx_checkpoint *checkpoint = NULL;
+    *out = NULL;
+    mx_status status = make_checkpoint(c, NULL, &checkpoint, error);
+    return status ? status : mx_weights_from("synthetic", c, checkpoint, NULL, out, error);
 }

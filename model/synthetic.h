@@ -27,6 +27,10 @@ uint64_t mx_synthetic_bytes(const mx_config *c);
 mx_status mx_synthetic_weights(const mx_config *c, uint64_t seed, mx_pool *pool, mx_numa numa, mx_progress *progress,
                                const volatile sig_atomic_t *stop, mx_weights **out, mx_error *error);
 
+/* The same model without its numbers, which no memory could hold or a GPU makes by itself: every tensor has its type
+ * and shape, and is zeros that take no memory. Nothing may be computed with it. */
+mx_status mx_synthetic_shape(const mx_config *c, mx_weights **out, mx_error *error);
+
 /* Writes the same weights to `folder`, which must not exist or be empty, in the Hugging Face layout: .safetensors of at
  * most 5 GB, their index, config.json and generation_config.json. The folder appears when everything is on the disk; a
  * run that fails or is stopped leaves nothing behind. Needs little memory; MX_IO beforehand where the disk has no room.

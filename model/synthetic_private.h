@@ -31,6 +31,12 @@ mx_status mx_synthetic_plan(const mx_config *c, mx_synthetic_tensor **out, int *
 void mx_synthetic_fill(mx_pool *pool, const mx_synthetic_tensor *t, uint64_t seed, uint64_t offset, uint64_t size,
                        uint8_t *out);
 
+/* What another maker of the same bytes (kernels/cuda/synthetic.cu) has to know: what all of a tensor's blocks begin
+ * with, and the exponent field of the largest power (MX_NOISE_BF16) or the least scale byte (MX_NOISE_SCALES; else 0).
+ */
+uint64_t mx_synthetic_key(const mx_synthetic_tensor *t, uint64_t seed);
+int mx_synthetic_base(const mx_synthetic_tensor *t);
+
 const char *mx_synthetic_dtype(mx_noise noise); /* "BF16", "U8" */
 
 #endif

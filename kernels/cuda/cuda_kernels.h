@@ -79,8 +79,8 @@ void mx_cuda_begin_rows(const mx_cuda_begin *b, mx_gpu_stream *s);
  * NULL; then out = terms of x[t] / sqrt(mean(x[t]^2) + eps) * gain, at row r, where gain is not NULL. The sum of
  * squares is taken in one fixed order. */
 typedef struct mx_cuda_norm {
-    float *x; /* [*, hidden] */
-    int rows, hidden;
+    float *x;                /* [*, hidden] */
+    int rows, hidden;        /* hidden: a multiple of 32, at most 8192 */
     const int32_t *row;      /* [rows] or NULL */
     const int32_t *position; /* of row t, < 0: nothing is done; NULL: no holes */
     const float *expert_out; /* [slots, hidden] */
@@ -93,6 +93,16 @@ typedef struct mx_cuda_norm {
     int terms;
 } mx_cuda_norm;
 void mx_cuda_norm_rows(const mx_cuda_norm *n, mx_gpu_stream *s);
+
+/* ---- small moves --------------------------------------------------------------------------------------------------
+ */
+/* to[entry.at] = entry.value; no two entries of one place. */
+typedef struct mx_cuda_entry {
+    int32_t at, value;
+} mx_cuda_entry;
+void mx_cuda_set_entries(int32_t *to, const mx_cuda_entry *entry, int count, mx_gpu_stream *s);
+/* to [rows, width] = rows row[0], row[1] ... of from [*, width]; width is a multiple of 4, both are 16-byte aligned. */
+void mx_cuda_gather_rows(float *to, const float *from, const int32_t *row, int rows, int64_t width, mx_gpu_stream *s);
 
 /* ---- products -----------------------------------------------------------------------------------------------------
  */
@@ -229,18 +239,32 @@ typedef struct mx_cuda_draw {
 
 enum { MX_CUDA_DRAWN, MX_CUDA_NOT_FINITE, MX_CUDA_NONE_LEFT };
 typedef struct mx_cuda_drawn {
-    int32_t token; /* NOT_FINITE: the first whose logit is so */
-    float logprob;
+    int32_t token; /* NOT_FINITE: the first whose logit is so; NONE_LEFT: 0 */
+    float logprob; /* NOT_FINITE: that logit; NONE_LEFT: 0 */
     int32_t state;
 } mx_cuda_drawn;
-/* Draws `count` tokens by the rules of model/sampler.c, from logits [*, vocab], which it leaves as they are; scratch
- * [count, vocab]. drawn [count]; token [count] gets the tokens alone (what mx_cuda_begin reads). */
+enum { MX_CUDA_MOST_VOCAB = 1 << 20, MX_CUDA_MOST_TOP = 128 };
+/* Floats of scratch for one draw, a multiple of 64: a little more than `vocab`. */
+int64_t mx_cuda_sample_scratch(int vocab);
+/* Draws `count` tokens by the rules of model/sampler.c, from logits [*, vocab], which it leaves as they are; vocab <=
+ * MX_CUDA_MOST_VOCAB; scratch [count, mx_cuda_sample_scratch(vocab)], 256-byte aligned. drawn [count]; token [count]
+ * gets the tokens alone (what mx_cuda_begin reads), in every state a token of the vocabulary. A draw whose `wanted` is
+ * below 0 is a hole: nothing is written for it. Probabilities are added up as 64-bit integers, in units of 2^-45 of the
+ * best one's (2^-43 and finer, after the vocabulary): in whatever order, the same bits. */
 void mx_cuda_sample(const float *logits, int vocab, const mx_cuda_draw *draw, int count, float *scratch,
                     mx_cuda_drawn *drawn, int32_t *token, mx_gpu_stream *s);
-/* The k likeliest tokens (k <= 128) of one row [vocab] with their logprobs, likeliest first, ties to the lowest id, and
- * in drawn the logprob of `token` (-1: none), with the bits that mx_cuda_sample gives. */
+/* The k likeliest tokens (k <= MX_CUDA_MOST_TOP and <= vocab) of one row [vocab] with their logprobs, likeliest first,
+ * ties to the lowest id, and in drawn the logprob of `token` (-1: none), with the bits that mx_cuda_sample gives.
+ * scratch: of one draw. NOT_FINITE leaves `out` alone. */
 void mx_cuda_top(const float *logits, int vocab, int k, mx_cuda_token_value *out, int32_t token, mx_cuda_drawn *drawn,
-                 mx_gpu_stream *s);
+                 float *scratch, mx_gpu_stream *s);
+
+/* ---- measuring ----------------------------------------------------------------------------------------------------
+ */
+/* Reads `bytes` (a multiple of 16) from data, 16-byte aligned, once. *out is not written. */
+void mx_cuda_measure_read(const uint8_t *data, int64_t bytes, int blocks, uint32_t *out, mx_gpu_stream *s);
+/* Multiplies BF16 in registers; returns how many multiplications and additions that is. *out is not written. */
+double mx_cuda_measure_multiply(int blocks, int rounds, float *out, mx_gpu_stream *s);
 
 /* ---- made-up weights ----------------------------------------------------------------------------------------------
  */

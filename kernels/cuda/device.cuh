@@ -179,13 +179,33 @@ MX_DEVICE void mx_mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) 
 #endif /* __CUDACC__ */
 
 /* ---- on top of them ---- */
+/* a - b, rounded once, also where `a` is a product that the compiler would make one fused operation with it. */
+MX_DEVICE float mx_sub(float a, float b) {
+#ifdef __CUDACC__
+    return __fsub_rn(a, b);
+#else
+    return a - b;
+#endif
+}
+
+/* Both halves added, to nearest even. */
+MX_DEVICE uint32_t mx_add_bf16x2(uint32_t a, uint32_t b) {
+#ifdef __CUDACC__
+    uint32_t v;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(0x3f803f80u), "r"(b)); /* a 1 + b */
+    return v;
+#else
+    return mx_pack_bf16(mx_bf16_low(a) + mx_bf16_low(b), mx_bf16_high(a) + mx_bf16_high(b));
+#endif
+}
+
 /* The terms of two numbers, packed (cuda_kernels.h): term[0] the largest part. */
 template <int TERMS> MX_DEVICE void mx_split_bf16(float low, float high, uint32_t term[TERMS]) {
     MX_UNROLL
     for (int i = 0; i < TERMS; i++) {
         term[i] = mx_pack_bf16(low, high);
-        low -= mx_bf16_low(term[i]);
-        high -= mx_bf16_high(term[i]);
+        low = mx_sub(low, mx_bf16_low(term[i]));
+        high = mx_sub(high, mx_bf16_high(term[i]));
     }
 }
 
@@ -199,6 +219,17 @@ MX_DEVICE float mx_warp_max(float v) {
     MX_UNROLL
     for (int mask = 16; mask > 0; mask /= 2) v = fmaxf(v, mx_shuffle_xor(v, mask));
     return v;
+}
+MX_DEVICE uint32_t mx_warp_largest(uint32_t v) {
+#ifdef __CUDACC__
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const uint32_t other = mx_shuffle_xor(v, mask);
+        v = other > v ? other : v;
+    }
+    return v;
+#endif
 }
 
 #endif

@@ -23,8 +23,10 @@ enum {
     MX_UNIT_Q8_0 = 1024,       /* bytes: [2 blocks][32 lanes][2: rows g, g + 8][8 columns] int8 */
     MX_UNIT_Q8_0_SCALES = 64,  /* bytes: [8: g][2 blocks][2: rows g, g + 8] F16 */
 };
-/* A word of eight MXFP4 codes c0..c7 (columns 8 t .. 8 t + 7): its low half holds c0, c2, c4, c6, its high half c1, c3,
- * c5, c7, each from the lowest nibble up: a pair (c0, c1) .. (c6, c7) is taken out with one shift for both halves. */
+/* A word of eight MXFP4 codes c0..c7 (columns 8 t .. 8 t + 7), so that each pair comes out with few instructions: pair
+ * p = (c[2p], c[2p + 1]) is spread to two halves of a word, the even code in the low one, as BF16 has its bits: sign at
+ * 15, the other three at 8..6. word = pair 0 | pair 1 >> 6 | pair 2 rotated right by 10 | pair 3's bits 15, 8, 7 >> 4 |
+ * its bits 6 << 4. No two of them meet. */
 
 /* The sum over a row's columns is cut into four parts, each of whole units: unit u of n belongs to part p with
  * mx_cuda_part(n, p) <= u < mx_cuda_part(n, p + 1). Within a part the products are added in ascending order, for each

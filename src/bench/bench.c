@@ -8,7 +8,7 @@
 #include "base/cpu.h"
 #include "bench/windows.h"
 
-enum { WARM_UP = 2, PEAK_RUNS = 3, KV_PAGES = 8 };
+enum { WARM_UP = 2, PEAK_RUNS = 3, KV_PAGES = 8, GPU_WINDOW = 64 };
 static const double SAMPLE = 0.05;  /* seconds of a bandwidth sample */
 static const double CHOOSING = 0.5; /* seconds of choosing how to read */
 
@@ -25,7 +25,10 @@ typedef struct runner {
     const mx_bench_options *o;
     mx_pool *pool;
     mx_backend *backend;
-    const char *tier;
+    char tier[24];
+    int window;              /* tokens of one */
+    mx_draw *draw, *fetched; /* on a GPU: of the step before the one that is queued */
+    int drawn;               /* rows of it; -1: nothing is queued */
     mx_precisions precision; /* in force */
     int streams, tiles;      /* tables: [streams][layers][tiles] */
     int32_t *table;
@@ -145,11 +148,51 @@ static int32_t token_at(const runner *r, int test, int stream, int position) {
     return (int32_t)(next_random(&state) % (uint64_t)r->o->weights->config.vocab);
 }
 
+static bool on_gpu(const runner *r) {
+    return r->o->device != NULL;
+}
+
+/* On a GPU: waits for the draws that are queued. */
+static mx_status fetch(runner *r) {
+    if (r->drawn < 0) return MX_OK;
+    const int count = r->drawn;
+    r->drawn = -1;
+    return r->backend->ops->drawn(r->backend, r->fetched, count, r->error);
+}
+
+/* The step is queued: its rows' tokens are drawn, and those of the step before are fetched meanwhile. */
+static mx_status draw(runner *r, const mx_batch *batch) {
+    int count = 0;
+    for (int i = 0; i < batch->rows; i++)
+        if (batch->row[i].wanted) {
+            r->draw[count] = (mx_draw){.wanted = count, .spec = {.top_p = 1, .repetition_penalty = 1}};
+            count++;
+        }
+    mx_status status = r->backend->ops->draw(r->backend, r->draw, count, r->error);
+    if (!status) status = fetch(r);
+    if (!status) r->drawn = count;
+    return status;
+}
+
 static mx_status step(runner *r, const mx_batch *batch, double *seconds) {
     const double start = mx_seconds();
     mx_status status = r->backend->ops->step(r->backend, batch, r->error);
+    if (!status && on_gpu(r)) status = draw(r, batch);
     *seconds = mx_seconds() - start;
     return status;
+}
+
+/* What is queued is done; its time belongs to the steps before. */
+static mx_status finish(runner *r, double *seconds) {
+    const double start = mx_seconds();
+    mx_status status = fetch(r);
+    *seconds += mx_seconds() - start;
+    return status;
+}
+
+static double joules(const runner *r) {
+    if (on_gpu(r)) return r->o->nvml ? mx_nvml_joules(r->o->nvml, 0) : 0;
+    return r->o->energy ? mx_energy_joules(r->o->energy) : 0;
 }
 
 /* The batch of token `i` of a decode test. */
@@ -161,7 +204,17 @@ static mx_batch decode_batch(runner *r, int test, int i) {
                       .rows = t->streams,
                       .sequence = r->view,
                       .sequences = t->streams,
-                      .experts = t->streams > 1 ? r->experts : NULL};
+                      .experts = t->streams > 1 && !on_gpu(r) ? r->experts : NULL};
+}
+
+/* On a GPU recording the experts makes a step wait: those of one step that is not measured stand for its window's. */
+static mx_status record_experts(runner *r, int test, int i) {
+    mx_batch batch = decode_batch(r, test, i);
+    double seconds = 0;
+    if (!on_gpu(r) || r->o->test[test].streams == 1) return MX_OK;
+    batch.experts = r->experts;
+    mx_status status = step(r, &batch, &seconds);
+    return status ? status : finish(r, &seconds);
 }
 
 /* The batch of a prompt's rows `from` and on; only the prompt's last row is wanted, as the engine does it. */
@@ -176,8 +229,14 @@ static mx_batch prompt_batch(runner *r, int test, int from) {
 
 /* ---- what the machine can do now --------------------------------------------------------------------------------- */
 
+static double gpu_rate(const runner *r, bool reading) {
+    mx_cuda_rates rates = {0};
+    r->o->device->plugin->measure(r->o->device->weights, &rates, NULL);
+    return reading ? rates.read : rates.multiply;
+}
+
 static double sample_bandwidth(runner *r) {
-    const double rate = mx_bandwidth_sample(r->o->bandwidth, &r->ways, r->pool, SAMPLE);
+    const double rate = on_gpu(r) ? gpu_rate(r, true) : mx_bandwidth_sample(r->o->bandwidth, &r->ways, r->pool, SAMPLE);
     if (r->samples < r->most_samples) r->sample[r->samples++] = rate;
     return rate;
 }
@@ -188,8 +247,8 @@ static void sample_peaks(runner *r, int most) {
     if (r->peaks == most) return;
     r->peaks++;
     for (int i = 0; i < MX_PEAK_LOOPS; i++) {
-        if (!mx_peak_here((mx_peak_loop)i)) continue;
-        const double rate = mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
+        if (on_gpu(r) ? i != MX_PEAK_MMA : !mx_peak_here((mx_peak_loop)i)) continue;
+        const double rate = on_gpu(r) ? gpu_rate(r, false) : mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
         r->peak[i][r->peaks - 1] = rate;
         r->now.of[i] = fmax(rate, mx_median(r->peak[i], r->peaks));
     }
@@ -217,16 +276,20 @@ static mx_status decode(runner *r, int test, double before) {
         mx_cost cost = {0};
         double seconds = 0;
         const int first = i;
-        const double joules = r->o->energy ? mx_energy_joules(r->o->energy) : 0;
-        for (; i < t->tokens && i < first + MX_WINDOW_TOKENS; i++) {
+        mx_status status = record_experts(r, test, i);
+        if (status) return status;
+        const double from = joules(r);
+        for (; i < t->tokens && i < first + r->window; i++) {
             const mx_batch batch = decode_batch(r, test, i);
             double one;
-            mx_status status = step(r, &batch, &one);
+            status = step(r, &batch, &one);
             if (status) return status;
             seconds += one;
-            mx_cost_add(&cost, r->o->weights, r->o->kv, &batch, batch.experts);
+            mx_cost_add(&cost, r->o->weights, r->o->kv, &batch, t->streams > 1 ? r->experts : NULL);
         }
-        if (r->o->energy) to->joules += mx_energy_joules(r->o->energy) - joules;
+        status = finish(r, &seconds);
+        if (status) return status;
+        to->joules += joules(r) - from;
         const double after = sample_bandwidth(r);
         keep(r, to, &cost, (double)(i - first) * t->streams, seconds, before, after);
         before = after;
@@ -252,7 +315,7 @@ static mx_status prompt(runner *r, int test, double before) {
     const mx_bench_test *t = &r->o->test[test];
     record *to = &r->record[test];
     double seconds = 0;
-    const double joules = r->o->energy ? mx_energy_joules(r->o->energy) : 0;
+    const double energy = joules(r);
     for (int from = 0; from < t->tokens; from += r->o->batch) {
         const mx_batch batch = prompt_batch(r, test, from);
         double one;
@@ -262,7 +325,9 @@ static mx_status prompt(runner *r, int test, double before) {
         seconds += one;
         advance(r, to->seconds * batch.rows / t->tokens);
     }
-    if (r->o->energy) to->joules += mx_energy_joules(r->o->energy) - joules;
+    mx_status status = finish(r, &seconds);
+    if (status) return status;
+    to->joules += joules(r) - energy;
     const double after = sample_bandwidth(r);
     keep(r, to, &to->cost, t->tokens, seconds, before, after);
     return MX_OK;
@@ -293,6 +358,7 @@ static mx_status warm_up(runner *r, int test) {
         const int rows = batch.rows;
         batch.experts = r->experts;
         mx_status status = step(r, &batch, &seconds);
+        if (!status) status = finish(r, &seconds);
         to->seconds = seconds * t->tokens / rows;
         count_prompt(r, test, rows);
         return status;
@@ -300,9 +366,10 @@ static mx_status warm_up(runner *r, int test) {
     for (int i = 0; i < WARM_UP && !stopped(r); i++) {
         const mx_batch batch = decode_batch(r, test, i);
         mx_status status = step(r, &batch, &seconds);
+        if (!status) status = finish(r, &seconds);
         if (status) return status;
     }
-    to->seconds = seconds * t->tokens + SAMPLE * ((t->tokens + MX_WINDOW_TOKENS - 1) / MX_WINDOW_TOKENS);
+    to->seconds = seconds * t->tokens + SAMPLE * ((t->tokens + r->window - 1) / r->window);
     return MX_OK;
 }
 
@@ -313,7 +380,7 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
         mx_status status = MX_OK;
         r->done = &done;
         mx_pool_enter(r->pool); /* the machine is measured with the threads where a step has them */
-        mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
+        if (!on_gpu(r)) mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
         for (int i = 0; i < o->tests && !stopped(r) && !status; i++) {
             status = warm_up(r, i);
             expected += r->record[i].seconds;
@@ -355,9 +422,9 @@ static void sum_up(const runner *r, int test, const mx_peaks *peaks, double *roo
     out->joules = from->joules / from->tokens;
 }
 
-static int windows_of(const mx_bench_options *o, int test) {
-    return o->repetitions *
-           (o->test[test].prompt ? 1 : (o->test[test].tokens + MX_WINDOW_TOKENS - 1) / MX_WINDOW_TOKENS);
+static int windows_of(const runner *r, int test) {
+    const mx_bench_test *t = &r->o->test[test];
+    return r->o->repetitions * (t->prompt ? 1 : (t->tokens + r->window - 1) / r->window);
 }
 
 static mx_status prepare(runner *r, const mx_precisions *precision) {
@@ -365,14 +432,16 @@ static mx_status prepare(runner *r, const mx_precisions *precision) {
     const mx_config *c = &o->weights->config;
     const int64_t pages = all_pages(o);
     const size_t tests = (size_t)(o->tests > 0 ? o->tests : 0);
+    r->drawn = -1;
+    r->window = on_gpu(r) ? GPU_WINDOW : MX_WINDOW_TOKENS;
     r->streams = streams_of(o);
     r->tiles = tiles_of(o, 0);
     const int rows = o->batch > r->streams ? o->batch : r->streams;
     r->most_samples = o->repetitions * o->tests; /* one before each test, one after each window */
     bool ok = (r->record = calloc(tests, sizeof *r->record)) != NULL;
     for (int i = 0; i < o->tests && ok; i++) {
-        r->record[i].most = windows_of(o, i);
-        r->most_samples += windows_of(o, i);
+        r->record[i].most = windows_of(r, i);
+        r->most_samples += windows_of(r, i);
         ok = (r->record[i].window = calloc((size_t)r->record[i].most, sizeof(mx_window))) != NULL;
     }
     for (int i = 0; i < MX_PEAK_LOOPS; i++)
@@ -382,6 +451,8 @@ static mx_status prepare(runner *r, const mx_precisions *precision) {
     ok = ok && (r->view = calloc((size_t)r->streams, sizeof *r->view));
     ok = ok && (r->row = calloc((size_t)rows, sizeof *r->row));
     ok = ok && (r->experts = calloc((size_t)c->layers * (size_t)rows * (size_t)c->top_k, sizeof *r->experts));
+    ok = ok && (r->draw = calloc((size_t)rows, sizeof *r->draw));
+    ok = ok && (r->fetched = calloc((size_t)rows, sizeof *r->fetched));
     if (!ok) return mx_fail(r->error, MX_NO_MEMORY, "no memory for the measurements");
     const mx_backend_options options = {.kv_format = o->kv,
                                         .pages = pages,
@@ -389,9 +460,10 @@ static mx_status prepare(runner *r, const mx_precisions *precision) {
                                         .max_wanted = r->streams,
                                         .precision = precision,
                                         .openblas = o->openblas};
-    mx_status status = mx_cpu_backend_create(o->weights, r->pool, &options, &r->backend, r->error);
+    mx_device cpu = {0}, *device = on_gpu(r) ? o->device : &cpu;
+    mx_status status = mx_device_backend(device, o->weights, r->pool, &options, &r->backend, r->error);
     if (status) return status;
-    r->precision = mx_cpu_backend_precision(r->backend);
+    r->precision = mx_device_precision(device, r->backend);
     lay_out_tables(r);
     return fill_pages(r, pages);
 }
@@ -406,6 +478,8 @@ static void clean_up(runner *r) {
     free(r->view);
     free(r->row);
     free(r->experts);
+    free(r->draw);
+    free(r->fetched);
 }
 
 uint64_t mx_bench_memory(const mx_bench_options *o) {
@@ -433,12 +507,15 @@ mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, i
     runner *all = calloc((size_t)runs, sizeof *all);
     if (!all) return mx_fail(error, MX_NO_MEMORY, "no memory for the measurements");
     for (int k = 0; k < runs; k++) {
-        all[k] = (runner){.o = o, .pool = run[k].pool, .tier = kernels->name, .error = error};
+        const mx_device cpu = {0};
+        all[k] = (runner){.o = o, .pool = run[k].pool, .error = error};
+        mx_device_tier(o->device ? o->device : &cpu, kernels, all[k].tier);
         memset(run[k].result, 0, (size_t)o->tests * sizeof *run[k].result);
     }
     for (int k = 0; k < runs && !status; k++) {
         status = prepare(&all[k], &run[k].precision);
-        *run[k].machine = (mx_bench_machine){.tier = kernels->name, .precision = all[k].precision};
+        *run[k].machine = (mx_bench_machine){.precision = all[k].precision};
+        memcpy(run[k].machine->tier, all[k].tier, sizeof run[k].machine->tier);
     }
     if (!status) status = measure(o, all, runs, error);
     for (int k = 0; k < runs && (!status || status == MX_CANCELLED); k++) {

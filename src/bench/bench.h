@@ -7,7 +7,8 @@
 #include "bench/cost.h"
 #include "bench/energy.h"
 #include "bench/measure.h"
-#include "model/model.h"
+#include "bench/nvml.h"
+#include "model/device.h"
 
 /* Speeds of a model's steps, each beside what this machine allows at most, measured in the same run.
  *
@@ -41,7 +42,9 @@ typedef struct mx_bench_result {
 
 typedef struct mx_bench_options {
     const mx_weights *weights;
-    bool openblas; /* mx_backend_options.openblas */
+    mx_device *device; /* a GPU with the weights on it, for which `weights` is a shape; NULL: the CPU. Steps then follow
+                          each other without waiting, each with its tokens drawn, as in an engine */
+    bool openblas;     /* mx_backend_options.openblas */
     mx_format kv;
     int batch; /* rows of a prompt's step */
     const mx_bench_test *test;
@@ -49,13 +52,14 @@ typedef struct mx_bench_options {
     int repetitions; /* each goes once through all runs and their tests */
     uint64_t seed;   /* of tokens, keys and values */
     mx_bandwidth *bandwidth;
-    mx_energy *energy;                 /* NULL: not measured */
+    mx_energy *energy;                 /* of the CPU; NULL: not measured */
+    mx_nvml *nvml;                     /* of the GPU: its only device; NULL: not measured */
     mx_progress *progress;             /* may be NULL */
     const volatile sig_atomic_t *stop; /* may be NULL */
 } mx_bench_options;
 
 typedef struct mx_bench_machine {
-    const char *tier;
+    char tier[24];
     mx_precisions precision;  /* in force */
     mx_bench_range bandwidth; /* bytes a second */
     mx_peaks peaks;           /* medians */

@@ -128,8 +128,15 @@ static const struct {
     {"neonbf16", MX_PEAK_FMA128, MX_PEAK_BFMMLA, MX_PEAK_SMMLA},
 };
 
-/* Scalar C is held against the machine's widest FMA. */
+static bool on_gpu(const char *tier) {
+    return !strncmp(tier, "cuda", 4);
+}
+
+/* Scalar C is held against the machine's widest FMA. A GPU multiplies all parts of an activation by the same
+ * instruction. */
 static mx_cost_units unit_of(const char *tier, mx_precision precision) {
+    if (on_gpu(tier))
+        return (mx_cost_units){MX_PEAK_MMA, precision == MX_X_FP32 ? 3 : precision == MX_X_BF16X2 ? 2 : 1};
     for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++) {
         if (strcmp(tier, tiers[i].tier) != 0) continue;
         if (precision == MX_X_FP32) return (mx_cost_units){tiers[i].fp32, 1};
@@ -142,13 +149,14 @@ static mx_cost_units unit_of(const char *tier, mx_precision precision) {
 
 mx_cost_units mx_cost_unit(const char *tier, mx_precision precision) {
     mx_cost_units unit = unit_of(tier, precision);
-    if (unit.loop < MX_PEAK_LOOPS && !mx_peak_here(unit.loop)) unit.loop = MX_PEAK_LOOPS;
+    if (unit.loop < MX_PEAK_LOOPS && !on_gpu(tier) && !mx_peak_here(unit.loop)) unit.loop = MX_PEAK_LOOPS;
     return unit;
 }
 
 bool mx_cost_by_fma(const char *tier, mx_format format, mx_precision precision) {
     const bool x86 = !strcmp(tier, "avx512bf16") || !strcmp(tier, "amx");
-    if (precision == MX_X_INT8 || unit_of(tier, precision).loop == unit_of(tier, MX_X_FP32).loop) return false;
+    if (precision == MX_X_INT8 || on_gpu(tier) || unit_of(tier, precision).loop == unit_of(tier, MX_X_FP32).loop)
+        return false;
     return format == MX_F32 || format == MX_F16 || (format == MX_Q8_0 && precision == MX_X_BF16X2 && x86);
 }
 
@@ -160,11 +168,11 @@ typedef struct part {
 enum { PARTS = 2 * MX_CLASSES + 1 };
 
 static void take_apart(const mx_cost *cost, const char *tier, const mx_precisions *precision, part out[PARTS]) {
-    const mx_cost_units fma = unit_of(tier, MX_X_FP32);
+    const mx_cost_units fma = unit_of(tier, on_gpu(tier) ? MX_X_BF16X2 : MX_X_FP32);
     for (int i = 0; i < MX_CLASSES; i++) {
         const mx_precision p = precision->of[i];
         /* int8 takes any scale. */
-        double exact = p == MX_X_INT8 ? 0 : cost->exact[i];
+        double exact = p == MX_X_INT8 || on_gpu(tier) ? 0 : cost->exact[i];
         if (mx_cost_by_fma(tier, MX_Q8_0, p)) exact += cost->q8_0[i];
         out[2 * i] = (part){exact, fma};
         out[2 * i + 1] = (part){cost->flops[i] - exact, unit_of(tier, p)};

@@ -17,12 +17,13 @@ typedef enum mx_peak_loop {
     MX_PEAK_VNNI,       /* fours of int8 into int32, AVX-512 */
     MX_PEAK_AMX_BF16,
     MX_PEAK_AMX_INT8,
+    MX_PEAK_MMA, /* BF16 into fp32 on a GPU's tensor cores: mx_cuda_rates.multiply */
     MX_PEAK_LOOPS
 } mx_peak_loop;
 
 const char *mx_peak_name(mx_peak_loop loop); /* "FMA 512" */
 const char *mx_peak_key(mx_peak_loop loop);  /* "fma512", for JSON */
-_Bool mx_peak_here(mx_peak_loop loop);       /* this machine has the instructions */
+_Bool mx_peak_here(mx_peak_loop loop);       /* this machine's processor has the instructions */
 
 /* The widest fp32 loop that this machine has; MX_PEAK_LOOPS where it has none of them. */
 mx_peak_loop mx_peak_fp32(void);

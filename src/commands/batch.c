@@ -191,7 +191,7 @@ static mx_batch_settings settings_of(const mx_session *s) {
                                   .vocab = s->info.vocab};
     if (s->random_seed) settings.sampling.seed = 0;
     settings.setup.context = s->info.context;
-    if (s->info.tier) snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
+    snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
     snprintf(settings.setup.precision, sizeof settings.setup.precision, "%s", s->info.precision);
     return settings;
 }

@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include "base/cpu.h"
+#include "base/log.h"
 #include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
 #include "commands/models.h"
 #include "commands/terminal.h"
+#include "model/device.h"
 #include "model/synthetic.h"
 #include "plan/advice.h"
 
@@ -27,7 +29,7 @@ enum {
 
 static struct {
     char *model, *synthetic, *save, *prompts, *depths, *streams, *threads, *kv_type, *dense, *load, *numa, *quantize,
-        *compare;
+        *compare, *device, *gpu_memory;
     char **precision;
     int json, markdown;
 } given;
@@ -41,6 +43,9 @@ static const struct poptOption options[] = {
     {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"synthetic", 0, POPT_ARG_STRING, &given.synthetic, 0,
      "Random weights instead: gpt-oss-20b, gpt-oss-120b, or the path of a config.json", "NAME"},
+    {"device", 'd', POPT_ARG_STRING, &given.device, 0,
+     "Where it runs: auto (default: a GPU that holds the model, else the CPU), cpu, cuda, or cuda:N", "WHERE"},
+    {"gpu-memory", 0, POPT_ARG_STRING, &given.gpu_memory, 0, "Of the GPU's memory at most so much: 20G", "SIZE"},
     {"layers", 0, POPT_ARG_STRING, &numbers[LAYERS].text, 0, "Only the first N layers of the synthetic model", "N"},
     {"seed", 0, POPT_ARG_STRING, &numbers[SEED].text, 0, "Of random weights, tokens, keys and values (default 1)", "N"},
     {"save", 0, POPT_ARG_STRING, &given.save, 0, "Write the synthetic model to this new folder instead of measuring it",
@@ -115,6 +120,8 @@ typedef struct plan {
     const mx_kv_name *kv;
     mx_load_way load;
     mx_numa numa;
+    mx_device_choice on;
+    uint64_t gpu_memory;
     mx_precisions precision[MOST_IN_LIST];
     int precisions;
     mx_bench_test test[MOST_TESTS];
@@ -136,6 +143,24 @@ static bool read_precisions(const mx_command *self, plan *p) {
     return true;
 }
 
+static bool read_device(const mx_command *self, plan *p) {
+    mx_error error;
+    if (mx_device_parse(given.device ? given.device : "auto", &p->on, &error)) {
+        mx_command_usage(self, "--device %s", error.text);
+        return false;
+    }
+    if (given.gpu_memory && !mx_size_check(self, "--gpu-memory", given.gpu_memory, &p->gpu_memory)) return false;
+    const char *const host[][2] = {
+        {"--threads", given.threads}, {"--load", given.load}, {"--numa", given.numa}, {"--dense", given.dense}};
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
+        if (!host[i][1] || p->on.automatic || !p->on.cuda) continue;
+        mx_command_usage(self, "%s is about the CPU: it does not go with --device %s", host[i][0], given.device);
+        return false;
+    }
+    if (given.threads || given.dense) p->on.automatic = false; /* who names them means the CPU */
+    return true;
+}
+
 /* Everything that can be said about the options before a model is opened. */
 static bool check_options(const mx_command *self, plan *p) {
     *p = (plan){.prompts = {{512}, 1}, .depths = {{0, 4096}, 2}, .streams = {{1}, 1}, .threads = {{0}, 1}};
@@ -153,6 +178,7 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "--load is for models in files (-m)");
         return false;
     }
+    if (!read_device(self, p)) return false;
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
     if (given.quantize && !mx_quantize_find(self, given.quantize)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
@@ -299,8 +325,10 @@ typedef struct bench {
     mx_config config;
     char folder[4096];
     mx_weights *weights;
+    mx_device device;
     mx_bandwidth bandwidth;
     mx_energy energy;
+    mx_nvml nvml;
     mx_bench_report report;
     mx_bytes before_text;
     mx_json_document *before;
@@ -322,7 +350,10 @@ static mx_status read_before(bench *b, mx_error *error) {
 static mx_status measure_runs(bench *b, const mx_bench_run *run, int runs, mx_error *error) {
     mx_progress progress;
     mx_progress_start(&progress, "measuring", 1, false);
+    const bool gpu = b->device.plugin != NULL;
     const mx_bench_options o = {.weights = b->weights,
+                                .device = gpu ? &b->device : NULL,
+                                .nvml = gpu && b->nvml.devices == 1 ? &b->nvml : NULL,
                                 .openblas = b->report.openblas,
                                 .kv = b->plan.kv->format,
                                 .batch = (int)numbers[BATCH].value,
@@ -331,7 +362,7 @@ static mx_status measure_runs(bench *b, const mx_bench_run *run, int runs, mx_er
                                 .repetitions = (int)numbers[REPETITIONS].value,
                                 .seed = (uint64_t)numbers[SEED].value,
                                 .bandwidth = &b->bandwidth,
-                                .energy = b->report.energy ? &b->energy : NULL,
+                                .energy = b->report.energy && !gpu ? &b->energy : NULL,
                                 .progress = &progress,
                                 .stop = &mx_interrupted};
     mx_status status = mx_bench_measure(&o, run, runs, error);
@@ -381,41 +412,111 @@ static bool warn_of_memory(const bench *b) {
                                         .copied = p->load == MX_LOAD_READ});
 }
 
+/* ---- on a GPU ---------------------------------------------------------------------------------------------------- */
+
+static mx_bench_options shape_of(const bench *b) {
+    const plan *p = &b->plan;
+    return (mx_bench_options){.weights = b->weights,
+                              .kv = p->kv->format,
+                              .batch = (int)numbers[BATCH].value,
+                              .test = p->test,
+                              .tests = p->tests};
+}
+
+/* All runs have their keys and values there at once. */
+static mx_status check_gpu_memory(bench *b, const mx_backend_options *shape, mx_error *error) {
+    const mx_bench_options o = shape_of(b);
+    mx_cuda_memory m;
+    mx_status status = b->device.plugin->memory(b->weights, shape, &m, error);
+    if (status) return status;
+    const int runs = runs_of(&b->plan);
+    const double kv = runs * (double)mx_bench_memory(&o), scratch = runs * (double)m.scratch,
+                 sum = (double)m.weights + kv + scratch, room = (double)b->device.budget;
+    b->report.gpu_memory = sum;
+    if (sum <= room) return MX_OK;
+    return mx_fail(error, MX_NO_MEMORY,
+                   "%s: %.1f GB are needed, %.1f GB are free: weights %.1f, keys and values %.1f, scratch %.1f; take "
+                   "less --depth or fewer --streams%s%s",
+                   b->device.info.name, sum / 1e9, room / 1e9, (double)m.weights / 1e9, kv / 1e9, scratch / 1e9,
+                   given.synthetic ? ", or fewer --layers" : "", runs > 1 ? ", or one --precision at a time" : "");
+}
+
+/* Weights on the GPU, straight from the files or made there. b->device.plugin stays NULL where the CPU is taken. */
+static mx_status open_gpu(bench *b, mx_pool *pool, mx_error *error) {
+    plan *p = &b->plan;
+    if (!p->on.cuda && !(p->on.automatic && mx_device_any())) return MX_OK;
+    const int batch = (int)numbers[BATCH].value, streams = most_streams(p);
+    const mx_backend_options shape = {
+        .kv_format = p->kv->format, .max_rows = batch > streams ? batch : streams, .max_wanted = streams};
+    const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = given.quantize != NULL};
+    mx_loading loading = {.label = given.synthetic ? "making weights" : NULL};
+    const mx_cuda_load_options load = {.synthetic = given.synthetic != NULL,
+                                       .seed = (uint64_t)numbers[SEED].value,
+                                       .progress = mx_loading_shown,
+                                       .user = &loading,
+                                       .stop = &mx_interrupted};
+    char why[300] = "";
+    mx_status status = given.synthetic ? mx_synthetic_shape(&b->config, &b->weights, error)
+                                       : mx_weights_load(b->folder, &lazy, pool, &b->weights, error);
+    if (!status) status = mx_device_open(&p->on, p->gpu_memory, b->weights, &shape, &b->device, why, error);
+    if (!status && b->device.plugin) {
+        status = check_gpu_memory(b, &shape, error);
+        if (!status) status = mx_device_load(&b->device, b->weights, load, error);
+        mx_loading_end(&loading);
+        b->report.load_seconds = b->device.loaded.seconds;
+        return status;
+    }
+    if (*why) mx_log(MX_LOG_WARNING, "the CPU is measured: %s", why);
+    mx_weights_close(b->weights);
+    b->weights = NULL;
+    return status;
+}
+
+/* ---- preparing --------------------------------------------------------------------------------------------------- */
+
+/* Weights and a buffer to measure the bandwidth with, where the CPU computes. */
+static mx_status open_cpu(bench *b, mx_pool *pool, mx_error *error) {
+    const plan *p = &b->plan;
+    const double weights = given.synthetic ? (double)mx_synthetic_bytes(&b->config) : 0;
+    mx_status status = check_memory(p, &b->config, weights, error);
+    const double start = mx_seconds();
+    if (!status) status = open_weights(p, &b->config, b->folder, warn_of_memory(b), pool, &b->weights, error);
+    b->report.load_seconds = mx_seconds() - start;
+    b->report.memory = (double)mx_memory_peak();
+    if (!status && p->load == MX_LOAD_READ) status = check_memory(p, &b->config, 0, error); /* the rest */
+    if (!status) status = mx_bandwidth_open(pool, &b->bandwidth, error);
+    return status;
+}
+
 /* Pages, buffer and weights are there; what is missing is said in one message before anything slow begins. */
 static mx_status prepare(bench *b, mx_error *error) {
-    const double weights = given.synthetic ? (double)mx_synthetic_bytes(&b->config) : 0;
     const mx_kernels *kernels;
     mx_pool *pool;
-    double start;
     mx_status status = make_tests(&b->plan, &b->config, error);
     if (!status) status = read_before(b, error);
     if (!status) status = mx_kernels_get(NULL, &kernels, error);
-    if (!status) status = check_memory(&b->plan, &b->config, weights, error);
     if (!status) status = mx_pool_create_on(0, b->plan.numa, &pool, error);
     if (status) return status;
-    if (!b->plan.precisions) b->plan.precision[b->plan.precisions++] = mx_precisions_default(kernels);
-    start = mx_seconds();
-    status = open_weights(&b->plan, &b->config, b->folder, warn_of_memory(b), pool, &b->weights, error);
-    b->report.load_seconds = mx_seconds() - start;
-    b->report.memory = (double)mx_memory_peak();
-    if (!status && b->plan.load == MX_LOAD_READ) status = check_memory(&b->plan, &b->config, 0, error); /* the rest */
-    if (!status) status = mx_bandwidth_open(pool, &b->bandwidth, error);
+    const bool precisions = b->plan.precisions > 0;
+    if (!precisions) b->plan.precisions = 1;
+    status = open_gpu(b, pool, error);
+    if (!precisions) b->plan.precision[0] = mx_device_default_precision(&b->device, kernels);
+    if (!status && !b->device.plugin) status = open_cpu(b, pool, error);
     mx_pool_destroy(pool);
     if (status) return status;
-    const double bytes = bytes_of(b->weights->checkpoint);
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     b->report.model = given.synthetic ? given.synthetic : given.model;
     b->report.synthetic = given.synthetic != NULL;
     b->report.seed = (uint64_t)numbers[SEED].value;
     b->report.layers = b->config.layers;
-    b->report.weight_bytes = bytes;
+    b->report.weight_bytes = bytes_of(b->weights->checkpoint);
     b->report.kv = b->plan.kv->name;
     b->report.openblas = given.dense && !strcmp(given.dense, "openblas");
-    b->report.in_caches = cache > 0 ? (double)cache : 0;
+    b->report.device = b->device.info.name;
+    b->report.in_caches = cache > 0 && !b->device.plugin ? (double)cache : 0;
     b->report.energy = mx_energy_open(&b->energy, "");
-    mx_nvml nvml;
-    if (mx_nvml_open(&nvml, NULL)) b->report.gpus = nvml.devices;
-    mx_nvml_close(&nvml);
+    if (mx_nvml_open(&b->nvml, NULL)) b->report.gpus = b->nvml.devices;
+    if (b->device.plugin) b->report.energy = b->nvml.devices == 1;
     return MX_OK;
 }
 
@@ -431,6 +532,8 @@ static void clean_up(bench *b) {
     for (int i = 0; i < b->report.runs; i++) free(b->report.run[i].result);
     free(b->report.run);
     mx_bandwidth_close(&b->bandwidth);
+    mx_nvml_close(&b->nvml);
+    mx_device_close(&b->device);
     mx_weights_close(b->weights);
     mx_json_free(b->before);
     mx_bytes_free(&b->before_text);

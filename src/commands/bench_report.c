@@ -242,9 +242,10 @@ static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_re
 static bool print_machine(mx_bytes *out, const mx_bench_report *r, const mx_bench_run_report *run, bool markdown) {
     const char *space = markdown ? "" : "  ", *end = markdown ? "  \n" : "\n";
     const mx_bench_range *b = &run->machine.bandwidth;
-    bool ok = mx_bytes_addf(out, "%s%d thread%s, %s kernels, precision %s%s, KV cache %s%s", space, run->threads,
-                            run->threads > 1 ? "s" : "", run->machine.tier, run->precision,
-                            r->openblas ? ", dense products by OpenBLAS" : "", r->kv, end);
+    char threads[40] = "";
+    if (!*r->device) snprintf(threads, sizeof threads, "%d thread%s, ", run->threads, run->threads > 1 ? "s" : "");
+    bool ok = mx_bytes_addf(out, "%s%s%s kernels, precision %s%s, KV cache %s%s", space, threads, run->machine.tier,
+                            run->precision, r->openblas ? ", dense products by OpenBLAS" : "", r->kv, end);
     ok = ok && mx_bytes_addf(out, "%sreads %.1f GB/s (%.1f–%.1f)", space, b->median / 1e9, b->low / 1e9, b->high / 1e9);
     bool first = true;
     for (int i = 0; i < MX_PEAK_LOOPS; i++) {
@@ -258,6 +259,11 @@ static bool print_machine(mx_bytes *out, const mx_bench_report *r, const mx_benc
 
 /* Whose energy J/token holds, or why there is none. */
 static bool print_energy(mx_bytes *out, const mx_bench_report *r) {
+    if (*r->device)
+        return mx_bytes_add_string(out, r->energy ? "J/token: of the GPU (NVML)\n"
+                                        : r->gpus ? "energy: not measured, for it is not known which of several GPUs' "
+                                                    "counters (NVML) is this one's\n"
+                                                  : "energy: no counter of a GPU (NVML, libnvidia-ml.so.1) is here\n");
     bool ok = r->energy ? mx_bytes_add_string(out, "J/token: of the processor packages and their memory (RAPL)")
                         : mx_bytes_add_string(out, "energy: no counter of a processor package (RAPL, "
                                                    "/sys/class/powercap/intel-rapl:*) is here that may be read");
@@ -336,7 +342,7 @@ static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) 
     char cpu[100], size[32], memory[32], layers[40] = "";
     cpu_name(cpu);
     bytes_text(size, r->weight_bytes);
-    bytes_text(memory, r->memory);
+    bytes_text(memory, *r->device ? r->gpu_memory : r->memory);
     if (r->layers < r->all_layers)
         snprintf(layers, sizeof layers, "%d of %d layers, ", r->layers, r->all_layers);
     else
@@ -344,9 +350,10 @@ static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) 
     const char *space = markdown ? "" : "  ", *end = markdown ? "  \n" : "\n";
     return mx_bytes_addf(out, "%s%s%s: %s%s%s\n%s", markdown ? "**" : "", r->model, markdown ? "**" : "", layers, size,
                          r->synthetic ? " of random weights" : "", markdown ? "\n" : "") &&
-           mx_bytes_addf(out, "%s%s in %.2f s, at most %s of memory (page cache in use included)%s", space,
-                         r->synthetic ? "made" : "loaded", r->load_seconds, memory, end) &&
-           mx_bytes_addf(out, "%s%s%s", space, cpu, end);
+           mx_bytes_addf(out, "%s%s in %.2f s, %s%s of %smemory%s%s", space, r->synthetic ? "made" : "loaded",
+                         r->load_seconds, *r->device ? "" : "at most ", memory, *r->device ? "the GPU's " : "",
+                         *r->device ? "" : " (page cache in use included)", end) &&
+           mx_bytes_addf(out, "%s%s%s", space, *r->device ? r->device : cpu, end);
 }
 
 bool mx_bench_table(mx_bytes *out, const mx_bench_report *r, bool markdown) {
@@ -420,7 +427,10 @@ bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
              out, "\"layers\":%d,\"weight_bytes\":%.0f,\"load_s\":%.5g,\"memory_bytes\":%.0f,\"machine\":{\"cpu\":",
              r->layers, r->weight_bytes, r->load_seconds, r->memory);
     ok = ok && mx_bytes_add_json(out, cpu, strlen(cpu));
-    ok = ok && mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu},", mx_cpu_count(), mx_memory_available());
+    ok = ok &&
+         mx_bytes_addf(out, ",\"cores\":%d,\"memory_available\":%llu,\"gpu\":", mx_cpu_count(), mx_memory_available());
+    ok = ok && mx_bytes_add_json(out, r->device, strlen(r->device));
+    ok = ok && mx_bytes_addf(out, ",\"gpu_memory_bytes\":%.0f},", r->gpu_memory);
     ok = ok && json_machine(out, &r->run[0].machine);
     ok = ok && mx_bytes_addf(out, ",\"energy_counters\":{\"rapl\":%s,\"nvml_devices\":%d}",
                              r->energy ? "true" : "false", r->gpus);

@@ -23,11 +23,13 @@ typedef struct mx_bench_report {
     double weight_bytes;
     double load_seconds; /* to open, or make, the weights */
     double memory;       /* peak resident bytes, without what measures the bandwidth */
+    const char *device;  /* the GPU's name; "": the CPU */
+    double gpu_memory;   /* of it, bytes taken: weights, keys and values, scratch */
     const char *kv;
     bool openblas;
     mx_bench_run_report *run;
     int runs, tests;
-    bool energy;           /* joules were measured: of processor packages and their memory */
+    bool energy;           /* joules were measured: of processor packages and their memory, or of the GPU */
     int gpus;              /* with an energy counter; no run on the CPU counts them */
     double in_caches;      /* bytes that the caches hold */
     const mx_json *before; /* what --compare names; NULL: nothing */

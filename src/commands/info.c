@@ -9,6 +9,7 @@
 #include "base/pages.h"
 #include "commands/common.h"
 #include "engine/model_parts.h"
+#include "model/device.h"
 #include "tokenizer/tokenizer.h"
 
 /* mxrun info: what a model is made of, what a token costs, and what fits on this machine. */
@@ -212,6 +213,75 @@ static void print_machine(const mx_kernels *kernels, const mx_checkpoint *checkp
                                                    : "switched off by the administrator");
 }
 
+/* ---- GPUs ---- */
+
+/* What device `index` would do with the model. */
+typedef struct gpu {
+    mx_gpu_info info;
+    mx_cuda_memory memory;
+    mx_status status; /* MX_OK: it holds the model */
+    mx_error why;
+} gpu;
+
+static gpu look_at_gpu(int index, const mx_weights *w) {
+    const mx_backend_options shape = {.kv_format = MX_F16, .max_rows = 2048, .max_wanted = 128};
+    const mx_device_choice choice = {.cuda = true, .index = index};
+    const mx_cuda_plugin *plugin;
+    mx_device device;
+    char why[300];
+    gpu g = {0};
+    g.status = mx_device_open(&choice, 0, w, &shape, &device, why, &g.why);
+    if (!mx_cuda_plugin_find(&plugin, NULL)) {
+        plugin->info(index, &g.info, NULL);
+        plugin->memory(w, &shape, &g.memory, NULL);
+    }
+    mx_device_close(&device);
+    return g;
+}
+
+/* How many there are; 0: *why says why. */
+static int count_gpus(mx_error *why) {
+    const mx_cuda_plugin *plugin;
+    int count = 0;
+    mx_status status = mx_cuda_plugin_find(&plugin, why);
+    if (!status) status = plugin->count(&count, why);
+    if (!status && !count) mx_fail(why, MX_UNSUPPORTED, "this machine has no GPU that CUDA can use");
+    return status ? 0 : count;
+}
+
+static void print_gpus(const mx_weights *w) {
+    mx_error why = {0};
+    char one[40], two[40];
+    const int count = count_gpus(&why);
+    if (!count) printf("  GPU           none: %s\n", why.text);
+    for (int i = 0; i < count; i++) {
+        const gpu g = look_at_gpu(i, w);
+        if (!g.status)
+            printf("  GPU           %s (--device cuda:%d), %s free: takes weights of %s\n", g.info.name, i,
+                   human(one, (double)g.info.memory_free, "B"), human(two, (double)g.memory.weights, "B"));
+        else
+            printf("  GPU           %s\n", g.why.text);
+    }
+}
+
+static void json_gpus(mx_bytes *out, const mx_weights *w) {
+    mx_error why = {0};
+    const int count = count_gpus(&why);
+    mx_bytes_add_string(out, ",\"gpus\":[");
+    for (int i = 0; i < count; i++) {
+        const gpu g = look_at_gpu(i, w);
+        mx_bytes_add_string(out, i ? ",{\"name\":" : "{\"name\":");
+        mx_bytes_add_json(out, g.info.name, strlen(g.info.name));
+        mx_bytes_addf(out,
+                      ",\"compute_capability\":\"%d.%d\",\"memory\":%llu,\"memory_free\":%llu,\"weights\":%llu,"
+                      "\"holds_model\":%s}",
+                      g.info.major, g.info.minor, (unsigned long long)g.info.memory,
+                      (unsigned long long)g.info.memory_free, (unsigned long long)g.memory.weights,
+                      g.status ? "false" : "true");
+    }
+    mx_bytes_add_string(out, "]");
+}
+
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
 static void json_config(mx_bytes *out, const mx_config *c) {
@@ -273,8 +343,10 @@ static void print_json(const char *folder, const mx_model *model, const class cl
     mx_precisions precision = mx_precisions_default(kernels);
     char name[MX_PRECISION_NAME];
     mx_precisions_name(name, &precision);
-    mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"memory_available\":%llu}",
+    mx_bytes_addf(&out, "},\"tier\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"memory_available\":%llu",
                   kernels->name, name, mx_cpu_count(), mx_memory_available());
+    json_gpus(&out, mx_model_weights(model));
+    mx_bytes_add_string(&out, "}");
     printf("%s\n", out.data ? out.data : "");
     mx_bytes_free(&out);
 }
@@ -329,6 +401,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
             print_tokenizer(tokenizer, &weights->config);
             print_memory(model, total.bytes);
             print_machine(kernels, weights->checkpoint, total.bytes);
+            print_gpus(weights);
         }
     }
     mx_tokenizer_close(tokenizer);

@@ -14,17 +14,19 @@
 #include "commands/common.h"
 #include "commands/models.h"
 #include "engine/model_parts.h"
-#include "model/model.h"
+#include "model/device.h"
 #include "plan/advice.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
     char *model, *kv_type, *kv_memory, *prefix_cache, *prefix_cache_size, *speculate, *precision, *dense, *load, *numa,
-        *quantize, *tokenizer, *seed;
+        *quantize, *tokenizer, *seed, *device, *gpu_memory;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
     uint64_t cache_bytes; /* what prefix_cache_size says; 0: not given */
+    uint64_t gpu_bytes;   /* what gpu_memory says; 0: not given */
+    mx_device_choice on;  /* what device names */
     mx_speculation speculation;
     mx_load_way way; /* what load names */
     mx_numa placed;  /* what numa names */
@@ -57,6 +59,10 @@ const struct poptOption mx_model_options[] = {
      "hub",
      "MODEL"},
     {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
+    {"device", 'd', STRING, &given.device, 0,
+     "Where it runs: auto (default: a GPU that holds the model, else the CPU), cpu, cuda, or cuda:N", "WHERE"},
+    {"gpu-memory", '\0', STRING, &given.gpu_memory, 0,
+     "Of the GPU's memory take at most so much: 20G (default: what is free)", "SIZE"},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
     {"kv-type", '\0', STRING, &given.kv_type, 0, "Numbers in the KV cache: f16 (default), bf16 or f32", "TYPE"},
     {"kv-memory", '\0', STRING, &given.kv_memory, 0,
@@ -197,6 +203,28 @@ static bool check_settings(const mx_command *command, bool raw) {
     return true;
 }
 
+static bool check_device(const mx_command *command) {
+    mx_error error;
+    if (mx_device_parse(given.device ? given.device : "auto", &given.on, &error)) {
+        mx_command_usage(command, "--device %s", error.text);
+        return false;
+    }
+    if (given.gpu_memory && !mx_size_check(command, "--gpu-memory", given.gpu_memory, &given.gpu_bytes)) return false;
+    if (given.gpu_memory && !given.on.cuda && !given.on.automatic) {
+        mx_command_usage(command, "--gpu-memory and --device cpu contradict each other");
+        return false;
+    }
+    if (!given.on.cuda) return true;
+    const char *const host[][2] = {{"--load", given.load}, {"--numa", given.numa}, {"--dense", given.dense}};
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
+        if (!host[i][1]) continue;
+        mx_command_usage(command, "%s is about the CPU's memory and kernels: it does not go with --device %s",
+                         host[i][0], given.device);
+        return false;
+    }
+    return true;
+}
+
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
     if (!given.model) {
@@ -219,6 +247,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         mx_command_usage(command, "--prefix-cache-size needs --prefix-cache FOLDER");
         return false;
     }
+    if (!check_device(command)) return false;
     if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
     if (given.quantize && !mx_quantize_find(command, given.quantize)) return false;
@@ -329,7 +358,7 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
 
 /* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
 static bool warn_of_memory(const mx_session *s) {
-    if (given.way == MX_LOAD_LAZY) return false;
+    if (given.way == MX_LOAD_LAZY || given.on.cuda || (given.on.automatic && mx_device_any())) return false;
     return mx_plan_warn(&(mx_plan_load){.path = s->path,
                                         .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
                                         .kv_memory = (double)given.kv_bytes,
@@ -346,6 +375,8 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
                                           .way = given.way,
                                           .numa = given.placed,
                                           .quantize_experts = given.quantize != NULL,
+                                          .device = given.device ? given.device : "auto",
+                                          .gpu_memory = given.gpu_bytes,
                                           .told = warn_of_memory(s),
                                           .progress = mx_loading_shown,
                                           .user = &loading};
@@ -369,7 +400,12 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     if (given.kv) engine_options.kv_type = given.kv->type;
     engine_options.precision = given.precision;
     engine_options.openblas = given.dense && !strcmp(given.dense, "openblas");
-    if ((status = mx_engine_create(s->model, &engine_options, &s->engine, error))) return status;
+    loading.started = false;
+    engine_options.progress = mx_loading_shown;
+    engine_options.progress_user = &loading;
+    status = mx_engine_create(s->model, &engine_options, &s->engine, error);
+    mx_loading_end(&loading);
+    if (status) return status;
     s->info = mx_engine_get_info(s->engine);
     return set_sampling(s, error);
 }

@@ -204,8 +204,10 @@ static bool text_all_kernels(mx_bytes *out, const mx_plan_report *r) {
         const mx_plan_kernels k = mx_plan_kernels_gpu(m->gpu[i].major, m->gpu[i].minor);
         ok = mx_bytes_addf(out, "  GPU %d\n", i) && text_kernels(out, &k);
     }
-    return ok && (!m->gpus || mx_bytes_add_string(out, "  GPU: what it is made for; mxrun's CUDA backend is not built "
-                                                       "yet, today nothing runs there\n"));
+    return ok &&
+           (!m->gpus || m->cuda ||
+            mx_bytes_add_string(out, "  GPU: not used, the plugin libmxrun_cuda.so is not here or finds none that "
+                                     "it can use\n"));
 }
 
 /* "3.81 GB / 50.3 GB/s = 75.7 ms; 9.6 GFLOP / 1.01 TFLOP/s = 9.5 ms, x 3.6" */
@@ -251,7 +253,7 @@ static bool text_speed(mx_bytes *out, const mx_plan_report *r, const mx_plan_fit
     for (int i = 0; i < r->machine->gpus && ok; i++) {
         const mx_plan_gpu *g = &r->machine->gpu[i];
         if (g->bandwidth > 0 && f->gpu[i].left >= 0)
-            ok = mx_bytes_addf(out, "    GPU %-3d %.3g tokens/s at most, not today: %s / %s a step\n", i,
+            ok = mx_bytes_addf(out, "    GPU %-3d %.3g tokens/s at most: %s / %s a step\n", i,
                                s->decode.rows * g->bandwidth / s->decode.bytes, scaled(a, s->decode.bytes, "B"),
                                scaled(b, g->bandwidth, "B/s"));
     }
@@ -330,7 +332,7 @@ static bool json_kernels(mx_bytes *out, const mx_plan_kernels *k) {
            mx_bytes_add_string(out, ",");
 }
 
-static bool json_gpu(mx_bytes *out, const mx_plan_gpu *g) {
+static bool json_gpu(mx_bytes *out, const mx_plan_machine *m, const mx_plan_gpu *g) {
     const mx_plan_kernels k = mx_plan_kernels_gpu(g->major, g->minor);
     bool ok = mx_bytes_add_string(out, "{") && json_text(out, "name", g->name) &&
               json_number(out, "memory_bytes", g->memory) && json_number(out, "memory_free_bytes", g->memory_free);
@@ -340,7 +342,8 @@ static bool json_gpu(mx_bytes *out, const mx_plan_gpu *g) {
         ok = ok && mx_bytes_add_string(out, "\"compute_capability\":null,\"kernels\":null,");
     return ok && json_text(out, "family", mx_plan_gpu_family(g->major, g->minor)) &&
            json_number(out, "bandwidth_gb_s", g->bandwidth / 1e9) && json_number(out, "power_limit_w", g->watts) &&
-           mx_bytes_add_string(out, "\"used\":false") && json_end(out, '}') && mx_bytes_add_string(out, ",");
+           mx_bytes_addf(out, "\"used\":%s", m->cuda && k.experts.kind != MX_PLAN_NONE ? "true" : "false") &&
+           json_end(out, '}') && mx_bytes_add_string(out, ",");
 }
 
 static bool json_machine(mx_bytes *out, const mx_plan_machine *m) {
@@ -362,7 +365,7 @@ static bool json_machine(mx_bytes *out, const mx_plan_machine *m) {
          json_text(out, "folder", m->folder) && json_number(out, "free_bytes", m->disk_free) &&
          json_number(out, "read_gb_s", m->disk / 1e9) && json_text(out, "note", m->disk_note) && json_end(out, '}') &&
          mx_bytes_add_string(out, ",\"gpus\":[");
-    for (int i = 0; i < m->gpus && ok; i++) ok = json_gpu(out, &m->gpu[i]);
+    for (int i = 0; i < m->gpus && ok; i++) ok = json_gpu(out, m, &m->gpu[i]);
     return ok && json_end(out, ']') && mx_bytes_add_string(out, ",") && json_text(out, "gpu_note", m->gpu_note) &&
            json_text(out, "gpu_driver", m->driver) && json_end(out, '}');
 }

@@ -6,10 +6,11 @@
 
 #include "base/bytes.h"
 #include "base/cpu.h"
+#include "base/log.h"
 #include "commands/common.h"
 #include "commands/models.h"
 #include "commands/official_greedy.h"
-#include "model/model.h"
+#include "model/device.h"
 #include "plan/advice.h"
 
 /* mxrun verify: how far this build, on this machine, is from the truth. It calls the model's backend directly: one
@@ -24,6 +25,8 @@ static const double DEPARTED = 1e-3; /* relative distance of a residual row at w
 typedef struct runner {
     mx_pool *pool;
     mx_weights *weights;
+    mx_device device;
+    uint64_t gpu_memory; /* --gpu-memory */
     mx_backend *backend;
     int32_t *table; /* [layers, tiles]: page l * tiles + t */
     int64_t tiles;
@@ -34,10 +37,19 @@ typedef struct runner {
 
 static void runner_close(runner *r) {
     if (r->backend) r->backend->ops->destroy(r->backend);
+    mx_device_close(&r->device);
     mx_weights_close(r->weights);
     mx_pool_destroy(r->pool);
     free(r->table);
     free(r->row);
+}
+
+static mx_status check_memory(const runner *r, uint64_t pages, uint64_t bytes, uint64_t free_bytes, int64_t tokens,
+                              mx_error *error) {
+    if (pages <= INT32_MAX && bytes <= free_bytes) return MX_OK;
+    return mx_fail(error, MX_NO_MEMORY, "the KV cache of %lld tokens takes %.1f GB, %.1f GB are free%s%s",
+                   (long long)tokens, (double)bytes / 1e9, (double)free_bytes / 1e9, r->device.plugin ? " on " : "",
+                   r->device.info.name);
 }
 
 /* A backend for sequences of up to `tokens` tokens, `wanted` rows of logits in one step. */
@@ -45,20 +57,27 @@ static mx_status runner_prepare(runner *r, mx_format kv, int64_t tokens, int64_t
     const mx_config *c = &r->weights->config;
     r->tiles = (tokens + MX_TILE - 1) / MX_TILE;
     int64_t pages = c->layers * r->tiles;
-    uint64_t bytes = (uint64_t)pages * (uint64_t)mx_page_bytes(c, kv), free_bytes = mx_memory_available();
-    if (pages > INT32_MAX || bytes > free_bytes)
-        return mx_fail(error, MX_NO_MEMORY, "the KV cache of %lld tokens takes %.1f GB, %.1f GB are free",
-                       (long long)tokens, (double)bytes / 1e9, (double)free_bytes / 1e9);
-    r->table = malloc((size_t)pages * sizeof *r->table);
-    r->row = calloc((size_t)r->chunk, sizeof *r->row);
-    if (!r->table || !r->row) return mx_fail(error, MX_NO_MEMORY, "no memory for %lld pages", (long long)pages);
-    for (int64_t i = 0; i < pages; i++) r->table[i] = (int32_t)i;
     mx_backend_options options = {.kv_format = kv,
                                   .pages = pages,
                                   .max_rows = r->chunk,
                                   .precision = &r->precision,
                                   .max_wanted = (int)(wanted < r->chunk ? wanted : r->chunk)};
-    return mx_cpu_backend_create(r->weights, r->pool, &options, &r->backend, error);
+    const uint64_t bytes = (uint64_t)pages * (uint64_t)mx_page_bytes(c, kv);
+    uint64_t free_bytes = mx_memory_available();
+    mx_status status = MX_OK;
+    if (r->device.plugin) {
+        mx_cuda_memory memory;
+        status = r->device.plugin->memory(r->weights, &options, &memory, error);
+        const uint64_t beside = memory.weights + memory.scratch;
+        free_bytes = r->device.budget > beside ? r->device.budget - beside : 0;
+    }
+    if (!status) status = check_memory(r, (uint64_t)pages, bytes, free_bytes, tokens, error);
+    if (status) return status;
+    r->table = malloc((size_t)pages * sizeof *r->table);
+    r->row = calloc((size_t)r->chunk, sizeof *r->row);
+    if (!r->table || !r->row) return mx_fail(error, MX_NO_MEMORY, "no memory for %lld pages", (long long)pages);
+    for (int64_t i = 0; i < pages; i++) r->table[i] = (int32_t)i;
+    return mx_device_backend(&r->device, r->weights, r->pool, &options, &r->backend, error);
 }
 
 static void runner_clear(runner *r) {
@@ -324,7 +343,7 @@ static void add_row(mx_bytes *out, const golden *g, const result *r) {
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
 static const char *option_model, *option_kv, *option_precision, *option_load, *option_numa, *option_quantize,
-    *option_cases;
+    *option_cases, *option_device, *option_gpu_memory;
 static int option_json;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 static mx_number option_chunk = {"--chunk", NULL, MOST_ROWS, 1, MOST_ROWS, true, false};
@@ -496,11 +515,42 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
     return status;
 }
 
+/* The weights, on the GPU where they are computed with there. */
+static mx_status open_model(runner *r, const char *folder, const mx_device_choice *choice, mx_load_options *load,
+                            mx_format kv, mx_error *error) {
+    char why[300];
+    if (choice->cuda || (choice->automatic && mx_device_any())) {
+        mx_load_options lazy = *load;
+        lazy.way = MX_LOAD_LAZY;
+        mx_status status = mx_weights_load(folder, &lazy, r->pool, &r->weights, error);
+        const mx_backend_options shape = {
+            .kv_format = kv, .max_rows = r->chunk, .max_wanted = r->chunk, .precision = &r->precision};
+        if (!status) status = mx_device_open(choice, r->gpu_memory, r->weights, &shape, &r->device, why, error);
+        if (!status && r->device.plugin)
+            return mx_device_load(&r->device, r->weights,
+                                  (mx_cuda_load_options){.progress = load->progress, .user = load->user}, error);
+        if (status) return status;
+        if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
+        mx_weights_close(r->weights);
+        r->weights = NULL;
+    }
+    if (load->way != MX_LOAD_LAZY)
+        load->told = mx_plan_warn(&(mx_plan_load){.path = folder,
+                                                  .kv = kv,
+                                                  .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                                  .copied = load->way == MX_LOAD_READ,
+                                                  .threads = load->threads});
+    return mx_weights_load(folder, load, r->pool, &r->weights, error);
+}
+
 static int run(const mx_command *self, int argc, const char **argv) {
     static const struct poptOption options[] = {
         {"model", 'm', POPT_ARG_STRING, &option_model, 0,
          "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
         {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
+        {"device", 'd', POPT_ARG_STRING, &option_device, 0,
+         "auto (default: a GPU that holds the model, else the CPU), cpu, cuda or cuda:N", "WHERE"},
+        {"gpu-memory", 0, POPT_ARG_STRING, &option_gpu_memory, 0, "Of the GPU's memory at most so much: 20G", "SIZE"},
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
         {"kv-type", 0, POPT_ARG_STRING, &option_kv, 0, "Type of the KV cache: f32 (default), f16, bf16", "TYPE"},
@@ -518,7 +568,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
     option_model = option_cases = NULL;
     option_load = "map";
     option_quantize = NULL;
-    option_numa = "auto";
+    option_numa = option_device = "auto";
+    option_gpu_memory = NULL;
     option_kv = "f32";
     option_precision = "fp32";
     option_json = 0;
@@ -538,8 +589,12 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (positional && positional[0] && positional[1]) return mx_command_usage(self, "more than one golden file");
 
     mx_error error = {0};
-    char folder[4096];
+    char folder[4096], tier[24];
     runner r = {.chunk = (int)option_chunk.value};
+    mx_device_choice choice;
+    if (mx_device_parse(option_device, &choice, &error)) return mx_command_usage(self, "--device %s", error.text);
+    if (option_gpu_memory && !mx_size_check(self, "--gpu-memory", option_gpu_memory, &r.gpu_memory))
+        return MX_EXIT_USAGE;
     if (mx_precisions_parse(option_precision, &r.precision, &error))
         return mx_command_usage(self, "--precision: %s", error.text);
     const mx_kernels *kernels = NULL;
@@ -547,16 +602,11 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
     if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
-    if (!status && load.way != MX_LOAD_LAZY)
-        load.told = mx_plan_warn(&(mx_plan_load){.path = folder,
-                                                 .kv = kv->format,
-                                                 .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
-                                                 .copied = load.way == MX_LOAD_READ,
-                                                 .threads = load.threads});
-    if (!status) status = mx_weights_load(folder, &load, r.pool, &r.weights, &error);
+    if (!status) status = open_model(&r, folder, &choice, &load, kv->format, &error);
     mx_loading_end(&loading);
     if (!status) {
-        setting set = {kernels->name, option_kv, option_precision, mx_pool_threads(r.pool), r.chunk};
+        mx_device_tier(&r.device, kernels, tier);
+        setting set = {tier, option_kv, option_precision, mx_pool_threads(r.pool), r.chunk};
         status = positional && positional[0] ? verify_golden(&r, positional[0], kv->format, &set, &passed, &error)
                                              : verify_official(&r, folder, kv->format, &set, &passed, &error);
     }

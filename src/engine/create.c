@@ -1,4 +1,5 @@
-/* Models and engines out of files: weights, threads, memory for keys and values, the CPU backend. */
+/* Models and engines out of files: weights, threads, memory for keys and values, the backend of CPU or GPU. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,6 +7,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "engine/engine_internal.h"
+#include "engine/gpu.h"
 #include "engine/model_parts.h"
 #include "engine/prefix_store.h"
 #include "model/numerics.h"
@@ -31,19 +33,51 @@ struct mx_model {
     uint64_t mapped_bytes; /* of them, in the page cache */
     mx_numa numa;
     bool told; /* of what may not fit */
+    mx_device device;
+    pthread_mutex_t loading; /* of the weights to a GPU, by the first engine */
 };
+
+/* Opens the weights where the device is a GPU, as it may be: read when they are used, by the GPU's loader. The CPU, or
+ * no GPU that holds them: *out stays NULL. */
+static mx_status open_for_gpu(mx_model *model, const char *path, const mx_load_options *options, mx_pool *pool,
+                              mx_error *error) {
+    mx_device_choice choice;
+    char why[300];
+    mx_status status = mx_device_parse(options->device, &choice, error);
+    if (status) return mx_fail_within(error, status, "device");
+    if (!choice.cuda && !(choice.automatic && mx_device_any())) return MX_OK;
+    mx_load_options lazy = *options;
+    lazy.way = MX_LOAD_LAZY;
+    status = mx_weights_load(path, &lazy, pool, &model->weights, error);
+    if (status) return status;
+    const mx_backend_options shape = {
+        .kv_format = MX_F16, .max_rows = MX_GPU_BATCH_TOKENS, .max_wanted = RUNNING + SCORED};
+    status = mx_device_open(&choice, options->gpu_memory, model->weights, &shape, &model->device, why, error);
+    if (!status && model->device.plugin) return MX_OK;
+    if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
+    mx_weights_close(model->weights);
+    model->weights = NULL;
+    return status;
+}
+
+static mx_status open_weights(mx_model *model, const char *path, const mx_load_options *options, mx_error *error) {
+    mx_pool *pool;
+    mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
+    if (status) return status;
+    if (options && options->device && options->way != MX_LOAD_LOOK)
+        status = open_for_gpu(model, path, options, pool, error);
+    if (!status && !model->weights) status = mx_weights_load(path, options, pool, &model->weights, error);
+    mx_pool_destroy(pool);
+    return status;
+}
 
 mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
     mx_model *model = calloc(1, sizeof *model);
     if (!model) return mx_fail(error, MX_NO_MEMORY, "no memory for a model");
-    mx_pool *pool;
-    mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
-    if (!status) {
-        status = mx_weights_load(path, options, pool, &model->weights, error);
-        mx_pool_destroy(pool);
-    }
+    pthread_mutex_init(&model->loading, NULL);
+    mx_status status = open_weights(model, path, options, error);
     if (status) {
-        free(model);
+        mx_model_close(model);
         return status;
     }
     const mx_checkpoint *checkpoint = model->weights->checkpoint;
@@ -59,7 +93,9 @@ mx_status mx_model_open(const char *path, const mx_load_options *options, mx_mod
 
 void mx_model_close(mx_model *model) {
     if (!model) return;
+    mx_device_close(&model->device);
     mx_weights_close(model->weights);
+    pthread_mutex_destroy(&model->loading);
     free(model);
 }
 
@@ -193,6 +229,39 @@ static mx_status plan(const mx_model *model, const mx_engine_options *o, mx_back
     return MX_OK;
 }
 
+/* What the backend computes with: numbers, rows, and on which device how much memory. */
+static mx_status plan_backend(mx_model *model, const mx_engine_options *o, const mx_kernels *kernels,
+                              mx_backend_options *backend, mx_engine_parts *parts, mx_error *error) {
+    const bool gpu = model->device.plugin != NULL;
+    mx_status status;
+    if (gpu) {
+        status = mx_gpu_plan(&model->device, model->weights, o, backend, parts->batch_tokens, parts->max_running,
+                             &parts->plan, error);
+        backend->pages = parts->plan.pages;
+    } else {
+        status = plan(model, o, backend, parts, error);
+        if (!status && !strcmp(kernels->name, "scalar") && !mx_cpu_detect() && !o->openblas)
+            mx_log(MX_LOG_WARNING, "no fast kernels for this processor: --dense openblas multiplies attention faster");
+    }
+    return status;
+}
+
+/* The weights are where the backend wants them, and it works. */
+static mx_status make_backend(mx_model *model, const mx_engine_options *o, const mx_backend_options *backend,
+                              mx_engine_parts *parts, mx_error *error) {
+    const mx_cuda_load_options load = {.progress = o->progress, .user = o->progress_user, .stop = o->stop};
+    pthread_mutex_lock(&model->loading);
+    mx_status status = mx_device_load(&model->device, model->weights, load, error);
+    pthread_mutex_unlock(&model->loading);
+    if (!status)
+        status = mx_device_backend(&model->device, model->weights, parts->pool, backend, &parts->backend, error);
+    if (status) return status;
+    const mx_precisions precision = mx_device_precision(&model->device, parts->backend);
+    mx_precisions_name(parts->info.precision, &precision);
+    status = open_store(model, o, parts, error);
+    return status;
+}
+
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
     const mx_engine_options o = options ? *options : (mx_engine_options){0};
     mx_status status = check_options(&o, error);
@@ -202,13 +271,14 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
     mx_precisions precision;
     status = mx_kernels_get(NULL, &kernels, error);
     if (status) return status;
-    precision = mx_precisions_default(kernels);
+    precision = mx_device_default_precision(&model->device, kernels);
     if (o.precision) status = mx_precisions_parse(o.precision, &precision, error);
     if (status) return status;
 
     const mx_config *config = mx_model_config(model);
+    const int batch_tokens = model->device.plugin ? MX_GPU_BATCH_TOKENS : BATCH_TOKENS;
     mx_engine_parts parts = {.config = config,
-                             .batch_tokens = o.batch_tokens ? o.batch_tokens : BATCH_TOKENS,
+                             .batch_tokens = o.batch_tokens ? o.batch_tokens : batch_tokens,
                              .max_running = o.max_running ? o.max_running : RUNNING,
                              .step_seconds = o.step_seconds,
                              .speculation = o.speculation,
@@ -225,28 +295,16 @@ mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx
                                   .openblas = o.openblas};
     status = mx_pool_create_on(o.threads, model->numa, &parts.pool, error);
     if (status) return status;
-    status = plan(model, &o, &backend, &parts, error);
-    if (status) {
-        mx_pool_destroy(parts.pool);
-        return status;
-    }
-    if (!strcmp(kernels->name, "scalar") && !mx_cpu_detect() && !o.openblas)
-        mx_log(MX_LOG_WARNING, "no fast kernels for this processor: --dense openblas multiplies attention faster");
-    parts.info = (mx_engine_info){.threads = mx_pool_threads(parts.pool),
-                                  .weight_bytes = model->weight_bytes,
-                                  .tier = kernels->name,
-                                  .kv_type = o.kv_type};
-    status = mx_cpu_backend_create(model->weights, parts.pool, &backend, &parts.backend, error);
-    if (!status) {
-        precision = mx_cpu_backend_precision(parts.backend);
-        mx_precisions_name(parts.info.precision, &precision);
-        status = open_store(model, &o, &parts, error);
-        if (!status) status = mx_engine_assemble(&parts, out, error);
-        if (status) {
-            mx_prefix_store_close(parts.store);
-            parts.backend->ops->destroy(parts.backend);
-        }
-    }
-    if (status) mx_pool_destroy(parts.pool);
+    parts.info = (mx_engine_info){
+        .threads = mx_pool_threads(parts.pool), .weight_bytes = model->weight_bytes, .kv_type = o.kv_type};
+    mx_device_tier(&model->device, kernels, parts.info.tier);
+    memcpy(parts.info.device, model->device.info.name, sizeof parts.info.device);
+    status = plan_backend(model, &o, kernels, &backend, &parts, error);
+    if (!status) status = make_backend(model, &o, &backend, &parts, error);
+    if (!status) status = mx_engine_assemble(&parts, out, error);
+    if (!status) return MX_OK;
+    mx_prefix_store_close(parts.store);
+    if (parts.backend) parts.backend->ops->destroy(parts.backend);
+    mx_pool_destroy(parts.pool);
     return status;
 }

@@ -1,6 +1,7 @@
 #ifndef MXRUN_H
 #define MXRUN_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -41,7 +42,8 @@ typedef struct mx_engine_options {
         context; /* most tokens of one request; 0: the model's maximum or what the memory holds, whichever is less */
     uint64_t kv_memory; /* bytes of KV pages at most; 0: most of what is free */
     mx_kv_type kv_type;
-    int batch_tokens;      /* most rows of one step: tokens of prompts, generated and guessed ones; 0: 512 */
+    int batch_tokens;      /* most rows of one step: tokens of prompts, generated and guessed ones; 0: 512, on a GPU
+                              2048 */
     const char *precision; /* of activations in products: "fp32", "bf16x2", "mixed", "bf16", "int8", or one of them and
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
     bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */
@@ -54,6 +56,10 @@ typedef struct mx_engine_options {
     int boundary_count;       /* there needs is kept longest; copied */
     const char *prefix_cache; /* folder that keeps computed prefixes between runs; NULL: none */
     uint64_t prefix_cache_bytes; /* it holds at most; 0: 10 GB */
+    /* While the weights go to a GPU, with bytes, by the calling thread; NULL: nobody wants to know. */
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *progress_user;
+    const volatile sig_atomic_t *stop; /* once it is not 0, that ends with MX_CANCELLED */
 } mx_engine_options;
 
 mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error);
@@ -175,7 +181,8 @@ typedef struct mx_engine_info {
     uint64_t kv_bytes;      /* KV memory at most */
     uint64_t kv_bytes_used; /* of it, held now */
     uint64_t weight_bytes;
-    const char *tier;
+    char tier[24];       /* of the kernels: "avx2" ..., on a GPU "cuda9.0" */
+    char device[128];    /* the GPU's name; "": the CPU */
     char precision[120]; /* in force, as mx_engine_options has it */
     mx_kv_type kv_type;
 } mx_engine_info;

@@ -67,19 +67,14 @@ const char *mx_plan_gpu_family(int major, int minor) {
     return "";
 }
 
-/* NVIDIA's tables of tensor core formats by compute capability: FP4 with block scales from 10.0 on, FP8 from 8.9 on,
- * BF16 from 8.0 on. */
+/* The kernels of kernels/cuda are built for 8.0 and newer. */
 mx_plan_kernels mx_plan_kernels_gpu(int major, int minor) {
-    static const mx_plan_way library = {MX_PLAN_LIBRARY, "BF16, cuBLAS"};
-    static const mx_plan_way attention = {MX_PLAN_NATIVE, "BF16 tensor cores"};
-    if (major >= 10)
-        return (mx_plan_kernels){{MX_PLAN_NATIVE, "MXFP4 and NVFP4 on FP4 tensor cores"}, library, attention};
-    if (major == 9 || (major == 8 && minor == 9))
+    (void)minor;
+    static const mx_plan_way dense = {MX_PLAN_NATIVE, "BF16 tensor cores, activations as two BF16 halves"};
+    static const mx_plan_way attention = {MX_PLAN_NATIVE, "tensor cores, queries in two halves"};
+    if (major >= 8)
         return (mx_plan_kernels){
-            {MX_PLAN_WIDENED, "MXFP4 in memory, widened to BF16 or FP8 in registers"}, library, attention};
-    if (major == 8)
-        return (mx_plan_kernels){
-            {MX_PLAN_WIDENED, "MXFP4 in memory, widened to BF16 in registers"}, library, attention};
+            {MX_PLAN_WIDENED, "MXFP4 widened to BF16 in registers, BF16 tensor cores"}, dense, attention};
     return (mx_plan_kernels){{MX_PLAN_NONE, "no BF16 tensor cores; the activations of gpt-oss overflow FP16"},
                              {MX_PLAN_NONE, "no BF16 tensor cores"},
                              {MX_PLAN_NONE, "no BF16 tensor cores"}};
@@ -223,27 +218,22 @@ static const mx_plan_fit *largest_on(const mx_plan_fit *fit, int count, int gpu)
     return best;
 }
 
-static bool say_gpu(const mx_plan_gpu *g, const mx_plan_fit *fit, int count, int index, mx_bytes *out) {
-    const char *family = mx_plan_gpu_family(g->major, g->minor);
-    const mx_plan_kernels k = mx_plan_kernels_gpu(g->major, g->minor);
-    bool ok = mx_bytes_addf(out, "GPU %d, %s: not used today, mxrun's CUDA backend is not built yet. ", index, g->name);
-    if (g->memory <= 0) return ok && mx_bytes_add_string(out, "Its memory is unknown.\n");
-    const mx_plan_fit *best = largest_on(fit, count, index);
-    if (best)
-        ok = ok && mx_bytes_addf(out, "Its memory holds %s and %lld tokens a stream; ", best->model.name,
-                                 (long long)best->gpu[index].context);
-    else
-        ok = ok && mx_bytes_addf(out, "Its %.1f GB hold none of these models whole; ", gb(g->memory));
+static bool say_gpu(const mx_plan_machine *m, const mx_plan_fit *fit, int count, int index, mx_bytes *out) {
+    const mx_plan_gpu *g = &m->gpu[index];
+    bool ok = mx_bytes_addf(out, "GPU %d, %s: ", index, g->name);
+    if (g->memory <= 0) return ok && mx_bytes_add_string(out, "its memory is unknown.\n");
     if (g->major == 0) return ok && mx_bytes_add_string(out, "its compute capability is unknown.\n");
-    if (k.experts.kind == MX_PLAN_NATIVE)
-        ok = ok && mx_bytes_addf(out, "%s multiplies MXFP4 and NVFP4 natively.\n", family);
-    else if (k.experts.kind == MX_PLAN_WIDENED)
-        ok = ok && mx_bytes_addf(out, "%s: MXFP4 saves memory there, arithmetic is BF16%s.\n", family,
-                                 g->major == 9 || g->minor == 9 ? " or FP8" : "");
-    else
-        ok = ok && mx_bytes_addf(out, "compute capability %d.%d has no BF16 tensor cores, which gpt-oss wants.\n",
-                                 g->major, g->minor);
-    return ok;
+    if (mx_plan_kernels_gpu(g->major, g->minor).experts.kind == MX_PLAN_NONE)
+        return ok &&
+               mx_bytes_addf(out, "compute capability %d.%d has no BF16 tensor cores, which mxrun's kernels want.\n",
+                             g->major, g->minor);
+    const mx_plan_fit *best = largest_on(fit, count, index);
+    if (!best) return ok && mx_bytes_addf(out, "its %.1f GB hold none of these models whole.\n", gb(g->memory));
+    return ok && mx_bytes_addf(out, "holds %s and %lld tokens a stream; %s.\n", best->model.name,
+                               (long long)best->gpu[index].context,
+                               m->cuda ? "--device cuda takes it, and so does mxrun by itself"
+                                       : "this mxrun does not use it, for its plugin libmxrun_cuda.so is not here or "
+                                         "finds no GPU that it can use (see mxrun info)");
 }
 
 bool mx_plan_advise(const mx_plan_machine *machine, const mx_plan_request *request, const mx_plan_fit *fit, int count,
@@ -265,7 +255,7 @@ bool mx_plan_advise(const mx_plan_machine *machine, const mx_plan_request *reque
     if (ok && !strcmp(machine->huge_pages, "never"))
         ok = mx_bytes_add_string(out, "Huge pages are switched off (/sys/kernel/mm/transparent_hugepage/enabled): "
                                       "madvise makes large models faster.\n");
-    for (int i = 0; ok && i < machine->gpus; i++) ok = say_gpu(&machine->gpu[i], fit, count, i, out);
+    for (int i = 0; ok && i < machine->gpus; i++) ok = say_gpu(machine, fit, count, i, out);
     return ok;
 }
 

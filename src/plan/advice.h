@@ -25,7 +25,7 @@ typedef struct mx_plan_kernels {
 } mx_plan_kernels;
 /* What the kernels of a tier do with a model of these formats. */
 mx_plan_kernels mx_plan_kernels_cpu(const char *tier, const mx_precisions *precision, const mx_plan_formats *formats);
-/* What a GPU of this compute capability is made for; mxrun's CUDA backend is not built yet. */
+/* What mxrun's kernels do on a GPU of this compute capability. */
 mx_plan_kernels mx_plan_kernels_gpu(int major, int minor);
 const char *mx_plan_gpu_family(int major, int minor); /* "Hopper"; "" where it is not known */
 

@@ -1,4 +1,5 @@
 #include "plan/machine.h"
+#include "model/device.h"
 
 #include <math.h>
 #include <sched.h>
@@ -11,6 +12,7 @@
 #include "base/machine.h"
 #include "base/numa.h"
 #include "bench/measure.h"
+#include "model/device.h"
 
 /* ---- small files ------------------------------------------------------------------------------------------------- */
 
@@ -218,6 +220,7 @@ mx_status mx_plan_machine_look(const mx_plan_look *look, mx_plan_machine *out, m
     mx_plan_look_at_processor(look->root, out);
     out->cores = mx_cpu_count();
     mx_plan_look_at_gpus(look->nvml, out);
+    out->cuda = out->gpus && mx_device_any();
     mx_plan_look_at_disk(look->model, look->cache, out);
     return measure(look, out, error);
 }

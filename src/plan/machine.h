@@ -47,6 +47,7 @@ typedef struct mx_plan_machine {
     char disk_note[MX_PLAN_TEXT]; /* of what file, or why it is not known */
     /* GPUs that NVIDIA's driver shows */
     mx_plan_gpu gpu[MX_PLAN_GPUS];
+    bool cuda; /* mxrun has its CUDA plugin here, and it can use a GPU */
     int gpus;
     char driver[80];             /* version of the driver; "": there is none */
     char gpu_note[MX_PLAN_TEXT]; /* why there are none */

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 
 #include "base/cpu.h"
+#include "golden.h"
 #include "kernels/openblas/openblas.h"
 #include "kernels/tiers.h"
 #include "model/model.h"
@@ -36,24 +37,6 @@ static const struct bound {
 };
 static const struct bound *bound = bounds;
 
-/* Mean KL of transformers in BF16, of "stories" the lesser of that and llama.cpp's (its least of all chats), as they
- * were measured against the same goldens. */
-static const struct {
-    const char *checkpoint, *name;
-    double kl;
-} others[] = {
-    {"base", "t1", 2.6e-3},         {"base", "t17", 7.2e-2},         {"base", "t127", 0.21},
-    {"base", "t129", 0.11},         {"base", "t300", 0.20},          {"mqa", "t15", 1.1e-3},
-    {"mqa", "t17", 2.0e-2},         {"mqa", "t300", 7.0e-2},         {"mqa", "t1000", 7.6e-2},
-    {"top1", "t1", 2.4e-4},         {"top1", "t9", 1.1e-3},          {"top1", "t300", 8.1e-2},
-    {"wide2", "t1", 8.0e-4},        {"wide2", "t5", 1.3e-3},         {"wide2", "t33", 4.2e-3},
-    {"wide2", "t140", 0.12},        {"stories", "chat0", 9.5e-7},    {"stories", "chat1", 9.5e-7},
-    {"stories", "chat2", 9.5e-7},   {"stories", "chat3", 9.5e-7},    {"stories", "chat4", 9.5e-7},
-    {"stories", "chat5", 9.5e-7},   {"stories", "chat6", 9.5e-7},    {"stories", "chat7", 9.5e-7},
-    {"stories", "book600", 9.5e-5}, {"stories", "book4500", 8.7e-3},
-};
-enum { OTHERS = sizeof others / sizeof *others };
-
 static enum {
     BRIEF,  /* for sanitizers: prompts up to FULL_PRODUCT, two numbers of threads, two ways of cutting */
     NORMAL, /* longer prompts once, the others in every way */
@@ -63,13 +46,6 @@ static enum {
 struct checkpoint {
     const char *name;
     char folder[600], golden[600];
-};
-
-struct golden_case {
-    char name[64];
-    const int32_t *ids, *rows, *experts; /* experts [layers, T, top_k] or NULL */
-    const float *logits;                 /* [row_count, vocab] */
-    int count, row_count;
 };
 
 /* ---- running a prompt ------------------------------------------------------------------------------------ */
@@ -151,7 +127,7 @@ static void check_top(struct runner *r, int wanted) {
 
 /* Runs `g` in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when it is
  * not NULL. */
-static void run_case(struct runner *r, const struct golden_case *g, int chunk, float *out, int32_t *experts) {
+static void run_case(struct runner *r, const golden_case *g, int chunk, float *out, int32_t *experts) {
     const mx_config *c = &r->weights->config;
     mx_row row[MAX_ROWS];
     int32_t *routed = malloc((size_t)c->layers * MAX_ROWS * (size_t)c->top_k * sizeof *routed);
@@ -187,42 +163,22 @@ static void run_case(struct runner *r, const struct golden_case *g, int chunk, f
 
 /* ---- comparing ------------------------------------------------------------------------------------------- */
 
-static double log_sum(const float *x, int n) {
-    double max = x[0], sum = 0;
-    for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
-    for (int i = 0; i < n; i++) sum += exp(x[i] - max);
-    return max + log(sum);
-}
-
-static double mean_kl(const float *truth, const float *ours, int rows, int vocab) {
-    double total = 0;
-    for (int r = 0; r < rows; r++) {
-        const float *p = truth + (size_t)r * (size_t)vocab, *q = ours + (size_t)r * (size_t)vocab;
-        double zp = log_sum(p, vocab), zq = log_sum(q, vocab);
-        for (int i = 0; i < vocab; i++) total += exp(p[i] - zp) * ((p[i] - zp) - (q[i] - zq));
-    }
-    return total / rows;
-}
-
-/* The case's place in `others`; -1: it has none, or does not count. */
+/* The case's place among what others reach; -1: it has none, or does not count. */
 static int others_of(const char *checkpoint, const char *name) {
-    for (int i = 0; bound->others && i < OTHERS; i++)
-        if (!strcmp(others[i].checkpoint, checkpoint) && !strcmp(others[i].name, name)) return i;
-    return -1;
+    return bound->others ? golden_others_of(checkpoint, name) : -1;
 }
 
 static double most_of(const char *checkpoint, const char *name) {
     const int i = others_of(checkpoint, name);
-    return i >= 0 ? others[i].kl : strcmp(checkpoint, "stories") ? bound->random : bound->stories;
+    return i >= 0 ? golden_others[i].kl : strcmp(checkpoint, "stories") ? bound->random : bound->stories;
 }
 
-static void check_kl(const struct runner *r, const struct golden_case *g, const char *how, double most,
-                     const float *logits) {
-    const double kl = mean_kl(g->logits, logits, g->row_count, r->weights->config.vocab);
+static void check_kl(const struct runner *r, const golden_case *g, const char *how, double most, const float *logits) {
+    const double kl = golden_mean_kl(g->logits, logits, g->row_count, r->weights->config.vocab);
     if (!(kl <= most)) fail_msg("%s %s %s: mean KL %.3g, at most %.3g allowed", how, bound->name, g->name, kl, most);
 }
 
-static void check_case(struct runner *r, const struct golden_case *g, const char *tier, double most, float *first) {
+static void check_case(struct runner *r, const golden_case *g, const char *tier, double most, float *first) {
     const mx_config *c = &r->weights->config;
     size_t pairs = (size_t)c->layers * (size_t)g->count * (size_t)c->top_k;
     int32_t *experts = g->experts ? malloc(pairs * sizeof *experts) : NULL;
@@ -234,36 +190,8 @@ static void check_case(struct runner *r, const struct golden_case *g, const char
     free(experts);
 }
 
-/* ---- goldens --------------------------------------------------------------------------------------------- */
-
-static const mx_tensor *part(const mx_checkpoint *ck, const char *name, const char *what) {
-    char full[128];
-    snprintf(full, sizeof full, "%s.%s", name, what);
-    return mx_checkpoint_find(ck, full);
-}
-
-static bool next_case(const mx_checkpoint *ck, int *index, struct golden_case *g) {
-    for (; *index < mx_checkpoint_count(ck); ++*index) {
-        const mx_tensor *ids = mx_checkpoint_at(ck, *index);
-        size_t n = strlen(ids->name);
-        if (n < 5 || n > 60 || strcmp(ids->name + n - 4, ".ids")) continue;
-        snprintf(g->name, sizeof g->name, "%.*s", (int)n - 4, ids->name);
-        const mx_tensor *rows = part(ck, g->name, "rows"), *logits = part(ck, g->name, "logits"),
-                        *experts = part(ck, g->name, "experts");
-        g->ids = (const int32_t *)(const void *)ids->data;
-        g->count = (int)ids->shape[0];
-        g->rows = (const int32_t *)(const void *)rows->data;
-        g->row_count = (int)rows->shape[0];
-        g->logits = (const float *)(const void *)logits->data;
-        g->experts = experts ? (const int32_t *)(const void *)experts->data : NULL;
-        ++*index;
-        return true;
-    }
-    return false;
-}
-
-static void check_cuts(struct runner *r, const struct golden_case *g, const char *tier, const float *first,
-                       float *again, int threads) {
+static void check_cuts(struct runner *r, const golden_case *g, const char *tier, const float *first, float *again,
+                       int threads) {
     static const int cut[] = {512, 64, 7, 1};
     size_t bytes = (size_t)g->row_count * (size_t)r->weights->config.vocab * sizeof(float);
     for (size_t i = 0; i < sizeof cut / sizeof *cut; i++) {
@@ -277,7 +205,7 @@ static void check_cuts(struct runner *r, const struct golden_case *g, const char
 }
 
 /* As users run it: the F16 cache. */
-static void check_default(mx_weights *w, const struct golden_case *g, const char *checkpoint, const char *tier,
+static void check_default(mx_weights *w, const golden_case *g, const char *checkpoint, const char *tier,
                           float *logits) {
     struct runner r;
     char how[60];
@@ -304,9 +232,9 @@ static void check_checkpoint(const struct checkpoint *ck, const char *tier) {
     mx_checkpoint *goldens;
     if (mx_weights_open(ck->folder, NULL, &w, &error)) fail_msg("%s", error.text);
     if (mx_checkpoint_open(ck->golden, &goldens, &error)) fail_msg("%s", error.text);
-    struct golden_case g;
-    bool met[OTHERS] = {false};
-    for (int index = 0; next_case(goldens, &index, &g);) {
+    golden_case g;
+    bool met[GOLDEN_OTHERS] = {false};
+    for (int index = 0; golden_next(goldens, &index, &g);) {
         if (others_of(ck->name, g.name) >= 0) met[others_of(ck->name, g.name)] = true;
         if (mode == BRIEF && g.count > FULL_PRODUCT) continue;
         size_t floats = (size_t)g.row_count * (size_t)w->config.vocab;
@@ -325,9 +253,9 @@ static void check_checkpoint(const struct checkpoint *ck, const char *tier) {
         free(first);
         free(again);
     }
-    for (int i = 0; i < OTHERS; i++)
-        if (bound->others && !strcmp(others[i].checkpoint, ck->name) && !met[i])
-            fail_msg("%s has no case %s", ck->golden, others[i].name);
+    for (int i = 0; i < GOLDEN_OTHERS; i++)
+        if (bound->others && !strcmp(golden_others[i].checkpoint, ck->name) && !met[i])
+            fail_msg("%s has no case %s", ck->golden, golden_others[i].name);
     mx_checkpoint_close(goldens);
     mx_weights_close(w);
 }

@@ -97,25 +97,23 @@ static void with_64_gb_120b_does_not_fit_and_with_96_it_does(void **state) {
     says("gpt-oss-120b, a larger model, fits here, too.");
 }
 
-static void gpus_are_judged_by_family_and_not_used_yet(void **state) {
+static void gpus_are_judged_by_what_they_hold_and_the_plugin(void **state) {
     (void)state;
     mx_plan_machine m = made_up_server(128);
     made_up_gpu(&m, "NVIDIA H100 80GB HBM3", 9, 0, 85.5, 3.35);
     made_up_gpu(&m, "NVIDIA GeForce RTX 5090", 12, 0, 34.2, 1.79);
-    made_up_gpu(&m, "NVIDIA B200", 10, 0, 190, 8);
     made_up_gpu(&m, "NVIDIA GeForce RTX 4060", 8, 9, 8.6, 0.27);
     made_up_gpu(&m, "Tesla T4", 7, 5, 16, 0.32);
     made_up_gpu(&m, "GPU of which nothing is known", 0, 0, 0, 0);
     advise(&m, 8192, 1, -1);
-    says("GPU 0, NVIDIA H100 80GB HBM3: not used today, mxrun's CUDA backend is not built yet. Its memory holds "
-         "gpt-oss-120b and 131072 tokens a stream; Hopper: MXFP4 saves memory there, arithmetic is BF16 or FP8.");
-    says("GPU 1, NVIDIA GeForce RTX 5090: not used today, mxrun's CUDA backend is not built yet. Its memory holds "
-         "gpt-oss-20b and 131072 tokens a stream; Blackwell multiplies MXFP4 and NVFP4 natively.");
-    says("GPU 2, NVIDIA B200: not used today, mxrun's CUDA backend is not built yet. Its memory holds gpt-oss-120b");
-    says("Its 8.6 GB hold none of these models whole; Ada: MXFP4 saves memory there, arithmetic is BF16 or FP8.");
-    says("compute capability 7.5 has no BF16 tensor cores");
-    says(
-        "GPU of which nothing is known: not used today, mxrun's CUDA backend is not built yet. Its memory is unknown.");
+    says("GPU 0, NVIDIA H100 80GB HBM3: holds gpt-oss-120b and 131072 tokens a stream; this mxrun does not use it");
+    says("GPU 1, NVIDIA GeForce RTX 5090: holds gpt-oss-20b and 131072 tokens a stream; this mxrun does not use it");
+    says("GPU 2, NVIDIA GeForce RTX 4060: its 8.6 GB hold none of these models whole.");
+    says("GPU 3, Tesla T4: compute capability 7.5 has no BF16 tensor cores");
+    says("GPU 4, GPU of which nothing is known: its memory is unknown.");
+    m.cuda = true;
+    advise(&m, 8192, 1, -1);
+    says("GPU 0, NVIDIA H100 80GB HBM3: holds gpt-oss-120b and 131072 tokens a stream; --device cuda takes it");
 }
 
 static mx_plan_kernels kernels(const char *tier, mx_format experts, mx_format dense, const char *precision) {
@@ -146,9 +144,9 @@ static void kernels_follow_tier_model_and_capability(void **state) {
     assert_string_equal(kernels("avx512bf16", MX_MXFP4, MX_F16, "bf16").dense.how,
                         "F16 widened to fp32 in registers, FMA");
     assert_string_equal(kernels("avx512bf16", MX_F32, MX_F32, "bf16").experts.how, "F32, fp32 FMA");
-    assert_int_equal(mx_plan_kernels_gpu(12, 1).experts.kind, MX_PLAN_NATIVE);
+    assert_int_equal(mx_plan_kernels_gpu(12, 1).experts.kind, MX_PLAN_WIDENED);
     assert_int_equal(mx_plan_kernels_gpu(9, 0).experts.kind, MX_PLAN_WIDENED);
-    assert_int_equal(mx_plan_kernels_gpu(8, 6).dense.kind, MX_PLAN_LIBRARY);
+    assert_int_equal(mx_plan_kernels_gpu(8, 6).dense.kind, MX_PLAN_NATIVE);
     assert_int_equal(mx_plan_kernels_gpu(7, 0).experts.kind, MX_PLAN_NONE);
     assert_string_equal(mx_plan_gpu_family(8, 9), "Ada");
     assert_string_equal(mx_plan_gpu_family(8, 6), "Ampere");
@@ -208,7 +206,7 @@ int main(void) {
         cmocka_unit_test(with_24_gb_it_is_20b),
         cmocka_unit_test(many_long_streams_want_less_context),
         cmocka_unit_test(with_64_gb_120b_does_not_fit_and_with_96_it_does),
-        cmocka_unit_test(gpus_are_judged_by_family_and_not_used_yet),
+        cmocka_unit_test(gpus_are_judged_by_what_they_hold_and_the_plugin),
         cmocka_unit_test(kernels_follow_tier_model_and_capability),
         cmocka_unit_test(without_a_known_memory_nothing_is_advised),
         cmocka_unit_test(huge_pages_that_are_off_are_named),

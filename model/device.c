@@ -1,0 +1,223 @@
+#include "model/device.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+static const char *const FILE_NAME = "libmxrun_cuda.so";
+enum { PATH_ROOM = 4200 };
+
+mx_status mx_device_parse(const char *text, mx_device_choice *out, mx_error *error) {
+    *out = (mx_device_choice){.index = -1};
+    if (!strcmp(text, "cpu")) return MX_OK;
+    out->automatic = !strcmp(text, "auto");
+    out->cuda = !strncmp(text, "cuda", 4);
+    if (out->automatic || !strcmp(text, "cuda")) return MX_OK;
+    const char *number = text + strlen("cuda:");
+    const bool indexed = !strncmp(text, "cuda:", strlen("cuda:")) && *number &&
+                         strspn(number, "0123456789") == strlen(number) && strlen(number) <= 4;
+    if (!indexed) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: expected auto, cpu, cuda or cuda:N", text);
+    out->index = atoi(number);
+    return MX_OK;
+}
+
+/* ---- the plugin -------------------------------------------------------------------------------------------------- */
+
+static struct {
+    pthread_once_t once;
+    const mx_cuda_plugin *plugin;
+    mx_error error; /* why there is none */
+} found = {.once = PTHREAD_ONCE_INIT};
+
+static void log_line(void *user, mx_log_level level, const char *line) {
+    (void)user;
+    mx_log(level, "%s", line);
+}
+
+static mx_log_level log_level(void) {
+    mx_log_level level = MX_LOG_DEBUG;
+    while (level < MX_LOG_ERROR && !mx_log_wanted(level)) level++;
+    return level;
+}
+
+/* true: a library was there, and it is used or `found.error` says what is wrong with it. */
+static bool try_plugin(const char *path, bool must) {
+    if (!must && access(path, F_OK)) return false;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        mx_fail(&found.error, MX_UNSUPPORTED, "%s cannot be opened: %s", path, dlerror());
+        return true;
+    }
+    /* ISO C has no conversion from void * to a function; POSIX promises that this works. */
+    mx_cuda_plugin_open_fn *open = NULL;
+    void *address = dlsym(library, "mx_cuda_plugin_open");
+    memcpy(&open, &address, sizeof address);
+    const mx_cuda_host host = {.abi = MX_CUDA_ABI, .log = log_line, .level = log_level()};
+    const mx_cuda_plugin *plugin = open ? open(&host) : NULL;
+    if (plugin && plugin->abi == MX_CUDA_ABI) {
+        found.plugin = plugin; /* the library stays open: its code is used until the end */
+        return true;
+    }
+    mx_fail(&found.error, MX_UNSUPPORTED, "%s %s: install the one that came with this mxrun", path,
+            open ? "is of another version than this mxrun" : "is not a plugin of mxrun");
+    dlclose(library);
+    return true;
+}
+
+static void find_plugin(void) {
+    char folder[PATH_ROOM] = "", path[PATH_ROOM + 100];
+    const char *asked = getenv("MXRUN_CUDA_PLUGIN");
+    if (asked && *asked) {
+        try_plugin(asked, true);
+        return;
+    }
+    const ssize_t n = readlink("/proc/self/exe", folder, sizeof folder - 1);
+    if (n > 0) folder[n] = 0;
+    char *end = strrchr(folder, '/');
+    if (end) *end = 0;
+    /* In the build folder, and beside the program, before what is installed. */
+    static const char *const beside[] = {"kernels/cuda/", "", "../lib/mxrun/"};
+    for (size_t i = 0; end && i < sizeof beside / sizeof *beside; i++) {
+        snprintf(path, sizeof path, "%s/%s%s", folder, beside[i], FILE_NAME);
+        if (try_plugin(path, false)) return;
+    }
+    snprintf(path, sizeof path, "%s/%s", MX_PLUGIN_FOLDER, FILE_NAME);
+    if (try_plugin(path, false)) return;
+    mx_fail(&found.error, MX_UNSUPPORTED,
+            "%s is neither beside the program nor in %s: this mxrun was built or installed without CUDA (README has "
+            "how to build it; MXRUN_CUDA_PLUGIN names one that lies elsewhere)",
+            FILE_NAME, MX_PLUGIN_FOLDER);
+}
+
+mx_status mx_cuda_plugin_find(const mx_cuda_plugin **out, mx_error *error) {
+    pthread_once(&found.once, find_plugin);
+    *out = found.plugin;
+    if (found.plugin) return MX_OK;
+    if (error) *error = found.error;
+    return found.error.status;
+}
+
+bool mx_device_any(void) {
+    const mx_cuda_plugin *plugin;
+    int count = 0;
+    return !mx_cuda_plugin_find(&plugin, NULL) && !plugin->count(&count, NULL) && count > 0;
+}
+
+/* ---- choosing ---------------------------------------------------------------------------------------------------- */
+
+enum { LEAST_POSITIONS = 1024 }; /* of keys and values, without which a model is of little use */
+
+static uint64_t needed(const mx_config *c, const mx_cuda_memory *m) {
+    const uint64_t tiles = (LEAST_POSITIONS < c->max_positions ? LEAST_POSITIONS : c->max_positions) / MX_TILE + 1;
+    return m->weights + m->scratch + (uint64_t)c->layers * tiles * m->page;
+}
+
+/* Device `index` of the plugin, whether or not the model fits. */
+static mx_status look_at(const mx_cuda_plugin *plugin, int index, uint64_t most, mx_device *out, mx_error *error) {
+    *out = (mx_device){.plugin = plugin, .index = index};
+    mx_status status = plugin->info(index, &out->info, error);
+    out->budget = most && most < out->info.memory_free ? most : out->info.memory_free;
+    return status;
+}
+
+static mx_status refuse(const mx_device *d, const mx_cuda_memory *m, uint64_t wanted, uint64_t most, mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY,
+                   "%s (cuda:%d) does not hold this model: weights %.2f GB, scratch %.2f GB and keys and values of "
+                   "%d tokens are %.2f GB, %s %.2f GB",
+                   d->info.name, d->index, (double)m->weights / 1e9, (double)m->scratch / 1e9, (int)LEAST_POSITIONS,
+                   (double)wanted / 1e9, most && most < d->info.memory_free ? "--gpu-memory allows" : "free are",
+                   (double)d->budget / 1e9);
+}
+
+/* The device with most memory to spare, or the one that was asked for. */
+static mx_status find_device(const mx_cuda_plugin *plugin, const mx_device_choice *choice, uint64_t most,
+                             mx_device *out, mx_error *error) {
+    int count = 0;
+    mx_status status = plugin->count(&count, error);
+    if (!status && (!count || choice->index >= count))
+        status = mx_fail(error, MX_UNSUPPORTED, "cuda:%d: this machine has %d GPU%s that CUDA can use",
+                         choice->index < 0 ? 0 : choice->index, count, count == 1 ? "" : "s");
+    bool any = false;
+    for (int i = 0; i < count && !status; i++) {
+        mx_device d;
+        if (choice->index >= 0 && i != choice->index) continue;
+        const mx_status looked = look_at(plugin, i, most, &d, error);
+        if (looked && choice->index >= 0) return looked;
+        if (looked || (any && d.budget <= out->budget)) continue;
+        *out = d;
+        any = true;
+    }
+    return status || any ? status : mx_fail(error, MX_UNSUPPORTED, "none of this machine's GPUs can be used");
+}
+
+static mx_status open_cuda(const mx_device_choice *choice, uint64_t most, const mx_weights *w,
+                           const mx_backend_options *options, mx_device *out, mx_error *error) {
+    const mx_cuda_plugin *plugin;
+    mx_cuda_memory memory;
+    mx_status status = mx_cuda_plugin_find(&plugin, error);
+    if (!status) status = find_device(plugin, choice, most, out, error);
+    if (!status) status = plugin->memory(w, options, &memory, error);
+    if (status) return status;
+    const uint64_t wanted = needed(&w->config, &memory);
+    return wanted <= out->budget ? MX_OK : refuse(out, &memory, wanted, most, error);
+}
+
+mx_status mx_device_open(const mx_device_choice *choice, uint64_t most, const mx_weights *w,
+                         const mx_backend_options *options, mx_device *out, char why[static 300], mx_error *error) {
+    mx_error reason = {0};
+    *out = (mx_device){0};
+    *why = 0;
+    if (!choice->automatic && !choice->cuda) return MX_OK;
+    if (choice->automatic && !mx_device_any()) return MX_OK;
+    mx_status status = open_cuda(choice, most, w, options, out, &reason);
+    if (!status) return MX_OK;
+    *out = (mx_device){0};
+    if (!choice->automatic) {
+        if (error) *error = reason;
+        return status;
+    }
+    snprintf(why, 300, "%.299s", reason.text);
+    return MX_OK;
+}
+
+/* ---- using ------------------------------------------------------------------------------------------------------- */
+
+mx_status mx_device_load(mx_device *d, const mx_weights *w, mx_cuda_load_options o, mx_error *error) {
+    if (!d->plugin || d->weights) return MX_OK;
+    o.device = d->index;
+    return d->plugin->load(w, &o, &d->weights, &d->loaded, error);
+}
+
+mx_status mx_device_backend(mx_device *d, const mx_weights *w, mx_pool *pool, const mx_backend_options *options,
+                            mx_backend **out, mx_error *error) {
+    return d->plugin ? d->plugin->create(d->weights, options, out, error)
+                     : mx_cpu_backend_create(w, pool, options, out, error);
+}
+
+mx_precisions mx_device_precision(const mx_device *d, const mx_backend *b) {
+    return d->plugin ? d->plugin->precision(b) : mx_cpu_backend_precision(b);
+}
+
+mx_precisions mx_device_default_precision(const mx_device *d, const mx_kernels *kernels) {
+    mx_precisions mixed = {0};
+    if (!d->plugin) return mx_precisions_default(kernels);
+    mx_precisions_parse("mixed", &mixed, NULL);
+    return mixed;
+}
+
+void mx_device_tier(const mx_device *d, const mx_kernels *kernels, char out[static 24]) {
+    if (d->plugin)
+        snprintf(out, 24, "cuda%d.%d", d->info.major, d->info.minor);
+    else
+        snprintf(out, 24, "%s", kernels->name);
+}
+
+void mx_device_close(mx_device *d) {
+    if (d->weights) d->plugin->unload(d->weights);
+    *d = (mx_device){0};
+}
