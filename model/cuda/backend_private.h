@@ -7,10 +7,11 @@
  * everything in its order; the host waits only where it wants results. */
 
 enum {
-    MX_CUDA_SLOTS = 2,        /* blocks of input, or queued draws, that the host fills in turn */
-    MX_CUDA_GRAPH_ROWS = 64,  /* rows of a step up to which it may be a graph */
-    MX_CUDA_BUCKETS = 9,      /* numbers of rows that graphs are made for */
-    MX_CUDA_SPAN_BUCKETS = 32 /* powers of two */
+    MX_CUDA_SLOTS = 2,         /* blocks of input, or queued draws, that the host fills in turn */
+    MX_CUDA_GRAPH_ROWS = 64,   /* rows of a step up to which it may be a graph */
+    MX_CUDA_BUCKETS = 9,       /* numbers of rows that graphs are made for */
+    MX_CUDA_SPAN_BUCKETS = 32, /* powers of two */
+    MX_CUDA_CLEARS = 8192      /* pages that are cleared together at most */
 };
 
 /* Activations on the device. T = max_rows and S = T * top_k slots, W = max_wanted; both rounded up to a bucket of
@@ -95,6 +96,8 @@ typedef struct mx_cuda_backend {
     mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */
 
     uint8_t *pages;
+    int32_t *cleared; /* [MX_CUDA_CLEARS] pages that the next step clears before anything else */
+    int clears;
     void *memory; /* the scratch */
     mx_cuda_scratch s;
     int64_t part_pairs;  /* (row, span) pairs that one call of attention has room for */
