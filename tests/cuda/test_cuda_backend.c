@@ -248,7 +248,10 @@ static void test_lists(void **state) {
     for (int round = 0; round < 2; round++) {
         for (int q = 0; q < STREAMS; q++)
             draw[round][q] = (mx_draw){.wanted = q, .spec = spec_of(&stream[q], q, PROMPT)};
-        if (round) gpu(&s)->lists_bytes = 256;
+        if (round) {
+            memset(gpu(&s)->s.lists, 0xff, (size_t)gpu(&s)->lists_bytes);
+            gpu(&s)->lists_bytes = 256;
+        }
         assert_int_equal(s.backend->ops->draw(s.backend, draw[round], STREAMS, &error), MX_OK);
         assert_int_equal(s.backend->ops->drawn(s.backend, draw[round], STREAMS, &error), MX_OK);
     }
