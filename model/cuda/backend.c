@@ -164,7 +164,7 @@ static uint64_t lay_out(mx_cuda_backend *b, uint8_t *base) {
                     (uint64_t)mx_cuda_attention_part(c->head_dim, c->heads / c->kv_heads));
     TAKE(logits, W * vocab);
     TAKE(input, (uint64_t)b->input_bytes + (uint64_t)b->most_changes * sizeof(mx_cuda_entry));
-    TAKE(adjusted, W * (uint64_t)mx_cuda_sample_scratch(c->vocab));
+    TAKE(adjusted, (W < MX_CUDA_DRAWS ? W : MX_CUDA_DRAWS) * (uint64_t)mx_cuda_sample_scratch(c->vocab));
     TAKE(draw, W);
     TAKE(lists, (uint64_t)b->lists_bytes);
     TAKE(drawn, 2 * W);

@@ -234,6 +234,34 @@ static void test_wrong_draws(void **state) {
     model_close(&m);
 }
 
+/* More draws of a row than there is scratch for at a time: each by its own rules. */
+static void test_many_draws(void **state) {
+    enum { MANY = MX_CUDA_DRAWS + 30 };
+    (void)state;
+    model m;
+    stepper s;
+    mx_error error;
+    static struct stream stream[STREAMS];
+    static mx_draw draw[MANY];
+    model_open(&m, "mqa");
+    stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){.wanted = MANY, .rows = MANY});
+    prompts(&s, stream);
+    for (int i = 0; i < MANY; i++) {
+        draw[i] = (mx_draw){.wanted = i % STREAMS, .spec = plain};
+        draw[i].spec.temperature = 2;
+        draw[i].spec.position = i;
+    }
+    assert_int_equal(s.backend->ops->draw(s.backend, draw, MANY, &error), MX_OK);
+    assert_int_equal(s.backend->ops->drawn(s.backend, draw, MANY, &error), MX_OK);
+    for (int i = 0; i < MANY; i += 3) {
+        mx_sampled alone;
+        assert_int_equal(s.backend->ops->sample(s.backend, draw[i].wanted, &draw[i].spec, &alone, &error), MX_OK);
+        assert_memory_equal(&alone, &draw[i].sampled, sizeof alone);
+    }
+    stepper_close(&s);
+    model_close(&m);
+}
+
 /* More lists than the device has room for: they stay in pinned memory. Each draw's says which token it must be. */
 static void test_lists(void **state) {
     enum { BIASES = 100 };
@@ -580,10 +608,11 @@ static void test_lost(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),  cmocka_unit_test(test_wrong_draws),
-        cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),    cmocka_unit_test(test_moved_pages),
-        cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),  cmocka_unit_test(test_wrong_batches),
-        cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory), cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),         cmocka_unit_test(test_wrong_draws),
+        cmocka_unit_test(test_many_draws),    cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
+        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_wrong_batches), cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
