@@ -11,9 +11,8 @@
 #include "model/cuda/backend_private.h"
 
 enum {
-    SHORT_RUN =
-        16,     /* rows of one sequence below which each is attended by itself, over the spans of its past at once */
-    ALIGN = 16, /* of the block's arrays, in numbers */
+    SHORT_RUN = 16, /* fewer rows of one sequence are attended each by itself: all spans of the past at once */
+    ALIGN = 16,     /* of the block's arrays, in numbers */
     ARRAYS = 9,
 };
 
