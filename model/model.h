@@ -337,16 +337,17 @@ typedef struct mx_backend_ops {
 
     /* Running ahead, for a device that works while the host does something else; NULL, both: this backend does not.
      * Such a backend's `step` only queues the pass; what the batch points to is copied before it returns. The page_...
-     * calls are in order with what is queued: page_clear of a page that a queued step writes comes after it. `draw`
-     * queues drawing from the rows that the last queued step wanted; its draws are numbered from 0, and rows of the
-     * next step may have MX_TOKEN_DRAWN(d) for the token that draw d of the last `draw` will give, so that it can be
-     * queued before anybody knows it (where that draw fails it is any token of the vocabulary: such rows are not
-     * looked at). What the specs point to (biases, counts, masks) is copied before `draw` returns. `drawn` waits for
-     * the draws of the oldest `draw` that was not fetched yet, and gives their `sampled` and `status` (where one
-     * failed `*error` has the words of the first, and its status is returned; a step that failed fails all of them).
-     * count 0 is allowed, in both: so a step without draws is waited for, and `drawn` says whether it failed. At most
-     * two draws are queued and not fetched. `sample`, `sample_all`, `top` and `logits` speak of the last queued step
-     * and wait for it. */
+     * calls are in order with what is queued: page_clear of a page that a queued step writes comes after it. But
+     * page_read is asked for what page_write, or steps whose draws were fetched, wrote: it need not wait for those
+     * behind them, and is quicker if it does not. `draw` queues drawing from the rows that the last queued step wanted;
+     * its draws are numbered from 0, and rows of the next step may have MX_TOKEN_DRAWN(d) for the token that draw d of
+     * the last `draw` will give, so that it can be queued before anybody knows it (where that draw fails it is any
+     * token of the vocabulary: such rows are not looked at). What the specs point to (biases, counts, masks) is copied
+     * before `draw` returns. `drawn` waits for the draws of the oldest `draw` that was not fetched yet, and gives their
+     * `sampled` and `status` (where one failed `*error` has the words of the first, and its status is returned; a step
+     * that failed fails all of them). count 0 is allowed, in both: so a step without draws is waited for, and `drawn`
+     * says whether it failed. At most two draws are queued and not fetched. `sample`, `sample_all`, `top` and `logits`
+     * speak of the last queued step and wait for it. */
     mx_status (*draw)(mx_backend *b, const mx_draw *draw, int count, mx_error *error);
     mx_status (*drawn)(mx_backend *b, mx_draw *draw, int count, mx_error *error);
 } mx_backend_ops;

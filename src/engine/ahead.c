@@ -1,16 +1,19 @@
 /* The step where a device computes while the host does something else (mx_backend_ops.draw).
  *
- * What one call does with three steps, n being under way when it begins:
+ * One call, with step n under way when it begins, and the device meanwhile:
  *
- *     host     rows of n + 1 | waits for n | tokens of n: constraints, ends, events | masks, draw n + 1 | the caller
- *     device   step n, draw n              | step n + 1                                           | draw n + 1, step ...
+ *     rows of n + 1 are queued                                  step n, draw n
+ *     waits for draw n                                          step n, draw n
+ *     tokens of n: constraints accept them, requests end        step n + 1
+ *     masks and penalties of n + 1, draw n + 1 is queued        step n + 1
+ *     events are told; the caller does what it does             step n + 1, draw n + 1
  *
  * Step n + 1 is queued before the tokens of n are known: every request that draws in n goes on with MX_TOKEN_DRAWN at
  * its next position. So it has rows `ahead` of its sequence, which is advanced only over what was computed from tokens
  * that count: of a request that ended with the token of n, or whose constraint rejected it, the row in n + 1 is
- * forgotten, and nobody sees what that wrote behind the sequence's end. A token that was rejected is drawn again, without
- * it, from a row that is computed again. The same is done with whatever failed, by mx_step_at_once, which finds out whose
- * fault it is: nothing here decides on a failure.
+ * forgotten, and nobody sees what that wrote behind the sequence's end. A token that was rejected is drawn again,
+ * without it, from a row that is computed again. The same is done with whatever failed, by mx_step_at_once, which finds
+ * out whose fault it is: nothing here decides on a failure.
  *
  * Requests that need more of a step than a token (alternatives, logprobs of the prompt, guesses ahead) need it before
  * the next step is queued: while one of them runs, steps are taken at once. Nobody is set back for memory before all
@@ -73,8 +76,18 @@ static void take(mx_engine *e, mx_task *task, bool failed) {
         mx_sequence_advance(&task->sequence, task->tokens, rows);
 }
 
+/* Seconds that the device took for a step. It began when the step was queued, or when it had done the one before. Who
+ * need not wait for it now only knows that it was done before: when, where this call was held up (`spent`) by reading
+ * or admitting, nobody saw. 0: it may have been any time. */
+static double taken(const mx_engine *e, double waited, double done, double spent) {
+    const double began = e->flight.queued > e->last_completed ? e->flight.queued : e->last_completed;
+    const double most = done - began;
+    if (waited >= spent / 8) return most;
+    return most > spent ? most - spent : 0;
+}
+
 /* Waits for the step that is under way, if one is, and takes its results. */
-static void land(mx_engine *e) {
+static void land(mx_engine *e, double spent) {
     mx_backend *backend = e->parts.backend;
     mx_flight *f = &e->flight;
     mx_error error;
@@ -91,10 +104,10 @@ static void land(mx_engine *e) {
         take(e, f->task[i], failed);
     }
     f->count = 0;
-    /* The device began with it when it was queued, or when it had done the one before. */
-    const double began = f->queued > e->last_completed ? f->queued : e->last_completed;
     e->scheduler.allowed = f->allowed;
-    if (!failed && wanted) mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, done - began);
+    const double seconds = taken(e, done - start, done, spent);
+    if (!failed && wanted && seconds > 0)
+        mx_scheduler_measured(&e->scheduler, f->decode_rows, 0, f->prompt_rows, seconds);
     e->last_completed = done;
     e->count.forward_seconds += done - start;
     e->count.sample_seconds += mx_seconds() - done;
@@ -173,21 +186,22 @@ static void queue_draws(mx_engine *e, const mx_flight *next) {
  */
 void mx_step_ahead(mx_engine *e, double start) {
     mx_flight next;
+    const double spent = mx_seconds() - start;
     bool may = may_run_ahead(e);
     if (may) mx_plan_rows(e, start);
-    if (may && e->flight.count && !mx_plan_fits(e)) {
-        land(e);
+    if (may && !mx_plan_fits(e)) {
+        land(e, spent);
         may = may_run_ahead(e);
         if (may) mx_plan_rows(e, start);
+        if (may) mx_plan_pages(e);
     }
     if (!may) {
-        land(e);
+        land(e, spent);
         mx_step_at_once(e, start);
         e->carefully = false;
         return;
     }
-    mx_plan_pages(e);
     queue_rows(e, &next);
-    land(e);
+    land(e, spent);
     queue_draws(e, &next);
 }

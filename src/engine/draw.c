@@ -38,8 +38,7 @@ static uint32_t *mask_of(const mx_engine *e, const mx_draw *draw) {
 /* Without those that the constraint rejected, and with a random number of its own. */
 static void leave_out(const mx_engine *e, const mx_task *task, mx_draw *draw) {
     uint32_t *mask = mask_of(e, draw);
-    for (int i = 0; i < task->rejected_count; i++)
-        mask[task->rejected[i] >> 5] &= ~(1u << (task->rejected[i] & 31));
+    for (int i = 0; i < task->rejected_count; i++) mask[task->rejected[i] >> 5] &= ~(1u << (task->rejected[i] & 31));
     draw->spec.mask = mask;
     draw->spec.seed = task->request.sampling.seed + (uint64_t)task->rejected_count * 0x9e3779b97f4a7c15u;
 }

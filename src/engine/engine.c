@@ -52,7 +52,8 @@ static bool allocate(mx_engine *e) {
     e->draw = calloc(running, sizeof *e->draw);
     e->mask_words = (e->parts.config->vocab + 31) / 32;
     e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
-    return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->mask && allocate_lookups(e);
+    return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->mask &&
+           allocate_lookups(e);
 }
 
 static void destroy(mx_engine *e) {

@@ -23,7 +23,7 @@ typedef struct mx_flight {
     int draws;
     int decode_rows, prompt_rows;
     int64_t allowed; /* of the scheduler, when it planned these */
-    double queued; /* mx_seconds */
+    double queued;   /* mx_seconds */
 } mx_flight;
 
 struct mx_engine {
@@ -98,9 +98,9 @@ void mx_step_at_once(mx_engine *e, double start);
  */
 /* Sets the rows of all that run, for a step that began at `start`. */
 void mx_plan_rows(mx_engine *e, double start);
-/* Pages for them, as long as there are any. false: there were not enough. */
+/* Pages for them, behind what is under way. false: there are not enough. */
 bool mx_plan_fits(mx_engine *e);
-/* Pages for them; the most junior ones are set back where there are not enough. */
+/* Pages for them while nothing is under way; the most junior ones are set back where there are not enough. */
 void mx_plan_pages(mx_engine *e);
 
 /* ---- draw.c ---------------------------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ mx_status mx_draw_step_status(const mx_engine *e, int draws, mx_status status);
 
 /* ---- ahead.c --------------------------------------------------------------------------------------------------------
  */
-void mx_step_ahead(mx_engine *e, double start);      /* mx_step_at_once, but for results that come a step later */
-void mx_ahead_forget(mx_engine *e, mx_task *task);   /* its rows that are computed now are not wanted */
+void mx_step_ahead(mx_engine *e, double start);    /* mx_step_at_once, but that results come a step later */
+void mx_ahead_forget(mx_engine *e, mx_task *task); /* its rows that are computed now are not wanted */
 
 /* ---- engine.c -------------------------------------------------------------------------------------------------------
  */

@@ -32,7 +32,8 @@ void mx_model_close(mx_model *model); /* after the engines that use it; NULL all
 typedef enum mx_kv_type { MX_KV_F16, MX_KV_F32, MX_KV_BF16 } mx_kv_type;
 
 /* Tokens that occurred before are guessed to come again, and checked in the step that computes them: the answer is the
- * same, bit for bit. AUTO drafts where what was measured so far says that it pays. */
+ * same, bit for bit. AUTO drafts where what was measured so far says that it pays; never on a device that computes the
+ * next step before the tokens of the last are known (mx_step), for a guess has to wait for them. */
 typedef enum mx_speculation { MX_SPECULATE_AUTO, MX_SPECULATE_OFF, MX_SPECULATE_ON } mx_speculation;
 
 typedef struct mx_engine_options {
@@ -159,7 +160,12 @@ typedef struct mx_event {
  * one prompt (n samples, each with a seed of its own) compute it once. */
 mx_status mx_submit(mx_engine *engine, const mx_request *request, mx_handle *out, mx_error *error);
 /* One forward pass over whatever is runnable; MX_OK and nothing done when nothing is. A request's own failure is an
- * event, not an error of the step. */
+ * event, not an error of the step.
+ *
+ * With a device that computes while the host does something else, a call queues a pass, and tells what the pass that
+ * the call before queued has computed: the device is never idle while constraints and callers are busy with tokens. A
+ * request that ends by its token had a row more then than it needed. While one runs that has top_logprobs, whose
+ * prompt_logprobs are not all told, or with MX_SPECULATE_ON, each call waits for its own pass. */
 mx_status mx_step(mx_engine *engine, mx_error *error);
 int mx_poll(mx_engine *engine, mx_event *events, int max); /* returns how many were taken; never waits */
 void mx_cancel(mx_engine *engine, mx_handle request);
@@ -185,7 +191,7 @@ mx_engine_info mx_engine_get_info(mx_engine *engine);
 /* Since the engine was made. */
 typedef struct mx_engine_stats {
     int running, waiting;                 /* requests, now */
-    int64_t steps, submitted, finished;   /* finished: however */
+    int64_t steps, submitted, finished;   /* steps: whose results are there; finished: however */
     int64_t prompt_tokens, cached_tokens; /* of requests that were begun; cached: not computed again */
     int64_t generated_tokens;
     int64_t computed_rows;                   /* tokens that went through the model, recomputed and drafted ones too */
@@ -193,9 +199,9 @@ typedef struct mx_engine_stats {
     int64_t set_back;                        /* times that a request was set back */
     uint64_t kv_bytes_cached;                /* held by nothing but the cache, now */
     double step_seconds;                     /* of them: */
-    double forward_seconds;                  /* in the forward pass */
-    double sample_seconds;                   /* drawing tokens */
-    double schedule_seconds;                 /* all else */
+    double forward_seconds;  /* in the forward pass, or waiting for a device that computes it and draws */
+    double sample_seconds;   /* drawing tokens, or what is left of it for the host */
+    double schedule_seconds; /* all else */
 } mx_engine_stats;
 mx_engine_stats mx_engine_get_stats(mx_engine *engine);
 

@@ -49,7 +49,7 @@ void mx_plan_rows(mx_engine *e, double start) {
 
 /* Pages for so many rows of a task; where there are none left the most junior one is set back. */
 static void reserve_rows(mx_engine *e, mx_task *task, int rows) {
-    while (!mx_sequence_reserve(&task->sequence, task->ahead + rows)) {
+    while (!mx_sequence_reserve(&task->sequence, rows)) {
         mx_task *junior = e->running[e->running_count - 1];
         if (e->running_count == 1) {
             mx_error error;
@@ -79,6 +79,7 @@ void mx_plan_pages(mx_engine *e) {
     }
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
-        if (task->rows > 1 && mx_task_decodes(task) && !mx_sequence_reserve(&task->sequence, task->rows)) task->rows = 1;
+        if (task->rows > 1 && mx_task_decodes(task) && !mx_sequence_reserve(&task->sequence, task->rows))
+            task->rows = 1;
     }
 }

@@ -114,7 +114,8 @@ static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *er
         task->draw = last < first + task->rows ? n++ : -1;
         if (task->draw < 0) continue;
         const int64_t from = mx_task_wanted_from(task);
-        mx_draw_prepare(e, task, &e->draw[task->draw], task->first_wanted + (int)(last - (from > first ? from : first)));
+        mx_draw_prepare(e, task, &e->draw[task->draw],
+                        task->first_wanted + (int)(last - (from > first ? from : first)));
     }
     if (backend->ops->draw) return draw_on_device(e, count, n, error);
     if (n > 1 && backend->ops->sample_all) backend->ops->sample_all(backend, e->draw, n);

@@ -45,21 +45,21 @@ typedef struct mx_task {
 
     /* of the step's thread */
     mx_sequence sequence;
-    int64_t known;             /* prompt and generated tokens */
-    int64_t scored;            /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs. Never
-                                  less than before, nor is what is there written again: mx_poll may have it */
-    bool started;              /* has had a first step */
-    bool reading;              /* runs, but has no rows before what the store has of its prefix was read */
-    bool computing;            /* has drawn nothing since it runs: others may wait for its prefix */
-    int64_t turn;              /* of mx_candidate */
-    int rows;                  /* of this step */
-    int drafted;               /* tokens guessed behind the known ones */
-    int matched;               /* tokens that they were found by */
-    int first_wanted;          /* of the rows whose logits are wanted */
-    int draw;                  /* of the engine's; -1: none in this step */
-    int ahead;                 /* rows behind the sequence's that are computed now (ahead.c); with `draw`, the last of
-                                  them says the token behind the known ones */
-    int rejected_count;        /* tokens that the constraint refused for the position behind the known ones */
+    int64_t known;      /* prompt and generated tokens */
+    int64_t scored;     /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs. Never
+                           less than before, nor is what is there written again: mx_poll may have it */
+    bool started;       /* has had a first step */
+    bool reading;       /* runs, but has no rows before what the store has of its prefix was read */
+    bool computing;     /* has drawn nothing since it runs: others may wait for its prefix */
+    int64_t turn;       /* of mx_candidate */
+    int rows;           /* of this step */
+    int drafted;        /* tokens guessed behind the known ones */
+    int matched;        /* tokens that they were found by */
+    int first_wanted;   /* of the rows whose logits are wanted */
+    int draw;           /* of the engine's; -1: none in this step */
+    int ahead;          /* rows behind the sequence's that are computed now (ahead.c); with `draw`, the last of
+                           them says the token behind the known ones */
+    int rejected_count; /* tokens that the constraint refused for the position behind the known ones */
     int32_t rejected[MX_REJECTIONS];
     struct mx_task *waits_for; /* runs, and computes what this one begins with; NULL: nobody is waited for */
     int64_t wait_until;        /* positions that it must have computed, or INT64_MAX: until it draws */

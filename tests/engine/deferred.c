@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/cpu.h"
+
 enum { OPS = 1 << 16, KEPT = 4, UNFETCHED = 2 };
 static const size_t SLAB = (size_t)1 << 28; /* touched as far as it is used */
 
@@ -15,15 +17,17 @@ typedef struct slab {
     size_t used;
 } slab;
 
-typedef enum op_kind { STEP, DRAW, CLEAR, COPY } op_kind;
+typedef enum op_kind { STEP, DRAW, CLEAR, COPY, WRITE } op_kind;
 typedef struct op {
     op_kind kind;
     int32_t a, b; /* pages, or which of `step` or `draw` */
+    const void *content;
 } op;
 
 typedef struct queued_step {
     slab slab;
     mx_batch batch;
+    double queued;
 } queued_step;
 
 typedef struct queued_draw {
@@ -32,6 +36,7 @@ typedef struct queued_draw {
     int count;
     mx_status status;
     mx_error error;
+    double done;
 } queued_draw;
 
 typedef struct deferred {
@@ -44,11 +49,14 @@ typedef struct deferred {
     queued_draw draw[KEPT];
     int64_t steps, draws, drawn, fetched; /* queued, queued, done, fetched */
     int steps_waiting;
+    slab written;     /* what is to be written to pages */
+    int writes;       /* of them, not done */
     mx_status status; /* of the last step */
     mx_error error;
+    double done;       /* mx_seconds when that is over */
     int unknown_limit; /* draws of the last `draw` */
     mx_backend_ops ops;
-    deferred_counts counts;
+    deferred_device device;
 } deferred;
 
 static deferred *self(mx_backend *b) {
@@ -58,7 +66,8 @@ static deferred *self(mx_backend *b) {
 /* ---- copies -------------------------------------------------------------------------------------------------------
  */
 static void slab_begin(slab *s) {
-    if (!s->memory) s->memory = mmap(NULL, SLAB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!s->memory)
+        s->memory = mmap(NULL, SLAB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert(s->memory != MAP_FAILED);
     s->used = 0;
 }
@@ -78,8 +87,8 @@ static int32_t token_of(deferred *d, int32_t token) {
     const queued_draw *q = &d->draw[(d->drawn - 1) % KEPT];
     const int i = -1 - token;
     assert(d->drawn > 0 && i < q->count);
-    d->counts.drawn_rows++;
-    d->counts.lost_rows += q->draw[i].status != MX_OK;
+    d->device.drawn_rows++;
+    d->device.lost_rows += q->draw[i].status != MX_OK;
     return q->draw[i].status ? 0 : q->draw[i].sampled.token;
 }
 
@@ -87,7 +96,9 @@ static void do_step(deferred *d, queued_step *q) {
     mx_row *row = (mx_row *)q->batch.row; /* the copy */
     for (int i = 0; i < q->batch.rows; i++) row[i].token = token_of(d, row[i].token);
     d->status = d->inner->ops->step(d->inner, &q->batch, &d->error);
-    d->counts.steps++;
+    d->done =
+        (q->queued > d->done ? q->queued : d->done) + d->device.step_seconds + d->device.row_seconds * q->batch.rows;
+    d->device.steps++;
     d->steps_waiting--;
 }
 
@@ -104,28 +115,42 @@ static void do_draw(deferred *d, queued_draw *q) {
         q->status = draw->status;
         q->error = error;
     }
+    q->done = d->done;
     d->drawn++;
-    d->counts.draws++;
+    d->device.draws++;
 }
 
 static void do_one(deferred *d) {
     const op o = d->op[d->first++ % OPS];
     const mx_backend_ops *ops = d->inner->ops;
     switch (o.kind) {
-        case STEP: do_step(d, &d->step[o.a]); break;
-        case DRAW: do_draw(d, &d->draw[o.a]); break;
-        case CLEAR: ops->page_clear(d->inner, o.a); break;
-        case COPY: ops->page_copy(d->inner, o.a, o.b); break;
+    case STEP:
+        do_step(d, &d->step[o.a]);
+        break;
+    case DRAW:
+        do_draw(d, &d->draw[o.a]);
+        break;
+    case CLEAR:
+        ops->page_clear(d->inner, o.a);
+        break;
+    case COPY:
+        ops->page_copy(d->inner, o.a, o.b);
+        break;
+    case WRITE:
+        ops->page_write(d->inner, o.a, o.content);
+        d->writes--;
+        break;
     }
 }
 
 static void do_all(deferred *d) {
     while (d->first < d->end) do_one(d);
+    if (d->device.wait_until) d->device.wait_until(d->done);
 }
 
 static void queue(deferred *d, op_kind kind, int32_t a, int32_t b) {
     if (d->end - d->first == OPS) do_one(d);
-    d->op[d->end++ % OPS] = (op){kind, a, b};
+    d->op[d->end++ % OPS] = (op){.kind = kind, .a = a, .b = b};
 }
 
 /* ---- the backend --------------------------------------------------------------------------------------------------
@@ -137,6 +162,7 @@ static void destroy(mx_backend *b) {
         if (d->step[i].slab.memory) munmap(d->step[i].slab.memory, SLAB);
         if (d->draw[i].slab.memory) munmap(d->draw[i].slab.memory, SLAB);
     }
+    if (d->written.memory) munmap(d->written.memory, SLAB);
     d->inner->ops->destroy(d->inner);
     free(d->op);
     free(d);
@@ -156,13 +182,17 @@ static void page_copy(mx_backend *b, int32_t to, int32_t from) {
 }
 
 static void page_read(mx_backend *b, int32_t page, void *out) {
-    do_all(self(b));
-    self(b)->inner->ops->page_read(self(b)->inner, page, out);
+    deferred *d = self(b);
+    while (d->writes) do_one(d); /* nor does it wait for steps whose draws were not fetched */
+    d->inner->ops->page_read(d->inner, page, out);
 }
 
 static void page_write(mx_backend *b, int32_t page, const void *in) {
-    do_all(self(b));
-    self(b)->inner->ops->page_write(self(b)->inner, page, in);
+    deferred *d = self(b);
+    if (!d->writes++) slab_begin(&d->written);
+    const void *content = slab_copy(&d->written, in, (size_t)page_bytes(b));
+    queue(d, WRITE, page, 0);
+    d->op[(d->end - 1) % OPS].content = content;
 }
 
 static bool counted_down(int *left) {
@@ -171,15 +201,15 @@ static bool counted_down(int *left) {
 
 static mx_status step(mx_backend *b, const mx_batch *batch, mx_error *error) {
     deferred *d = self(b);
-    if (counted_down(&d->counts.fail_queue_in)) return mx_fail(error, MX_IO, "the fake device takes no step");
+    if (counted_down(&d->device.fail_queue_in)) return mx_fail(error, MX_IO, "the fake device takes no step");
     if (d->steps_waiting == KEPT - 1) do_all(d);
     const int which = (int)(d->steps++ % KEPT);
     queued_step *q = &d->step[which];
     slab_begin(&q->slab);
     q->batch = *batch;
+    q->queued = mx_seconds();
     q->batch.row = slab_copy(&q->slab, batch->row, sizeof *batch->row * (size_t)batch->rows);
-    mx_sequence_view *view =
-        slab_copy(&q->slab, batch->sequence, sizeof *batch->sequence * (size_t)batch->sequences);
+    mx_sequence_view *view = slab_copy(&q->slab, batch->sequence, sizeof *batch->sequence * (size_t)batch->sequences);
     for (int i = 0; i < batch->sequences; i++)
         view[i].table =
             slab_copy(&q->slab, view[i].table, sizeof *view[i].table * (size_t)(d->config->layers * view[i].stride));
@@ -189,13 +219,13 @@ static mx_status step(mx_backend *b, const mx_batch *batch, mx_error *error) {
         assert(batch->row[i].token < d->config->vocab);
     }
     queue(d, STEP, which, 0);
-    if (++d->steps_waiting > d->counts.under_way) d->counts.under_way = d->steps_waiting;
+    if (++d->steps_waiting > d->device.under_way) d->device.under_way = d->steps_waiting;
     return MX_OK;
 }
 
 static mx_status draw(mx_backend *b, const mx_draw *draws, int count, mx_error *error) {
     deferred *d = self(b);
-    if (counted_down(&d->counts.fail_draw_in)) return mx_fail(error, MX_IO, "the fake device draws nothing");
+    if (counted_down(&d->device.fail_draw_in)) return mx_fail(error, MX_IO, "the fake device draws nothing");
     assert(d->draws - d->fetched < UNFETCHED);
     const int which = (int)(d->draws++ % KEPT);
     queued_draw *q = &d->draw[which];
@@ -223,6 +253,7 @@ static mx_status drawn(mx_backend *b, mx_draw *draws, int count, mx_error *error
     assert(count == q->count);
     while (d->drawn <= d->fetched) do_one(d);
     d->fetched++;
+    if (d->device.wait_until) d->device.wait_until(q->done);
     for (int i = 0; i < count; i++) {
         draws[i].sampled = q->draw[i].sampled;
         draws[i].status = q->draw[i].status;
@@ -269,8 +300,8 @@ mx_backend *deferred_create(mx_backend *inner, const mx_config *config) {
     return &d->base;
 }
 
-deferred_counts *deferred_counts_of(mx_backend *b) {
-    return &self(b)->counts;
+deferred_device *deferred_device_of(mx_backend *b) {
+    return &self(b)->device;
 }
 
 const mx_backend *deferred_inner(const mx_backend *b) {

@@ -12,13 +12,14 @@
 
 #include "check_engine.h"
 #include "deferred.h"
+#include "engine/engine_state.h"
 #include "model/sampler.h"
 
 enum { MANY = 24, LONGEST = 300, CONTEXT = 400 };
 
 static mx_config config;
 static fake_backend *backend;
-static deferred_counts *device; /* of an engine that runs ahead */
+static deferred_device *device; /* of an engine that runs ahead */
 static int32_t prompt[MANY][LONGEST];
 static answer once[MANY], ahead[MANY]; /* told step by step, and ahead */
 
@@ -32,7 +33,7 @@ static mx_engine *start(bool runs_ahead, mx_speculation speculation, int64_t pag
     else
         unsetenv("MXRUN_TEST_AHEAD");
     mx_engine *e = fake_engine_with(&parts, CONTEXT, pages, &backend);
-    if (runs_ahead) device = deferred_counts_of(fake_engine_backend());
+    if (runs_ahead) device = deferred_device_of(fake_engine_backend());
     return e;
 }
 
@@ -107,6 +108,44 @@ static void a_step_is_always_under_way(void **state) {
     assert_int_equal(s.computed_rows, 59);
     assert_int_equal(s.drafted_tokens, 0); /* AUTO does not guess here */
     mx_engine_destroy(e);
+}
+
+/* The host takes less time than the device: then it takes none. */
+static double clock_now = 1;
+double __wrap_mx_seconds(void);
+double __wrap_mx_seconds(void) {
+    return clock_now;
+}
+
+static void wait_until(double seconds) {
+    if (seconds > clock_now) clock_now = seconds;
+}
+
+static void the_host_works_beside_the_device(void **state) {
+    (void)state;
+    const double host[] = {0, 0.004, 0.025}, taken[] = {0.01, 0.01, 0.025};
+    for (int i = 0; i < 3; i++) {
+        mx_engine *e = start(true, MX_SPECULATE_AUTO, 0, 64);
+        device->step_seconds = 0.01;
+        device->wait_until = wait_until;
+        fill(prompt[0], 10, 1);
+        mx_request r = request_for(prompt[0], 10, 50, &ahead[0]);
+        submit(e, &r);
+        const double begin = clock_now;
+        while (!mx_engine_idle(e)) {
+            step(e);
+            clock_now += host[i]; /* what the caller does between steps */
+            while (collect(e, 8) > 0) continue;
+        }
+        const double all = clock_now - begin;
+        assert_true(all > 49 * taken[i] && all < 51 * taken[i] + 0.03);
+        /* a step's time is that between the completions of two */
+        assert_true(e->scheduler.decode_seconds > 0.99 * taken[i] && e->scheduler.decode_seconds < 1.01 * taken[i]);
+        const mx_engine_stats s = mx_engine_get_stats(e);
+        assert_true(s.step_seconds <= all && s.forward_seconds <= s.step_seconds && s.forward_seconds >= 0);
+        assert_true(i == 2 || s.forward_seconds > 0.9 * (50 * taken[i] - 51 * host[i])); /* waiting for the device */
+        mx_engine_destroy(e);
+    }
 }
 
 /* All that runs is cancelled while its step is under way, and nobody steps for a while. */
@@ -274,8 +313,63 @@ static void as_if_step_by_step(void **state) {
                   "constraint %d, length %d, context %d, failure %d\n",
                   (long long)drawn, (long long)set_back, (long long)set_back_once, ends[MX_FINISH_STOP],
                   ends[MX_FINISH_CONSTRAINT], ends[MX_FINISH_LENGTH], ends[MX_FINISH_CONTEXT], failures);
-    assert_true(drawn > 1000 && set_back > 5 && failures > 5);
-    assert_true(ends[MX_FINISH_STOP] > 5 && ends[MX_FINISH_CONSTRAINT] > 5 && ends[MX_FINISH_LENGTH] > 5 && ends[MX_FINISH_CONTEXT] > 5);
+    assert_true(drawn > 1000 && set_back > 5 && failures > 2);
+    assert_true(ends[MX_FINISH_STOP] > 5 && ends[MX_FINISH_CONSTRAINT] > 5 && ends[MX_FINISH_LENGTH] > 5 &&
+                ends[MX_FINISH_CONTEXT] > 5);
+}
+
+/* The same tokens are forbidden beforehand and rejected afterwards: the likeliest of the others is the same one. */
+static mx_verdict obey(void *user, int32_t token) {
+    rule *u = user;
+    if (u->state % 5 && !((uint32_t)mixed(u->state + (uint64_t)token / 32) >> token % 32 & 1)) return MX_REJECTED;
+    u->state = mixed(u->state * 3 + (uint64_t)token);
+    return MX_CONTINUE;
+}
+
+static void rejected_or_forbidden(void **state) {
+    (void)state;
+    rule u[3];
+    static answer masked[3];
+    for (int how = 0; how < 3; how++) { /* by the mask, by rejection, and that where steps are taken at once */
+        mx_engine *e = start(true, how == 2 ? MX_SPECULATE_ON : MX_SPECULATE_OFF, 0, 64);
+        answer *out = how ? ahead : masked;
+        for (int i = 0; i < 3; i++) {
+            fill(prompt[i], 70, (uint64_t)i + 30);
+            u[i] = (rule){.state = mixed((uint64_t)i), .masks = true};
+            mx_request r = request_for(prompt[i], 63 + i, 100, &out[i]);
+            r.constraint = (mx_constraint){.user = &u[i], .mask = how ? NULL : rule_mask, .accept = obey};
+            submit(e, &r);
+        }
+        run_until_idle(e);
+        for (int i = 0; i < 3; i++) {
+            assert_int_equal(out[i].last.type, MX_EVENT_FINISHED);
+            assert_int_equal(out[i].tokens, 100);
+            assert_memory_equal(out[i].token, masked[i].token, sizeof *masked[i].token * 100);
+            assert_memory_equal(out[i].logprob, masked[i].logprob, sizeof *masked[i].logprob * 100);
+        }
+        mx_engine_destroy(e);
+    }
+}
+
+/* Several samples of one prompt: it is computed once. */
+static void samples_of_one_prompt(void **state) {
+    (void)state;
+    mx_engine *e = start(true, MX_SPECULATE_OFF, 0, 64);
+    mx_request r[8];
+    fill(prompt[0], 200, 60);
+    for (int i = 0; i < 8; i++) {
+        r[i] = request_for(prompt[0], 200, 30, &ahead[i]);
+        r[i].sampling.temperature = 1;
+        r[i].sampling.seed = (uint64_t)i;
+        submit(e, &r[i]);
+    }
+    run_until_idle(e);
+    for (int i = 0; i < 8; i++) {
+        check_answer(&ahead[i], &config, &r[i], 30, MX_FINISH_LENGTH);
+        assert_int_equal(ahead[i].last.usage.cached_tokens, i ? 199 : 0);
+    }
+    assert_int_equal(backend->rows, 200 + 7 + 8 * 29);
+    mx_engine_destroy(e);
 }
 
 /* ---- what fails ---------------------------------------------------------------------------------------------------
@@ -306,8 +400,13 @@ static void what_fails_once_is_computed_again(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_step_is_always_under_way),         cmocka_unit_test(a_step_that_nobody_wants),
-        cmocka_unit_test(what_is_behind_an_end_is_forgotten), cmocka_unit_test(as_if_step_by_step),
+        cmocka_unit_test(a_step_is_always_under_way),
+        cmocka_unit_test(the_host_works_beside_the_device),
+        cmocka_unit_test(a_step_that_nobody_wants),
+        cmocka_unit_test(what_is_behind_an_end_is_forgotten),
+        cmocka_unit_test(as_if_step_by_step),
+        cmocka_unit_test(rejected_or_forbidden),
+        cmocka_unit_test(samples_of_one_prompt),
         cmocka_unit_test(what_fails_once_is_computed_again),
     };
     return cmocka_run_group_tests_name("ahead", tests, NULL, NULL);

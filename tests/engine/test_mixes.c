@@ -1,10 +1,10 @@
 /* Whatever runs beside a request, whenever it was set back, wherever its prefix came from: it is told the same tokens
  * and log-probabilities, bit for bit, as alone from cold.
  *
- * test_mixes [threads] [ahead] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once; with
- * `ahead` steps are queued before the tokens of those before are known, but for where a request cannot have that. Mixes SEED
- * to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its seed alone; of what happens only that
- * depends on time which deadlines and the length of steps decide. Ends with what all of them met. */
+ * test_mixes [threads] [ahead] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once;
+ * with `ahead` steps are queued before the tokens of those before are known, but for where a request cannot have that.
+ * Mixes SEED to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its seed alone; of what
+ * happens only that depends on time which deadlines and the length of steps decide. Ends with what all of them met. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "check_engine.h"
+#include "deferred.h"
 #include "engine/prefix_store.h"
 #include "model/sampler.h"
 
@@ -27,6 +28,11 @@ static double row_seconds, read_seconds;
 static void compute_rows(void *user) {
     const fake_backend *b = user;
     clock_now = clock_now + 0.01 + row_seconds * b->last_rows;
+}
+
+/* A device that computes beside the host. */
+static void wait_until(double seconds) {
+    if (seconds > clock_now) clock_now = seconds;
 }
 
 static int64_t reads;
@@ -57,8 +63,15 @@ static mx_engine *start_on(const char *folder) {
                                              .identity = "fake"};
     assert_int_equal(mx_prefix_store_open(&options, &parts.store, NULL), MX_OK);
     mx_engine *e = fake_engine_with(&parts, 4000, 0, &backend);
-    backend->during = compute_rows;
-    backend->user = backend;
+    if (fake_engine_runs_ahead()) {
+        deferred_device *device = deferred_device_of(fake_engine_backend());
+        device->step_seconds = 0.01;
+        device->row_seconds = row_seconds;
+        device->wait_until = wait_until;
+    } else {
+        backend->during = compute_rows;
+        backend->user = backend;
+    }
     return e;
 }
 
