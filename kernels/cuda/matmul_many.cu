@@ -87,7 +87,7 @@ template <int KIND, int MT, int NT, int TERMS> struct copier {
             of_scales.copy(stage + S::DATA, scales);
             scales += unit_type::SCALES;
         }
-        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8 ^ (row & 1) << 2;
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8 ^ ((row & 1) << 2);
         uint8_t *to = stage + S::DATA + S::SCALES + row * 128 + chunk * 16;
         MX_UNROLL
         for (int i = 0; i < TERMS * COPIES; i++)
@@ -114,7 +114,7 @@ MX_DEVICE void multiply_stage(float acc[MT][NT][4], const uint8_t *stage, int m_
         uint32_t a[MT][2][4];
         MX_UNROLL
         for (int i = 0; i < MT; i++) unit[i].widen(b, a[i]);
-        const uint8_t *x_chunk = x_rows + ((4 * b + lane % 4) ^ (row & 1) << 2) * 16;
+        const uint8_t *x_chunk = x_rows + ((4 * b + lane % 4) ^ ((row & 1) << 2)) * 16;
         MX_UNROLL
         for (int n = 0; n < NT; n += S::GROUP) {
             uint4 x[S::GROUP][TERMS];
