@@ -1,10 +1,11 @@
 /* Whatever runs beside a request, whenever it was set back, wherever its prefix came from: it is told the same tokens
  * and log-probabilities, bit for bit, as alone from cold.
  *
- * test_mixes [threads] [ahead] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at once;
- * with `ahead` steps are queued before the tokens of those before are known, but for where a request cannot have that.
- * Mixes SEED to SEED + COUNT - 1 on real models, 1 to 20 by default. A mix is drawn from its seed alone; of what
- * happens only that depends on time which deadlines and the length of steps decide. Ends with what all of them met. */
+ * test_mixes [threads] [ahead | cuda] [SEED [COUNT]]: with `threads` several of them submit, cancel, poll and step at
+ * once; with `ahead` steps are queued before the tokens of those before are known, where requests allow it; with `cuda`
+ * they are so on the GPU, of the plugin that MXRUN_CUDA_PLUGIN names. Mixes SEED to SEED + COUNT - 1 on real models, 1
+ * to 20 by default. A mix is drawn from its seed alone; of what happens only that depends on time which deadlines and
+ * the length of steps decide. Ends with what all of them met. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,7 +24,7 @@ enum { FULL_RUN = 20, MANY = 50 }; /* so many mixes meet everything at least onc
 
 static uint64_t first_seed = 1;
 static int mixes = FULL_RUN;
-static bool threads, ahead;
+static bool threads, ahead, cuda;
 
 static mix_model models[] = {{"tools/stories/checkpoint", NULL, 350},
                              {"tests/data/base", NULL, 200},
@@ -36,16 +37,17 @@ static const char shards[] = "checkpoints/random/base-shards";
 static int open_models(void **state) {
     (void)state;
     const char *root = getenv("MXRUN_SOURCE"), *shared = getenv("MXRUN_SHARED");
+    const mx_load_options options = {.way = MX_LOAD_LAZY, .device = cuda ? "cuda" : NULL};
     char path[4096];
     mx_error error;
     snprintf(path, sizeof path, "%s/%s", shared ? shared : ".", shards);
     if (shared && !access(path, F_OK)) {
         models[BASE].name = shards;
-        if (mx_model_open(path, NULL, &models[BASE].model, &error)) fail_msg("%s", error.text);
+        if (mx_model_open(path, &options, &models[BASE].model, &error)) fail_msg("%s", error.text);
     }
     for (int i = 0; i < MODELS; i++) {
         snprintf(path, sizeof path, "%s/%s", root ? root : ".", models[i].name);
-        if (!models[i].model && mx_model_open(path, NULL, &models[i].model, &error)) fail_msg("%s", error.text);
+        if (!models[i].model && mx_model_open(path, &options, &models[i].model, &error)) fail_msg("%s", error.text);
     }
     return 0;
 }
@@ -135,7 +137,7 @@ static void check_totals(const totals *t) {
     assert_true(t->dropped > 100);
     assert_true(t->copied > 100);
     assert_true(t->set_back > 5);
-    assert_true(ahead || (t->drafted > t->accepted && t->accepted > 100));
+    assert_true(ahead || cuda || (t->drafted > t->accepted && t->accepted > 100));
     assert_true(t->told_before_cancel > 10);
     for (int i = 0; i <= MX_FINISH_DEADLINE; i++) assert_true(t->ended[i] > 0);
     assert_true(t->failed > 0);
@@ -148,7 +150,8 @@ static void check_totals(const totals *t) {
 
 /* Running ahead, but for one mix of four no request asks for what keeps the engine from it, and none is guessed. */
 static void make_ahead(mix *m) {
-    m->ahead = true;
+    if (cuda) m->tier = m->together.precision = m->alone.precision = NULL; /* it has its own */
+    m->ahead = ahead;
     if (m->seed % 4 == 0) return;
     if (m->together.speculation == MX_SPECULATE_ON) m->together.speculation = MX_SPECULATE_AUTO;
     for (int i = 0; i < m->count; i++) {
@@ -160,13 +163,13 @@ static void make_ahead(mix *m) {
 static void as_if_alone(void **state) {
     (void)state;
     const char *tier[8];
-    const mix_choice choice = {models, MODELS, &models[2], tier, list_tiers(tier), threads ? 0.3 : 1.5};
+    const mix_choice choice = {models, MODELS, &models[2], tier, list_tiers(tier), cuda ? 0.15 : threads ? 0.3 : 1.5};
     totals t = {0};
     for (int i = 0; i < mixes; i++) {
         const double start = mx_seconds();
         mix *m = mix_make(first_seed + (uint64_t)i, &choice);
         mix_counts counts;
-        if (ahead) make_ahead(m);
+        if (ahead || cuda) make_ahead(m);
         if (threads)
             mix_run_threads(m, &counts);
         else
@@ -192,8 +195,9 @@ int main(int argc, char **argv) {
         threads = true;
         argc--, argv++;
     }
-    if (argc > 1 && !strcmp(argv[1], "ahead")) {
-        ahead = true;
+    if (argc > 1 && (!strcmp(argv[1], "ahead") || !strcmp(argv[1], "cuda"))) {
+        ahead = !strcmp(argv[1], "ahead");
+        cuda = !ahead;
         argc--, argv++;
     }
     if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
