@@ -16,7 +16,7 @@ static mx_status check_row(const mx_config *c, const mx_batch *batch, const mx_r
 }
 
 mx_status mx_rows_check(const mx_config *config, const mx_batch *batch, int max_rows, int max_wanted, int drawn,
-                         mx_error *error) {
+                        mx_error *error) {
     if (batch->rows < 1 || batch->rows > max_rows)
         return mx_fail(error, MX_INVALID_ARGUMENT, "batch: %d rows, 1 to %d possible", batch->rows, max_rows);
     int wanted = 0;

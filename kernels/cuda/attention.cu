@@ -84,7 +84,7 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
         mx_attention_query<KV, HD>(q, a.scale, in, (uint4 *)mine, factor);
         const mx_attention_row seen = {{position, position}, {first, first}, mx_attention_sight(a.window)};
         const bool whole = tile * MX_TILE >= first && tile * MX_TILE + MX_TILE - 1 <= position;
-        mx_attention_tile<KV, HD, 3, true>(f, head, nullptr, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen,
+        mx_attention_tile<KV, HD, 3, true>(head, nullptr, f, in, (const uint4 *)mine, tile * MX_TILE + 8 * t, seen,
                                            whole, factor, m, l, o);
         mx_sync_warp(); /* all lanes have read their query */
         MX_UNROLL
@@ -185,14 +185,11 @@ MX_DEVICE void mx_attention_fold_shared(float4 *to, const float (*o)[4], const f
     MX_UNROLL
     for (int d = 0; d < N; d++) {
         float4 v = to[32 * d];
-        if (seen[0]) {
-            v.x = mx_attention_fold_value(v.x, keep[0], o[d][0], take[0]);
-            v.y = mx_attention_fold_value(v.y, keep[0], o[d][1], take[0]);
-        }
-        if (seen[1]) {
-            v.z = mx_attention_fold_value(v.z, keep[1], o[d][2], take[1]);
-            v.w = mx_attention_fold_value(v.w, keep[1], o[d][3], take[1]);
-        }
+        const float old[4] = {v.x, v.y, v.z, v.w};
+        v.x = seen[0] ? mx_attention_fold_value(old[0], keep[0], o[d][0], take[0]) : old[0];
+        v.y = seen[0] ? mx_attention_fold_value(old[1], keep[0], o[d][1], take[0]) : old[1];
+        v.z = seen[1] ? mx_attention_fold_value(old[2], keep[1], o[d][2], take[1]) : old[2];
+        v.w = seen[1] ? mx_attention_fold_value(old[3], keep[1], o[d][3], take[1]) : old[3];
         to[32 * d] = v;
     }
 }
@@ -200,23 +197,26 @@ template <int N>
 MX_DEVICE void mx_attention_fold_lane(float (*to)[4], const float (*o)[4], const float keep[2], const float take[2],
                                       const bool seen[2]) {
     MX_UNROLL
-    for (int d = 0; d < N; d++) {
+    for (int i = 0; i < 2; i++) {
+        if (!seen[i]) continue;
         MX_UNROLL
-        for (int e = 0; e < 4; e++) {
-            const float v = mx_attention_fold_value(to[d][e], keep[e / 2], o[d][e], take[e / 2]);
-            to[d][e] = seen[e / 2] ? v : to[d][e];
+        for (int d = 0; d < N; d++) {
+            MX_UNROLL
+            for (int e = 2 * i; e < 2 * i + 2; e++)
+                to[d][e] = mx_attention_fold_value(to[d][e], keep[i], o[d][e], take[i]);
         }
     }
 }
 
-/* Block (run, heads, which of the RUN_WARPS warps). */
+/* Block (run from the last one on, heads, which of the RUN_WARPS warps). */
 template <class KV, int HD>
-__global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps) void mx_attention_run(mx_cuda_attention a) {
+__global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps,
+                             HD == 96 ? 1 : 0) void mx_attention_run(mx_cuda_attention a) {
     typedef mx_attention_shape<KV, HD> shape;
     typedef mx_attention_run_shape<KV, HD> run_shape;
     constexpr int lanes_o = HD / 8;
     MX_DYNAMIC_SHARED(shared);
-    const mx_cuda_run run = a.run[blockIdx.x];
+    const mx_cuda_run run = a.run[gridDim.x - 1 - blockIdx.x]; /* the longest pasts first */
     if (run.rows <= 0) return;
     const int begin = a.pages.position[run.row];
     if (begin < 0) return;
@@ -286,7 +286,7 @@ __global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps) void mx
             const bool whole = key + MX_TILE - 1 <= begin + from &&
                                key >= mx_attention_first(last, a.window); /* of the warp's last row */
             float tile_m[2], tile_l[2], keep[2] = {1.0f, 1.0f}, take[2] = {0.0f, 0.0f}, o[lanes_o][4];
-            mx_attention_tile<KV, HD, 1, false>(f, head, next, in, mine, key + 8 * t, seen, whole, factor, tile_m,
+            mx_attention_tile<KV, HD, 1, false>(head, next, f, in, mine, key + 8 * t, seen, whole, factor, tile_m,
                                                 tile_l, o);
             bool tile_seen[2];
             MX_UNROLL

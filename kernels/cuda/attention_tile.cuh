@@ -31,8 +31,8 @@ struct mx_kv_f32 { /* keys and values are cut in three terms of BF16 too; six of
 constexpr float MX_P_SCALE = 16384.0f; /* of the probabilities, where `scaled` */
 
 MX_DEVICE void mx_kv_split(mx_kv_f16, float low, float high, uint32_t term[2]) {
-    term[0] = mx_pack_f16(low, high);
-    term[1] = mx_pack_f16(mx_sub(low, mx_f16_low(term[0])), mx_sub(high, mx_f16_high(term[0])));
+    term[0] = mx_pack_f16_within(low, high);
+    term[1] = mx_pack_f16_within(mx_sub(low, mx_f16_low(term[0])), mx_sub(high, mx_f16_high(term[0])));
 }
 MX_DEVICE void mx_kv_split(mx_kv_bf16, float low, float high, uint32_t term[3]) {
     mx_split_bf16<3>(low, high, term);
@@ -239,19 +239,21 @@ MX_DEVICE void mx_attention_values(float (*o)[4], const uint32_t (*f)[KV::words]
 MX_DEVICE void mx_attention_softmax(float s[8][4], int key, const mx_attention_row &row, bool whole,
                                     const float factor[2], float m[2], float l[2]) {
     const float none = mx_float(0xff800000u);
+    if (!whole) {
+        MX_UNROLL
+        for (int n = 0; n < 8; n++) {
+            MX_UNROLL
+            for (int e = 0; e < 4; e++) {
+                const int back = row.position[e / 2] - key - (32 * (n / 4) + 2 * (n % 4) + e % 2);
+                if ((uint32_t)back >= row.sight) s[n][e] = none;
+            }
+        }
+    }
     MX_UNROLL
     for (int i = 0; i < 2; i++) {
         float most = none, sum = 0.0f;
         MX_UNROLL
-        for (int n = 0; n < 8; n++) {
-            MX_UNROLL
-            for (int e = 0; e < 2; e++) {
-                float *v = &s[n][2 * i + e];
-                const int back = row.position[i] - key - (32 * (n / 4) + 2 * (n % 4) + e);
-                if (!whole && (uint32_t)back >= row.sight) *v = none;
-                most = fmaxf(most, *v);
-            }
-        }
+        for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         most = fmaxf(most, mx_shuffle_xor(most, 1));
         most = fmaxf(most, mx_shuffle_xor(most, 2));
         m[i] = most * factor[i];
@@ -290,10 +292,10 @@ template <class KV> MX_DEVICE void mx_attention_probabilities(uint32_t p[2][KV::
  * of them are in `f` or on their way to it already, and those of the tile at `next` will be when this ends (NULL: there
  * is none). AHEAD + 1 divides the number of stages. */
 template <class KV, int HD, int AHEAD, bool ONCE>
-MX_DEVICE void mx_attention_tile(uint32_t (*f)[mx_attention_shape<KV, HD>::stage][KV::words], const uint8_t *head,
-                                 const uint8_t *next, const uint32_t (*in)[KV::terms][4], const uint4 *shared, int key,
-                                 const mx_attention_row &row, bool whole, const float factor[2], float m[2], float l[2],
-                                 float (*o)[4]) {
+MX_DEVICE void
+mx_attention_tile(const uint8_t *head, const uint8_t *next, uint32_t (*f)[mx_attention_shape<KV, HD>::stage][KV::words],
+                  const uint32_t (*in)[KV::terms][4], const uint4 *shared, int key, const mx_attention_row &row,
+                  bool whole, const float factor[2], float m[2], float l[2], float (*o)[4]) {
     typedef mx_attention_shape<KV, HD> shape;
     float s[8][4];
     uint32_t p[2][KV::terms][4];

@@ -101,6 +101,8 @@ typedef struct mx_cuda_entry {
     int32_t at, value;
 } mx_cuda_entry;
 void mx_cuda_set_entries(int32_t *to, const mx_cuda_entry *entry, int count, mx_gpu_stream *s);
+/* Zeros to `count` pages of page_bytes bytes, a multiple of 16. */
+void mx_cuda_clear_pages(uint8_t *pages, int64_t page_bytes, const int32_t *page, int count, mx_gpu_stream *s);
 /* to [rows, width] = rows row[0], row[1] ... of from [*, width]; width is a multiple of 4, both are 16-byte aligned. */
 void mx_cuda_gather_rows(float *to, const float *from, const int32_t *row, int rows, int64_t width, mx_gpu_stream *s);
 

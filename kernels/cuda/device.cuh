@@ -188,6 +188,17 @@ MX_DEVICE float mx_sub(float a, float b) {
 #endif
 }
 
+/* mx_pack_f16 of what lies within +-65504. */
+MX_DEVICE uint32_t mx_pack_f16_within(float low, float high) {
+#ifdef __CUDACC__
+    uint32_t v;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+#else
+    return mx_pack_f16(low, high);
+#endif
+}
+
 /* Both halves added, to nearest even. */
 MX_DEVICE uint32_t mx_add_bf16x2(uint32_t a, uint32_t b) {
 #ifdef __CUDACC__

@@ -119,6 +119,9 @@ mx_status mx_gpu_get_info(int device, mx_gpu_info *out, mx_error *error) {
 }
 
 mx_status mx_gpu_use(int device, mx_error *error) {
+    static thread_local int looked_at = -1; /* so that every step may ask: this is the answer of the last time */
+    int now;
+    if (looked_at == device && cudaGetDevice(&now) == cudaSuccess && now == device) return MX_OK;
     mx_status status = check_number(device, error);
     if (status == MX_OK) status = result(cudaSetDevice(device), "choosing it", error);
     if (status != MX_OK) return status;
@@ -134,6 +137,7 @@ mx_status mx_gpu_use(int device, mx_error *error) {
                        major < 8 ? "mxrun needs compute capability 8.0 or higher"
                                  : "build it with meson's -Dcuda-arch for that one");
     }
+    if (e == cudaSuccess) looked_at = device;
     return result(e, "looking for its kernels", error);
 }
 

@@ -51,8 +51,12 @@ MX_DEVICE void lay_mxfp4(const mx_cuda_lay &l, const lay_place &to, const uint8_
 }
 
 MX_DEVICE void lay_bf16(const mx_cuda_lay &l, const lay_place &to, const uint8_t *from) {
-    uint32_t *out = (uint32_t *)(l.data + to.unit * MX_UNIT_BF16 + (to.b * 2 + to.high) * 512 + to.g * 64);
-    for (int i = 0; i < 16; i++) out[i] = from ? load_bytes(from + 4 * i, 4) : 0;
+    uint8_t *block = l.data + to.unit * MX_UNIT_BF16 + to.b * 1024;
+    for (int i = 0; i < 16; i++) { /* pair i % 4 of lane t = i / 4 */
+        const int lane = to.g * 4 + i / 4, step = i % 4 / 2, pair = i % 2;
+        *(uint32_t *)(block + (step * 32 + lane) * 16 + pair * 8 + to.high * 4) =
+            from ? load_bytes(from + 4 * i, 4) : 0;
+    }
 }
 
 MX_DEVICE void lay_q8_0(const mx_cuda_lay &l, const lay_place &to, const uint8_t *from) {

@@ -17,7 +17,7 @@
 enum {
     MX_UNIT_ROWS = 16,
     MX_UNIT_COLS = 64,
-    MX_UNIT_BF16 = 2048,       /* bytes: [2 blocks][2: rows g, g + 8][32 lanes][8 columns] BF16 */
+    MX_UNIT_BF16 = 2048,       /* bytes: [2 blocks][2 steps][32 lanes][2 pairs][2: rows g, g + 8][2 columns] BF16 */
     MX_UNIT_MXFP4 = 512,       /* bytes: [32 lanes][2 blocks][2: rows g, g + 8] words of eight codes, see below */
     MX_UNIT_MXFP4_SCALES = 32, /* bytes: [8: g][2 blocks][2: rows g, g + 8] E8M0 */
     MX_UNIT_Q8_0 = 1024,       /* bytes: [2 blocks][32 lanes][2: rows g, g + 8][8 columns] int8 */

@@ -24,58 +24,77 @@ template <int KIND, int MT, int NT, int TERMS> struct many {
     static_assert(NT % GROUP == 0, "whole groups");
 };
 
-/* Where a thread's share of each unit comes from. */
-template <class S> struct copier {
-    static constexpr int COPIES = S::ROWS * 8 / THREADS;
-    const uint8_t *data, *scales; /* of the block's first row tile */
-    int64_t units;
-    int tiles;           /* row tiles that there are from it on, at least 1 */
-    uint32_t at[COPIES]; /* where the row of the thread's i-th copy begins, in elements, + 8 for each chunk */
-    int rows;            /* of the thread's rows 0, 32, 64 ... those below this are there */
+/* A thread's share of COUNT pieces of EACH bytes, cut into chunks of 16: where the chunks lie. */
+template <int COUNT, int EACH> struct chunks {
+    static constexpr int ALL = COUNT * EACH / 16, COPIES = (ALL + THREADS - 1) / THREADS;
+    uint32_t at[COPIES]; /* bytes from where the pieces begin */
 
-    MX_DEVICE void start(const mx_cuda_matmul &m, const mx_rows &block, int64_t tile) {
-        units = mx_cuda_units(m.w.cols);
-        data = m.w.data + block.expert * m.w.data_stride + tile * units * S::unit_type::BYTES;
-        scales = m.w.scales + block.expert * m.w.scale_stride + tile * units * S::unit_type::SCALES;
-        const int64_t left = mx_cuda_row_tiles(m.w.rows) - tile;
-        tiles = left < S::TILES ? (int)left : S::TILES;
-        rows = block.count - threadIdx.x / 8;
+    /* Piece i lies at i * stride; of those that are not there, from `pieces` on, the last one once more, for nothing.
+     */
+    MX_DEVICE void start(int pieces, uint32_t stride) {
         MX_UNROLL
         for (int i = 0; i < COPIES; i++) {
-            const int slot = block.first + (32 * i < rows ? threadIdx.x / 8 + 32 * i : 0);
+            const int chunk = i * THREADS + threadIdx.x, piece = chunk / (EACH / 16);
+            at[i] = (piece < pieces ? piece : pieces - 1) * stride + 16 * (chunk % (EACH / 16));
+        }
+    }
+    MX_DEVICE void copy(uint8_t *to, const uint8_t *from) const {
+        MX_UNROLL
+        for (int i = 0; i < COPIES; i++) {
+            if (ALL % THREADS == 0 || i * THREADS + threadIdx.x < ALL)
+                mx_copy16_async(to + 16 * (i * THREADS + threadIdx.x), from + at[i], true);
+        }
+    }
+};
+
+/* Where a thread's share of each unit comes from; the pointers are those of the next unit. */
+template <int KIND, int MT, int NT, int TERMS> struct copier {
+    using S = many<KIND, MT, NT, TERMS>;
+    using unit_type = mx_unit<KIND>;
+    static constexpr int COPIES = S::ROWS * 8 / THREADS; /* of activations, in one term */
+    const uint8_t *data, *scales;
+    const uint16_t *x;
+    chunks<S::TILES, unit_type::BYTES> of_data;
+    chunks<S::TILES, unit_type::SCALES> of_scales;
+    uint32_t at[COPIES]; /* where the rows of the thread's chunks begin, in elements, + the chunk's eight columns */
+    int rows;            /* of its rows 0, 32, 64 ... those below this are there */
+
+    MX_DEVICE void start(const mx_cuda_matmul &m, const mx_rows &block, int64_t tile, int units) {
+        const int64_t left = mx_cuda_row_tiles(m.w.rows) - tile;
+        const int tiles = left < S::TILES ? (int)left : S::TILES;
+        data = m.w.data + block.expert * m.w.data_stride + tile * units * unit_type::BYTES;
+        of_data.start(tiles, units * unit_type::BYTES);
+        if constexpr (S::SCALES > 0) {
+            scales = m.w.scales + block.expert * m.w.scale_stride + tile * units * unit_type::SCALES;
+            of_scales.start(tiles, units * unit_type::SCALES);
+        }
+        x = m.x;
+        const int row = threadIdx.x / 8;
+        rows = block.count - row;
+        MX_UNROLL
+        for (int i = 0; i < COPIES; i++) {
+            const int slot = block.first + (32 * i < rows ? row + 32 * i : 0);
             at[i] = (uint32_t)(m.slot_row ? m.slot_row[slot] : slot) * (uint32_t)(units * 64) + 8 * (threadIdx.x % 8);
         }
     }
 
-    /* Chunks of 16 bytes of the weights' unit u, those of each row tile EACH bytes; of a tile that is not there: the
-     * last one once more, for nothing. */
-    template <int EACH> MX_DEVICE void weights(uint8_t *to, const uint8_t *from, int64_t u) const {
-        MX_UNROLL
-        for (int i = 0; i < (S::TILES * EACH / 16 + THREADS - 1) / THREADS; i++) {
-            const int chunk = i * THREADS + threadIdx.x;
-            if (chunk >= S::TILES * EACH / 16) break;
-            int tile = chunk / (EACH / 16);
-            if (tile >= tiles) tile = tiles - 1;
-            mx_copy16_async(to + 16 * chunk, from + (tile * units + u) * EACH + 16 * (chunk % (EACH / 16)), true);
-        }
-    }
-
-    /* Unit u to a stage: weights, scales, activations. A row of these is eight chunks, whose halves are exchanged in
+    /* A unit to a stage: weights, scales, activations. A row of these is eight chunks, whose halves are exchanged in
      * odd rows: then eight lanes that read four chunks of two rows meet in no bank. */
-    MX_DEVICE void copy(uint8_t *stage, const mx_cuda_matmul &m, int64_t u) const {
-        weights<S::unit_type::BYTES>(stage, data, u);
-        if constexpr (S::SCALES > 0) weights<S::unit_type::SCALES>(stage + S::DATA, scales, u);
-        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8 ^ (row & 1) << 2;
-        uint8_t *x = stage + S::DATA + S::SCALES + row * 128 + chunk * 16;
-        MX_UNROLL
-        for (int term = 0; term < TERMS_OF; term++) {
-            MX_UNROLL
-            for (int i = 0; i < COPIES; i++)
-                mx_copy16_async(x + term * S::TERM + i * 32 * 128, m.x + term * m.x_term + at[i] + u * 64,
-                                32 * i < rows);
+    MX_DEVICE void next(uint8_t *stage, int64_t x_term) {
+        of_data.copy(stage, data);
+        data += unit_type::BYTES;
+        if constexpr (S::SCALES > 0) {
+            of_scales.copy(stage + S::DATA, scales);
+            scales += unit_type::SCALES;
         }
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8 ^ ((row & 1) << 2);
+        uint8_t *to = stage + S::DATA + S::SCALES + row * 128 + chunk * 16;
+        MX_UNROLL
+        for (int i = 0; i < TERMS * COPIES; i++)
+            mx_copy16_async(to + i / COPIES * S::TERM + i % COPIES * 32 * 128, x + i / COPIES * x_term + at[i % COPIES],
+                            32 * (i % COPIES) < rows);
+        x += 64;
     }
-    static constexpr int TERMS_OF = (S::STAGE - S::DATA - S::SCALES) / S::TERM;
 };
 
 /* acc += the unit in `stage`, whose row tiles m_first .. and activation rows n_first .. are the warp's. */
@@ -95,7 +114,7 @@ MX_DEVICE void multiply_stage(float acc[MT][NT][4], const uint8_t *stage, int m_
         uint32_t a[MT][2][4];
         MX_UNROLL
         for (int i = 0; i < MT; i++) unit[i].widen(b, a[i]);
-        const uint8_t *x_chunk = x_rows + ((4 * b + lane % 4) ^ (row & 1) << 2) * 16;
+        const uint8_t *x_chunk = x_rows + ((4 * b + lane % 4) ^ ((row & 1) << 2)) * 16;
         MX_UNROLL
         for (int n = 0; n < NT; n += S::GROUP) {
             uint4 x[S::GROUP][TERMS];
@@ -117,12 +136,11 @@ __global__ void __launch_bounds__(THREADS) many_rows(const mx_cuda_matmul m) {
     mx_rows rows;
     if (!mx_rows_of_block(m, m.tile ? blockIdx.y : blockIdx.x, blockIdx.z, S::ROWS, &rows)) return;
 
-    copier<S> from;
-    from.start(m, rows, tile);
-    const int units = (int)from.units, m_first = warp / 2 * MT, n_first = warp % 2 * NT * 8;
-    MX_UNROLL
+    const int units = (int)mx_cuda_units(m.w.cols), m_first = warp / 2 * MT, n_first = warp % 2 * NT * 8;
+    copier<KIND, MT, NT, TERMS> from;
+    from.start(m, rows, tile, units);
     for (int i = 0; i < S::STAGES - 1; i++) {
-        if (i < units) from.copy(shared + i * S::STAGE, m, i);
+        if (i < units) from.next(shared + i * S::STAGE, m.x_term);
         mx_copy_commit();
     }
     float acc[MT][NT][4] = {}, total[MT][NT][4] = {};
@@ -131,7 +149,7 @@ __global__ void __launch_bounds__(THREADS) many_rows(const mx_cuda_matmul m) {
         for (const int end = mx_cuda_part(units, part + 1); u < end; u++) {
             mx_copy_wait<S::STAGES - 2>();
             mx_sync(); /* unit u is there for all, and nobody reads u - 1 any more */
-            if (u + S::STAGES - 1 < units) from.copy(shared + ahead * S::STAGE, m, u + S::STAGES - 1);
+            if (u + S::STAGES - 1 < units) from.next(shared + ahead * S::STAGE, m.x_term);
             mx_copy_commit();
             multiply_stage<KIND, MT, NT, TERMS>(acc, shared + stage * S::STAGE, m_first, n_first, lane);
             stage = stage + 1 < S::STAGES ? stage + 1 : 0;
@@ -154,8 +172,9 @@ __global__ void __launch_bounds__(THREADS) many_rows(const mx_cuda_matmul m) {
         sums[i * 32] = float4{c[0], c[1], c[2], c[3]};
     }
     for (int i = 0; i < MT * NT; i++) {
-        if (m_first + i / NT < from.tiles)
-            mx_finish(m, rows, tile + m_first + i / NT, lane, n_first + i % NT * 8, sums[i * 32]);
+        const int64_t row_tile = tile + m_first + i / NT;
+        if (row_tile < mx_cuda_row_tiles(m.w.rows))
+            mx_finish(m, rows, row_tile, lane, n_first + i % NT * 8, sums[i * 32]);
     }
 }
 

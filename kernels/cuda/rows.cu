@@ -26,12 +26,12 @@ MX_DEVICE place place_of(int64_t row, int chunk, int64_t units) {
 
 MX_DEVICE void widen_bf16(float out[8], const mx_cuda_matrix &m, const place &p) {
     const int lane = p.g * 4 + p.t;
-    const uint4 v = mx_load16(m.data + p.unit * MX_UNIT_BF16 + ((p.block * 2 + p.half) * 32 + lane) * 16);
-    const uint32_t word[4] = {v.x, v.y, v.z, v.w};
     MX_UNROLL
     for (int i = 0; i < 4; i++) {
-        out[2 * i] = mx_bf16_low(word[i]);
-        out[2 * i + 1] = mx_bf16_high(word[i]);
+        const uint8_t *step = m.data + p.unit * MX_UNIT_BF16 + ((p.block * 2 + i / 2) * 32 + lane) * 16;
+        const uint32_t pair = mx_load4(step + (i % 2 * 2 + p.half) * 4);
+        out[2 * i] = mx_bf16_low(pair);
+        out[2 * i + 1] = mx_bf16_high(pair);
     }
 }
 

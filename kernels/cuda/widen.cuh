@@ -24,16 +24,17 @@ template <int KIND> struct mx_unit;
 
 template <> struct mx_unit<MX_KIND_BF16> {
     static constexpr int BYTES = MX_UNIT_BF16, SCALES = 0;
-    uint4 half[2][2]; /* [block][rows g, g + 8] */
+    uint4 a[2][2]; /* [block][step] */
 
     template <bool STREAM> MX_DEVICE void load(const uint8_t *data, const uint8_t *, int lane) {
         MX_UNROLL
-        for (int i = 0; i < 4; i++) half[i / 2][i % 2] = mx_take16<STREAM>(data + 512 * i + 16 * lane);
+        for (int i = 0; i < 4; i++) a[i / 2][i % 2] = mx_take16<STREAM>(data + 512 * i + 16 * lane);
     }
-    MX_DEVICE void widen(int b, uint32_t a[2][4]) const {
-        const uint4 low = half[b][0], high = half[b][1];
-        a[0][0] = low.x, a[0][1] = high.x, a[0][2] = low.y, a[0][3] = high.y;
-        a[1][0] = low.z, a[1][1] = high.z, a[1][2] = low.w, a[1][3] = high.w;
+    MX_DEVICE void widen(int b, uint32_t out[2][4]) const {
+        MX_UNROLL
+        for (int s = 0; s < 2; s++) {
+            out[s][0] = a[b][s].x, out[s][1] = a[b][s].y, out[s][2] = a[b][s].z, out[s][3] = a[b][s].w;
+        }
     }
 };
 
@@ -89,11 +90,11 @@ template <> struct mx_unit<MX_KIND_Q8_0> {
             scale[b] = mx_take4<STREAM>(scales + lane / 4 * 8 + 4 * b);
         }
     }
-    /* Integers at two bytes of a word, as BF16: 128 + the low seven bits is a BF16 that has them as its mantissa, and
-     * of it 128 is taken, or 256 where the sign bit is set, which is the lowest bit of that number's exponent. */
+    /* Bytes 0 and 1 of a word, or 2 and 3, as BF16 numbers: 128 + the low seven bits is a BF16 that has them as its
+     * mantissa, and of it 128 is taken, or 256 where the sign bit is set, which is the lowest of 256's exponent. */
     MX_DEVICE static uint32_t pair(uint32_t word, int second) {
-        const uint32_t bytes =
-            second ? (word >> 16 & 255) | (word >> 8 & 0xff0000) : (word & 255) | (word << 8 & 0xff0000);
+        const uint32_t low = second ? word >> 16 : word, high = second ? word >> 8 : word << 8;
+        const uint32_t bytes = (low & 0xffffu) | (high & 0xffff0000u); /* in each half's low byte */
         return mx_add_bf16x2((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0xc300c300u);
     }
     MX_DEVICE void widen(int b, uint32_t a[2][4]) const {
@@ -103,10 +104,11 @@ template <> struct mx_unit<MX_KIND_Q8_0> {
     }
 };
 
-/* acc[m][n] += a block of 32 columns: weights of MT row tiles times NT tiles of eight activation rows, of which
+/* acc[m][first + n] += a block of 32 columns: weights of MT row tiles times NT tiles of eight activation rows, of which
  * x[n][term] are the lane's eight columns. For each step of 16 columns all terms in order. */
-template <int MT, int NT, int TERMS>
-MX_DEVICE void mx_block_steps(float acc[MT][NT][4], const uint32_t a[MT][2][4], const uint4 x[NT][TERMS]) {
+template <int MT, int NT, int TERMS, int STRIDE>
+MX_DEVICE void mx_block_steps(float acc[MT][STRIDE][4], int first, const uint32_t a[MT][2][4],
+                              const uint4 x[NT][TERMS]) {
     MX_UNROLL
     for (int s = 0; s < 2; s++) {
         MX_UNROLL
@@ -115,36 +117,27 @@ MX_DEVICE void mx_block_steps(float acc[MT][NT][4], const uint32_t a[MT][2][4], 
             for (int n = 0; n < NT; n++) {
                 const uint32_t b[2] = {s ? x[n][term].z : x[n][term].x, s ? x[n][term].w : x[n][term].y};
                 MX_UNROLL
-                for (int m = 0; m < MT; m++) mx_mma_bf16(acc[m][n], a[m][s], b);
+                for (int m = 0; m < MT; m++) mx_mma_bf16(acc[m][first + n], a[m][s], b);
             }
         }
     }
 }
 
-/* The same with the scales of Q8_0, which a BF16 cannot hold: the block's sum by itself, then times the scale. Acc has
- * STRIDE tiles a row of which these begin at `first`. */
+/* The same with the scales of Q8_0, which a BF16 cannot hold: the block's sum by itself, then times the scale. */
 template <int KIND, int MT, int NT, int TERMS, int STRIDE>
 MX_DEVICE void mx_block(float acc[MT][STRIDE][4], int first, const mx_unit<KIND> unit[MT], int b,
                         const uint32_t a[MT][2][4], const uint4 x[NT][TERMS]) {
-    float sum[MT][NT][4];
-    MX_UNROLL
-    for (int i = 0; i < MT * NT * 4; i++)
-        sum[i / 4 / NT][i / 4 % NT][i % 4] = KIND == MX_KIND_Q8_0 ? 0.0f : acc[i / 4 / NT][first + i / 4 % NT][i % 4];
-    mx_block_steps<MT, NT, TERMS>(sum, a, x);
-    MX_UNROLL
-    for (int m = 0; m < MT; m++) {
-        float scale[2] = {};
-        if constexpr (KIND == MX_KIND_Q8_0) {
-            scale[0] = mx_f16_low(unit[m].scale[b]);
-            scale[1] = mx_f16_high(unit[m].scale[b]);
-        }
+    if constexpr (KIND != MX_KIND_Q8_0) {
+        mx_block_steps<MT, NT, TERMS, STRIDE>(acc, first, a, x);
+    } else {
+        float sum[MT][NT][4] = {};
+        mx_block_steps<MT, NT, TERMS, NT>(sum, 0, a, x);
         MX_UNROLL
-        for (int n = 0; n < NT; n++) {
-            MX_UNROLL
-            for (int i = 0; i < 4; i++) {
-                float *to = &acc[m][first + n][i];
-                *to = KIND == MX_KIND_Q8_0 ? fmaf(scale[i / 2], sum[m][n][i], *to) : sum[m][n][i];
-            }
+        for (int i = 0; i < MT * NT * 4; i++) {
+            const int m = i / 4 / NT, n = i / 4 % NT, c = i % 4;
+            const uint32_t scales = unit[m].scale[b];
+            const float scale = c < 2 ? mx_f16_low(scales) : mx_f16_high(scales);
+            acc[m][first + n][c] = fmaf(scale, sum[m][n][c], acc[m][first + n][c]);
         }
     }
 }

@@ -38,17 +38,28 @@ static int64_t page_bytes(const mx_backend *b) {
     return ((const mx_cuda_backend *)b)->page_bytes;
 }
 
+static mx_status clear_now(mx_cuda_backend *b, mx_error *error) {
+    mx_status status = MX_OK;
+    for (int i = 0; !status && i < b->clears; i++)
+        status = mx_gpu_fill(page_at(b, b->cleared[i]), 0, (size_t)b->page_bytes, b->stream, error);
+    b->clears = 0;
+    return status;
+}
+
+/* A prompt's step takes a thousand new pages: they are cleared by one launch in front of it. */
 static void page_clear(mx_backend *base, int32_t page) {
     mx_cuda_backend *b = mx_cuda_self(base);
     mx_error error;
     if (mx_cuda_enter(b, &error)) return;
-    mx_cuda_note(b, mx_gpu_fill(page_at(b, page), 0, (size_t)b->page_bytes, b->stream, &error), &error);
+    if (b->clears == MX_CUDA_CLEARS && mx_cuda_note(b, clear_now(b, &error), &error)) return;
+    b->cleared[b->clears++] = page;
 }
 
 static void page_move(mx_cuda_backend *b, void *to, const void *from, bool wait) {
     mx_error error;
     if (mx_cuda_enter(b, &error)) return;
-    mx_status status = mx_gpu_copy(to, from, (size_t)b->page_bytes, b->stream, &error);
+    mx_status status = clear_now(b, &error);
+    if (!status) status = mx_gpu_copy(to, from, (size_t)b->page_bytes, b->stream, &error);
     if (!status && wait) status = mx_gpu_stream_wait(b->stream, &error);
     mx_cuda_note(b, status, &error);
 }
@@ -153,7 +164,7 @@ static uint64_t lay_out(mx_cuda_backend *b, uint8_t *base) {
                     (uint64_t)mx_cuda_attention_part(c->head_dim, c->heads / c->kv_heads));
     TAKE(logits, W * vocab);
     TAKE(input, (uint64_t)b->input_bytes + (uint64_t)b->most_changes * sizeof(mx_cuda_entry));
-    TAKE(adjusted, W * (uint64_t)mx_cuda_sample_scratch(c->vocab));
+    TAKE(adjusted, (W < MX_CUDA_DRAWS ? W : MX_CUDA_DRAWS) * (uint64_t)mx_cuda_sample_scratch(c->vocab));
     TAKE(draw, W);
     TAKE(lists, (uint64_t)b->lists_bytes);
     TAKE(drawn, 2 * W);
@@ -245,6 +256,7 @@ static void destroy(mx_backend *base) {
     mx_gpu_free(b->pages);
     free(b->mirror);
     free(b->place);
+    free(b->cleared);
     free(b);
 }
 
@@ -273,7 +285,8 @@ static mx_status allocate(mx_cuda_backend *b, mx_error *error) {
     const size_t input = (size_t)b->input_bytes + (size_t)b->most_changes * sizeof(mx_cuda_entry);
     b->mirror = calloc((size_t)b->sequences * (size_t)b->config.layers * (size_t)b->tiles, sizeof *b->mirror);
     b->place = calloc((size_t)b->sequences, sizeof *b->place);
-    if (!b->mirror || !b->place) return mx_fail(error, MX_NO_MEMORY, "no memory for page tables");
+    b->cleared = calloc(MX_CUDA_CLEARS, sizeof *b->cleared);
+    if (!b->mirror || !b->place || !b->cleared) return mx_fail(error, MX_NO_MEMORY, "no memory for page tables");
     mx_status status = mx_gpu_stream_create(&b->stream, error);
     if (!status) status = mx_gpu_alloc((void **)&b->pages, (size_t)pages, "keys and values", error);
     if (!status) status = mx_gpu_alloc(&b->memory, (size_t)scratch, "activations", error);

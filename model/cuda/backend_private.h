@@ -7,10 +7,12 @@
  * everything in its order; the host waits only where it wants results. */
 
 enum {
-    MX_CUDA_SLOTS = 2,        /* blocks of input, or queued draws, that the host fills in turn */
-    MX_CUDA_GRAPH_ROWS = 64,  /* rows of a step up to which it may be a graph */
-    MX_CUDA_BUCKETS = 9,      /* numbers of rows that graphs are made for */
-    MX_CUDA_SPAN_BUCKETS = 32 /* powers of two */
+    MX_CUDA_SLOTS = 2,         /* blocks of input, or queued draws, that the host fills in turn */
+    MX_CUDA_GRAPH_ROWS = 64,   /* rows of a step up to which it may be a graph */
+    MX_CUDA_BUCKETS = 9,       /* numbers of rows that graphs are made for */
+    MX_CUDA_SPAN_BUCKETS = 32, /* powers of two */
+    MX_CUDA_CLEARS = 8192,     /* pages that are cleared together at most */
+    MX_CUDA_DRAWS = 64         /* draws that there is scratch for at a time */
 };
 
 /* Activations on the device. T = max_rows and S = T * top_k slots, W = max_wanted; both rounded up to a bucket of
@@ -37,7 +39,7 @@ typedef struct mx_cuda_scratch {
     float *parts;                                 /* [part_pairs, kv_heads, mx_cuda_attention_part()] */
     float *logits;                                /* [W, vocab] */
     uint8_t *input;                               /* a step's block: input.c */
-    float *adjusted;                              /* [W, mx_cuda_sample_scratch(vocab)] the sampler's */
+    float *adjusted;                              /* [MX_CUDA_DRAWS, mx_cuda_sample_scratch(vocab)] the sampler's */
     mx_cuda_draw *draw;                           /* [W] */
     uint8_t *lists;                               /* [lists_bytes] what the draws point to */
     mx_cuda_drawn *drawn;                         /* [W] of `draw`, [W] of `sample` behind them */
@@ -95,6 +97,8 @@ typedef struct mx_cuda_backend {
     mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */
 
     uint8_t *pages;
+    int32_t *cleared; /* [MX_CUDA_CLEARS] pages that the next step clears before anything else */
+    int clears;
     void *memory; /* the scratch */
     mx_cuda_scratch s;
     int64_t part_pairs;  /* (row, span) pairs that one call of attention has room for */

@@ -32,6 +32,8 @@ mx_status mx_cuda_weights_load(const mx_weights *w, const mx_cuda_load_options *
                                mx_cuda_loaded *loaded, mx_error *error);
 void mx_cuda_weights_free(mx_cuda_weights *w);
 
+/* plugin.c: what the library exports */
+mx_cuda_plugin_open_fn mx_cuda_plugin_open;
 /* measure.c: mx_cuda_plugin.measure */
 mx_status mx_cuda_measure(const mx_cuda_weights *w, mx_cuda_rates *out, mx_error *error);
 

@@ -1,7 +1,8 @@
 /* What the device needs to know of a step, in one block that travels with one copy: tokens, positions and page tables
  * of the rows, which of them are attended how, whose logits are wanted, and behind them what changed in page tables.
  * The block is filled in pinned memory, in two slots in turn, so that the next step can be prepared while this one's
- * copy waits for its place in the stream; on the device there is one.
+ * copy waits for its place in the stream; on the device there is one. Pages that are to be cleared before the step are
+ * listed there too.
  *
  * And what follows from the batch for how it is computed: mx_cuda_plan. */
 #include <string.h>
@@ -10,15 +11,14 @@
 #include "model/cuda/backend_private.h"
 
 enum {
-    SHORT_RUN =
-        16,     /* rows of one sequence below which each is attended by itself, over the spans of its past at once */
-    ALIGN = 16, /* of the block's arrays, in numbers */
-    ARRAYS = 8,
+    SHORT_RUN = 16, /* fewer rows of one sequence are attended each by itself: all spans of the past at once */
+    ALIGN = 16,     /* of the block's arrays, in numbers */
+    ARRAYS = 9,
 };
 
 int64_t mx_cuda_input_bytes(const mx_cuda_backend *b) {
     const int64_t numbers = 6 * (int64_t)b->rows + 3 * (int64_t)b->wanted_rows; /* a run is two numbers */
-    return (numbers + ARRAYS * ALIGN) * (int64_t)sizeof(int32_t);
+    return (numbers + MX_CUDA_CLEARS + ARRAYS * ALIGN) * (int64_t)sizeof(int32_t);
 }
 
 /* ---- the block --------------------------------------------------------------------------------------------------- */
@@ -114,6 +114,12 @@ static void fill_attention(const mx_cuda_backend *b, const mx_batch *batch, mx_c
     }
 }
 
+static const int32_t *fill_clears(const mx_cuda_backend *b, struct block *block) {
+    const int32_t *device;
+    memcpy(put(block, b->clears, &device), b->cleared, (size_t)b->clears * sizeof *b->cleared);
+    return device;
+}
+
 /* Every sequence's page table gets a place on the device, and there becomes what the batch says. */
 static mx_status fill_tables(mx_cuda_backend *b, const mx_batch *batch, const mx_cuda_plan *p, struct block *block,
                              mx_error *error) {
@@ -136,16 +142,16 @@ static mx_status fill_tables(mx_cuda_backend *b, const mx_batch *batch, const mx
     return MX_OK;
 }
 
-/* The block's copy, and the changes of tables that came with it. */
-static mx_status queue(mx_cuda_backend *b, const struct block *block, mx_error *error) {
+/* The block's copy, and the changes of tables and the pages to clear that came with it. */
+static mx_status queue(mx_cuda_backend *b, const struct block *block, const int32_t *cleared, mx_error *error) {
     const size_t arrays = (size_t)block->count * sizeof *block->host;
     const mx_cuda_entry *changes = (const mx_cuda_entry *)(const void *)(block->device + block->count);
     mx_status status =
         mx_gpu_copy(b->s.input, block->host, arrays + (size_t)b->changes * sizeof *changes, b->stream, error);
-    if (!status && b->changes) {
-        mx_cuda_tables_queue(b, changes);
-        status = mx_gpu_check("page tables", error);
-    }
+    if (!status && b->changes) mx_cuda_tables_queue(b, changes);
+    if (!status && b->clears) mx_cuda_clear_pages(b->pages, b->page_bytes, cleared, b->clears, b->stream);
+    if (!status) status = mx_gpu_check("page tables", error);
+    b->clears = 0;
     if (!status) status = mx_gpu_event_record(b->input_copied[b->input_at], b->stream, error);
     if (!status) b->input_at = (b->input_at + 1) % MX_CUDA_SLOTS;
     return status;
@@ -162,6 +168,7 @@ mx_status mx_cuda_input(mx_cuda_backend *b, const mx_batch *batch, mx_cuda_plan 
     *plan = plan_of(b, batch);
     fill_rows(batch, plan, &block);
     fill_attention(b, batch, plan, &block);
+    const int32_t *cleared = fill_clears(b, &block);
     status = fill_tables(b, batch, plan, &block, error);
-    return status ? status : mx_cuda_note(b, queue(b, &block, error), error);
+    return status ? status : mx_cuda_note(b, queue(b, &block, cleared, error), error);
 }

@@ -13,8 +13,6 @@ static mx_status create(mx_cuda_weights *w, const mx_backend_options *options, m
     return status ? status : mx_cuda_backend_create(w, options, out, error);
 }
 
-__attribute__((visibility("default"))) const mx_cuda_plugin *mx_cuda_plugin_open(const mx_cuda_host *host);
-
 const mx_cuda_plugin *mx_cuda_plugin_open(const mx_cuda_host *host) {
     static const mx_cuda_plugin plugin = {.abi = MX_CUDA_ABI,
                                           .count = mx_gpu_count,

@@ -17,7 +17,7 @@
 #endif
 
 enum {
-    PIECE = 8 << 20,
+    PIECE = 9 << 20,       /* one expert's gate and up of gpt-oss, two experts' down */
     MADE_PIECE = 32 << 20, /* enough blocks of noise for all multiprocessors */
     IN_FLIGHT = 3,         /* pieces that the device has to do */
     MOST_READERS = 64,

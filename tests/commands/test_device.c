@@ -158,7 +158,7 @@ static void what_does_not_fit_or_cannot_be_done_is_refused(void **state) {
     refuses(1, "does not hold this model", "-m", "stories", "-d", "cuda", "--gpu-memory", "2M", "-p", TALE);
     refuses(1, "this machine has 1 GPU", "-m", "stories", "-d", "cuda:7", "-p", TALE);
     refuses(1, "int8", "-m", "stories", "-d", "cuda", "--precision", "int8", "-p", TALE);
-    refuses(1, "keys and values of 131,072 tokens", "-m", "stories", "-d", "cuda", "--gpu-memory", "700M", "--ctx",
+    refuses(1, "keys and values of 131,072 tokens", "-m", "stories", "-d", "cuda", "--gpu-memory", "600M", "--ctx",
             "131072", "-p", TALE);
 }
 
@@ -171,9 +171,9 @@ static void bench_measures_the_gpu(void **state) {
                     "--batch", "16", "--json");
     expect_code(&o, 0);
     mx_json_document *d = parse_output(&o);
-    const mx_json *machine = mx_json_get(mx_json_root(d), "machine"), *peaks = mx_json_get(machine, "peak_gflop_s");
+    const mx_json *root = mx_json_root(d), *peaks = mx_json_get(root, "peak_gflop_s");
     double read, multiply;
-    assert_true(mx_json_double(mx_json_get(machine, "bandwidth_gb_s"), &read) && read > 0);
+    assert_true(mx_json_double(mx_json_get(root, "bandwidth_gb_s"), &read) && read > 0);
     assert_true(mx_json_double(mx_json_get(peaks, "mma_bf16"), &multiply) && multiply > 0);
     expect_text(&o.out, "\"tier\":\"cuda");
     mx_json_free(d);

@@ -6,8 +6,7 @@
 #include "tests/cuda/device_memory.h"
 
 enum {
-    POSITIONS = 1110, /* of a sequence; the last page is not full */
-    PAGES = (POSITIONS + MX_TILE - 1) / MX_TILE,
+    PAGES = 72, /* of a sequence, at most */
     SEQUENCES = 2,
     MOST_ROWS = 48,
     MOST_RUNS = 48,
@@ -30,6 +29,8 @@ typedef struct stretch {
 typedef struct world {
     shape s;
     int heads, rows, stretches;
+    int all_pages; /* of all sequences */
+    int positions; /* of a sequence; beyond them is what was there before */
     int64_t head_bytes, page_bytes;
     const stretch *stretch;
     int begin[16]; /* a stretch's first row */
@@ -78,6 +79,7 @@ static void see(world *w) {
         for (int p = s->first; p <= s->last; p++) {
             const int first = w->s.window && p >= w->s.window ? p - w->s.window + 1 : 0;
             for (int page = first / MX_TILE; page <= p / MX_TILE; page++) w->seen[s->table][page] = true;
+            w->positions = p + 7 > w->positions ? p + 7 : w->positions;
         }
     }
 }
@@ -85,29 +87,33 @@ static void see(world *w) {
 /* Pages in disorder; those that nobody sees are not there. What stands beyond the last position is finite. */
 static void make_pages(world *w, rng *r) {
     const mx_kernels *k = scalar_kernels();
-    const int all = SEQUENCES * PAGES, d = w->s.head_dim;
+    see(w);
+    const int pages = (w->positions + MX_TILE - 1) / MX_TILE, all = SEQUENCES * pages, d = w->s.head_dim;
+    assert_true(pages < PAGES);
+    memset(w->table, 0xff, sizeof w->table);
+    w->all_pages = all;
     w->head_bytes = 2 * (int64_t)MX_TILE * d * element(w->s.kv);
     w->page_bytes = w->head_bytes * w->s.kv_heads;
     w->pages = take((size_t)(w->page_bytes * (all + 1)));
     w->mirrored = take((size_t)(w->page_bytes * (all + 1)));
     memset(w->mirrored, 0xff, (size_t)(w->page_bytes * (all + 1)));
-    see(w);
     float kv[2][128];
     for (int i = 0; i < all; i++) {
-        const int page = i * 5 % all, sequence = i / PAGES, tile = i % PAGES; /* 5 and 36 have nothing in common */
-        w->table[sequence][tile] = w->seen[sequence][tile] ? page : -1;
+        const int page = (i * 149 + 1) % all; /* a prime beyond them all */
+        const int sequence = i / pages, tile = i % pages;
+        if (!w->seen[sequence][tile]) continue;
+        w->table[sequence][tile] = page;
         for (int h = 0; h < w->s.kv_heads; h++) {
             uint8_t *at = w->pages + w->page_bytes * (page + 1) + w->head_bytes * h;
             for (int slot = 0; slot < MX_TILE; slot++) {
-                const bool garbage = tile * MX_TILE + slot >= POSITIONS;
+                const bool garbage = tile * MX_TILE + slot >= w->positions;
                 for (int e = 0; e < d; e++) {
                     kv[0][e] = garbage ? -3000.0f : rng_normal(r) * (rng_below(r, 50) ? 1.0f : 8.0f);
                     kv[1][e] = garbage ? 60000.0f : rng_normal(r) + 0.25f;
                 }
                 k->kv_write(at, w->s.kv, d, slot, kv[0], kv[1]);
             }
-            if (w->seen[sequence][tile])
-                mirror(w->mirrored + w->page_bytes * (page + 1) + w->head_bytes * h, at, d, element(w->s.kv));
+            mirror(w->mirrored + w->page_bytes * (page + 1) + w->head_bytes * h, at, d, element(w->s.kv));
         }
     }
 }
@@ -201,6 +207,7 @@ static void open_world(world *w, const shape *s, const stretch *stretches, int c
     rng r = rng_seeded((uint64_t)(s->head_dim * 100 + s->group));
     *w = (world){.s = *s, .heads = s->kv_heads * s->group, .stretch = stretches, .stretches = count};
     w->a.scale = 1.0f / sqrtf((float)s->head_dim);
+    if (s->size > 1000.0f) w->a.scale *= 10.0f / s->size; /* scores of which fp32 holds the differences */
     make_rows(w, &r);
     make_pages(w, &r);
     w->exact = take((size_t)(w->rows * w->heads * s->head_dim) * 8);
@@ -214,7 +221,7 @@ static void open_world(world *w, const shape *s, const stretch *stretches, int c
     w->device = device_open();
     device *d = &w->device;
     const int padded = (int)mx_cuda_padded(w->heads * s->head_dim);
-    const uint8_t *pages = on_device(d, w->mirrored, (size_t)(w->page_bytes * (SEQUENCES * PAGES + 1)));
+    const uint8_t *pages = on_device(d, w->mirrored, (size_t)(w->page_bytes * (w->all_pages + 1)));
     w->a.pages = (mx_cuda_pages){.kv = s->kv,
                                  .pages = (uint8_t *)(uintptr_t)pages + w->page_bytes,
                                  .page_bytes = w->page_bytes,
@@ -250,7 +257,7 @@ static size_t out_bytes(const world *w) {
 /* Single rows in some order, holes among them. Out of what is in `out` already. */
 static void attend_rows(world *w, const int32_t *row, int rows, uint16_t *out) {
     mx_cuda_attention a = w->a;
-    const int sight = w->s.window ? w->s.window : POSITIONS;
+    const int sight = w->s.window ? w->s.window : w->positions;
     a.spans = (sight - 1) / MX_CUDA_SPAN + 2;
     device d = device_open();
     a.row = row ? on_device(&d, row, (size_t)rows * 4) : NULL;
@@ -335,9 +342,10 @@ static void check_numbers(const world *w, const uint16_t *out, double rounding, 
     if (getenv("MXRUN_SHOW"))
         printf("kv %d dim %d group %d window %d size %g sink %g: %.2e, scalar C %.2e\n", (int)w->s.kv, d, w->s.group,
                w->s.window, (double)w->s.size, (double)w->s.sink, most, most_scalar);
-    if (most > 1.5 * most_scalar + 5e-7 + rounding)
+    if (most > 2.5 * most_scalar + 5e-7 + rounding)
         fail_msg("kv %d, head_dim %d, group %d, window %d, size %g: %.2e, scalar C %.2e", (int)w->s.kv, d, w->s.group,
                  w->s.window, (double)w->s.size, most, most_scalar);
+    if (w->s.terms < 3) return;
     *worst = fmax(*worst, most);
     *worst_scalar = fmax(*worst_scalar, most_scalar);
 }
@@ -385,6 +393,8 @@ static void check_shape(const shape *s, const stretch *stretches, int count, dou
 /* Contexts of 1, 63, 64, 65, 255, 256, 257, 700, 1100. */
 static const stretch EDGES[] = {{0, 0, 1}, {0, 61, 65}, {1, 253, 257}, {1, 698, 699}, {0, 1098, 1099}};
 static const stretch SHORT[] = {{0, 0, 2}, {0, 63, 64}, {1, 254, 256}};
+static const stretch FAR[] = {{0, 4477, 4478}};
+static const stretch FEW[] = {{1, 63, 65}};
 static const stretch LONG[] = {{1, 44, 82}}; /* more than a run, of one sequence */
 #define ALL(stretches) stretches, (int)(sizeof(stretches) / sizeof *(stretches))
 
@@ -395,13 +405,14 @@ static void check_format(mx_format kv, const char *name) {
     check_shape(&(shape){kv, 64, 1, 4, 128, 3.0f, -20.0f, 3}, ALL(EDGES), &worst, &scalar);
     check_shape(&(shape){kv, 64, 1, 3, 8, 1.0f, 20.0f, 3}, ALL(EDGES), &worst, &scalar);
     check_shape(&(shape){kv, 32, 1, 16, 16, 1.0f, 1.0f, 2}, ALL(EDGES), &worst, &scalar);
-    check_shape(&(shape){kv, 32, 1, 20, 0, 2.0f, -1e30f, 3}, ALL(SHORT), &worst, &scalar);
+    check_shape(&(shape){kv, 32, 2, 20, 0, 2.0f, -1e30f, 3}, ALL(SHORT), &worst, &scalar);
     check_shape(&(shape){kv, 128, 2, 1, 8, 1.0f, 0.0f, 3}, ALL(SHORT), &worst, &scalar);
     check_shape(&(shape){kv, 128, 1, 4, 0, 2.0f, 2.0f, 3}, ALL(SHORT), &worst, &scalar);
     check_shape(&(shape){kv, 96, 1, 3, 0, 1.0f, 0.0f, 1}, ALL(SHORT), &worst, &scalar);
     check_shape(&(shape){kv, 64, 1, 8, 16, 1.0f, 0.0f, 3}, ALL(LONG), &worst, &scalar);
-    print_message("%s: at most %.1e from doubles, scalar C %.1e (with one term or two: their rounding)\n", name, worst,
-                  scalar);
+    check_shape(&(shape){kv, 32, 1, 64, 8, 1.0f, 0.0f, 3}, ALL(FEW), &worst, &scalar);
+    check_shape(&(shape){kv, 64, 1, 2, 0, 1.0f, 0.0f, 3}, ALL(FAR), &worst, &scalar);
+    print_message("%s: at most %.1e from doubles, scalar C %.1e\n", name, worst, scalar);
 }
 
 static void test_f16(void **state) {

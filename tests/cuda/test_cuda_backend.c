@@ -14,7 +14,7 @@ static mx_cuda_backend *gpu(const stepper *s) {
 /* ---- running ahead ----------------------------------------------------------------------------------------------- */
 
 /* Streams, each with a prompt of its own, that draw by different rules. */
-enum { STREAMS = 3, TOKENS = 12, PROMPT = 20 };
+enum { STREAMS = 3, TOKENS = 8, PROMPT = 20 };
 
 static int32_t prompt_token(const model *m, int stream, int position) {
     return (int32_t)((stream * 37 + position * 11 + 5) % m->weights->config.vocab);
@@ -111,6 +111,11 @@ static void generate_ahead(stepper *s, struct stream *stream) {
     draws_of(stream, PROMPT, draw);
     assert_int_equal(s->backend->ops->draw(s->backend, draw, STREAMS, &error), MX_OK);
     for (int at = PROMPT; at < PROMPT + TOKENS; at++) {
+        mx_sampled other; /* has nothing to do with the draws that are queued */
+        mx_sample_spec hot = plain;
+        hot.temperature = 9;
+        hot.position = at;
+        if (at % 3 == 0) assert_int_equal(s->backend->ops->sample(s->backend, 0, &hot, &other, &error), MX_OK);
         if (at + 1 < PROMPT + TOKENS) decode(s, stream, at, true);
         memset(draw, 0xff, sizeof draw); /* what was drawn by is the backend's */
         for (int q = 0; q < STREAMS; q++) memset(stream[q].count, 0xff, sizeof stream[q].count);
@@ -123,7 +128,7 @@ static void generate_ahead(stepper *s, struct stream *stream) {
 }
 
 static void test_ahead(void **state) {
-    static const char *const checkpoints[] = {"base", "stories"};
+    static const char *const checkpoints[] = {"base", "mqa"};
     (void)state;
     for (size_t c = 0; c < 2; c++) {
         model m;
@@ -229,26 +234,63 @@ static void test_wrong_draws(void **state) {
     model_close(&m);
 }
 
-/* More lists than the device has room for: they stay in pinned memory. */
-static void test_lists(void **state) {
+/* More draws of a row than there is scratch for at a time: each by its own rules. */
+static void test_many_draws(void **state) {
+    enum { MANY = MX_CUDA_DRAWS + 30 };
     (void)state;
     model m;
     stepper s;
     mx_error error;
     static struct stream stream[STREAMS];
-    mx_draw draw[2][STREAMS];
+    static mx_draw draw[MANY];
+    model_open(&m, "mqa");
+    stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){.wanted = MANY, .rows = MANY});
+    prompts(&s, stream);
+    for (int i = 0; i < MANY; i++) {
+        draw[i] = (mx_draw){.wanted = i % STREAMS, .spec = plain};
+        draw[i].spec.temperature = 2;
+        draw[i].spec.position = i;
+    }
+    assert_int_equal(s.backend->ops->draw(s.backend, draw, MANY, &error), MX_OK);
+    assert_int_equal(s.backend->ops->drawn(s.backend, draw, MANY, &error), MX_OK);
+    for (int i = 0; i < MANY; i += 3) {
+        mx_sampled alone;
+        assert_int_equal(s.backend->ops->sample(s.backend, draw[i].wanted, &draw[i].spec, &alone, &error), MX_OK);
+        assert_memory_equal(&alone, &draw[i].sampled, sizeof alone);
+    }
+    stepper_close(&s);
+    model_close(&m);
+}
+
+/* More lists than the device has room for: they stay in pinned memory. Each draw's says which token it must be. */
+static void test_lists(void **state) {
+    enum { BIASES = 100 };
+    (void)state;
+    model m;
+    stepper s;
+    mx_error error;
+    static struct stream stream[STREAMS];
+    mx_draw draw[STREAMS];
+    mx_logit_bias bias[STREAMS][BIASES];
     model_open(&m, "base");
     stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){0});
     prompts(&s, stream);
     for (int round = 0; round < 2; round++) {
-        for (int q = 0; q < STREAMS; q++)
-            draw[round][q] = (mx_draw){.wanted = q, .spec = spec_of(&stream[q], q, PROMPT)};
-        if (round) gpu(&s)->lists_bytes = 256;
-        assert_int_equal(s.backend->ops->draw(s.backend, draw[round], STREAMS, &error), MX_OK);
-        assert_int_equal(s.backend->ops->drawn(s.backend, draw[round], STREAMS, &error), MX_OK);
+        for (int q = 0; q < STREAMS; q++) {
+            for (int i = 0; i < BIASES; i++)
+                bias[q][i] = (mx_logit_bias){2 * i + q, i == BIASES - 1 - round ? 1e4f : 0};
+            draw[q] = (mx_draw){.wanted = q, .spec = plain};
+            draw[q].spec.bias = bias[q];
+            draw[q].spec.bias_count = BIASES;
+        }
+        if (round) { /* room for the first alone */
+            memset(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes);
+            gpu(&s)->lists_bytes = sizeof bias[0] + 32;
+        }
+        assert_int_equal(s.backend->ops->draw(s.backend, draw, STREAMS, &error), MX_OK);
+        assert_int_equal(s.backend->ops->drawn(s.backend, draw, STREAMS, &error), MX_OK);
+        for (int q = 0; q < STREAMS; q++) assert_int_equal(draw[q].sampled.token, 2 * (BIASES - 1 - round) + q);
     }
-    for (int q = 0; q < STREAMS; q++)
-        assert_memory_equal(&draw[0][q].sampled, &draw[1][q].sampled, sizeof draw[0][q].sampled);
     stepper_close(&s);
     model_close(&m);
 }
@@ -308,18 +350,18 @@ static void test_top(void **state) {
 
 /* ---- page tables ------------------------------------------------------------------------------------------------- */
 
-/* The logits behind 3 tiles of one sequence, and of the next token, whose table is what `swap` says. */
-enum { LONG = 150 };
+/* A sequence over some tiles, and the logits behind the token that follows it. */
+enum { LONG = 150, SHORTER = 66 };
 
-static void prompt(stepper *s, int sequence) {
+static void prompt(stepper *s, int sequence, int count) {
     int32_t token[LONG];
-    for (int i = 0; i < LONG; i++) token[i] = prompt_token(s->m, sequence, i);
-    stepper_tokens(s, sequence, token, LONG, 0);
+    for (int i = 0; i < count; i++) token[i] = prompt_token(s->m, sequence, i);
+    stepper_tokens(s, sequence, token, count, 0);
 }
 
-static const float *next(stepper *s, int sequence) {
+static const float *next(stepper *s, int sequence, int position) {
     const int32_t token = 3;
-    const mx_row row = {token, LONG, sequence, true};
+    const mx_row row = {token, position, sequence, true};
     stepper_step(s, &row, 1);
     return stepper_logits(s, 0);
 }
@@ -343,14 +385,14 @@ static void test_moved_pages(void **state) {
     stepper_open(&s, &m, 2, LONG + 1, (wishes){0});
     float *first = malloc(bytes);
     assert_non_null(first);
-    prompt(&s, 0);
-    memcpy(first, next(&s, 0), bytes);
+    prompt(&s, 0, LONG);
+    memcpy(first, next(&s, 0, LONG), bytes);
     int layer = 0;
     while (c->sliding[layer]) layer++;
     for (int tile = 0; tile < 3; tile++) { /* sequence 1 has pages and no tokens */
         const int32_t spare = s.table[(c->layers + layer) * s.tiles + tile];
         move_page(&s, 0, layer, tile, spare);
-        assert_memory_equal(first, next(&s, 0), bytes);
+        assert_memory_equal(first, next(&s, 0, LONG), bytes);
     }
     free(first);
     stepper_close(&s);
@@ -359,7 +401,7 @@ static void test_moved_pages(void **state) {
 
 /* More sequences than there are places, changes that do not fit one block, and a table's memory that is used anew. */
 static void test_places(void **state) {
-    enum { MANY = 6 };
+    enum { MANY = 4 };
     (void)state;
     model m;
     stepper s;
@@ -368,11 +410,11 @@ static void test_places(void **state) {
     float *expected = malloc(MANY * bytes);
     assert_non_null(expected);
     for (int round = 0; round < 3; round++) {
-        stepper_open(&s, &m, MANY, LONG + 1, (wishes){.wanted = round ? 2 : MANY, .no_graphs = round == 2});
+        stepper_open(&s, &m, MANY, SHORTER + 1, (wishes){.wanted = round ? 2 : MANY, .no_graphs = round == 2});
         if (round) gpu(&s)->most_changes = 4;
-        for (int q = 0; q < MANY; q++) prompt(&s, q);
+        for (int q = 0; q < MANY; q++) prompt(&s, q, SHORTER);
         for (int q = 0; q < MANY; q++) {
-            const float *logits = next(&s, q);
+            const float *logits = next(&s, q, SHORTER);
             float *of = expected + (size_t)q * bytes / sizeof *expected;
             if (round)
                 assert_memory_equal(of, logits, bytes);
@@ -382,7 +424,7 @@ static void test_places(void **state) {
         /* Sequence 0's table becomes that of sequence 1: same memory, other pages. */
         memcpy(s.table, s.table + m.weights->config.layers * s.tiles,
                (size_t)(m.weights->config.layers * s.tiles) * sizeof *s.table);
-        assert_memory_equal(expected + bytes / sizeof *expected, next(&s, 0), bytes);
+        assert_memory_equal(expected + bytes / sizeof *expected, next(&s, 0, SHORTER), bytes);
         stepper_close(&s);
     }
     free(expected);
@@ -566,10 +608,11 @@ static void test_lost(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),  cmocka_unit_test(test_wrong_draws),
-        cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),    cmocka_unit_test(test_moved_pages),
-        cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),  cmocka_unit_test(test_wrong_batches),
-        cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory), cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),         cmocka_unit_test(test_wrong_draws),
+        cmocka_unit_test(test_many_draws),    cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
+        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_wrong_batches), cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -79,7 +79,8 @@ static float number(const image *m, const mx_cuda_matrix *w, int64_t e, int64_t 
     const int g = r % 8, high = r / 8, b = k / 32, t = k % 32 / 8, j = k % 8, lane = 4 * g + t;
     if (w->format == MX_CUDA_BF16) {
         const uint8_t *p = at(m, w->data, e * w->data_stride + unit * MX_UNIT_BF16, MX_UNIT_BF16);
-        return mx_bf16_to_f32(mx_load_u16(p + ((b * 2 + high) * 32 + lane) * 16 + 2 * j));
+        return mx_bf16_to_f32(
+            mx_load_u16(p + ((b * 2 + j / 4) * 32 + lane) * 16 + j % 4 / 2 * 8 + high * 4 + j % 2 * 2));
     }
     const int which = (g * 2 + b) * 2 + high; /* of the scales */
     if (w->format == MX_CUDA_Q8_0) {
@@ -605,19 +606,20 @@ static void weights_to_look_at_are_refused(void **state) {
 static void wide_scales_are_found(void **state) {
     (void)state;
     mx_weights *w = open_model(path_of("top1"));
-    for (int scale = 128; scale < 255; scale += 126) {
+    static const int largest[] = {128, 129, 254};
+    for (int k = 0; k < 3; k++) {
         mx_weights x = changeable(w);
         mx_experts *e = &x.layer[1].down;
         const int64_t n = w->config.experts * e->matrix.rows * e->matrix.cols / 32;
         uint8_t *scales = malloc((size_t)n);
         assert_non_null(scales);
         memcpy(scales, e->matrix.scales, (size_t)n);
-        scales[n - 1] = (uint8_t)scale;
+        scales[n - 1] = (uint8_t)largest[k];
         e->matrix.scales = scales;
         image m = load_by(&x, &plainly, 0);
         for (int i = 0; i < w->config.layers; i++) {
             assert_false(m.c->layer[i].gate_up.wide_scales);
-            assert_int_equal(m.c->layer[i].down.wide_scales, i == 1 && scale > 128);
+            assert_int_equal(m.c->layer[i].down.wide_scales, i == 1 && largest[k] > 128);
         }
         check_all(&m, &x);
         put_back(&m);
@@ -695,7 +697,59 @@ static void published_models_take_their_bytes(void **state) {
     }
 }
 
+/* ---- the plugin's table -------------------------------------------------------------------------------------------
+ */
+
+static char said[200];
+
+static void keep(void *user, mx_log_level level, const char *line) {
+    assert_ptr_equal(user, said);
+    assert_int_equal(level, MX_LOG_WARNING);
+    snprintf(said, sizeof said, "%s", line);
+}
+
+/* Another version is no plugin; this one asks for what it said that it would, and speaks through the host. */
+static void the_plugin_keeps_its_word(void **state) {
+    (void)state;
+    mx_cuda_plugin_open_fn *const open = mx_cuda_plugin_open;
+    mx_cuda_host host = {.abi = MX_CUDA_ABI + 1, .log = keep, .user = said, .level = MX_LOG_WARNING};
+    assert_null(open(&host));
+    host.abi = MX_CUDA_ABI;
+    const mx_cuda_plugin *p = open(&host);
+    assert_non_null(p);
+    assert_int_equal(p->abi, MX_CUDA_ABI);
+    mx_log(MX_LOG_INFO, "nothing");
+    mx_log(MX_LOG_WARNING, "%d words", 2);
+    mx_log_set_sink(NULL, NULL);
+    mx_log_set_level(MX_LOG_INFO);
+    assert_string_equal(said, "2 words");
+
+    enum { PAGES = 5 };
+    mx_weights *w = open_model(path_of("top1"));
+    const mx_backend_options options = {.kv_format = MX_F16, .pages = PAGES, .max_rows = 32, .max_wanted = 4};
+    mx_cuda_weights *c = NULL;
+    mx_backend *b;
+    mx_cuda_memory memory;
+    mx_error error;
+    int count = 0;
+    const uint64_t before = memory_free();
+    if (p->count(&count, &error) || p->memory(w, &options, &memory, &error) || p->load(w, &plainly, &c, NULL, &error))
+        fail_msg("%s", error.text);
+    assert_int_equal(count, 1);
+    assert_int_equal(memory_free(), before - memory.weights);
+    if (p->create(c, &options, &b, &error)) fail_msg("%s", error.text);
+    assert_int_equal(memory.page, b->ops->page_bytes(b));
+    assert_int_equal(memory_free(), before - memory.weights - memory.scratch - PAGES * memory.page);
+    assert_int_equal(p->precision(b).of[MX_CLASS_GATE_UP], MX_X_BF16);
+    b->ops->destroy(b);
+    p->unload(c);
+    assert_int_equal(memory_free(), before);
+    p->unload(NULL);
+    mx_weights_close(w);
+}
+
 int main(void) {
+    setenv("MX_EMULATION_MEMORY", "134217728", 1); /* so that a test can take nearly all of it */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(checkpoints_lie_as_they_should),
         cmocka_unit_test(layouts_make_no_difference),
@@ -711,6 +765,7 @@ int main(void) {
         cmocka_unit_test(attention_may_lack_biases),
         cmocka_unit_test(synthetic_weights_are_the_same),
         cmocka_unit_test(published_models_take_their_bytes),
+        cmocka_unit_test(the_plugin_keeps_its_word),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -57,7 +57,9 @@ static embedding make_embedding(device *d, rng *r, mx_cuda_format format, int ro
                 *value = mx_f16_to_f32(mx_load_u16(scale)) * (float)(int8_t)q;
             } else {
                 const uint16_t v = mx_f32_to_bf16(rng_normal(r));
-                memcpy(data + unit * MX_UNIT_BF16 + (((block * 2 + upper) * 32 + lane) * 8 + i) * 2, &v, 2);
+                memcpy(data + unit * MX_UNIT_BF16 + ((block * 2 + i / 4) * 32 + lane) * 16 + i % 4 / 2 * 8 + upper * 4 +
+                           i % 2 * 2,
+                       &v, 2);
                 *value = float_of(v);
             }
         }

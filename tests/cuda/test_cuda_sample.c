@@ -17,6 +17,7 @@
 
 enum { REAL = 201088, ROWS = 6, LISTED = 4096 };
 
+static bool longer;
 static const mx_kernels *scalar;
 static mx_gpu_stream *stream;
 static mx_error error;
@@ -303,7 +304,7 @@ static void as_the_cpu(void **state) {
     static float logits[ROWS * 4096];
     static lists l[ROWS];
     compared = differed = 0;
-    for (int round = 0; round < 250; round++) {
+    for (int round = 0; round < (longer ? 8000 : 700); round++) {
         const int vocab = random_vocab(), count = 1 + below(ROWS);
         mx_sample_spec spec[ROWS];
         int wanted[ROWS];
@@ -318,7 +319,7 @@ static void as_the_cpu(void **state) {
         for (int i = 0; i < count; i++) compare(logits + wanted[i] * vocab, vocab, &spec[i], got[i]);
     }
     printf("%d draws, %d of them too close to call\n", compared, differed);
-    assert_true(compared > 500);
+    assert_true(compared > 2000);
     assert_true(differed * 100 < compared);
 }
 
@@ -425,6 +426,11 @@ static void extremes(void **state) {
         s.mask = NULL, s.temperature = (float[]){1e-6f, 1e-30f, 1e-42f}[i % 3]; /* 1 / 1e-42 is infinite */
         assert_int_equal(sample_one(logits, 5000, &s).token, 1234);
     }
+    /* half of many equal ones, all of which top-p's bound must leave in */
+    for (int i = 0; i < 5000; i++) logits[i] = i == 1234 ? 20 : 18;
+    mx_sample_spec half = PLAIN;
+    half.temperature = 0.2f, half.top_p = 0.907f;
+    for (half.seed = 0; half.seed < 8; half.seed++) compare(logits, 5000, &half, sample_one(logits, 5000, &half));
     /* values at the end of what fp32 holds: nothing overflows into NaN */
     const float huge[4] = {3e38f, -3e38f, 3e38f, 0};
     const mx_logit_bias more[2] = {{0, FLT_MAX}, {1, -FLT_MAX}};
@@ -444,21 +450,22 @@ static void bad_input(void **state) {
     uint32_t none[5000 / 32 + 1] = {0};
     none[5000 / 32] = ~0u << 5000 % 32; /* only beyond the vocabulary */
     mx_alternative likely[5];
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 7; i++) {
         mx_sample_spec s = PLAIN;
         s.temperature = (float)(i % 2);
         if (i % 3 == 1) s.top_k = 40;
         if (i % 3 == 2) s.top_p = 0.9f;
         s.mask = i < 4 ? none : NULL; /* which comes second */
         logits[4990] = bad[i % 4];
-        logits[7 + 700 * i] = bad[(i + 1) % 4];
+        logits[7 + 700 * i] = logits[7 + 700 * i + 256] = bad[(i + 1) % 4];
         mx_cuda_drawn got = sample_one(logits, 5000, &s);
         assert_int_equal(got.state, MX_CUDA_NOT_FINITE);
         assert_int_equal(got.token, 7 + 700 * i);
+        assert_memory_equal(&got.logprob, &bad[(i + 1) % 4], 4);
         got = top(logits, 5000, 5, 3, likely);
         assert_int_equal(got.state, MX_CUDA_NOT_FINITE);
         assert_int_equal(got.token, 7 + 700 * i);
-        logits[4990] = logits[7 + 700 * i] = 0;
+        logits[4990] = logits[7 + 700 * i] = logits[7 + 700 * i + 256] = 0;
         s.mask = none;
         got = sample_one(logits, 5000, &s);
         assert_int_equal(got.state, MX_CUDA_NONE_LEFT);
@@ -496,10 +503,11 @@ static void likeliest(void **state) {
     }
 }
 
-/* Chi-square over 20,000 draws: 39 degrees of freedom, 0.1 % of all right samplers exceed 72.1. */
+/* Chi-square over thousands of draws: 39 degrees of freedom, 0.1 % of all right samplers exceed 72.1. */
 static void distribution(void **state) {
     (void)state;
-    enum { VOCAB = 40, DRAWS = 20000, AT_ONCE = 500 };
+    enum { VOCAB = 40, AT_ONCE = 500 };
+    const int draws = longer ? 20000 : 4000;
     float logits[VOCAB];
     double p[VOCAB], total = 0, chi = 0;
     int counts[VOCAB] = {0};
@@ -510,7 +518,7 @@ static void distribution(void **state) {
     mx_cuda_draw *draw = calloc(AT_ONCE, sizeof *draw);
     mx_cuda_drawn *drawn = calloc(AT_ONCE, sizeof *drawn);
     mx_emulation_set_order(MX_EMULATION_UP);
-    for (int at = 0; at < DRAWS; at += AT_ONCE) {
+    for (int at = 0; at < draws; at += AT_ONCE) {
         for (int i = 0; i < AT_ONCE; i++) {
             draw[i] = (mx_cuda_draw){.temperature = 0.8f, .top_p = 1, .repetition_penalty = 1};
             draw[i].uniform = mx_sample_uniform(5, at + i);
@@ -526,7 +534,7 @@ static void distribution(void **state) {
     free(draw);
     free(drawn);
     for (int i = 0; i < VOCAB; i++) {
-        const double expected = DRAWS * p[i] / total;
+        const double expected = draws * p[i] / total;
         chi += (counts[i] - expected) * (counts[i] - expected) / expected;
     }
     printf("chi-square %.1f with %d degrees of freedom\n", chi, VOCAB - 1);
@@ -541,7 +549,8 @@ static void recorded(void **state) {
     mx_gpu_graph *graph;
     mx_cuda_drawn got;
     random_logits(logits, VOCAB);
-    float *row = device(logits, sizeof logits);
+    float *row = (float *)device(NULL, 2 * sizeof logits) + VOCAB; /* a row before it, for who would read row -1 */
+    must(mx_gpu_copy(row, logits, sizeof logits, stream, &error));
     mx_cuda_draw *draw = device(NULL, sizeof *draw);
     float *scratch = device(NULL, sizeof(float) * (size_t)mx_cuda_sample_scratch(VOCAB));
     mx_cuda_drawn *drawn = device(NULL, sizeof *drawn);
@@ -562,6 +571,14 @@ static void recorded(void **state) {
         must(mx_gpu_stream_wait(stream, &error));
         compare(logits, VOCAB, &s, got);
     }
+    const mx_cuda_draw hole = {.wanted = -1, .temperature = 1, .top_p = 0.5f, .repetition_penalty = 1};
+    const mx_cuda_drawn untouched = {7, 7, 7};
+    must(mx_gpu_copy(draw, &hole, sizeof hole, stream, &error));
+    must(mx_gpu_copy(drawn, &untouched, sizeof untouched, stream, &error));
+    must(mx_gpu_graph_launch(graph, stream, &error));
+    must(mx_gpu_copy(&got, drawn, sizeof got, stream, &error));
+    must(mx_gpu_stream_wait(stream, &error));
+    assert_memory_equal(&got, &untouched, sizeof got);
     mx_gpu_graph_destroy(graph);
     end_of_call();
 }
@@ -579,7 +596,10 @@ static int tear_down(void **state) {
     return 0;
 }
 
-int main(void) {
+/* longer: more of the same. A test's name: that one alone. */
+int main(int argc, char **argv) {
+    longer = argc > 1 && strcmp(argv[1], "longer") == 0;
+    if (argc > 1 && !longer) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_the_cpu), cmocka_unit_test(large_vocabulary), cmocka_unit_test(one_by_one),
         cmocka_unit_test(ties),       cmocka_unit_test(extremes),         cmocka_unit_test(bad_input),
