@@ -33,12 +33,12 @@ struct Copy {
 };
 
 struct Fibre {
-    bool began;              /* mx_begin */
     mx_emulated_place place; /* first: mx_emulated_now points to it */
     mx_emulated_stack stack;
     uint8_t *bottom = nullptr;
     std::vector<Copy> copies; /* not done yet, in the order of their groups */
     int groups = 0;           /* committed */
+    bool began = false;       /* mx_begin */
 };
 
 struct Warp {
