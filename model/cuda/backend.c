@@ -244,6 +244,7 @@ static void destroy(mx_backend *base) {
         mx_gpu_use(b->weights->device, NULL);
         mx_gpu_stream_wait(b->stream, NULL);
     }
+    mx_cuda_profile_destroy(b);
     for (int i = 0; i < MX_CUDA_BUCKETS; i++)
         for (int j = 0; j < MX_CUDA_SPAN_BUCKETS; j++) mx_gpu_graph_destroy(b->graph[i][j]);
     mx_cuda_sampling_destroy(b);
@@ -300,12 +301,21 @@ static mx_status allocate(mx_cuda_backend *b, mx_error *error) {
     return status ? status : fill(b, error);
 }
 
-static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
-    const char *graphs = getenv("MXRUN_CUDA_GRAPHS");
-    if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CUDA_GRAPHS=%s: expected 0 (no graphs) or 1", graphs);
-    b->graphs = !graphs || *graphs == '1';
+/* A variable that is 0 or 1, or not set. */
+static mx_status read_switch(const char *name, const char *zero, bool *out, mx_error *error) {
+    const char *text = getenv(name);
+    if (text && strcmp(text, "0") != 0 && strcmp(text, "1") != 0)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s=%s: expected 0 (%s) or 1", name, text, zero);
+    if (text) *out = *text == '1';
     return MX_OK;
+}
+
+static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
+    b->graphs = true;
+    mx_status status = read_switch("MXRUN_CUDA_GRAPHS", "no graphs", &b->graphs, error);
+    if (!status) status = read_switch("MXRUN_CUDA_PROFILE", "no profile", &b->profiled, error);
+    if (b->profiled) b->graphs = false;
+    return status;
 }
 
 static const mx_backend_ops cuda_ops = {
@@ -339,6 +349,7 @@ mx_status mx_cuda_backend_create(mx_cuda_weights *w, const mx_backend_options *o
     if (!status) status = read_environment(b, error);
     if (!status) status = mx_gpu_use(w->device, error);
     if (!status) status = allocate(b, error);
+    if (!status && b->profiled) status = mx_cuda_profile_create(b, error);
     if (status)
         destroy(&b->base);
     else

@@ -342,7 +342,8 @@ static void check_numbers(const world *w, const uint16_t *out, double rounding, 
     if (getenv("MXRUN_SHOW"))
         printf("kv %d dim %d group %d window %d size %g sink %g: %.2e, scalar C %.2e\n", (int)w->s.kv, d, w->s.group,
                w->s.window, (double)w->s.size, (double)w->s.sink, most, most_scalar);
-    /* Tensor cores cut off what the emulation rounds (target.h): a sum's error grows as its terms, not as their root. */
+    /* Tensor cores cut off what the emulation rounds (target.h): a sum's error grows as its terms, not as their root.
+     */
     const double allowed = rounding + (EMULATED ? 2.5 * most_scalar + 5e-7 : 30 * most_scalar + 2e-5);
     if (most > allowed)
         fail_msg("kv %d, head_dim %d, group %d, window %d, size %g: %.2e, scalar C %.2e", (int)w->s.kv, d, w->s.group,

@@ -285,8 +285,8 @@ static void test_lists(void **state) {
             draw[q].spec.bias_count = BIASES;
         }
         if (round) { /* room for the first alone */
-            assert_int_equal(
-                mx_gpu_fill(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes, gpu(&s)->stream, &error), MX_OK);
+            assert_int_equal(mx_gpu_fill(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes, gpu(&s)->stream, &error),
+                             MX_OK);
             gpu(&s)->lists_bytes = sizeof bias[0] + 32;
         }
         assert_int_equal(s.backend->ops->draw(s.backend, draw, STREAMS, &error), MX_OK);

@@ -1,5 +1,6 @@
 /* Sampling on the device against model/sampler.c with scalar kernels: the same tokens, but where the random number or a
- * sum for top-p lies so close to a bound that the last bits of a sum of doubles decide (on a real GPU, those of expf). */
+ * sum for top-p lies so close to a bound that the last bits of a sum of doubles decide (on a real GPU, those of expf).
+ */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -154,8 +155,8 @@ static int lower_id(const void *a, const void *b) {
 /* Of the sum of all; weights are expf's. */
 static const double CLOSE = EMULATED ? 1e-9 : 1e-6;
 
-/* Does a bound of top-p, or of the draw, lie as close as that to a sum? Only without bias, penalties and mask is x known
- * here without doing all again: `x` are adjusted logits. */
+/* Does a bound of top-p, or of the draw, lie as close as that to a sum? Only without bias, penalties and mask is x
+ * known here without doing all again: `x` are adjusted logits. */
 static bool close_call(const float *x, int vocab, const mx_sample_spec *s) {
     static entry e[REAL];
     const float scale = fminf(1 / s->temperature, FLT_MAX);
