@@ -55,8 +55,8 @@ void mx_scheduler_init(mx_scheduler *s, int batch_tokens, int max_wanted, double
  * batch_tokens, at least 1 when there are candidates. `spent`: seconds of this step that are over. */
 int mx_scheduler_plan(mx_scheduler *s, mx_candidate *candidate, int count, double spent);
 
-/* What a step took: rows that decoded, were drafted, and were of prompts. Where another was planned since, `allowed` must
- * be again what it was for this one. */
+/* What a step took: rows that decoded, were drafted, and were of prompts. Where another was planned since, `allowed`
+ * must be again what it was for this one. */
 void mx_scheduler_measured(mx_scheduler *s, int decode_rows, int drafted_rows, int prompt_rows, double seconds);
 
 #endif

@@ -259,7 +259,7 @@ static mx_request make_request(uint64_t seed, int i, bool plain, bool runs_ahead
     return r;
 }
 
-static void run_all(uint64_t seed, bool plain, bool runs_ahead, answer *out, int64_t *set_back) {
+static void run_all(uint64_t seed, bool plain, bool runs_ahead, answer *out, int64_t *set_back, int64_t *drawn) {
     config = fake_config("sf", 128, FAKE_MOST);
     const int batch = 1 + (int)some(seed, 0, 80);
     const int64_t least = mx_kv_pages_needed(&config, CONTEXT, batch), more = some(seed, 1, 3) * least;
@@ -277,6 +277,7 @@ static void run_all(uint64_t seed, bool plain, bool runs_ahead, answer *out, int
         while (collect(e, 8) > 0) continue;
     }
     *set_back += mx_engine_get_stats(e).set_back;
+    if (runs_ahead) *drawn += device->drawn_rows;
     assert_int_equal(backend->empty_reads, 0);
     assert_int_equal(mx_engine_get_info(e).kv_bytes_used, mx_engine_get_stats(e).kv_bytes_cached);
     mx_engine_destroy(e);
@@ -288,9 +289,8 @@ static void as_if_step_by_step(void **state) {
     int ends[MX_FINISH_DEADLINE + 1] = {0}, failures = 0;
     for (uint64_t seed = 1; seed <= 20; seed++) {
         const bool plain = seed % 4 != 0;
-        run_all(seed, plain, false, once, &set_back_once);
-        run_all(seed, plain, true, ahead, &set_back);
-        drawn += device->drawn_rows;
+        run_all(seed, plain, false, once, &set_back_once, &drawn);
+        run_all(seed, plain, true, ahead, &set_back, &drawn);
         for (int i = 0; i < MANY; i++) {
             const answer *a = &ahead[i], *b = &once[i];
             const bool cut = a->last.finish == MX_FINISH_CANCELLED || b->last.finish == MX_FINISH_CANCELLED;
@@ -400,14 +400,10 @@ static void what_fails_once_is_computed_again(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_step_is_always_under_way),
-        cmocka_unit_test(the_host_works_beside_the_device),
-        cmocka_unit_test(a_step_that_nobody_wants),
-        cmocka_unit_test(what_is_behind_an_end_is_forgotten),
-        cmocka_unit_test(as_if_step_by_step),
-        cmocka_unit_test(rejected_or_forbidden),
-        cmocka_unit_test(samples_of_one_prompt),
-        cmocka_unit_test(what_fails_once_is_computed_again),
+        cmocka_unit_test(a_step_is_always_under_way), cmocka_unit_test(the_host_works_beside_the_device),
+        cmocka_unit_test(a_step_that_nobody_wants),   cmocka_unit_test(what_is_behind_an_end_is_forgotten),
+        cmocka_unit_test(as_if_step_by_step),         cmocka_unit_test(rejected_or_forbidden),
+        cmocka_unit_test(samples_of_one_prompt),      cmocka_unit_test(what_fails_once_is_computed_again),
     };
     return cmocka_run_group_tests_name("ahead", tests, NULL, NULL);
 }
