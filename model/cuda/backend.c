@@ -246,6 +246,7 @@ static void destroy(mx_backend *base) {
         mx_gpu_use(b->weights->device, NULL);
         mx_gpu_stream_wait(b->stream, NULL);
     }
+    mx_cuda_profile_destroy(b);
     for (int i = 0; i < MX_CUDA_BUCKETS; i++)
         for (int j = 0; j < MX_CUDA_SPAN_BUCKETS; j++) mx_gpu_graph_destroy(b->graph[i][j]);
     mx_cuda_sampling_destroy(b);
@@ -313,7 +314,10 @@ static mx_status read_switch(const char *name, bool otherwise, bool *out, mx_err
 /* Kernels that begin while others end save most of a launch each, but no GPU has run them so yet: on request. */
 static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
     mx_status status = read_switch("MXRUN_CUDA_GRAPHS", true, &b->graphs, error);
-    return status ? status : read_switch("MXRUN_CUDA_OVERLAP", false, &b->overlap, error);
+    if (!status) status = read_switch("MXRUN_CUDA_OVERLAP", false, &b->overlap, error);
+    if (!status) status = read_switch("MXRUN_CUDA_PROFILE", false, &b->profiled, error);
+    if (b->profiled) b->graphs = false;
+    return status;
 }
 
 static const mx_backend_ops cuda_ops = {
@@ -347,6 +351,7 @@ mx_status mx_cuda_backend_create(mx_cuda_weights *w, const mx_backend_options *o
     if (!status) status = read_environment(b, error);
     if (!status) status = mx_gpu_use(w->device, error);
     if (!status) status = allocate(b, error);
+    if (!status && b->profiled) status = mx_cuda_profile_create(b, error);
     if (status)
         destroy(&b->base);
     else

@@ -82,6 +82,24 @@ typedef struct mx_cuda_draws {
     int count;
 } mx_cuda_draws;
 
+/* What the time of a step is told apart by: profile.c */
+typedef enum mx_cuda_group {
+    MX_CUDA_BEGIN, /* embedding and angles */
+    MX_CUDA_NORM,  /* with the sum of the experts before */
+    MX_CUDA_PROJECT,
+    MX_CUDA_ATTEND,
+    MX_CUDA_O,
+    MX_CUDA_ROUTER,
+    MX_CUDA_ROUTE,
+    MX_CUDA_GATE_UP,
+    MX_CUDA_DOWN,
+    MX_CUDA_LAST_NORM,
+    MX_CUDA_LM_HEAD,
+    MX_CUDA_SAMPLE,
+    MX_CUDA_GROUPS,
+    MX_CUDA_START = MX_CUDA_GROUPS /* what lies before is not measured */
+} mx_cuda_group;
+
 typedef struct mx_cuda_backend {
     mx_backend base;
     mx_cuda_weights *weights;
@@ -91,7 +109,7 @@ typedef struct mx_cuda_backend {
     int terms[MX_CLASSES];
     double concentration;
     int rows, wanted_rows; /* T and W */
-    bool graphs, overlap;
+    bool graphs, overlap, profiled;
     int64_t page_bytes;
     mx_gpu_stream *stream;
     mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */
@@ -132,6 +150,8 @@ typedef struct mx_cuda_backend {
     mx_cuda_token_value *top;               /* pinned: [MX_CUDA_MOST_TOP] */
     mx_cuda_drawn *top_drawn;               /* pinned */
     float *top_scratch;                     /* [vocab] */
+
+    struct mx_cuda_profile *profile; /* NULL: nobody asked for one */
 } mx_cuda_backend;
 
 static inline mx_cuda_backend *mx_cuda_self(mx_backend *b) {
@@ -161,6 +181,15 @@ mx_status mx_cuda_input(mx_cuda_backend *b, const mx_batch *batch, mx_cuda_plan 
 
 /* step.c: queues the forward pass. */
 mx_status mx_cuda_forward(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error);
+
+/* profile.c. What is queued since the last mark, or since a step began, is the group's. */
+mx_status mx_cuda_profile_create(mx_cuda_backend *b, mx_error *error);
+void mx_cuda_profile_destroy(mx_cuda_backend *b); /* says what was measured */
+void mx_cuda_profile_step(mx_cuda_backend *b, int rows);
+void mx_cuda_profile_mark(mx_cuda_backend *b, mx_cuda_group group);
+static inline void mx_cuda_mark(mx_cuda_backend *b, mx_cuda_group group) {
+    if (b->profile) mx_cuda_profile_mark(b, group);
+}
 
 /* sampling.c */
 mx_status mx_cuda_sampling_create(mx_cuda_backend *b, mx_error *error);

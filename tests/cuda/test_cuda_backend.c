@@ -224,7 +224,8 @@ static void test_wrong_draws(void **state) {
     assert_string_equal(error.text, scalar_error.text);
 
     /* A logit that is not a number, where the device has it. */
-    gpu(&s)->s.logits[m.weights->config.vocab + 5] = INFINITY;
+    const float infinite = INFINITY;
+    stepper_write(&s, gpu(&s)->s.logits + m.weights->config.vocab + 5, &infinite, sizeof infinite);
     assert_int_equal(ops->sample(s.backend, 1, &plain, &sampled, &error), MX_INVALID_STATE);
     mx_sample_not_finite(5, INFINITY, &scalar_error);
     assert_string_equal(error.text, scalar_error.text);
@@ -284,7 +285,8 @@ static void test_lists(void **state) {
             draw[q].spec.bias_count = BIASES;
         }
         if (round) { /* room for the first alone */
-            memset(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes);
+            assert_int_equal(mx_gpu_fill(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes, gpu(&s)->stream, &error),
+                             MX_OK);
             gpu(&s)->lists_bytes = sizeof bias[0] + 32;
         }
         assert_int_equal(s.backend->ops->draw(s.backend, draw, STREAMS, &error), MX_OK);
@@ -546,11 +548,19 @@ static void test_wrong_options(void **state) {
     model_close(&m);
 }
 
+/* What there is after `taken` bytes of `before`; of a real GPU's memory the driver takes for itself, too. */
+static void check_free(uint64_t before, uint64_t taken) {
+    mx_gpu_info now;
+    mx_error error;
+    assert_int_equal(mx_gpu_get_info(0, &now, &error), MX_OK);
+    if (EMULATED) assert_int_equal(before - now.memory_free, taken);
+}
+
 /* What is said before is what is allocated, and what is allocated is freed, also where memory ends in the middle. */
 static void test_memory(void **state) {
     (void)state;
     model m;
-    mx_gpu_info before, after;
+    mx_gpu_info before;
     mx_error error;
     mx_backend *b;
     uint64_t bytes;
@@ -560,16 +570,13 @@ static void test_memory(void **state) {
     for (int i = 0; i < 2; i++, o.max_rows = 3, o.max_wanted = 65) {
         assert_int_equal(mx_cuda_backend_bytes(&m.device->config, &o, &bytes, &error), MX_OK);
         if (mx_cuda_backend_create(m.device, &o, &b, &error)) fail_msg("%s", error.text);
-        assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-        assert_int_equal(before.memory_free - after.memory_free, bytes + 40 * (uint64_t)b->ops->page_bytes(b));
+        check_free(before.memory_free, bytes + 40 * (uint64_t)b->ops->page_bytes(b));
         b->ops->destroy(b);
-        assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-        assert_int_equal(before.memory_free, after.memory_free);
+        check_free(before.memory_free, 0);
     }
     o.pages = (int64_t)(before.memory_free / (uint64_t)mx_page_bytes(&m.weights->config, MX_F16));
     assert_int_equal(mx_cuda_backend_create(m.device, &o, &b, &error), MX_NO_MEMORY);
-    assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-    assert_int_equal(before.memory_free, after.memory_free);
+    check_free(before.memory_free, 0);
     model_close(&m);
 }
 
@@ -607,6 +614,7 @@ static void test_lost(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),         cmocka_unit_test(test_wrong_draws),
         cmocka_unit_test(test_many_draws),    cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),

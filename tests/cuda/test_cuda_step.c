@@ -1,4 +1,4 @@
-/* The forward pass on the emulated GPU against the float64 oracle's goldens, and against itself: however rows come
+/* The forward pass on the GPU against the float64 oracle's goldens, and against itself: however rows come
  * together, with graphs and without, the bits are the same. Pages are handed out in scrambled order and taken away
  * behind the sliding window, so a step that looks at a wrong one fails. */
 #include "tests/cuda/stepper.h"
@@ -41,16 +41,18 @@ static void check_kl(const model *m, const golden_case *g, const char *how, doub
     if (!(kl <= most)) fail_msg("%s %s, %s: mean KL %.3g, at most %.3g allowed", m->name, g->name, how, kl, most);
 }
 
-/* In fp32 with an F32 cache the oracle's experts are chosen, every one. */
+/* In fp32 with an F32 cache the oracle's experts are chosen, every one; by a real GPU (target.h) all but a few whose
+ * logits lie together. */
 static void check_exact(const model *m, const golden_case *g) {
     const mx_config *c = &m->weights->config;
     const size_t pairs = (size_t)c->layers * (size_t)g->count * (size_t)c->top_k;
     int32_t *experts = g->experts ? malloc(pairs * sizeof *experts) : NULL;
     const double kl = golden_kl(m, g, (wishes){.precision = "fp32", .f32 = true}, experts);
-    check_kl(m, g, "fp32, F32 cache", kl, strcmp(m->name, "stories") ? 1e-7 : 1e-9);
+    check_kl(m, g, "fp32, F32 cache", kl, !EMULATED ? 1e-6 : strcmp(m->name, "stories") ? 1e-7 : 1e-9);
     size_t other = 0;
     for (size_t i = 0; experts && i < pairs; i++) other += experts[i] != g->experts[i];
-    if (other) fail_msg("%s %s: %zu of %zu chosen experts differ", m->name, g->name, other, pairs);
+    if (other) print_message("%s %s: %zu of %zu chosen experts differ\n", m->name, g->name, other, pairs);
+    assert_true(other <= (EMULATED ? 0 : 1 + pairs / 500));
     free(experts);
 }
 
@@ -69,7 +71,7 @@ static void check_golden(const model *m, const golden_case *g) {
     check_exact(m, g);
     if (g->row_count >= ENOUGH_ROWS)
         check_kl(m, g, "fp32, F16 cache", golden_kl(m, g, (wishes){.precision = "fp32"}, NULL),
-                 1.2 * golden_kl(m, g, cpu, NULL));
+                 (EMULATED ? 1.2 : 1.5) * golden_kl(m, g, cpu, NULL));
     check_kl(m, g, "mixed, F16 cache", golden_kl(m, g, (wishes){0}, NULL), most_of(m, g));
 }
 
@@ -226,6 +228,7 @@ static void test_parts(void **state) {
 
 /* test_cuda_step [brief|full] */
 int main(int argc, char **argv) {
+    if (no_device()) return SKIPPED;
     if (argc > 1) mode = strcmp(argv[1], "full") ? BRIEF : FULL;
     const struct CMUnitTest tests[] = {
         {"goldens of base", test_goldens, NULL, NULL, "base"},
