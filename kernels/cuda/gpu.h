@@ -50,7 +50,7 @@ mx_status mx_gpu_stream_wait(mx_gpu_stream *s, mx_error *error); /* the host wai
 /* Queued. Any direction; host memory that is not from mx_gpu_alloc_host is read or written before the call returns. */
 mx_status mx_gpu_copy(void *to, const void *from, size_t bytes, mx_gpu_stream *s, mx_error *error);
 mx_status mx_gpu_fill(void *to, int byte, size_t bytes, mx_gpu_stream *s, mx_error *error);
-/* Of the launches in this thread since the last call, the first that was refused. */
+/* Whether a launch in this thread was refused since the last call; of several it names one. */
 mx_status mx_gpu_check(const char *what, mx_error *error);
 
 mx_status mx_gpu_event_create(mx_gpu_event **out, mx_error *error);
