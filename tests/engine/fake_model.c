@@ -59,7 +59,7 @@ static bool fails_from_now(int *in) {
 static mx_status page_read(mx_backend *b, int32_t page, void *out, mx_error *error) {
     assert(page >= 0 && page < self(b)->pages);
     memset(out, 0x5a, MX_TILE * sizeof(uint64_t));
-    if (self(b)->fail_read_in && fails_from_now(&self(b)->fail_read_in))
+    if (self(b)->fail_read_in && fails_from_now(&self(b)->fail_read_in) && ++self(b)->failed_reads)
         return mx_fail(error, MX_IO, "the fake device cannot be read");
     memcpy(out, self(b)->slot + page * MX_TILE, MX_TILE * sizeof(uint64_t));
     return MX_OK;
