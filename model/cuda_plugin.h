@@ -9,7 +9,7 @@
  * CUDA and without; it holds code of its own for everything it calls but what is in mx_cuda_host. Its one exported
  * symbol is mx_cuda_plugin_open. */
 
-enum { MX_CUDA_ABI = 1 }; /* grows with every change of what is below or of what it refers to */
+enum { MX_CUDA_ABI = 2 }; /* grows with every change of what is below or of what it refers to */
 
 /* What mxrun lends the plugin. */
 typedef struct mx_cuda_host {
@@ -46,9 +46,10 @@ typedef struct mx_cuda_loaded { /* how loading went */
     double copy_rate; /* bytes a second from pinned memory to the device, measured on the way; 0: not measured */
 } mx_cuda_loaded;
 
-typedef struct mx_cuda_rates { /* what the device can do at most, now */
+typedef struct mx_cuda_rates { /* what the device can do at most, now, by the instructions that the kernels use */
     double read;               /* bytes a second out of its memory */
-    double multiply;           /* BF16 multiplications and additions a second on its tensor cores */
+    double multiply;           /* BF16 multiplications and additions a second by mma.sync, which the kernels use. Since
+                                  Hopper (wgmma) and Blackwell (tcgen05) a device has faster ones */
 } mx_cuda_rates;
 
 typedef struct mx_cuda_plugin {

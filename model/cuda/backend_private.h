@@ -4,7 +4,7 @@
 #include "model/cuda/cuda_private.h"
 
 /* Private to the GPU's backend: its memory, what a step is told, and the step that works with it. One stream does
- * everything in its order; the host waits only where it wants results. */
+ * everything in its order, but for reading pages; the host waits only where it wants results. */
 
 enum {
     MX_CUDA_SLOTS = 2,         /* blocks of input, or queued draws, that the host fills in turn */
@@ -112,7 +112,10 @@ typedef struct mx_cuda_backend {
     bool graphs, overlap, profiled;
     int64_t page_bytes;
     mx_gpu_stream *stream;
-    mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */
+    mx_gpu_stream *reads; /* page_read's: it does not wait for steps that are queued */
+    mx_gpu_event *moved;  /* in `stream`, behind the last page that was written, copied or cleared outside a step */
+    uint8_t *page;        /* pinned: [page_bytes], what was read */
+    mx_error lost;        /* status MX_OK: the device works. Else why not: what every later call says */
 
     uint8_t *pages;
     int32_t *cleared; /* [MX_CUDA_CLEARS] pages that the next step clears before anything else */
@@ -128,6 +131,7 @@ typedef struct mx_cuda_backend {
     int64_t tiles;        /* of a table: the model's positions */
     int32_t *mirror;      /* [sequences][layers][tiles] what s.tables holds, or will when the queue is done */
     mx_cuda_table *place; /* [sequences] */
+    int last_place;       /* of the sequence before */
     uint64_t step;        /* counts */
 
     /* input.c: pinned blocks, and what of the current one is filled */

@@ -1,10 +1,12 @@
 /* The gpt-oss forward pass on the GPU: docs/gpt_oss.md as a list of launches in one stream. Nothing here waits, but
  * where a batch asks for diagnostics. Steps of few single rows (decoding) are recorded as a graph the first time, one
  * for each number of rows and spans, and replayed: whatever differs from step to step is read from the block of input.
+ * Where there is no memory for a graph, steps go without them from then on.
  */
 #include <math.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "model/cuda/backend_private.h"
 
 /* The rows that go on, which are all until the last layer has stored its keys and values. */
@@ -320,9 +322,20 @@ static mx_status make_graph(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_gpu
     return captured ? captured : status;
 }
 
+/* The step that could not become a graph, for which `why` has the words. Where that says more than that a graph is
+ * wanting this fails too. */
+static mx_status go_without_graphs(mx_cuda_backend *b, const mx_cuda_plan *plan, const mx_error *why, mx_error *error) {
+    mx_status status = pass(b, plan, error);
+    if (status) return status;
+    b->graphs = false;
+    mx_log(MX_LOG_WARNING, "no CUDA graph can be made, decoding is slower without (%s)", why->text);
+    return MX_OK;
+}
+
 mx_status mx_cuda_forward(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error) {
+    mx_error why;
     if (plan->bucket < 0) return pass(b, plan, error);
     mx_gpu_graph **graph = &b->graph[plan->bucket][plan->span_bucket];
-    mx_status status = *graph ? MX_OK : make_graph(b, plan, graph, error);
-    return status ? status : mx_gpu_graph_launch(*graph, b->stream, error);
+    if (!*graph && make_graph(b, plan, graph, &why)) return go_without_graphs(b, plan, &why, error);
+    return mx_gpu_graph_launch(*graph, b->stream, error);
 }

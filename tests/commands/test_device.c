@@ -103,6 +103,27 @@ static void verify_passes_the_goldens(void **state) {
     }
 }
 
+/* A device that is lost, wherever the host waits for it: creating, between layers, at last for logits. */
+static void verify_says_why_a_device_is_lost(void **state) {
+    enum { MOST = 30 };
+    (void)state;
+    int code = 1, n = 0;
+    with_gpu();
+    while (code && ++n < MOST) {
+        char fail[40];
+        snprintf(fail, sizeof fail, "stream_wait:%d", n);
+        setenv("MX_EMULATION_FAIL", fail, 1);
+        outcome o =
+            run("verify", "-m", data("base"), data("base.golden.safetensors"), "--device", "cuda", "--cases", "t1");
+        unsetenv("MX_EMULATION_FAIL");
+        code = o.code;
+        if (code) expect_code(&o, 1);
+        if (code) expect_text(&o.err, "the emulated GPU fails in stream_wait");
+        outcome_free(&o);
+    }
+    assert_in_range(n, 3, MOST - 1);
+}
+
 static void answers_are_those_of_the_cpu(void **state) {
     (void)state;
     static const char *const graphs[] = {"1", "0"};
@@ -219,6 +240,7 @@ int main(void) {
         ALONE(automatic_choice_without_a_gpu_is_the_cpu),
         ALONE(wrong_options_are_named),
         ALONE(verify_passes_the_goldens),
+        ALONE(verify_says_why_a_device_is_lost),
         ALONE(answers_are_those_of_the_cpu),
         ALONE(a_profile_is_printed_and_changes_nothing),
         ALONE(seeds_and_rules_of_drawing_are_those_of_the_cpu),

@@ -2,6 +2,7 @@
  * pages; memory that is counted; batches and options that are wrong. */
 #include <math.h>
 
+#include "base/log.h"
 #include "model/sampler.h"
 #include "tests/cuda/stepper.h"
 
@@ -445,15 +446,62 @@ static void test_pages(void **state) {
     uint8_t *in = malloc(bytes), *out = malloc(bytes);
     assert_true(in && out);
     for (size_t i = 0; i < bytes; i++) in[i] = (uint8_t)(i * 7 + i / 256);
-    ops->page_write(s.backend, 2, in);
+    assert_int_equal(ops->page_write(s.backend, 2, in, NULL), MX_OK);
     ops->page_copy(s.backend, 1, 2);
     ops->page_clear(s.backend, 2);
-    ops->page_read(s.backend, 1, out);
+    assert_int_equal(ops->page_read(s.backend, 1, out, NULL), MX_OK);
     assert_memory_equal(in, out, bytes);
-    ops->page_read(s.backend, 2, out);
+    assert_int_equal(ops->page_read(s.backend, 2, out, NULL), MX_OK);
     for (size_t i = 0; i < bytes; i++) assert_int_equal(out[i], 0);
     free(in);
     free(out);
+    stepper_close(&s);
+    model_close(&m);
+}
+
+/* Reading a page that is done with does not wait for the step that is queued, and gives its bytes. */
+static void test_read_beside_a_step(void **state) {
+    (void)state;
+    model m;
+    stepper s;
+    mx_error error;
+    static struct stream stream[STREAMS];
+    mx_draw draw[STREAMS];
+    model_open(&m, "base");
+    stepper_open(&s, &m, STREAMS + 1, PROMPT + TOKENS, (wishes){0}); /* the last one has pages and no tokens */
+    const mx_backend_ops *ops = s.backend->ops;
+    const size_t bytes = (size_t)ops->page_bytes(s.backend);
+    const int32_t computed = s.table[0], spare = s.table[STREAMS * m.weights->config.layers * s.tiles];
+    uint8_t *in = malloc(bytes), *out = malloc(bytes), *first = malloc(bytes);
+    assert_true(in && out && first);
+    for (size_t i = 0; i < bytes; i++) in[i] = (uint8_t)(i * 7 + i / 256);
+    prompts(&s, stream);
+    draws_of(stream, PROMPT, draw);
+    assert_int_equal(ops->draw(s.backend, draw, STREAMS, &error), MX_OK);
+    assert_int_equal(ops->drawn(s.backend, draw, STREAMS, &error), MX_OK);
+    keep(stream, PROMPT, draw);
+    assert_int_equal(ops->page_read(s.backend, computed, first, &error), MX_OK);
+    assert_int_equal(ops->page_write(s.backend, spare, in, &error), MX_OK);
+
+    mx_row row[STREAMS - 1]; /* all but the one whose page is read */
+    for (int q = 1; q < STREAMS; q++) row[q - 1] = (mx_row){stream[q].token[PROMPT], PROMPT, q, true};
+    stepper_step(&s, row, STREAMS - 1);
+    for (int q = 1; q < STREAMS; q++) draw[q - 1] = (mx_draw){.wanted = q - 1, .spec = plain};
+    assert_int_equal(ops->draw(s.backend, draw, STREAMS - 1, &error), MX_OK);
+    mx_cuda_drawn *queued = gpu(&s)->draws[gpu(&s)->first_draws].drawn;
+    const char *streams = getenv("MX_EMULATION_STREAMS");
+    const bool late = streams && !strcmp(streams, "late");
+    if (late) memset(queued, 0xee, sizeof *queued);
+    assert_int_equal(ops->page_read(s.backend, computed, out, &error), MX_OK);
+    assert_memory_equal(out, first, bytes);
+    assert_int_equal(ops->page_read(s.backend, spare, out, &error), MX_OK);
+    assert_memory_equal(out, in, bytes);
+    if (late) assert_int_equal(queued->token, (int32_t)0xeeeeeeee); /* nobody waited for it */
+    assert_int_equal(ops->drawn(s.backend, draw, STREAMS - 1, &error), MX_OK);
+    assert_in_range(draw[0].sampled.token, 0, m.weights->config.vocab - 1);
+    free(in);
+    free(out);
+    free(first);
     stepper_close(&s);
     model_close(&m);
 }
@@ -609,18 +657,92 @@ static void test_lost(void **state) {
     assert_int_equal(draw[0].status, MX_IO);
     assert_int_equal(ops->top(s.backend, 0, 0, NULL, 1, &logprob, &error), MX_IO);
     assert_null(ops->logits(s.backend, 0));
+    uint8_t *page = calloc(1, (size_t)ops->page_bytes(s.backend));
+    assert_non_null(page);
+    assert_int_equal(ops->page_read(s.backend, 0, page, &error), MX_IO);
+    error.text[0] = 0;
+    assert_int_equal(ops->page_write(s.backend, 0, page, &error), MX_IO);
+    assert_string_equal(error.text, "the GPU fell off the bus: 100%");
+    free(page);
     stepper_close(&s);
+    model_close(&m);
+}
+
+static int warnings;
+
+static void count_warning(void *user, mx_log_level level, const char *line) {
+    (void)user;
+    (void)line;
+    warnings += level >= MX_LOG_WARNING;
+}
+
+/* A graph for which there is no memory is told once, and computed without. */
+static void test_no_graph(void **state) {
+    (void)state;
+    model m;
+    static struct stream stream[2][STREAMS];
+    model_open(&m, "base");
+    mx_log_set_sink(count_warning, NULL);
+    for (int way = 0; way < 2; way++) {
+        stepper s;
+        memset(stream[way], 0, sizeof stream[way]);
+        stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){0});
+        warnings = 0;
+        if (way) setenv("MX_EMULATION_FAIL", "capture_end:1", 1);
+        generate_ahead(&s, stream[way]);
+        unsetenv("MX_EMULATION_FAIL");
+        assert_int_equal(warnings, way);
+        assert_int_equal(gpu(&s)->graphs, !way);
+        stepper_close(&s);
+    }
+    mx_log_set_sink(NULL, NULL);
+    for (int q = 0; q < STREAMS; q++)
+        assert_memory_equal(stream[0][q].logprob, stream[1][q].logprob, sizeof stream[0][q].logprob);
+    model_close(&m);
+}
+
+/* A page that cannot be read or written is told, and so is a graph that cannot be launched. */
+static void test_failures(void **state) {
+    static const char *const fails[] = {"copy:1", "stream_wait:1", "graph_launch:1"};
+    (void)state;
+    model m;
+    model_open(&m, "base");
+    for (int i = 0; i < 5; i++) {
+        stepper s;
+        mx_error error = {0};
+        mx_status status;
+        stepper_open(&s, &m, 1, PROMPT, (wishes){0});
+        uint8_t *page = calloc(1, (size_t)s.backend->ops->page_bytes(s.backend));
+        assert_non_null(page);
+        const mx_row row = {1, 0, 0, true};
+        const mx_batch batch = {.row = &row, .rows = 1, .sequence = s.view, .sequences = 1};
+        setenv("MX_EMULATION_FAIL", fails[i / 2], 1);
+        if (i == 4)
+            status = s.backend->ops->step(s.backend, &batch, &error);
+        else
+            status = (i % 2 ? s.backend->ops->page_write(s.backend, 0, page, &error)
+                            : s.backend->ops->page_read(s.backend, 0, page, &error));
+        unsetenv("MX_EMULATION_FAIL");
+        assert_int_equal(status, MX_NO_MEMORY);
+        assert_non_null(strstr(error.text, "the emulated GPU fails"));
+        assert_int_equal(s.backend->ops->page_read(s.backend, 0, page, NULL), MX_NO_MEMORY); /* from then on */
+        free(page);
+        stepper_close(&s);
+    }
     model_close(&m);
 }
 
 int main(void) {
     if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),         cmocka_unit_test(test_wrong_draws),
-        cmocka_unit_test(test_many_draws),    cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
-        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_wrong_batches), cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),
+        cmocka_unit_test(test_wrong_draws),   cmocka_unit_test(test_many_draws),
+        cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
+        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),
+        cmocka_unit_test(test_pages),         cmocka_unit_test(test_wrong_batches),
+        cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_lost),          cmocka_unit_test(test_no_graph),
+        cmocka_unit_test(test_failures),      cmocka_unit_test(test_read_beside_a_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
