@@ -23,8 +23,8 @@
  * MX_EMULATION_MMA=truncate they are what M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA
  * tensor cores", PeerJ Computer Science 7:e330 (2021) found of an A100: c and 8 products (then again with the other 8)
  * are aligned to the largest exponent among them, a product's being the sum of its factors', and cut after 24 bits
- * behind the point, one more than fp32 has; their sum is exact, and is cut to fp32. Later GPUs keep more bits
- * (F. Khattak, M. Mikaitis, "Accurate models of NVIDIA tensor cores", arXiv 2512.07004).
+ * behind the point, one more than fp32 has; their sum is exact, and is cut to fp32. Later GPUs, which F. Khattak and
+ * M. Mikaitis, "Accurate models of NVIDIA tensor cores", arXiv 2512.07004 (2025) describe, are not modelled.
  *
  * Not seen, and left to compute-sanitizer's racecheck and synccheck on a GPU:
  * - Shared memory that one lane writes and another reads with only a ballot, a shuffle or an mma between them. These
