@@ -15,7 +15,7 @@ static mx_cuda_backend *gpu(const stepper *s) {
 /* ---- running ahead ----------------------------------------------------------------------------------------------- */
 
 /* Streams, each with a prompt of its own, that draw by different rules. */
-enum { STREAMS = 3, TOKENS = 8, PROMPT = 20 };
+enum { STREAMS = 3, TOKENS = 6, PROMPT = 20 };
 
 static int32_t prompt_token(const model *m, int stream, int position) {
     return (int32_t)((stream * 37 + position * 11 + 5) % m->weights->config.vocab);
@@ -136,7 +136,7 @@ static void test_ahead(void **state) {
         stepper s;
         static struct stream stream[4][STREAMS];
         model_open(&m, checkpoints[c]);
-        for (int way = 0; way < 4; way++) {
+        for (int way = 0; way < 4; way += c ? 3 : 1) { /* the second: plainly with graphs, ahead without */
             memset(stream[way], 0, sizeof stream[way]);
             stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){.no_graphs = way % 2});
             (way / 2 ? generate_ahead : generate_plainly)(&s, stream[way]);

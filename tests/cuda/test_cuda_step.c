@@ -226,10 +226,11 @@ static void test_parts(void **state) {
 
 /* ---- the table of tests ------------------------------------------------------------------------------------------ */
 
-/* test_cuda_step [brief|full] */
+/* test_cuda_step [brief|full [TEST]] */
 int main(int argc, char **argv) {
     if (no_device()) return SKIPPED;
     if (argc > 1) mode = strcmp(argv[1], "full") ? BRIEF : FULL;
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         {"goldens of base", test_goldens, NULL, NULL, "base"},
         {"goldens of mqa", test_goldens, NULL, NULL, "mqa"},
