@@ -122,8 +122,10 @@ MX_DEVICE uint32_t mx_pack_bf16(float low, float high) {
     return v;
 }
 MX_DEVICE float mx_clamp_f16(float v) { /* to +-65504; NaN stays NaN */
-    asm("max.NaN.f32 %0, %0, %1;\n\tmin.NaN.f32 %0, %0, %2;" : "+f"(v) : "f"(-65504.0f), "f"(65504.0f));
-    return v;
+    float above, within;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(above) : "f"(v), "f"(-65504.0f));
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(within) : "f"(above), "f"(65504.0f));
+    return within;
 }
 MX_DEVICE uint32_t mx_pack_f16(float low, float high) {
     uint32_t v;
