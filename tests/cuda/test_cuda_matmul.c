@@ -890,7 +890,7 @@ static void test_grouped_formats(void **state) {
         const int kind = i % KINDS, y_terms = i / KINDS;
         mx_emulation_set_order((mx_emulation_order)(i % MX_EMULATION_ORDERS));
         check_grouped(kinds[kind].format, kinds[kind].wide, y_terms, 1 + i % 3, 8 << (i + y_terms) % 5,
-                      (kernel)((i + i / KINDS) % 2), 300 + i);
+                      (kernel)((kind + y_terms) % 2), 300 + i);
     }
 }
 
