@@ -396,6 +396,7 @@ mx_status mx_cuda_backend_create(mx_cuda_weights *w, const mx_backend_options *o
         status = mx_fail(error, MX_INVALID_ARGUMENT, "backend: %lld pages: expected 1 to %d", (long long)options->pages,
                          INT32_MAX);
     if (!status) status = read_environment(b, error);
+    if (!status) status = mx_cuda_matmul_choose(error);
     if (!status) status = mx_gpu_use(w->device, error);
     if (!status) status = allocate(b, error);
     if (!status && b->profiled) status = mx_cuda_profile_create(b, error);

@@ -56,6 +56,8 @@ int mx_print_commands(const mx_command *const *commands) {
            "  MXRUN_CUDA_OVERLAP  1: kernels begin while those before them end (from 9.0 on; untried)\n"
            "  MXRUN_CUDA_PROFILE 1: where the time of a GPU's steps goes, as a table at the end; it runs\n"
            "              more slowly meanwhile\n"
+           "  MXRUN_CUDA_ROWS    few, many: multiply on a GPU with the kernels for so many rows alone\n"
+           "              (the results are the same), for debugging\n"
            "  MXRUN_LOG   Say this and what is worse: debug, info (default), warning, error\n"
            "  MXRUN_DATA  Folder that holds \"stories\" and models.txt, where they are not beside the\n"
            "              program\n"

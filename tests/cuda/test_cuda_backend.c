@@ -587,6 +587,11 @@ static void test_wrong_options(void **state) {
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);
     assert_string_equal(error.text, "MXRUN_CUDA_GRAPHS=no: expected 0 (off) or 1 (on)");
     unsetenv("MXRUN_CUDA_GRAPHS");
+    setenv("MXRUN_CUDA_ROWS", "most", 1);
+    assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);
+    assert_string_equal(error.text,
+                        "MXRUN_CUDA_ROWS=most: expected few or many (rows that products are made for), or nothing");
+    unsetenv("MXRUN_CUDA_ROWS");
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_OK);
     mx_precisions precision = mx_cuda_backend_precision(b); /* the default */
     char name[MX_PRECISION_NAME];

@@ -131,6 +131,30 @@ static void test_cuts(void **state) {
     }
 }
 
+/* Few rows choose the kernels for few; those for many, which long prompts get, make the same bits. */
+static void test_kernels_of_many(void **state) {
+    static const char *const kernels[] = {"few", "many"};
+    (void)state;
+    model m;
+    golden_case g;
+    stepper s;
+    float *logits[2];
+    model_open(&m, "base");
+    model_golden(&m, "t17", &g);
+    for (int i = 0; i < 2; i++) {
+        logits[i] = logits_for(&m, &g);
+        setenv("MXRUN_CUDA_ROWS", kernels[i], 1);
+        stepper_open(&s, &m, 1, g.count, (wishes){0});
+        stepper_golden(&s, &g, 16, logits[i], NULL); /* a prompt, and a graph of one row */
+        stepper_close(&s);
+    }
+    unsetenv("MXRUN_CUDA_ROWS");
+    assert_memory_equal(logits[0], logits[1],
+                        (size_t)g.row_count * (size_t)m.weights->config.vocab * sizeof *logits[0]);
+    for (int i = 0; i < 2; i++) free(logits[i]);
+    model_close(&m);
+}
+
 /* A mix of prompts and single tokens, and what each of its sequences is alone. */
 enum { SEQUENCES = 5, LENGTH = 90 };
 
@@ -237,6 +261,7 @@ int main(int argc, char **argv) {
         {"goldens of top1", test_goldens, NULL, NULL, "top1"},
         {"goldens of stories", test_goldens, NULL, NULL, "stories"},
         cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_kernels_of_many),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_parts),
     };

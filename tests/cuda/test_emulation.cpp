@@ -279,6 +279,8 @@ static void test_numbers(void **) {
         if (fabs(high) < 3.38e38) assert_int_equal(product >> 16, nearest(high, false));
     }
     assert_int_equal(mx_pack_f16(1e9f, -INFINITY), 0xfbff7bffu);
+    assert_int_equal(mx_pack_f16(NAN, 1.0f), 0x3c007fffu);
+    assert_int_equal(mx_pack_f16(-65520.0f, -NAN), 0x7ffffbffu);
     assert_true(mx_exp2(-126) == 0x1p-126f && mx_exp2(-127) == 0 && mx_exp2(3) == 8);
 }
 

@@ -260,7 +260,7 @@ static inline uint32_t mx_emulated_to_bf16(float v) {
     const uint32_t bits = mx_bits(v);
     return v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
-uint32_t mx_emulated_to_f16(float v); /* to nearest even; beyond 65504, as device.cuh says, 65504; NaN: -65504 */
+uint32_t mx_emulated_to_f16(float v); /* to nearest even; beyond 65504, as device.cuh says, 65504; NaN: 0x7fff */
 float mx_emulated_from_f16(uint32_t half);
 
 static inline uint32_t mx_pack_bf16(float low, float high) {

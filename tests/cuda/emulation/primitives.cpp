@@ -18,7 +18,8 @@ uint32_t mx_emulated_ballot(const char *what, bool v) {
 }
 
 uint32_t mx_emulated_to_f16(float v) {
-    v = fminf(fmaxf(v, -65504.0f), 65504.0f); /* NaN: fmaxf takes the other */
+    if (v != v) return 0x7fffu;
+    v = fminf(fmaxf(v, -65504.0f), 65504.0f);
     const uint32_t bits = mx_bits(v), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
     if (size < 0x38800000u) { /* below 2^-14: multiples of 2^-24, the sum's last bit */
         const float sum = mx_float(size) + 0.5f;
