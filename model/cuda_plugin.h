@@ -54,8 +54,9 @@ typedef struct mx_cuda_rates { /* what the device can do at most, now, by the in
 
 typedef struct mx_cuda_plugin {
     int abi;
-    mx_status (*count)(int *out, mx_error *error); /* of devices; why there is none */
-    mx_status (*info)(int device, mx_gpu_info *out, mx_error *error);
+    const char *numerics; /* MX_NUMERICS of its build: mxrun and its plugin are of one source, compiled alike */
+    mx_status (*count)(int *out, mx_error *error);                    /* of devices; why there is none */
+    mx_status (*info)(int device, mx_gpu_info *out, mx_error *error); /* mx_gpu_get_info */
     /* MX_UNSUPPORTED, by layer and name, where the model has something that there are no kernels for. `w` needs no
      * tensors in memory: configuration, formats and shapes count. options->pages does not matter. */
     mx_status (*memory)(const mx_weights *w, const mx_backend_options *options, mx_cuda_memory *out, mx_error *error);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "model/numerics.h"
 
 static const char *const FILE_NAME = "libmxrun_cuda.so";
 enum { PATH_ROOM = 4200 };
@@ -32,6 +33,7 @@ static struct {
     pthread_once_t once;
     const mx_cuda_plugin *plugin;
     mx_error error; /* why there is none */
+    bool absent;    /* there is no such file where it may lie: mxrun without CUDA, and nobody asked for another */
 } found = {.once = PTHREAD_ONCE_INIT};
 
 static void log_line(void *user, mx_log_level level, const char *line) {
@@ -59,12 +61,15 @@ static bool try_plugin(const char *path, bool must) {
     memcpy(&open, &address, sizeof address);
     const mx_cuda_host host = {.abi = MX_CUDA_ABI, .log = log_line, .level = log_level()};
     const mx_cuda_plugin *plugin = open ? open(&host) : NULL;
-    if (plugin && plugin->abi == MX_CUDA_ABI) {
+    const bool known = plugin && plugin->abi == MX_CUDA_ABI;
+    if (known && !strcmp(plugin->numerics, MX_NUMERICS)) {
         found.plugin = plugin; /* the library stays open: its code is used until the end */
         return true;
     }
     mx_fail(&found.error, MX_UNSUPPORTED, "%s %s: install the one that came with this mxrun", path,
-            open ? "is of another version than this mxrun" : "is not a plugin of mxrun");
+            known  ? "is of another build than this mxrun"
+            : open ? "is of another version than this mxrun"
+                   : "is not a plugin of mxrun");
     dlclose(library);
     return true;
 }
@@ -88,6 +93,7 @@ static void find_plugin(void) {
     }
     snprintf(path, sizeof path, "%s/%s", MX_PLUGIN_FOLDER, FILE_NAME);
     if (try_plugin(path, false)) return;
+    found.absent = true;
     mx_fail(&found.error, MX_UNSUPPORTED,
             "%s is neither beside the program nor in %s: this mxrun was built or installed without CUDA (README has "
             "how to build it; MXRUN_CUDA_PLUGIN names one that lies elsewhere)",
@@ -108,13 +114,52 @@ bool mx_device_any(void) {
     return !mx_cuda_plugin_find(&plugin, NULL) && !plugin->count(&count, NULL) && count > 0;
 }
 
+static pthread_once_t told = PTHREAD_ONCE_INIT;
+
+/* A plugin that came with a package to a machine without NVIDIA's driver is no news. */
+static void tell_why_none(void) {
+    static const char *const signs[] = {"/dev/nvidiactl", "/dev/dxg"};
+    const mx_cuda_plugin *plugin;
+    mx_error why = {0};
+    int count = 0;
+    const char *asked = getenv("MXRUN_CUDA_PLUGIN");
+    bool news = asked && *asked;
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) news |= !access(signs[i], F_OK);
+    mx_status status = mx_cuda_plugin_find(&plugin, &why);
+    if (status && found.absent) return;
+    if (!status) status = plugin->count(&count, &why);
+    if (status) mx_log(news ? MX_LOG_INFO : MX_LOG_DEBUG, "no GPU is used: %s", why.text);
+}
+
+bool mx_device_wanted(const mx_device_choice *choice) {
+    if (!choice->automatic) return choice->cuda;
+    if (mx_device_any()) return true;
+    pthread_once(&told, tell_why_none);
+    return false;
+}
+
 /* ---- choosing ---------------------------------------------------------------------------------------------------- */
 
 enum { LEAST_POSITIONS = 1024 }; /* of keys and values, without which a model is of little use */
 
 static uint64_t needed(const mx_config *c, const mx_cuda_memory *m) {
     const uint64_t tiles = (LEAST_POSITIONS < c->max_positions ? LEAST_POSITIONS : c->max_positions) / MX_TILE + 1;
-    return m->weights + m->scratch + (uint64_t)c->layers * tiles * m->page;
+    return m->weights + m->scratch + MX_CUDA_RESERVE + (uint64_t)c->layers * tiles * m->page;
+}
+
+static uint64_t less(uint64_t a, uint64_t b) {
+    return a > b ? a - b : 0;
+}
+
+uint64_t mx_device_room(const mx_device *d, const mx_cuda_memory *m) {
+    return less(d->budget, m->weights + m->scratch + MX_CUDA_RESERVE);
+}
+
+void mx_device_tell(const mx_device *d, uint64_t free_now, const mx_cuda_memory *m, uint64_t kv, const char *of) {
+    mx_log(MX_LOG_INFO,
+           "%s (cuda:%d): weights %.2f GB, KV %.2f GB for %s, scratch %.2f GB, CUDA's own %.2f GB, free %.2f GB",
+           d->info.name, d->index, (double)m->weights / 1e9, (double)kv / 1e9, of, (double)m->scratch / 1e9,
+           (double)MX_CUDA_RESERVE / 1e9, (double)less(free_now, m->weights + m->scratch + kv + MX_CUDA_RESERVE) / 1e9);
 }
 
 /* Device `index` of the plugin, whether or not the model fits. */
@@ -127,11 +172,11 @@ static mx_status look_at(const mx_cuda_plugin *plugin, int index, uint64_t most,
 
 static mx_status refuse(const mx_device *d, const mx_cuda_memory *m, uint64_t wanted, uint64_t most, mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY,
-                   "%s (cuda:%d) does not hold this model: weights %.2f GB, scratch %.2f GB and keys and values of "
-                   "%d tokens are %.2f GB, %s %.2f GB",
-                   d->info.name, d->index, (double)m->weights / 1e9, (double)m->scratch / 1e9, (int)LEAST_POSITIONS,
-                   (double)wanted / 1e9, most && most < d->info.memory_free ? "--gpu-memory allows" : "free are",
-                   (double)d->budget / 1e9);
+                   "%s (cuda:%d) does not hold this model: weights %.2f GB, scratch %.2f GB, CUDA's own %.2f GB and "
+                   "keys and values of %d tokens are %.2f GB, %s %.2f GB",
+                   d->info.name, d->index, (double)m->weights / 1e9, (double)m->scratch / 1e9,
+                   (double)MX_CUDA_RESERVE / 1e9, (int)LEAST_POSITIONS, (double)wanted / 1e9,
+                   most && most < d->info.memory_free ? "--gpu-memory allows" : "free are", (double)d->budget / 1e9);
 }
 
 /* The device with most memory to spare, or the one that was asked for. */
@@ -143,16 +188,21 @@ static mx_status find_device(const mx_cuda_plugin *plugin, const mx_device_choic
         status = mx_fail(error, MX_UNSUPPORTED, "cuda:%d: this machine has %d GPU%s that CUDA can use",
                          choice->index < 0 ? 0 : choice->index, count, count == 1 ? "" : "s");
     bool any = false;
+    mx_error first = {0};
     for (int i = 0; i < count && !status; i++) {
         mx_device d;
         if (choice->index >= 0 && i != choice->index) continue;
-        const mx_status looked = look_at(plugin, i, most, &d, error);
-        if (looked && choice->index >= 0) return looked;
+        mx_error why = {0};
+        const mx_status looked = look_at(plugin, i, most, &d, &why);
+        if (looked) mx_fail_within(&why, looked, "cuda:%d", i);
+        if (looked && !first.status) first = why;
         if (looked || (any && d.budget <= out->budget)) continue;
         *out = d;
         any = true;
     }
-    return status || any ? status : mx_fail(error, MX_UNSUPPORTED, "none of this machine's GPUs can be used");
+    if (status || any) return status;
+    if (error) *error = first;
+    return first.status;
 }
 
 static mx_status open_cuda(const mx_device_choice *choice, uint64_t most, const mx_weights *w,
@@ -175,6 +225,7 @@ mx_status mx_device_open(const mx_device_choice *choice, uint64_t most, const mx
     if (!choice->automatic && !choice->cuda) return MX_OK;
     if (choice->automatic && !mx_device_any()) return MX_OK;
     mx_status status = open_cuda(choice, most, w, options, out, &reason);
+    out->automatic = choice->automatic;
     if (!status) return MX_OK;
     *out = (mx_device){0};
     if (!choice->automatic) {
@@ -183,6 +234,14 @@ mx_status mx_device_open(const mx_device_choice *choice, uint64_t most, const mx
     }
     snprintf(why, 300, "%.299s", reason.text);
     return MX_OK;
+}
+
+bool mx_device_fall_back(mx_device *d, mx_status status, const mx_error *why) {
+    if (!d->plugin || !d->automatic) return false;
+    if (status != MX_UNSUPPORTED && status != MX_NO_MEMORY && status != MX_INVALID_STATE) return false;
+    mx_device_close(d);
+    mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why->text);
+    return true;
 }
 
 /* ---- using ------------------------------------------------------------------------------------------------------- */

@@ -7,6 +7,8 @@
 
 #include "base/numa_choice.h"
 
+struct mx_engine_options;
+
 /* How a model's bytes come into memory. A header of its own, for the public interface (engine/mxrun.h) has it in common
  * with model/.
  *
@@ -40,6 +42,9 @@ typedef struct mx_load_options {
      * "cpu". For a GPU the way is MX_LOAD_LAZY; the weights go there when the first engine is made, straight from the
      * files. */
     const char *device;
+    /* What the first engine will be made with (engine/mxrun.h), so that "auto" takes a GPU only where that has room
+     * beside the weights; NULL: all defaults. Read while the model is opened. */
+    const struct mx_engine_options *engine;
     uint64_t gpu_memory; /* bytes of the GPU's memory that may be taken; 0: what is free */
     bool told;           /* the user knows already that it may not fit into memory: no second warning */
     unsigned without;    /* for tests: what the kernel is taken not to have (MX_WITHOUT_..., load.h) */

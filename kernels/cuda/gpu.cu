@@ -104,8 +104,30 @@ static mx_status check_number(int device, mx_error *error) {
 
 static int attribute(cudaDeviceAttr which, int device) {
     int value = 0;
-    return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+    if (cudaDeviceGetAttribute(&value, which, device) == cudaSuccess) return value;
+    cudaGetLastError();
+    return 0;
 }
+
+/* Are there kernels for the thread's device, which is `device`? */
+static mx_status find_kernels(int device, mx_error *error) {
+    cudaFuncAttributes unused;
+    const cudaError_t e = cudaFuncGetAttributes(&unused, probe);
+    if (e != cudaErrorNoKernelImageForDevice && e != cudaErrorInvalidDeviceFunction &&
+        e != cudaErrorUnsupportedPtxVersion)
+        return result(e, "looking for its kernels", error);
+    cudaGetLastError();
+    const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+    const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+    return mx_fail(error, MX_UNSUPPORTED, "GPU %d is sm_%d%d, and this plugin has kernels for %s alone: %s", device,
+                   major, minor, MX_CUDA_ARCH_NAMES,
+                   major < 8 ? "mxrun needs compute capability 8.0 or higher"
+                             : "build it with meson's -Dcuda-arch for that one");
+}
+
+/* What mx_gpu_use chose for this thread; -1: nothing yet, and then nobody may count on the runtime's own choice. To
+ * choose a device makes its context, half a GB on a GPU that nobody asked for. */
+static thread_local int in_use = -1;
 
 mx_status mx_gpu_get_info(int device, mx_gpu_info *out, mx_error *error) {
     *out = {};
@@ -120,38 +142,28 @@ mx_status mx_gpu_get_info(int device, mx_gpu_info *out, mx_error *error) {
     out->multiprocessors = p.multiProcessorCount;
     out->memory = p.totalGlobalMem;
     out->shared_most = (uint64_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    int before;
-    size_t free_now, all;
-    status = result(cudaGetDevice(&before), "asking for the device in use", error);
-    if (status == MX_OK) status = result(cudaSetDevice(device), "choosing it", error);
+    snprintf(out->compiler, sizeof out->compiler, "nvcc %d.%d.%d", __CUDACC_VER_MAJOR__, __CUDACC_VER_MINOR__,
+             __CUDACC_VER_BUILD__);
+    status = result(cudaSetDevice(device), "choosing it", error);
     if (status != MX_OK) return status;
+    size_t free_now, all;
     status = result(cudaMemGetInfo(&free_now, &all), "asking for its free memory", error);
     if (status == MX_OK) out->memory_free = free_now;
-    cudaSetDevice(before);
+    if (status == MX_OK) status = find_kernels(device, error);
+    if (in_use >= 0 && in_use != device && cudaSetDevice(in_use) != cudaSuccess) cudaGetLastError();
     return status;
 }
 
 mx_status mx_gpu_use(int device, mx_error *error) {
-    static thread_local int looked_at = -1; /* so that every step may ask: this is the answer of the last time */
     int now;
-    if (looked_at == device && cudaGetDevice(&now) == cudaSuccess && now == device) return MX_OK;
+    /* So that every step may ask: this is the answer of the last time. */
+    if (in_use == device && cudaGetDevice(&now) == cudaSuccess && now == device) return MX_OK;
     mx_status status = check_number(device, error);
     if (status == MX_OK) status = result(cudaSetDevice(device), "choosing it", error);
     if (status != MX_OK) return status;
-    cudaFuncAttributes unused;
-    const cudaError_t e = cudaFuncGetAttributes(&unused, probe);
-    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction ||
-        e == cudaErrorUnsupportedPtxVersion) {
-        cudaGetLastError();
-        const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-        const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
-        return mx_fail(error, MX_UNSUPPORTED, "GPU %d is sm_%d%d, and this plugin has kernels for %s alone: %s", device,
-                       major, minor, MX_CUDA_ARCH_NAMES,
-                       major < 8 ? "mxrun needs compute capability 8.0 or higher"
-                                 : "build it with meson's -Dcuda-arch for that one");
-    }
-    if (e == cudaSuccess) looked_at = device;
-    return result(e, "looking for its kernels", error);
+    status = find_kernels(device, error);
+    if (status == MX_OK) in_use = device;
+    return status;
 }
 
 /* ---- memory -------------------------------------------------------------------------------------------------------

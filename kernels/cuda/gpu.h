@@ -28,10 +28,13 @@ typedef struct mx_gpu_info {
     int multiprocessors;
     uint64_t memory, memory_free; /* bytes, the latter now */
     uint64_t shared_most;         /* bytes of shared memory that one block may have */
+    char compiler[24];            /* of the kernels: "nvcc 13.0.88"; "": not known */
 } mx_gpu_info;
 
 /* MX_UNSUPPORTED with the reason (no driver, an old one) where none can be used. */
 mx_status mx_gpu_count(int *out, mx_error *error);
+/* MX_UNSUPPORTED with *out filled in: the kernels were not built for it. The thread's device stays what mx_gpu_use made
+ * it; no other device is touched. */
 mx_status mx_gpu_get_info(int device, mx_gpu_info *out, mx_error *error);
 /* The device of the calling thread from now on. MX_UNSUPPORTED: the kernels were not built for it. */
 mx_status mx_gpu_use(int device, mx_error *error);

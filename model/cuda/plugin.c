@@ -1,5 +1,6 @@
 /* The one symbol that the plugin exports, and the table behind it (model/cuda_plugin.h). */
 #include "model/cuda/cuda_private.h"
+#include "model/numerics.h"
 
 static mx_status memory(const mx_weights *w, const mx_backend_options *options, mx_cuda_memory *out, mx_error *error) {
     *out = (mx_cuda_memory){.page = (uint64_t)mx_page_bytes(&w->config, options->kv_format)};
@@ -15,6 +16,7 @@ static mx_status create(mx_cuda_weights *w, const mx_backend_options *options, m
 
 const mx_cuda_plugin *mx_cuda_plugin_open(const mx_cuda_host *host) {
     static const mx_cuda_plugin plugin = {.abi = MX_CUDA_ABI,
+                                          .numerics = MX_NUMERICS,
                                           .count = mx_gpu_count,
                                           .info = mx_gpu_get_info,
                                           .memory = memory,

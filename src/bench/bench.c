@@ -230,29 +230,42 @@ static mx_batch prompt_batch(runner *r, int test, int from) {
 
 /* ---- what the machine can do now --------------------------------------------------------------------------------- */
 
-static double gpu_rate(const runner *r, bool reading) {
+static mx_status gpu_rate(const runner *r, bool reading, double *out) {
     mx_cuda_rates rates = {0};
-    r->o->device->plugin->measure(r->o->device->weights, &rates, NULL);
-    return reading ? rates.read : rates.multiply;
+    const mx_status status = r->o->device->plugin->measure(r->o->device->weights, &rates, r->error);
+    *out = reading ? rates.read : rates.multiply;
+    return status;
 }
 
-static double sample_bandwidth(runner *r) {
-    const double rate = on_gpu(r) ? gpu_rate(r, true) : mx_bandwidth_sample(r->o->bandwidth, &r->ways, r->pool, SAMPLE);
-    if (r->samples < r->most_samples) r->sample[r->samples++] = rate;
-    return rate;
+static mx_status sample_bandwidth(runner *r, double *rate) {
+    if (on_gpu(r)) {
+        const mx_status status = gpu_rate(r, true, rate);
+        if (status) return status;
+    } else {
+        *rate = mx_bandwidth_sample(r->o->bandwidth, &r->ways, r->pool, SAMPLE);
+    }
+    if (r->samples < r->most_samples) r->sample[r->samples++] = *rate;
+    return MX_OK;
 }
 
 /* Something else on the machine makes a sample too low, nothing makes it too high: below the median of those so far it
  * does not count, or more than the floor would be reached. */
-static void sample_peaks(runner *r, int most) {
-    if (r->peaks == most) return;
+static mx_status sample_peaks(runner *r, int most) {
+    if (r->peaks == most) return MX_OK;
     r->peaks++;
     for (int i = 0; i < MX_PEAK_LOOPS; i++) {
         if (on_gpu(r) ? i != MX_PEAK_MMA : !mx_peak_here((mx_peak_loop)i)) continue;
-        const double rate = on_gpu(r) ? gpu_rate(r, false) : mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
+        double rate;
+        if (on_gpu(r)) {
+            const mx_status status = gpu_rate(r, false, &rate);
+            if (status) return status;
+        } else {
+            rate = mx_peak_pool(r->pool, (mx_peak_loop)i, PEAK_RUNS);
+        }
         r->peak[i][r->peaks - 1] = rate;
         r->now.of[i] = fmax(rate, mx_median(r->peak[i], r->peaks));
     }
+    return MX_OK;
 }
 
 /* Puts a window on record. `cost` is that of all its tokens. */
@@ -291,7 +304,9 @@ static mx_status decode(runner *r, int test, double before) {
         status = finish(r, &seconds);
         if (status) return status;
         to->joules += joules(r) - from;
-        const double after = sample_bandwidth(r);
+        double after;
+        status = sample_bandwidth(r, &after);
+        if (status) return status;
         keep(r, to, &cost, (double)(i - first) * t->streams, seconds, before, after);
         before = after;
         advance(r, share * (i - first));
@@ -329,7 +344,9 @@ static mx_status prompt(runner *r, int test, double before) {
     mx_status status = finish(r, &seconds);
     if (status) return status;
     to->joules += joules(r) - energy;
-    const double after = sample_bandwidth(r);
+    double after;
+    status = sample_bandwidth(r, &after);
+    if (status) return status;
     keep(r, to, &to->cost, t->tokens, seconds, before, after);
     return MX_OK;
 }
@@ -338,9 +355,10 @@ static mx_status repetition(runner *r) {
     const int most_peaks = r->o->repetitions * r->o->tests;
     for (int i = 0; i < r->o->tests && !stopped(r); i++) {
         if (r->o->progress) mx_progress_label(r->o->progress, r->o->test[i].prompt ? "prompt" : "decode");
-        sample_peaks(r, most_peaks);
-        const double before = sample_bandwidth(r);
-        mx_status status = r->o->test[i].prompt ? prompt(r, i, before) : decode(r, i, before);
+        double before;
+        mx_status status = sample_peaks(r, most_peaks);
+        if (!status) status = sample_bandwidth(r, &before);
+        if (!status) status = r->o->test[i].prompt ? prompt(r, i, before) : decode(r, i, before);
         if (status) return status;
     }
     return MX_OK;

@@ -44,7 +44,9 @@ static const struct poptOption options[] = {
     {"synthetic", 0, POPT_ARG_STRING, &given.synthetic, 0,
      "Random weights instead: gpt-oss-20b, gpt-oss-120b, or the path of a config.json", "NAME"},
     {"device", 'd', POPT_ARG_STRING, &given.device, 0,
-     "Where it runs: auto (default: a GPU that holds the model, else the CPU), cpu, cuda, or cuda:N", "WHERE"},
+     "Where it runs: auto (default: a GPU that holds model and tests, else the CPU; the CPU too where an option is the "
+     "CPU's: --threads, --load, --numa, --dense openblas, int8), cpu, cuda, or cuda:N",
+     "WHERE"},
     {"gpu-memory", 0, POPT_ARG_STRING, &given.gpu_memory, 0, "Of the GPU's memory at most so much: 20G", "SIZE"},
     {"layers", 0, POPT_ARG_STRING, &numbers[LAYERS].text, 0, "Only the first N layers of the synthetic model", "N"},
     {"seed", 0, POPT_ARG_STRING, &numbers[SEED].text, 0, "Of random weights, tokens, keys and values (default 1)", "N"},
@@ -72,7 +74,7 @@ static const struct poptOption options[] = {
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
-     "Rows of a prompt's step (default 512, as everywhere in mxrun)", "N"},
+     "Rows of a prompt's step (default 512, on a GPU 2048, as everywhere in mxrun)", "N"},
     {"repetitions", 'r', POPT_ARG_STRING, &numbers[REPETITIONS].text, 0,
      "How often each test runs, in turn with the others (default 3)", "N"},
     {"markdown", 0, POPT_ARG_NONE, &given.markdown, 0, "Tables in Markdown", NULL},
@@ -122,6 +124,7 @@ typedef struct plan {
     mx_numa numa;
     mx_device_choice on;
     uint64_t gpu_memory;
+    int batch; /* rows of a prompt's step, on the device that is taken */
     mx_precisions precision[MOST_IN_LIST];
     int precisions;
     mx_bench_test test[MOST_TESTS];
@@ -144,21 +147,20 @@ static bool read_precisions(const mx_command *self, plan *p) {
 }
 
 static bool read_device(const mx_command *self, plan *p) {
-    mx_error error;
-    if (mx_device_parse(given.device ? given.device : "auto", &p->on, &error)) {
-        mx_command_usage(self, "--device %s", error.text);
-        return false;
-    }
-    if (given.gpu_memory && !mx_size_check(self, "--gpu-memory", given.gpu_memory, &p->gpu_memory)) return false;
-    const char *const host[][2] = {
-        {"--threads", given.threads}, {"--load", given.load}, {"--numa", given.numa}, {"--dense", given.dense}};
-    for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
-        if (!host[i][1] || p->on.automatic || !p->on.cuda) continue;
-        mx_command_usage(self, "%s is about the CPU: it does not go with --device %s", host[i][0], given.device);
-        return false;
-    }
-    if (given.threads || given.dense) p->on.automatic = false; /* who names them means the CPU */
-    return true;
+    const mx_device_given device = {.device = given.device,
+                                    .gpu_memory = given.gpu_memory,
+                                    .load = given.load,
+                                    .numa = given.numa,
+                                    .dense = given.dense,
+                                    .threads = given.threads,
+                                    .precision = p->precision,
+                                    .precisions = p->precisions};
+    const char *name;
+    return mx_device_find(self, &device, &p->on, &name, &p->gpu_memory);
+}
+
+static int batch_of(bool gpu) {
+    return numbers[BATCH].text ? (int)numbers[BATCH].value : gpu ? MX_GPU_BATCH_TOKENS : ENGINE_BATCH;
 }
 
 /* Everything that can be said about the options before a model is opened. */
@@ -178,7 +180,6 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "--load is for models in files (-m)");
         return false;
     }
-    if (!read_device(self, p)) return false;
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
     if (given.quantize && !mx_quantize_find(self, given.quantize)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
@@ -190,11 +191,13 @@ static bool check_options(const mx_command *self, plan *p) {
         mx_command_usage(self, "--dense %s: expected own or openblas", given.dense);
         return false;
     }
+    if (!read_precisions(self, p) || !read_device(self, p)) return false;
+    p->batch = batch_of(false);
     p->kv = given.kv_type ? mx_kv_find(self, given.kv_type) : &mx_kv_names[0];
     return p->kv && read_list(self, "-p", given.prompts, 0, 1 << 24, &p->prompts) &&
            read_list(self, "--depth", given.depths, 0, 1 << 24, &p->depths) &&
            read_list(self, "--streams", given.streams, 1, MOST_STREAMS, &p->streams) &&
-           read_list(self, "--threads", given.threads, 1, MX_MOST_THREADS, &p->threads) && read_precisions(self, p);
+           read_list(self, "--threads", given.threads, 1, MX_MOST_THREADS, &p->threads);
 }
 
 /* ---- the tests --------------------------------------------------------------------------------------------------- */
@@ -249,7 +252,7 @@ static int most_streams(const plan *p) {
 /* `weights`: bytes that will be taken for them; mapped files take none. */
 static mx_status check_memory(const plan *p, const mx_config *c, double weights, mx_error *error) {
     const mx_weights shape = {.config = *c};
-    const int batch = (int)numbers[BATCH].value, streams = most_streams(p), runs = runs_of(p);
+    const int batch = p->batch, streams = most_streams(p), runs = runs_of(p);
     const mx_bench_options o = {
         .weights = &shape, .kv = p->kv->format, .batch = batch, .test = p->test, .tests = p->tests};
     const double kv = runs * (double)mx_bench_memory(&o), buffer = (double)mx_bandwidth_bytes(),
@@ -356,7 +359,7 @@ static mx_status measure_runs(bench *b, const mx_bench_run *run, int runs, mx_er
                                 .nvml = gpu && b->nvml.devices == 1 ? &b->nvml : NULL,
                                 .openblas = b->report.openblas,
                                 .kv = b->plan.kv->format,
-                                .batch = (int)numbers[BATCH].value,
+                                .batch = b->plan.batch,
                                 .test = b->plan.test,
                                 .tests = b->plan.tests,
                                 .repetitions = (int)numbers[REPETITIONS].value,
@@ -402,7 +405,7 @@ static bool warn_of_memory(const bench *b) {
     const plan *p = &b->plan;
     const mx_weights shape = {.config = b->config};
     const mx_bench_options o = {
-        .weights = &shape, .kv = p->kv->format, .batch = (int)numbers[BATCH].value, .test = p->test, .tests = p->tests};
+        .weights = &shape, .kv = p->kv->format, .batch = p->batch, .test = p->test, .tests = p->tests};
     if (given.synthetic || p->load == MX_LOAD_LAZY) return false;
     return mx_plan_warn(&(mx_plan_load){.path = b->folder,
                                         .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
@@ -416,59 +419,85 @@ static bool warn_of_memory(const bench *b) {
 
 static mx_bench_options shape_of(const bench *b) {
     const plan *p = &b->plan;
-    return (mx_bench_options){.weights = b->weights,
-                              .kv = p->kv->format,
-                              .batch = (int)numbers[BATCH].value,
-                              .test = p->test,
-                              .tests = p->tests};
+    return (mx_bench_options){
+        .weights = b->weights, .kv = p->kv->format, .batch = p->batch, .test = p->test, .tests = p->tests};
 }
 
-/* All runs have their keys and values there at once. */
-static mx_status check_gpu_memory(bench *b, const mx_backend_options *shape, mx_error *error) {
+/* What the backend of the k-th precision is asked for. `chosen`: by the user; else it is the GPU's default. */
+static mx_backend_options backend_of(const plan *p, bool chosen, int k) {
+    const int streams = most_streams(p);
+    return (mx_backend_options){.kv_format = p->kv->format,
+                                .max_rows = p->batch > streams ? p->batch : streams,
+                                .max_wanted = streams,
+                                .precision = chosen ? &p->precision[k] : NULL};
+}
+
+/* All runs have their scratch, keys and values there at once. */
+static mx_status check_gpu_memory(bench *b, bool chosen, mx_error *error) {
     const mx_bench_options o = shape_of(b);
-    mx_cuda_memory m;
-    mx_status status = b->device.plugin->memory(b->weights, shape, &m, error);
-    if (status) return status;
     const int runs = runs_of(&b->plan);
-    const double kv = runs * (double)mx_bench_memory(&o), scratch = runs * (double)m.scratch,
-                 sum = (double)m.weights + kv + scratch, room = (double)b->device.budget;
-    b->report.gpu_memory = sum;
-    if (sum <= room) return MX_OK;
+    mx_cuda_memory all = {0};
+    for (int k = 0; k < runs; k++) {
+        const mx_backend_options shape = backend_of(&b->plan, chosen, k);
+        mx_cuda_memory one;
+        mx_status status = b->device.plugin->memory(b->weights, &shape, &one, error);
+        if (status) return status;
+        all.weights = one.weights;
+        all.scratch += one.scratch;
+    }
+    const uint64_t kv = (uint64_t)runs * mx_bench_memory(&o);
+    const double own = (double)MX_CUDA_RESERVE;
+    b->report.gpu_memory = (double)(all.weights + all.scratch + kv);
+    mx_device_tell(&b->device, b->device.info.memory_free, &all, kv, "all tests");
+    if (kv <= mx_device_room(&b->device, &all)) return MX_OK;
     return mx_fail(error, MX_NO_MEMORY,
-                   "%s: %.1f GB are needed, %.1f GB are free: weights %.1f, keys and values %.1f, scratch %.1f; take "
-                   "less --depth or fewer --streams%s%s",
-                   b->device.info.name, sum / 1e9, room / 1e9, (double)m.weights / 1e9, kv / 1e9, scratch / 1e9,
+                   "%s: %.1f GB are needed, %.1f GB are free: weights %.1f, keys and values %.1f, scratch %.1f, CUDA's "
+                   "own %.1f; take less --depth or fewer --streams%s%s",
+                   b->device.info.name, (b->report.gpu_memory + own) / 1e9, (double)b->device.budget / 1e9,
+                   (double)all.weights / 1e9, (double)kv / 1e9, (double)all.scratch / 1e9, own / 1e9,
                    given.synthetic ? ", or fewer --layers" : "", runs > 1 ? ", or one --precision at a time" : "");
 }
 
-/* Weights on the GPU, straight from the files or made there. b->device.plugin stays NULL where the CPU is taken. */
-static mx_status open_gpu(bench *b, mx_pool *pool, mx_error *error) {
-    plan *p = &b->plan;
-    if (!p->on.cuda && !(p->on.automatic && mx_device_any())) return MX_OK;
-    const int batch = (int)numbers[BATCH].value, streams = most_streams(p);
-    const mx_backend_options shape = {
-        .kv_format = p->kv->format, .max_rows = batch > streams ? batch : streams, .max_wanted = streams};
-    const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = given.quantize != NULL};
+/* Weights on the GPU, straight from the files or made there. */
+static mx_status load_gpu(bench *b, bool chosen, mx_error *error) {
     mx_loading loading = {.label = given.synthetic ? "making weights" : NULL};
     const mx_cuda_load_options load = {.synthetic = given.synthetic != NULL,
                                        .seed = (uint64_t)numbers[SEED].value,
                                        .progress = mx_loading_shown,
                                        .user = &loading,
                                        .stop = &mx_interrupted};
+    mx_status status = check_gpu_memory(b, chosen, error);
+    if (!status) status = mx_device_load(&b->device, b->weights, load, error);
+    mx_loading_end(&loading);
+    b->report.load_seconds = b->device.loaded.seconds;
+    return status;
+}
+
+/* b->device.plugin stays NULL where the CPU is taken. `chosen`: the user named precisions. */
+static mx_status open_gpu(bench *b, bool chosen, mx_pool *pool, mx_error *error) {
+    plan *p = &b->plan;
+    if (!mx_device_wanted(&p->on)) return MX_OK;
+    p->batch = batch_of(true);
+    const mx_backend_options shape = backend_of(p, chosen, 0);
+    const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = given.quantize != NULL};
     char why[300] = "";
+    mx_error failed = {0};
     mx_status status = given.synthetic ? mx_synthetic_shape(&b->config, &b->weights, error)
                                        : mx_weights_load(b->folder, &lazy, pool, &b->weights, error);
     if (!status) status = mx_device_open(&p->on, p->gpu_memory, b->weights, &shape, &b->device, why, error);
     if (!status && b->device.plugin) {
-        status = check_gpu_memory(b, &shape, error);
-        if (!status) status = mx_device_load(&b->device, b->weights, load, error);
-        mx_loading_end(&loading);
-        b->report.load_seconds = b->device.loaded.seconds;
-        return status;
+        status = load_gpu(b, chosen, &failed);
+        if (!status) return MX_OK;
+        if (mx_device_fall_back(&b->device, status, &failed))
+            status = MX_OK;
+        else
+            *error = failed;
     }
     if (*why) mx_log(MX_LOG_WARNING, "the CPU is measured: %s", why);
+    p->batch = batch_of(false);
     mx_weights_close(b->weights);
     b->weights = NULL;
+    b->report.gpu_memory = 0;
     return status;
 }
 
@@ -499,7 +528,7 @@ static mx_status prepare(bench *b, mx_error *error) {
     if (status) return status;
     const bool precisions = b->plan.precisions > 0;
     if (!precisions) b->plan.precisions = 1;
-    status = open_gpu(b, pool, error);
+    status = open_gpu(b, precisions, pool, error);
     if (!precisions) b->plan.precision[0] = mx_device_default_precision(&b->device, kernels);
     if (!status && !b->device.plugin) status = open_cpu(b, pool, error);
     mx_pool_destroy(pool);

@@ -433,7 +433,7 @@ bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
     ok = ok && mx_bytes_addf(out, ",\"gpu_memory_bytes\":%.0f},", r->gpu_memory);
     ok = ok && json_machine(out, &r->run[0].machine);
     ok = ok && mx_bytes_addf(out, ",\"energy_counters\":{\"rapl\":%s,\"nvml_devices\":%d}",
-                             r->energy ? "true" : "false", r->gpus);
+                             r->energy && !*r->device ? "true" : "false", r->gpus);
     if (r->before) ok = ok && mx_bytes_addf(out, ",\"before_same_model\":%s", same_model(r) ? "true" : "false");
     ok = ok && mx_bytes_add_string(out, ",\"runs\":[");
     for (int i = 0; i < r->runs && ok; i++) {

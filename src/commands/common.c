@@ -53,6 +53,51 @@ bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out) {
     return false;
 }
 
+/* The first of the CPU's options that was given, "--load read"; "" where there is none. */
+static void cpu_option(const mx_device_given *g, char out[static 80]) {
+    const struct {
+        const char *option, *value;
+    } options[] = {{"--threads", g->threads},
+                   {"--load", g->load},
+                   {"--numa", g->numa},
+                   {"--dense", g->dense && strcmp(g->dense, "own") != 0 ? g->dense : NULL}};
+    *out = 0;
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].value && !*out) snprintf(out, 80, "%s %.40s", options[i].option, options[i].value);
+    for (int i = 0; i < g->precisions; i++) {
+        const mx_precision *of = g->precision[i].of;
+        if (!*out && (of[MX_CLASS_GATE_UP] == MX_X_INT8 || of[MX_CLASS_DOWN] == MX_X_INT8))
+            snprintf(out, 80, "--precision with int8");
+    }
+}
+
+bool mx_device_find(const mx_command *command, const mx_device_given *given, mx_device_choice *out, const char **name,
+                    uint64_t *gpu_memory) {
+    mx_error error;
+    char option[80];
+    *name = given->device ? given->device : "auto";
+    *gpu_memory = 0;
+    if (mx_device_parse(*name, out, &error)) {
+        mx_command_usage(command, "--device %s", error.text);
+        return false;
+    }
+    if (given->gpu_memory && !mx_size_check(command, "--gpu-memory", given->gpu_memory, gpu_memory)) return false;
+    cpu_option(given, option);
+    if (*option && out->cuda) {
+        mx_command_usage(command, "%s is about the CPU: it does not go with --device %s", option, *name);
+        return false;
+    }
+    if (*option && out->automatic) *out = (mx_device_choice){.index = -1};
+    if (out->automatic || out->cuda) return true;
+    if (given->gpu_memory) {
+        const bool named = given->device && !strcmp(given->device, "cpu");
+        mx_command_usage(command, "--gpu-memory and %s contradict each other", named ? "--device cpu" : option);
+        return false;
+    }
+    *name = "cpu";
+    return true;
+}
+
 void mx_loading_shown(void *loading, uint64_t done, uint64_t total) {
     mx_loading *l = loading;
     if (!l->started) mx_progress_start(&l->bar, l->label ? l->label : "loading", (double)total, true);

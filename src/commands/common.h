@@ -5,6 +5,7 @@
 #include "base/progress.h"
 #include "commands/command.h"
 #include "engine/mxrun.h"
+#include "model/device.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
 
@@ -29,6 +30,20 @@ bool mx_quantize_find(const mx_command *command, const char *name);
 
 /* What --numa names. false: the user has been told. */
 bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out);
+
+/* --device and what is for one kind of device only, as given; NULL: not given. */
+typedef struct mx_device_given {
+    const char *device, *gpu_memory;
+    const char *load, *numa, *dense, *threads; /* of the CPU; checked by themselves before. threads: where they are
+                                                  what is measured */
+    const mx_precisions *precision;            /* [precisions] */
+    int precisions;
+} mx_device_given;
+/* Where it is to run. One of the CPU's options makes the automatic choice the CPU and does not go with --device cuda;
+ * "openblas", and int8, are such, --dense own and other precisions are not. --gpu-memory does not go with the CPU.
+ * *name: what mx_load_options.device takes. false: the user has been told. */
+bool mx_device_find(const mx_command *command, const mx_device_given *given, mx_device_choice *out, const char **name,
+                    uint64_t *gpu_memory);
 
 /* A progress bar for mx_load_options: .progress = mx_loading_shown, .user = a mx_loading, zeroed but for the
  * label, ended with mx_loading_end. Of other things that are told in bytes, too. */

@@ -26,7 +26,8 @@ static struct {
     uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
     uint64_t cache_bytes; /* what prefix_cache_size says; 0: not given */
     uint64_t gpu_bytes;   /* what gpu_memory says; 0: not given */
-    mx_device_choice on;  /* what device names */
+    mx_device_choice on;  /* what device and the options that are the CPU's name */
+    const char *where;    /* the same for mx_load_options */
     mx_speculation speculation;
     mx_load_way way; /* what load names */
     mx_numa placed;  /* what numa names */
@@ -60,7 +61,10 @@ const struct poptOption mx_model_options[] = {
      "MODEL"},
     {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
     {"device", 'd', STRING, &given.device, 0,
-     "Where it runs: auto (default: a GPU that holds the model, else the CPU), cpu, cuda, or cuda:N", "WHERE"},
+     "Where it runs: auto (default: a GPU that has room for the model and for --ctx, else the CPU; the CPU too where "
+     "an "
+     "option is the CPU's: --load, --numa, --dense openblas, int8), cpu, cuda, or cuda:N",
+     "WHERE"},
     {"gpu-memory", '\0', STRING, &given.gpu_memory, 0,
      "Of the GPU's memory take at most so much: 20G (default: what is free)", "SIZE"},
     {"ctx", 'c', STRING, &numbers[CTX].text, 0, "Most tokens of prompt and answers together (default: what fits)", "N"},
@@ -73,10 +77,11 @@ const struct poptOption mx_model_options[] = {
     {"prefix-cache-size", '\0', STRING, &given.prefix_cache_size, 0,
      "It holds at most so much, what was used longest ago goes first: 512M, 4G (default 10 GB)", "SIZE"},
     {"batch-tokens", '\0', STRING, &numbers[BATCH_TOKENS].text, 0,
-     "Most tokens in one step, of all requests together (default 512)", "N"},
+     "Most tokens in one step, of all requests together (default 512, on a GPU 2048)", "N"},
     {"speculate", '\0', STRING, &given.speculate, 0,
-     "Guess what repeats itself and check it in one step, answers stay the same: auto (default: where it pays), off or "
-     "on",
+     "Guess what repeats itself and check it in one step, answers stay the same: auto (default: where it pays, on a "
+     "GPU "
+     "never), off, or on (which makes a GPU wait for each step)",
      "WHEN"},
     {"precision", '\0', STRING, &given.precision, 0,
      "Of activations in products: fp32, bf16x2, mixed, bf16 or int8 (default: see info)", "NAME"},
@@ -203,28 +208,6 @@ static bool check_settings(const mx_command *command, bool raw) {
     return true;
 }
 
-static bool check_device(const mx_command *command) {
-    mx_error error;
-    if (mx_device_parse(given.device ? given.device : "auto", &given.on, &error)) {
-        mx_command_usage(command, "--device %s", error.text);
-        return false;
-    }
-    if (given.gpu_memory && !mx_size_check(command, "--gpu-memory", given.gpu_memory, &given.gpu_bytes)) return false;
-    if (given.gpu_memory && !given.on.cuda && !given.on.automatic) {
-        mx_command_usage(command, "--gpu-memory and --device cpu contradict each other");
-        return false;
-    }
-    if (!given.on.cuda) return true;
-    const char *const host[][2] = {{"--load", given.load}, {"--numa", given.numa}, {"--dense", given.dense}};
-    for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
-        if (!host[i][1]) continue;
-        mx_command_usage(command, "%s is about the CPU's memory and kernels: it does not go with --device %s",
-                         host[i][0], given.device);
-        return false;
-    }
-    return true;
-}
-
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
     if (!given.model) {
@@ -247,7 +230,6 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         mx_command_usage(command, "--prefix-cache-size needs --prefix-cache FOLDER");
         return false;
     }
-    if (!check_device(command)) return false;
     if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
     if (given.quantize && !mx_quantize_find(command, given.quantize)) return false;
@@ -262,6 +244,14 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
         mx_command_usage(command, "--dense %s: expected own or openblas", given.dense);
         return false;
     }
+    const mx_device_given device = {.device = given.device,
+                                    .gpu_memory = given.gpu_memory,
+                                    .load = given.load,
+                                    .numa = given.numa,
+                                    .dense = given.dense,
+                                    .precision = &precision,
+                                    .precisions = given.precision != NULL};
+    if (!mx_device_find(command, &device, &given.on, &given.where, &given.gpu_bytes)) return false;
     for (int i = 0; i < length_of(given.logit_bias); i++) {
         if (parse_bias(given.logit_bias[i], &bias)) continue;
         mx_command_usage(command, "--logit-bias %s: expected ID=V with a token id and a number from -100 to 100",
@@ -370,23 +360,8 @@ static bool warn_of_memory(const mx_session *s) {
 
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
     int threads = (int)numbers[THREADS].value;
-    mx_loading loading = {0};
-    const mx_load_options load_options = {.threads = threads,
-                                          .way = given.way,
-                                          .numa = given.placed,
-                                          .quantize_experts = given.quantize != NULL,
-                                          .device = given.device ? given.device : "auto",
-                                          .gpu_memory = given.gpu_bytes,
-                                          .told = warn_of_memory(s),
-                                          .progress = mx_loading_shown,
-                                          .user = &loading};
-    mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
-    mx_loading_end(&loading);
-    if (status) return status;
-    if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
-        return mx_fail(error, MX_NO_MEMORY, "no memory");
-    }
     int32_t boundary[3];
+    mx_loading loading = {0};
     mx_engine_options engine_options = engine ? *engine : (mx_engine_options){0};
     engine_options.boundary = boundary;
     engine_options.boundary_count = message_ends(s->tokenizer, boundary);
@@ -400,6 +375,22 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     if (given.kv) engine_options.kv_type = given.kv->type;
     engine_options.precision = given.precision;
     engine_options.openblas = given.dense && !strcmp(given.dense, "openblas");
+    const mx_load_options load_options = {.threads = threads,
+                                          .way = given.way,
+                                          .numa = given.placed,
+                                          .quantize_experts = given.quantize != NULL,
+                                          .device = given.where,
+                                          .engine = &engine_options,
+                                          .gpu_memory = given.gpu_bytes,
+                                          .told = warn_of_memory(s),
+                                          .progress = mx_loading_shown,
+                                          .user = &loading};
+    mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
+    mx_loading_end(&loading);
+    if (status) return status;
+    if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
+        return mx_fail(error, MX_NO_MEMORY, "no memory");
+    }
     loading.started = false;
     engine_options.progress = mx_loading_shown;
     engine_options.progress_user = &loading;

@@ -26,7 +26,9 @@ typedef struct runner {
     mx_pool *pool;
     mx_weights *weights;
     mx_device device;
-    uint64_t gpu_memory; /* --gpu-memory */
+    uint64_t gpu_memory;  /* --gpu-memory */
+    mx_load_options load; /* for the weights' way to a GPU: who is told of progress */
+    char tier[24];        /* of what computes, once it is prepared */
     mx_backend *backend;
     int32_t *table; /* [layers, tiles]: page l * tiles + t */
     int64_t tiles;
@@ -52,9 +54,25 @@ static mx_status check_memory(const runner *r, uint64_t pages, uint64_t bytes, u
                    r->device.info.name);
 }
 
+/* Weights on the GPU, and a backend there. */
+static mx_status prepare_gpu(runner *r, const mx_backend_options *o, int64_t tokens, uint64_t bytes, mx_error *error) {
+    mx_cuda_memory memory;
+    char of[40];
+    mx_status status = r->device.plugin->memory(r->weights, o, &memory, error);
+    if (status) return status;
+    snprintf(of, sizeof of, "%lld tokens", (long long)tokens);
+    mx_device_tell(&r->device, r->device.info.memory_free, &memory, bytes, of);
+    status = check_memory(r, (uint64_t)o->pages, bytes, mx_device_room(&r->device, &memory), tokens, error);
+    const mx_cuda_load_options load = {.progress = r->load.progress, .user = r->load.user};
+    if (!status) status = mx_device_load(&r->device, r->weights, load, error);
+    mx_loading_end(r->load.user);
+    return status ? status : mx_device_backend(&r->device, r->weights, r->pool, o, &r->backend, error);
+}
+
 /* A backend for sequences of up to `tokens` tokens, `wanted` rows of logits in one step. */
 static mx_status runner_prepare(runner *r, mx_format kv, int64_t tokens, int64_t wanted, mx_error *error) {
     const mx_config *c = &r->weights->config;
+    const mx_kernels *kernels;
     r->tiles = (tokens + MX_TILE - 1) / MX_TILE;
     int64_t pages = c->layers * r->tiles;
     mx_backend_options options = {.kv_format = kv,
@@ -63,21 +81,27 @@ static mx_status runner_prepare(runner *r, mx_format kv, int64_t tokens, int64_t
                                   .precision = &r->precision,
                                   .max_wanted = (int)(wanted < r->chunk ? wanted : r->chunk)};
     const uint64_t bytes = (uint64_t)pages * (uint64_t)mx_page_bytes(c, kv);
-    uint64_t free_bytes = mx_memory_available();
-    mx_status status = MX_OK;
-    if (r->device.plugin) {
-        mx_cuda_memory memory;
-        status = r->device.plugin->memory(r->weights, &options, &memory, error);
-        const uint64_t beside = memory.weights + memory.scratch;
-        free_bytes = r->device.budget > beside ? r->device.budget - beside : 0;
-    }
-    if (!status) status = check_memory(r, (uint64_t)pages, bytes, free_bytes, tokens, error);
+    mx_status status = mx_kernels_get(NULL, &kernels, error);
     if (status) return status;
+    if (r->device.plugin) {
+        mx_error why = {0};
+        status = prepare_gpu(r, &options, tokens, bytes, &why);
+        if (status && !mx_device_fall_back(&r->device, status, &why)) {
+            *error = why;
+            return status;
+        }
+    }
+    if (!r->device.plugin) {
+        status = check_memory(r, (uint64_t)pages, bytes, mx_memory_available(), tokens, error);
+        if (!status) status = mx_device_backend(&r->device, r->weights, r->pool, &options, &r->backend, error);
+        if (status) return status;
+    }
+    mx_device_tier(&r->device, kernels, r->tier);
     r->table = malloc((size_t)pages * sizeof *r->table);
     r->row = calloc((size_t)r->chunk, sizeof *r->row);
     if (!r->table || !r->row) return mx_fail(error, MX_NO_MEMORY, "no memory for %lld pages", (long long)pages);
     for (int64_t i = 0; i < pages; i++) r->table[i] = (int32_t)i;
-    return mx_device_backend(&r->device, r->weights, r->pool, &options, &r->backend, error);
+    return MX_OK;
 }
 
 static void runner_clear(runner *r) {
@@ -540,21 +564,18 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
     return status;
 }
 
-/* The weights, on the GPU where they are computed with there. */
+/* The weights; for a GPU as they lie in the files, from where runner_prepare brings them there. */
 static mx_status open_model(runner *r, const char *folder, const mx_device_choice *choice, mx_load_options *load,
                             mx_format kv, mx_error *error) {
-    char why[300];
-    if (choice->cuda || (choice->automatic && mx_device_any())) {
+    char why[300] = "";
+    if (mx_device_wanted(choice)) {
         mx_load_options lazy = *load;
         lazy.way = MX_LOAD_LAZY;
         mx_status status = mx_weights_load(folder, &lazy, r->pool, &r->weights, error);
         const mx_backend_options shape = {
             .kv_format = kv, .max_rows = r->chunk, .max_wanted = r->chunk, .precision = &r->precision};
         if (!status) status = mx_device_open(choice, r->gpu_memory, r->weights, &shape, &r->device, why, error);
-        if (!status && r->device.plugin)
-            return mx_device_load(&r->device, r->weights,
-                                  (mx_cuda_load_options){.progress = load->progress, .user = load->user}, error);
-        if (status) return status;
+        if (status || r->device.plugin) return status;
         if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
         mx_weights_close(r->weights);
         r->weights = NULL;
@@ -574,7 +595,10 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "The model: a name (\"mxrun list\"), a path, or ORG/NAME of the hub", "MODEL"},
         {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         {"device", 'd', POPT_ARG_STRING, &option_device, 0,
-         "auto (default: a GPU that holds the model, else the CPU), cpu, cuda or cuda:N", "WHERE"},
+         "auto (default: a GPU that holds the model, else the CPU; the CPU too with --load, --numa or int8), cpu, cuda "
+         "or "
+         "cuda:N",
+         "WHERE"},
         {"gpu-memory", 0, POPT_ARG_STRING, &option_gpu_memory, 0, "Of the GPU's memory at most so much: 20G", "SIZE"},
         {"max-kl", 0, POPT_ARG_DOUBLE, &option_max_kl, 0, "Largest mean KL that passes (default 1e-5)", "X"},
         {"cases", 0, POPT_ARG_STRING, &option_cases, 0, "Only these cases of the golden", "NAME,..."},
@@ -591,10 +615,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         POPT_TABLEEND,
     };
     option_model = option_cases = NULL;
-    option_load = "map";
-    option_quantize = NULL;
-    option_numa = option_device = "auto";
-    option_gpu_memory = NULL;
+    option_load = option_numa = option_device = option_quantize = option_gpu_memory = NULL;
     option_kv = "f32";
     option_precision = "fp32";
     option_json = 0;
@@ -608,30 +629,32 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_load_options load = {.threads = (int)option_threads.value, .progress = mx_loading_shown, .user = &loading};
     load.quantize_experts = option_quantize != NULL;
     if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
-    if (!mx_load_find(self, option_load, &load.way) || !mx_numa_find(self, option_numa, &load.numa))
-        return MX_EXIT_USAGE;
+    if (option_load && !mx_load_find(self, option_load, &load.way)) return MX_EXIT_USAGE;
+    if (option_numa && !mx_numa_find(self, option_numa, &load.numa)) return MX_EXIT_USAGE;
     if (!(option_max_kl >= 0)) return mx_command_usage(self, "--max-kl: expected a number from 0");
     if (positional && positional[0] && positional[1]) return mx_command_usage(self, "more than one golden file");
 
     mx_error error = {0};
-    char folder[4096], tier[24];
-    runner r = {.chunk = (int)option_chunk.value};
+    char folder[4096];
+    const char *name;
+    runner r = {.chunk = (int)option_chunk.value, .load = load};
     mx_device_choice choice;
-    if (mx_device_parse(option_device, &choice, &error)) return mx_command_usage(self, "--device %s", error.text);
-    if (option_gpu_memory && !mx_size_check(self, "--gpu-memory", option_gpu_memory, &r.gpu_memory))
-        return MX_EXIT_USAGE;
     if (mx_precisions_parse(option_precision, &r.precision, &error))
         return mx_command_usage(self, "--precision: %s", error.text);
-    const mx_kernels *kernels = NULL;
+    const mx_device_given device = {.device = option_device,
+                                    .gpu_memory = option_gpu_memory,
+                                    .load = option_load,
+                                    .numa = option_numa,
+                                    .precision = &r.precision,
+                                    .precisions = 1};
+    if (!mx_device_find(self, &device, &choice, &name, &r.gpu_memory)) return MX_EXIT_USAGE;
     bool passed = false;
     mx_status status = mx_resolve_model(option_model, folder, sizeof folder, &error);
-    if (!status) status = mx_kernels_get(NULL, &kernels, &error);
     if (!status) status = mx_pool_create_on((int)option_threads.value, load.numa, &r.pool, &error);
     if (!status) status = open_model(&r, folder, &choice, &load, kv->format, &error);
     mx_loading_end(&loading);
     if (!status) {
-        mx_device_tier(&r.device, kernels, tier);
-        setting set = {tier, option_kv, option_precision, mx_pool_threads(r.pool), r.chunk};
+        setting set = {r.tier, option_kv, option_precision, mx_pool_threads(r.pool), r.chunk};
         status = positional && positional[0] ? verify_golden(&r, positional[0], kv->format, &set, &passed, &error)
                                              : verify_official(&r, folder, kv->format, &set, &passed, &error);
     }

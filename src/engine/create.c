@@ -34,68 +34,15 @@ struct mx_model {
     mx_numa numa;
     bool told; /* of what may not fit */
     mx_device device;
-    pthread_mutex_t loading; /* of the weights to a GPU, by the first engine */
+    pthread_mutex_t creating; /* of one engine at a time: the first loads the weights to a GPU, or goes to the CPU */
+    bool settled;             /* there was an engine: the device stays what it is */
 };
-
-/* Opens the weights where the device is a GPU, as it may be: read when they are used, by the GPU's loader. The CPU, or
- * no GPU that holds them: *out stays NULL. */
-static mx_status open_for_gpu(mx_model *model, const char *path, const mx_load_options *options, mx_pool *pool,
-                              mx_error *error) {
-    mx_device_choice choice;
-    char why[300];
-    mx_status status = mx_device_parse(options->device, &choice, error);
-    if (status) return mx_fail_within(error, status, "device");
-    if (!choice.cuda && !(choice.automatic && mx_device_any())) return MX_OK;
-    mx_load_options lazy = *options;
-    lazy.way = MX_LOAD_LAZY;
-    status = mx_weights_load(path, &lazy, pool, &model->weights, error);
-    if (status) return status;
-    const mx_backend_options shape = {
-        .kv_format = MX_F16, .max_rows = MX_GPU_BATCH_TOKENS, .max_wanted = RUNNING + SCORED};
-    status = mx_device_open(&choice, options->gpu_memory, model->weights, &shape, &model->device, why, error);
-    if (!status && model->device.plugin) return MX_OK;
-    if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
-    mx_weights_close(model->weights);
-    model->weights = NULL;
-    return status;
-}
-
-static mx_status open_weights(mx_model *model, const char *path, const mx_load_options *options, mx_error *error) {
-    mx_pool *pool;
-    mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
-    if (status) return status;
-    if (options && options->device && options->way != MX_LOAD_LOOK)
-        status = open_for_gpu(model, path, options, pool, error);
-    if (!status && !model->weights) status = mx_weights_load(path, options, pool, &model->weights, error);
-    mx_pool_destroy(pool);
-    return status;
-}
-
-mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
-    mx_model *model = calloc(1, sizeof *model);
-    if (!model) return mx_fail(error, MX_NO_MEMORY, "no memory for a model");
-    pthread_mutex_init(&model->loading, NULL);
-    mx_status status = open_weights(model, path, options, error);
-    if (status) {
-        mx_model_close(model);
-        return status;
-    }
-    const mx_checkpoint *checkpoint = model->weights->checkpoint;
-    for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
-        model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
-    model->numa = options ? options->numa : MX_NUMA_AUTO;
-    model->told = options && options->told;
-    if (!options || options->way != MX_LOAD_READ)
-        model->mapped_bytes = model->weight_bytes - mx_checkpoint_made(checkpoint);
-    *out = model;
-    return MX_OK;
-}
 
 void mx_model_close(mx_model *model) {
     if (!model) return;
     mx_device_close(&model->device);
     mx_weights_close(model->weights);
-    pthread_mutex_destroy(&model->loading);
+    pthread_mutex_destroy(&model->creating);
     free(model);
 }
 
@@ -182,6 +129,96 @@ static mx_status check_options(const mx_engine_options *o, mx_error *error) {
 
 static const mx_format formats[] = {[MX_KV_F16] = MX_F16, [MX_KV_F32] = MX_F32, [MX_KV_BF16] = MX_BF16};
 
+/* Steps and backend of an engine with options `o`. `precision`: in force, NULL: the backend's default. */
+static void shape_of(const mx_engine_options *o, bool gpu, const mx_precisions *precision, mx_engine_parts *parts,
+                     mx_backend_options *backend) {
+    parts->batch_tokens = o->batch_tokens ? o->batch_tokens : gpu ? MX_GPU_BATCH_TOKENS : BATCH_TOKENS;
+    parts->max_running = o->max_running ? o->max_running : RUNNING;
+    /* Every wanted row is a row: no step has more of them than tokens. */
+    parts->max_wanted = parts->max_running + SCORED;
+    if (parts->max_wanted > parts->batch_tokens) parts->max_wanted = parts->batch_tokens;
+    *backend = (mx_backend_options){.kv_format = formats[o->kv_type],
+                                    .max_rows = parts->batch_tokens,
+                                    .max_wanted = parts->max_wanted,
+                                    .precision = precision,
+                                    .openblas = o->openblas};
+}
+
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+
+/* Takes the device if the choice is one that holds the model and, chosen automatically, has room for the engine that
+ * options->engine describes. */
+static mx_status choose_gpu(mx_model *model, const mx_device_choice *choice, const mx_load_options *options,
+                            char why[static 300], mx_error *error) {
+    const mx_engine_options none = {0}, *o = options->engine ? options->engine : &none;
+    mx_precisions precision;
+    mx_engine_parts parts = {0};
+    mx_backend_options backend;
+    mx_error no_room = {0};
+    mx_status status = check_options(o, error);
+    if (!status && o->precision) status = mx_precisions_parse(o->precision, &precision, error);
+    if (status) return status;
+    shape_of(o, true, o->precision ? &precision : NULL, &parts, &backend);
+    status = mx_device_open(choice, options->gpu_memory, model->weights, &backend, &model->device, why, error);
+    if (status || !model->device.plugin || !choice->automatic) return status;
+    status = mx_gpu_plan(&model->device, model->weights, o, &backend, parts.batch_tokens, parts.max_running, false,
+                         &parts.plan, &no_room);
+    if (status) mx_device_fall_back(&model->device, status, &no_room); /* other errors come back with the engine */
+    return MX_OK;
+}
+
+/* Opens the weights where the device is a GPU, as it may be: read when they are used, by the GPU's loader. The CPU, or
+ * no GPU that holds them: *out stays NULL. */
+static mx_status open_for_gpu(mx_model *model, const char *path, const mx_load_options *options, mx_pool *pool,
+                              mx_error *error) {
+    mx_device_choice choice;
+    char why[300] = "";
+    mx_status status = mx_device_parse(options->device, &choice, error);
+    if (status) return mx_fail_within(error, status, "device");
+    if (!mx_device_wanted(&choice)) return MX_OK;
+    mx_load_options lazy = *options;
+    lazy.way = MX_LOAD_LAZY;
+    status = mx_weights_load(path, &lazy, pool, &model->weights, error);
+    if (status) return status;
+    status = choose_gpu(model, &choice, options, why, error);
+    if (!status && model->device.plugin) return MX_OK;
+    if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
+    mx_weights_close(model->weights);
+    model->weights = NULL;
+    return status;
+}
+
+static mx_status open_weights(mx_model *model, const char *path, const mx_load_options *options, mx_error *error) {
+    mx_pool *pool;
+    mx_status status = mx_pool_create(options ? options->threads : 0, &pool, error);
+    if (status) return status;
+    if (options && options->device && options->way != MX_LOAD_LOOK)
+        status = open_for_gpu(model, path, options, pool, error);
+    if (!status && !model->weights) status = mx_weights_load(path, options, pool, &model->weights, error);
+    mx_pool_destroy(pool);
+    return status;
+}
+
+mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
+    mx_model *model = calloc(1, sizeof *model);
+    if (!model) return mx_fail(error, MX_NO_MEMORY, "no memory for a model");
+    pthread_mutex_init(&model->creating, NULL);
+    mx_status status = open_weights(model, path, options, error);
+    if (status) {
+        mx_model_close(model);
+        return status;
+    }
+    const mx_checkpoint *checkpoint = model->weights->checkpoint;
+    for (int i = 0; i < mx_checkpoint_count(checkpoint); i++)
+        model->weight_bytes += mx_checkpoint_at(checkpoint, i)->bytes;
+    model->numa = options ? options->numa : MX_NUMA_AUTO;
+    model->told = options && options->told;
+    if (!options || options->way != MX_LOAD_READ)
+        model->mapped_bytes = model->weight_bytes - mx_checkpoint_made(checkpoint);
+    *out = model;
+    return MX_OK;
+}
+
 uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context) {
     const mx_config *config = mx_model_config(model);
     return (uint64_t)mx_kv_pages_needed(config, context, BATCH_TOKENS) * (uint64_t)mx_page_bytes(config, formats[type]);
@@ -191,7 +228,8 @@ uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context) {
 static mx_status open_store(const mx_model *model, const mx_engine_options *o, mx_engine_parts *parts,
                             mx_error *error) {
     if (!o->prefix_cache) return MX_OK;
-    char weights[MX_IDENTITY], identity[400];
+    char weights[MX_IDENTITY], identity[600], gpu[200] = "";
+    const mx_gpu_info *device = &model->device.info;
     const double start = mx_seconds();
     const mx_identity_options all = {.pool = parts->pool};
     mx_status status = mx_weights_identity(model->weights, &all, weights, error);
@@ -199,8 +237,9 @@ static mx_status open_store(const mx_model *model, const mx_engine_options *o, m
     const double seconds = mx_seconds() - start;
     mx_log(seconds > LONG ? MX_LOG_INFO : MX_LOG_DEBUG, "prefix cache: all %.1f GB of weights were hashed in %.1f s",
            (double)model->weight_bytes * 1e-9, seconds);
-    snprintf(identity, sizeof identity, "code %s, model %s, KV type %d, kernels %s, precision %s%s", MX_NUMERICS,
-             weights, (int)o->kv_type, parts->info.tier, parts->info.precision, o->openblas ? ", openblas" : "");
+    if (model->device.plugin) snprintf(gpu, sizeof gpu, ", %s, %s", device->compiler, device->name);
+    snprintf(identity, sizeof identity, "code %s, model %s, KV type %d, kernels %s, precision %s%s%s", MX_NUMERICS,
+             weights, (int)o->kv_type, parts->info.tier, parts->info.precision, o->openblas ? ", openblas" : "", gpu);
     const mx_prefix_store_options options = {.folder = o->prefix_cache,
                                              .most = o->prefix_cache_bytes ? o->prefix_cache_bytes : PREFIX_CACHE_BYTES,
                                              .config = parts->config,
@@ -235,7 +274,7 @@ static mx_status plan_backend(mx_model *model, const mx_engine_options *o, const
     const bool gpu = model->device.plugin != NULL;
     mx_status status;
     if (gpu) {
-        status = mx_gpu_plan(&model->device, model->weights, o, backend, parts->batch_tokens, parts->max_running,
+        status = mx_gpu_plan(&model->device, model->weights, o, backend, parts->batch_tokens, parts->max_running, true,
                              &parts->plan, error);
         backend->pages = parts->plan.pages;
     } else {
@@ -250,9 +289,7 @@ static mx_status plan_backend(mx_model *model, const mx_engine_options *o, const
 static mx_status make_backend(mx_model *model, const mx_engine_options *o, const mx_backend_options *backend,
                               mx_engine_parts *parts, mx_error *error) {
     const mx_cuda_load_options load = {.progress = o->progress, .user = o->progress_user, .stop = o->stop};
-    pthread_mutex_lock(&model->loading);
     mx_status status = mx_device_load(&model->device, model->weights, load, error);
-    pthread_mutex_unlock(&model->loading);
     if (!status)
         status = mx_device_backend(&model->device, model->weights, parts->pool, backend, &parts->backend, error);
     if (status) return status;
@@ -262,49 +299,52 @@ static mx_status make_backend(mx_model *model, const mx_engine_options *o, const
     return status;
 }
 
-mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
-    const mx_engine_options o = options ? *options : (mx_engine_options){0};
-    mx_status status = check_options(&o, error);
-    if (status) return status;
-
+/* On the model's device as it is now. */
+static mx_status create(mx_model *model, const mx_engine_options *o, mx_engine **out, mx_error *error) {
     const mx_kernels *kernels;
     mx_precisions precision;
-    status = mx_kernels_get(NULL, &kernels, error);
+    mx_status status = mx_kernels_get(NULL, &kernels, error);
     if (status) return status;
     precision = mx_device_default_precision(&model->device, kernels);
-    if (o.precision) status = mx_precisions_parse(o.precision, &precision, error);
+    if (o->precision) status = mx_precisions_parse(o->precision, &precision, error);
     if (status) return status;
 
-    const mx_config *config = mx_model_config(model);
-    const int batch_tokens = model->device.plugin ? MX_GPU_BATCH_TOKENS : BATCH_TOKENS;
-    mx_engine_parts parts = {.config = config,
-                             .batch_tokens = o.batch_tokens ? o.batch_tokens : batch_tokens,
-                             .max_running = o.max_running ? o.max_running : RUNNING,
-                             .step_seconds = o.step_seconds,
-                             .speculation = o.speculation,
-                             .draft_tokens = o.draft_tokens ? o.draft_tokens : DRAFT_TOKENS,
-                             .boundary = o.boundary,
-                             .boundary_count = o.boundary_count};
-    /* Every wanted row is a row: no step has more of them than tokens. */
-    parts.max_wanted = parts.max_running + SCORED;
-    if (parts.max_wanted > parts.batch_tokens) parts.max_wanted = parts.batch_tokens;
-    mx_backend_options backend = {.kv_format = formats[o.kv_type],
-                                  .max_rows = parts.batch_tokens,
-                                  .max_wanted = parts.max_wanted,
-                                  .precision = &precision,
-                                  .openblas = o.openblas};
-    status = mx_pool_create_on(o.threads, model->numa, &parts.pool, error);
+    mx_backend_options backend;
+    mx_engine_parts parts = {.config = mx_model_config(model),
+                             .step_seconds = o->step_seconds,
+                             .speculation = o->speculation,
+                             .draft_tokens = o->draft_tokens ? o->draft_tokens : DRAFT_TOKENS,
+                             .boundary = o->boundary,
+                             .boundary_count = o->boundary_count};
+    shape_of(o, model->device.plugin != NULL, &precision, &parts, &backend);
+    status = mx_pool_create_on(o->threads, model->numa, &parts.pool, error);
     if (status) return status;
     parts.info = (mx_engine_info){
-        .threads = mx_pool_threads(parts.pool), .weight_bytes = model->weight_bytes, .kv_type = o.kv_type};
+        .threads = mx_pool_threads(parts.pool), .weight_bytes = model->weight_bytes, .kv_type = o->kv_type};
     mx_device_tier(&model->device, kernels, parts.info.tier);
     memcpy(parts.info.device, model->device.info.name, sizeof parts.info.device);
-    status = plan_backend(model, &o, kernels, &backend, &parts, error);
-    if (!status) status = make_backend(model, &o, &backend, &parts, error);
+    status = plan_backend(model, o, kernels, &backend, &parts, error);
+    if (!status) status = make_backend(model, o, &backend, &parts, error);
     if (!status) status = mx_engine_assemble(&parts, out, error);
     if (!status) return MX_OK;
     mx_prefix_store_close(parts.store);
     if (parts.backend) parts.backend->ops->destroy(parts.backend);
     mx_pool_destroy(parts.pool);
+    return status;
+}
+
+mx_status mx_engine_create(mx_model *model, const mx_engine_options *options, mx_engine **out, mx_error *error) {
+    const mx_engine_options o = options ? *options : (mx_engine_options){0};
+    mx_error why = {0};
+    mx_status status = check_options(&o, error);
+    if (status) return status;
+    pthread_mutex_lock(&model->creating);
+    status = create(model, &o, out, &why);
+    /* What the choice could not know: numbers that are none of BF16, memory that another program took meanwhile. */
+    if (status && !model->settled && mx_device_fall_back(&model->device, status, &why))
+        status = create(model, &o, out, &why);
+    model->settled |= !status;
+    pthread_mutex_unlock(&model->creating);
+    if (status && error) *error = why;
     return status;
 }

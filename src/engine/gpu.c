@@ -2,14 +2,7 @@
 
 #include <stdio.h>
 
-#include "base/log.h"
-
-/* What CUDA takes for itself once kernels run: their code, stacks, graphs. */
-static const uint64_t RESERVE = (uint64_t)512 << 20;
-
-static uint64_t less(uint64_t a, uint64_t b) {
-    return a > b ? a - b : 0;
-}
+enum { SMALL_CONTEXT = 1024 }; /* what mx_device_open wants room for, too */
 
 /* "131072" as "131,072". */
 static const char *grouped(char out[static 32], int64_t n) {
@@ -32,12 +25,12 @@ static mx_status too_much(const mx_device *d, const mx_cuda_memory *m, int64_t c
         "%s: keys and values of %s tokens take %.2f GB, beside weights (%.2f GB), scratch (%.2f GB) and what "
         "CUDA itself takes (%.2f GB) there are %.2f GB: choose a smaller --ctx or --kv-memory%s",
         d->info.name, grouped(tokens, context), (double)wanted / 1e9, (double)m->weights / 1e9,
-        (double)m->scratch / 1e9, (double)RESERVE / 1e9, (double)room / 1e9,
+        (double)m->scratch / 1e9, (double)MX_CUDA_RESERVE / 1e9, (double)room / 1e9,
         d->budget < d->info.memory_free ? ", or a larger --gpu-memory" : "");
 }
 
 mx_status mx_gpu_plan(const mx_device *d, const mx_weights *w, const mx_engine_options *o,
-                      const mx_backend_options *backend, int batch_tokens, int max_running, mx_kv_plan *plan,
+                      const mx_backend_options *backend, int batch_tokens, int max_running, bool tell, mx_kv_plan *plan,
                       mx_error *error) {
     const mx_config *c = &w->config;
     mx_gpu_info now;
@@ -46,21 +39,22 @@ mx_status mx_gpu_plan(const mx_device *d, const mx_weights *w, const mx_engine_o
     if (!status) status = d->plugin->memory(w, backend, &m, error);
     if (status) return status;
     const uint64_t loaded = d->weights ? m.weights : 0, free_now = now.memory_free + loaded;
-    const uint64_t budget = d->budget < free_now ? d->budget : free_now;
-    const uint64_t room = less(budget, m.weights + m.scratch + RESERVE);
+    mx_device as_now = *d;
+    if (free_now < d->budget) as_now.budget = free_now;
+    const uint64_t room = mx_device_room(&as_now, &m);
     const int64_t most = o->context > 0 && o->context < c->max_positions ? o->context : c->max_positions;
+    const int64_t small = most < SMALL_CONTEXT ? most : SMALL_CONTEXT;
     const uint64_t one = (uint64_t)mx_kv_pages_needed(c, most, batch_tokens) * m.page,
+                   least = (uint64_t)mx_kv_pages_needed(c, small, batch_tokens) * m.page,
                    useful = one * (uint64_t)max_running;
     uint64_t memory = o->kv_memory ? o->kv_memory : room < useful ? room : useful;
     if (o->kv_memory > room) return too_much(d, &m, most, o->kv_memory, room, error);
     if (o->context > 0 && !o->kv_memory && one > room) return too_much(d, &m, most, one, room, error);
+    if (o->context == 0 && !o->kv_memory && least > room) return too_much(d, &m, small, least, room, error);
     status = mx_kv_plan_make(c, (int64_t)m.page, memory, o->context, batch_tokens, plan, error);
-    if (status) return status;
-    const uint64_t kv = (uint64_t)plan->pages * m.page;
-    char tokens[32];
-    mx_log(MX_LOG_INFO,
-           "%s (cuda:%d): weights %.2f GB, KV %.2f GB for a context of %s tokens, scratch %.2f GB, free %.2f GB",
-           d->info.name, d->index, (double)m.weights / 1e9, (double)kv / 1e9, grouped(tokens, plan->context),
-           (double)m.scratch / 1e9, (double)less(free_now, m.weights + m.scratch + kv) / 1e9);
+    if (status || !tell) return status;
+    char tokens[32], of[80];
+    snprintf(of, sizeof of, "a context of %s tokens", grouped(tokens, plan->context));
+    mx_device_tell(d, free_now, &m, (uint64_t)plan->pages * m.page, of);
     return MX_OK;
 }

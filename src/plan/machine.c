@@ -1,5 +1,4 @@
 #include "plan/machine.h"
-#include "model/device.h"
 
 #include <math.h>
 #include <sched.h>

@@ -21,8 +21,16 @@ static void with_gpu(void) {
     use_plugin(plugin);
 }
 
+/* The same with one thing changed: tests/commands/other_gpu.c. */
+static void with_other_gpu(const char *what) {
+    with_gpu();
+    use_plugin(getenv("MXRUN_OTHER_GPU"));
+    setenv("OTHER_GPU", what, 1);
+}
+
 static int no_plugin(void **state) {
     (void)state;
+    unsetenv("OTHER_GPU");
     use_plugin(NULL);
     unsetenv("MXRUN_CUDA_GRAPHS");
     unsetenv("MXRUN_CUDA_PROFILE");
@@ -66,8 +74,15 @@ static void automatic_choice_without_a_gpu_is_the_cpu(void **state) {
     use_plugin("/nowhere/libmxrun_cuda.so");
     outcome o = run("-m", "stories", "--greedy", "-n", "3", "-p", TALE);
     expect_code(&o, 0);
-    expect_no_text(&o.err, "libmxrun_cuda");
+    expect_text(&o.err, "mxrun: no GPU is used: /nowhere/libmxrun_cuda.so cannot be opened");
+    expect_no_text(&o.err, "warning");
     outcome_free(&o);
+    use_plugin(NULL); /* beside the program there is none, or one without a driver */
+    o = run("-m", "stories", "-d", "cpu", "--greedy", "-n", "3", "-p", TALE);
+    expect_code(&o, 0);
+    expect_no_text(&o.err, "no GPU is used");
+    outcome_free(&o);
+    use_plugin("/nowhere/libmxrun_cuda.so");
     o = run("info", "-m", "stories");
     expect_code(&o, 0);
     expect_text(&o.out, "GPU           none: /nowhere/libmxrun_cuda.so");
@@ -80,9 +95,29 @@ static void wrong_options_are_named(void **state) {
     refuses(2, "cuda:x: expected", "-m", "stories", "-d", "cuda:x", "-p", TALE);
     refuses(2, "cuda:: expected", "verify", "-m", "stories", "-d", "cuda:");
     refuses(2, "--gpu-memory lots", "-m", "stories", "-d", "cuda", "--gpu-memory", "lots", "-p", TALE);
-    refuses(2, "contradict", "-m", "stories", "-d", "cpu", "--gpu-memory", "1G", "-p", TALE);
-    refuses(2, "--load is about the CPU's memory", "-m", "stories", "-d", "cuda", "--load", "read", "-p", TALE);
-    refuses(2, "--threads is about the CPU", "bench", "-m", "stories", "-d", "cuda", "--threads", "1");
+}
+
+/* In all commands alike. */
+static void options_of_the_cpu_and_of_a_gpu_contradict_each_other(void **state) {
+    (void)state;
+    static const char *const commands[] = {"run", "bench", "verify"};
+    static const char *const cpu[][3] = {{"--load", "read", "--load read is about the CPU"},
+                                         {"--numa", "off", "--numa off is about the CPU"},
+                                         {"--precision", "int8", "--precision with int8 is about the CPU"},
+                                         {"--precision", "bf16,down=int8", "--precision with int8 is about the CPU"}};
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        refuses(2, "--gpu-memory and --device cpu contradict each other", commands[i], "-m", "stories", "-d", "cpu",
+                "--gpu-memory", "1G");
+        refuses(2, "--gpu-memory and --load read contradict each other", commands[i], "-m", "stories", "--load", "read",
+                "--gpu-memory", "1G");
+        for (size_t k = 0; k < sizeof cpu / sizeof *cpu; k++)
+            refuses(2, cpu[k][2], commands[i], "-m", "stories", "-d", "cuda:0", cpu[k][0], cpu[k][1]);
+    }
+    refuses(2, "--load read is about the CPU", "batch", "-m", "stories", "-d", "cuda", "--load", "read", "-i", "-",
+            "-o", "-");
+    refuses(2, "--dense openblas is about the CPU", "-m", "stories", "-d", "cuda", "--dense", "openblas", "-p", TALE);
+    refuses(2, "--dense openblas is about the CPU", "bench", "-m", "stories", "-d", "cuda", "--dense", "openblas");
+    refuses(2, "--threads 1 is about the CPU", "bench", "-m", "stories", "-d", "cuda", "--threads", "1");
 }
 
 /* ---- with the emulated one --------------------------------------------------------------------------------------- */
@@ -205,12 +240,98 @@ static void automatic_choice_takes_a_gpu_that_holds_the_model(void **state) {
     outcome_free(&o);
 }
 
+static void automatic_choice_is_the_cpu_with_options_of_the_cpu(void **state) {
+    (void)state;
+    static const char *const options[][2] = {{"--load", "read"}, {"--numa", "off"}, {"--precision", "int8"}};
+    with_gpu();
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        outcome o = run("-m", "stories", options[i][0], options[i][1], "--greedy", "-n", "2", "-p", TALE);
+        expect_code(&o, 0);
+        expect_no_text(&o.err, "cuda");
+        expect_no_text(&o.err, "warning");
+        outcome_free(&o);
+    }
+    outcome o = run("verify", "-m", data("base"), "--load", "read", data("base.golden.safetensors"), "--cases", "t17");
+    expect_code(&o, 0);
+    expect_no_text(&o.out, "cuda");
+    outcome_free(&o);
+}
+
+static void automatic_choice_goes_on_with_the_cpu_where_the_gpu_fails(void **state) {
+    (void)state;
+    static const char *const faults[][2] = {{"kernels", "cuda:0: GPU 0 is sm_75"},
+                                            {"load", "a router has a number of F32 that is none of BF16"},
+                                            {"room", "another program took the memory"}};
+    char shape[600], warning[200];
+    snprintf(shape, sizeof shape, "%s/config.json", data("base"));
+    with_gpu();
+    outcome cpu = run("-m", "stories", "-d", "cpu", "--greedy", "-n", "3", "-p", TALE);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        with_other_gpu(faults[i][0]);
+        snprintf(warning, sizeof warning, "warning: the model runs on the CPU: %s", faults[i][1]);
+        outcome o = run("-m", "stories", "--greedy", "-n", "3", "-p", TALE);
+        expect_code(&o, 0);
+        expect_text(&o.err, warning);
+        assert_string_equal(o.out.data, cpu.out.data);
+        outcome_free(&o);
+        refuses(1, faults[i][1], "-m", "stories", "-d", "cuda", "-p", TALE);
+        o = run("verify", "-m", data("base"), data("base.golden.safetensors"), "--cases", "t17");
+        expect_code(&o, 0);
+        expect_text(&o.err, warning);
+        expect_no_text(&o.out, "cuda");
+        outcome_free(&o);
+    }
+    outcome_free(&cpu);
+    with_other_gpu("load");
+    outcome o = run("bench", "--synthetic", shape, "-p", "8", "-n", "0", "-r", "1");
+    expect_code(&o, 0);
+    expect_text(&o.err, "warning: the model runs on the CPU: a router");
+    expect_no_text(&o.out, "cuda");
+    outcome_free(&o);
+}
+
+static void automatic_choice_is_the_cpu_where_the_context_does_not_fit(void **state) {
+    (void)state;
+    with_gpu();
+    outcome o = run("-m", "stories", "--gpu-memory", "600M", "--ctx", "131072", "--greedy", "-n", "2", "-p", TALE);
+    expect_code(&o, 0);
+    expect_text(&o.err, "warning: the model runs on the CPU: ");
+    expect_text(&o.err, "keys and values of 131,072 tokens");
+    expect_no_text(&o.err, "(cuda:0): weights");
+    outcome_free(&o);
+    o = run("-m", "stories", "--gpu-memory", "600M", "--kv-memory", "2G", "--greedy", "-n", "2", "-p", TALE);
+    expect_code(&o, 0);
+    expect_text(&o.err, "warning: the model runs on the CPU: ");
+    outcome_free(&o);
+}
+
+static void of_several_the_one_that_works_is_taken(void **state) {
+    (void)state;
+    with_other_gpu("two");
+    outcome o = run("-m", "stories", "--ctx", "512", "--greedy", "-n", "1", "--raw", "-p", "A");
+    expect_code(&o, 0);
+    expect_text(&o.err, "(cuda:1): weights ");
+    outcome_free(&o);
+    refuses(1, "cuda:0: GPU 0 is sm_75", "-m", "stories", "-d", "cuda:0", "-p", TALE);
+}
+
+static void a_plugin_that_cannot_be_used_is_named(void **state) {
+    (void)state;
+    with_other_gpu("driver");
+    outcome o = run("-m", "stories", "--greedy", "-n", "2", "-p", TALE);
+    expect_code(&o, 0);
+    expect_text(&o.err, "mxrun: no GPU is used: the NVIDIA driver knows CUDA 12.4");
+    outcome_free(&o);
+    refuses(1, "the NVIDIA driver knows CUDA 12.4", "-m", "stories", "-d", "cuda", "-p", TALE);
+    with_other_gpu("build");
+    refuses(1, "is of another build than this mxrun: install", "-m", "stories", "-d", "cuda", "-p", TALE);
+}
+
 static void what_does_not_fit_or_cannot_be_done_is_refused(void **state) {
     (void)state;
     with_gpu();
     refuses(1, "does not hold this model", "-m", "stories", "-d", "cuda", "--gpu-memory", "2M", "-p", TALE);
     refuses(1, "this machine has 1 GPU", "-m", "stories", "-d", "cuda:7", "-p", TALE);
-    refuses(1, "int8", "-m", "stories", "-d", "cuda", "--precision", "int8", "-p", TALE);
     refuses(1, "keys and values of 131,072 tokens", "-m", "stories", "-d", "cuda", "--gpu-memory", "600M", "--ctx",
             "131072", "-p", TALE);
 }
@@ -229,8 +350,47 @@ static void bench_measures_the_gpu(void **state) {
     assert_true(mx_json_double(mx_json_get(root, "bandwidth_gb_s"), &read) && read > 0);
     assert_true(mx_json_double(mx_json_get(peaks, "mma_bf16"), &multiply) && multiply > 0);
     expect_text(&o.out, "\"tier\":\"cuda");
+    expect_text(&o.out, "\"rapl\":false");
     mx_json_free(d);
     outcome_free(&o);
+    with_other_gpu("measure");
+    refuses(1, "nothing was measured", "bench", "--synthetic", shape, "-d", "cuda", "-p", "8", "-n", "0", "-r", "1");
+}
+
+/* What the line of the memory says of scratch. */
+static double scratch_of(const outcome *o) {
+    const char *at = strstr(o->err.data, ", scratch ");
+    assert_non_null(strstr(o->err.data, " for all tests, scratch "));
+    assert_non_null(at);
+    return atof(at + strlen(", scratch "));
+}
+
+static void bench_takes_steps_as_the_engine_and_scratch_for_each_precision(void **state) {
+    (void)state;
+    static const char *const batch[] = {"512", "2048"};
+    with_gpu();
+    char shape[600];
+    snprintf(shape, sizeof shape, "%s/config.json", data("base"));
+    double of[4];
+    for (int i = 0; i < 2; i++) {
+        outcome o =
+            run("bench", "--synthetic", shape, "-d", "cuda", "-p", "8", "-n", "0", "-r", "1", "--batch", batch[i]);
+        expect_code(&o, 0);
+        of[i] = scratch_of(&o);
+        outcome_free(&o);
+    }
+    outcome o = run("bench", "--synthetic", shape, "-d", "cuda", "-p", "8", "-n", "0", "-r", "1");
+    expect_code(&o, 0);
+    of[2] = scratch_of(&o);
+    outcome_free(&o);
+    o = run("bench", "--synthetic", shape, "-d", "cuda", "-p", "8", "-n", "0", "-r", "1", "--precision", "mixed",
+            "--precision", "fp32");
+    expect_code(&o, 0);
+    of[3] = scratch_of(&o);
+    outcome_free(&o);
+    assert_true(of[0] < of[1]);
+    assert_true(of[2] == of[1]);
+    assert_true(of[3] > 1.9 * of[2]);
 }
 
 int main(void) {
@@ -239,14 +399,21 @@ int main(void) {
         ALONE(a_gpu_that_is_not_there_is_an_error_with_the_reason),
         ALONE(automatic_choice_without_a_gpu_is_the_cpu),
         ALONE(wrong_options_are_named),
+        ALONE(options_of_the_cpu_and_of_a_gpu_contradict_each_other),
         ALONE(verify_passes_the_goldens),
         ALONE(verify_says_why_a_device_is_lost),
         ALONE(answers_are_those_of_the_cpu),
         ALONE(a_profile_is_printed_and_changes_nothing),
         ALONE(seeds_and_rules_of_drawing_are_those_of_the_cpu),
         ALONE(automatic_choice_takes_a_gpu_that_holds_the_model),
+        ALONE(automatic_choice_is_the_cpu_with_options_of_the_cpu),
+        ALONE(automatic_choice_goes_on_with_the_cpu_where_the_gpu_fails),
+        ALONE(automatic_choice_is_the_cpu_where_the_context_does_not_fit),
+        ALONE(of_several_the_one_that_works_is_taken),
+        ALONE(a_plugin_that_cannot_be_used_is_named),
         ALONE(what_does_not_fit_or_cannot_be_done_is_refused),
         ALONE(bench_measures_the_gpu),
+        ALONE(bench_takes_steps_as_the_engine_and_scratch_for_each_precision),
     };
     return cmocka_run_group_tests_name("device", tests, program_set_up, program_tear_down);
 }
