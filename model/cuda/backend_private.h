@@ -143,6 +143,7 @@ typedef struct mx_cuda_backend {
     int changes, most_changes;
 
     mx_gpu_graph *graph[MX_CUDA_BUCKETS][MX_CUDA_SPAN_BUCKETS];
+    bool met[MX_CUDA_BUCKETS][MX_CUDA_SPAN_BUCKETS]; /* such a step has been */
 
     int wanted; /* rows of the last step whose logits are kept */
     int drawn;  /* draws of the last `draw` */

@@ -1,5 +1,5 @@
 /* The gpt-oss forward pass on the GPU: docs/gpt_oss.md as a list of launches in one stream. Nothing here waits, but
- * where a batch asks for diagnostics. Steps of few single rows (decoding) are recorded as a graph the first time, one
+ * where a batch asks for diagnostics. Steps of few single rows (decoding) are recorded as a graph the second time, one
  * for each number of rows and spans, and replayed: whatever differs from step to step is read from the block of input.
  * Where there is no memory for a graph, steps go without them from then on.
  */
@@ -335,6 +335,13 @@ static mx_status go_without_graphs(mx_cuda_backend *b, const mx_cuda_plan *plan,
 mx_status mx_cuda_forward(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error) {
     mx_error why;
     if (plan->bucket < 0) return pass(b, plan, error);
+    /* The first step of a kind goes by itself: it loads its kernels, which nothing may do while a graph is recorded,
+     * and a kind that does not come again needs no graph. */
+    bool *met = &b->met[plan->bucket][plan->span_bucket];
+    if (!*met) {
+        *met = true;
+        return pass(b, plan, error);
+    }
     mx_gpu_graph **graph = &b->graph[plan->bucket][plan->span_bucket];
     if (!*graph && make_graph(b, plan, graph, &why)) return go_without_graphs(b, plan, &why, error);
     return mx_gpu_graph_launch(*graph, b->stream, error);

@@ -205,7 +205,7 @@ static void a_profile_is_printed_and_changes_nothing(void **state) {
     outcome_free(&o);
     outcome_free(&cpu);
     setenv("MXRUN_CUDA_PROFILE", "yes", 1);
-    refuses(2, "MXRUN_CUDA_PROFILE=yes: expected 0 (no profile) or 1", "-m", "stories", "-d", "cuda", "-p", TALE);
+    refuses(2, "MXRUN_CUDA_PROFILE=yes: expected 0 (off) or 1 (on)", "-m", "stories", "-d", "cuda", "-p", TALE);
 }
 
 static void seeds_and_rules_of_drawing_are_those_of_the_cpu(void **state) {
