@@ -31,11 +31,15 @@ static void page_clear(mx_backend *b, int32_t page) {
 static void page_copy(mx_backend *b, int32_t to, int32_t from) {
     memcpy(page_at(self(b), to), page_at(self(b), from), (size_t)self(b)->page_bytes);
 }
-static void page_read(mx_backend *b, int32_t page, void *out) {
+static mx_status page_read(mx_backend *b, int32_t page, void *out, mx_error *error) {
+    (void)error;
     memcpy(out, page_at(self(b), page), (size_t)self(b)->page_bytes);
+    return MX_OK;
 }
-static void page_write(mx_backend *b, int32_t page, const void *in) {
+static mx_status page_write(mx_backend *b, int32_t page, const void *in, mx_error *error) {
+    (void)error;
     memcpy(page_at(self(b), page), in, (size_t)self(b)->page_bytes);
+    return MX_OK;
 }
 
 int64_t mx_page_bytes(const mx_config *c, mx_format kv_format) {

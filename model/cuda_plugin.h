@@ -46,9 +46,10 @@ typedef struct mx_cuda_loaded { /* how loading went */
     double copy_rate; /* bytes a second from pinned memory to the device, measured on the way; 0: not measured */
 } mx_cuda_loaded;
 
-typedef struct mx_cuda_rates { /* what the device can do at most, now */
+typedef struct mx_cuda_rates { /* what the device can do at most, now, by the instructions that the kernels use */
     double read;               /* bytes a second out of its memory */
-    double multiply;           /* BF16 multiplications and additions a second on its tensor cores */
+    double multiply;           /* BF16 multiplications and additions a second by mma.sync, which the kernels use. Since
+                                  Hopper (wgmma) and Blackwell (tcgen05) a device has faster ones */
 } mx_cuda_rates;
 
 typedef struct mx_cuda_plugin {

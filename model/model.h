@@ -321,8 +321,9 @@ typedef struct mx_backend_ops {
     int64_t (*page_bytes)(const mx_backend *b);
     void (*page_clear)(mx_backend *b, int32_t page); /* zeros; needed before a page's first use */
     void (*page_copy)(mx_backend *b, int32_t to, int32_t from);
-    void (*page_read)(mx_backend *b, int32_t page, void *out);       /* page_bytes */
-    void (*page_write)(mx_backend *b, int32_t page, const void *in); /* page_bytes */
+    /* page_bytes from or to a page. Where they fail, `out` holds nothing that may be used, the page likewise. */
+    mx_status (*page_read)(mx_backend *b, int32_t page, void *out, mx_error *error);
+    mx_status (*page_write)(mx_backend *b, int32_t page, const void *in, mx_error *error);
     /* One forward pass. The wanted rows' logits replace those of the step before. */
     mx_status (*step)(mx_backend *b, const mx_batch *batch, mx_error *error);
     /* `wanted`: 0 for the first wanted row of the last step, and so on. */

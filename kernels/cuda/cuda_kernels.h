@@ -159,6 +159,9 @@ typedef struct mx_cuda_matmul {
 } mx_cuda_matmul;
 /* Which kernel does it follows from `rows` or tile_rows; the bits are the same. */
 void mx_cuda_matmul_run(const mx_cuda_matmul *m, mx_gpu_stream *s);
+/* Reads MXRUN_CUDA_ROWS: `few` or `many` force that kernel upon mx_cuda_matmul_run from now on, in the whole process.
+ */
+mx_status mx_cuda_matmul_choose(mx_error *error);
 /* For tests: always that of few rows, or that of many. */
 void mx_cuda_matmul_few(const mx_cuda_matmul *m, mx_gpu_stream *s);
 void mx_cuda_matmul_many(const mx_cuda_matmul *m, mx_gpu_stream *s);

@@ -137,16 +137,23 @@ MX_DEVICE uint32_t mx_atomic_add(uint32_t *p, uint32_t v) {
 }
 
 /* ---- numbers ---- */
-/* Two 16-bit floats in a word, the first in the low half, rounded to nearest even (F16: beyond 65504 becomes 65504). */
+/* Two 16-bit floats in a word, the first in the low half, rounded to nearest even (F16: beyond 65504 becomes 65504);
+ * NaN becomes 0x7fff. */
 MX_DEVICE uint32_t mx_pack_bf16(float low, float high) {
     uint32_t v;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
+MX_DEVICE float mx_clamp_f16(float v) { /* to +-65504; NaN stays NaN */
+    float above, within;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(above) : "f"(v), "f"(-65504.0f));
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(within) : "f"(above), "f"(65504.0f));
+    return within;
+}
 MX_DEVICE uint32_t mx_pack_f16(float low, float high) {
     uint32_t v;
-    low = fminf(fmaxf(low, -65504.0f), 65504.0f);
-    high = fminf(fmaxf(high, -65504.0f), 65504.0f);
+    low = mx_clamp_f16(low);
+    high = mx_clamp_f16(high);
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
@@ -188,7 +195,11 @@ MX_DEVICE float mx_exp2(float x) { /* within 2 ulp; subnormal results are 0 */
 /* c[16][8] += a[16][16] b[16][8], fp32 sums. With g = lane / 4, t = lane % 4 (PTX ISA, mma.m16n8k16):
  * a[0]: row g, k = 2t, 2t+1; a[1]: row g + 8, the same; a[2]: row g, k = 2t+8, 2t+9; a[3]: row g + 8, the same;
  * b[0]: k = 2t, 2t+1 of column g; b[1]: k = 2t+8, 2t+9;
- * c[0], c[1]: row g, columns 2t, 2t+1; c[2], c[3]: row g + 8. */
+ * c[0], c[1]: row g, columns 2t, 2t+1; c[2], c[3]: row g + 8.
+ *
+ * PTX leaves the rounding of sums open, and hardware does not round but truncates: products and c are shifted to the
+ * largest one's exponent and cut off there, with 1 (A100) or 2 (H100) bits beyond fp32's, and so is the sum: each mma
+ * may lose about an ulp, always towards zero. The emulation rounds once, to nearest. */
 MX_DEVICE void mx_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

@@ -58,7 +58,7 @@ mx_status mx_gpu_fill(void *to, int byte, size_t bytes, mx_gpu_stream *s, mx_err
 void mx_gpu_overlap(bool on);
 bool mx_gpu_overlapping(void);
 
-/* Of the launches in this thread since the last call, the first that was refused. */
+/* Whether a launch in this thread was refused since the last call; of several it names one. */
 mx_status mx_gpu_check(const char *what, mx_error *error);
 
 mx_status mx_gpu_event_create(mx_gpu_event **out, mx_error *error);

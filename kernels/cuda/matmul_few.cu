@@ -114,7 +114,9 @@ __global__ void __launch_bounds__(128, BLOCKS) few_rows(const mx_cuda_matmul m) 
 template <int KIND, int MT, int NT, int TERMS> static void launch(const mx_cuda_matmul *m, mx_gpu_stream *s) {
     /* What there are registers for. DEPTH units of MT row tiles for each warp are under way from memory. */
     constexpr int BLOCKS = NT > 4 || TERMS > 2 ? 2 : NT > 2 ? (KIND == MX_KIND_Q8_0 ? 2 : 3) : 4;
-    constexpr int DEPTH = KIND == MX_KIND_BF16 ? (NT * TERMS > 4 ? 1 : NT > 1 ? 2 : 4) : NT > 2 && TERMS > 1 ? 2 : 4;
+    constexpr bool BF16 = KIND == MX_KIND_BF16;
+    constexpr int MOST = BF16 && NT > 1 ? 2 : 4;
+    constexpr int DEPTH = TERMS == 1 ? MOST : BF16 && NT * TERMS > 4 ? 1 : NT > 2 ? 2 : MOST;
     const int tiles = (int)mx_cuda_row_tiles(m->w.rows), room = NT * 8;
     const dim3 grid((tiles + MT - 1) / MT, m->tile ? m->most_tiles : (m->rows + room - 1) / room,
                     m->tile ? (m->tile_rows + room - 1) / room : 1);

@@ -1,4 +1,5 @@
-/* What the device can do at most: reading its memory, and multiplying on its tensor cores with nothing else to do. */
+/* What the device can do at most: reading its memory, and multiplying on its tensor cores by mma.sync with nothing else
+ * to do. */
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/device.cuh"
 

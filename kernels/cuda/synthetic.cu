@@ -5,7 +5,9 @@
 
 /* mx_noise of model/synthetic_private.h, which kernels do not know. */
 enum { NOISE_BF16, NOISE_GAIN, NOISE_CODES, NOISE_SCALES };
-enum { BLOCK = 1 << 16, STEP = 64, LANES = 8, THREADS = 256 };
+enum { BLOCK = 1 << 16, STEP = 64, LANES = 8 };
+/* A piece of 32 MiB is 512 blocks: 128 blocks of threads, one for nearly every multiprocessor. */
+enum { THREADS = 32 };
 
 /* What becomes of eight random bytes r: ((r & keep) + base) - (r & less). No carry goes from one number to the next:
  * the exponent of the largest power is at least 3, the least scale at most 252. */

@@ -8,7 +8,8 @@
 enum {
     PART_PAIRS = 4096, /* (row, span) pairs of one call of attention: 70 MB in gpt-oss */
     CHANGES = 1 << 16, /* entries of page tables that travel with one block of input */
-    LISTS = 8 << 20,   /* bytes of what sampling reads on the device, beside masks; more stays in pinned memory */
+    LISTS = 64 << 20,  /* bytes at most of what sampling reads on the device, beside masks; more stays in pinned memory,
+                          which the kernels read a hundred times over the bus */
     LEAST_TERMS = 1,
 };
 
@@ -46,34 +47,66 @@ static mx_status clear_now(mx_cuda_backend *b, mx_error *error) {
     return status;
 }
 
+/* What was done to pages so far is what reading one waits for. */
+static mx_status note_moved(mx_cuda_backend *b, mx_error *error) {
+    return mx_gpu_event_record(b->moved, b->stream, error);
+}
+
+static mx_status clear_and_note(mx_cuda_backend *b, mx_error *error) {
+    mx_status status = clear_now(b, error);
+    return status ? status : note_moved(b, error);
+}
+
 /* A prompt's step takes a thousand new pages: they are cleared by one launch in front of it. */
 static void page_clear(mx_backend *base, int32_t page) {
     mx_cuda_backend *b = mx_cuda_self(base);
     mx_error error;
     if (mx_cuda_enter(b, &error)) return;
-    if (b->clears == MX_CUDA_CLEARS && mx_cuda_note(b, clear_now(b, &error), &error)) return;
+    if (b->clears == MX_CUDA_CLEARS && mx_cuda_note(b, clear_and_note(b, &error), &error)) return;
     b->cleared[b->clears++] = page;
 }
 
-static void page_move(mx_cuda_backend *b, void *to, const void *from, bool wait) {
-    mx_error error;
-    if (mx_cuda_enter(b, &error)) return;
-    mx_status status = clear_now(b, &error);
-    if (!status) status = mx_gpu_copy(to, from, (size_t)b->page_bytes, b->stream, &error);
-    if (!status && wait) status = mx_gpu_stream_wait(b->stream, &error);
-    mx_cuda_note(b, status, &error);
+static mx_status page_move(mx_cuda_backend *b, int32_t to, const void *from, bool wait, mx_error *error) {
+    mx_error own;
+    error = error ? error : &own;
+    mx_status status = mx_cuda_enter(b, error);
+    if (status) return status;
+    status = clear_now(b, error);
+    if (!status) status = mx_gpu_copy(page_at(b, to), from, (size_t)b->page_bytes, b->stream, error);
+    if (!status) status = note_moved(b, error);
+    if (!status && wait) status = mx_gpu_stream_wait(b->stream, error);
+    return mx_cuda_note(b, status, error);
 }
 
 static void page_copy(mx_backend *b, int32_t to, int32_t from) {
-    page_move(mx_cuda_self(b), page_at(mx_cuda_self(b), to), page_at(mx_cuda_self(b), from), false);
+    page_move(mx_cuda_self(b), to, page_at(mx_cuda_self(b), from), false, NULL);
 }
 
-static void page_read(mx_backend *b, int32_t page, void *out) {
-    page_move(mx_cuda_self(b), out, page_at(mx_cuda_self(b), page), true);
+static bool is_to_be_cleared(const mx_cuda_backend *b, int32_t page) {
+    for (int i = 0; i < b->clears; i++)
+        if (b->cleared[i] == page) return true;
+    return false;
 }
 
-static void page_write(mx_backend *b, int32_t page, const void *in) {
-    page_move(mx_cuda_self(b), page_at(mx_cuda_self(b), page), in, true);
+/* In a stream of its own: what fetched steps wrote is there, what was moved is waited for, and steps that are queued
+ * write other pages. */
+static mx_status page_read(mx_backend *base, int32_t page, void *out, mx_error *error) {
+    mx_cuda_backend *b = mx_cuda_self(base);
+    mx_error own;
+    const size_t bytes = (size_t)b->page_bytes;
+    error = error ? error : &own;
+    mx_status status = mx_cuda_enter(b, error);
+    if (status) return status;
+    if (is_to_be_cleared(b, page)) status = clear_and_note(b, error);
+    if (!status) status = mx_gpu_event_follow(b->reads, b->moved, error);
+    if (!status) status = mx_gpu_copy(b->page, page_at(b, page), bytes, b->reads, error);
+    if (!status) status = mx_gpu_stream_wait(b->reads, error);
+    if (!status) memcpy(out, b->page, bytes);
+    return mx_cuda_note(b, status, error);
+}
+
+static mx_status page_write(mx_backend *b, int32_t page, const void *in, mx_error *error) {
+    return page_move(mx_cuda_self(b), page, in, true, error);
 }
 
 /* ---- the step ---------------------------------------------------------------------------------------------------- */
@@ -181,6 +214,14 @@ static int64_t spans_of(int64_t positions) {
     return (positions + MX_CUDA_SPAN - 1) / MX_CUDA_SPAN;
 }
 
+/* A list each of biases, seen and generated tokens for every draw, as long as it may become. */
+static int64_t counts_bytes(const mx_cuda_backend *b) {
+    const mx_config *c = &b->config;
+    const int64_t most = c->vocab < c->max_positions ? c->vocab : c->max_positions,
+                  bytes = 3 * (int64_t)b->wanted_rows * (most * (int64_t)sizeof(mx_token_count) + 256);
+    return bytes < LISTS ? bytes : LISTS;
+}
+
 /* What the arrays' sizes follow from, of configuration and options alone. */
 static mx_status measure(mx_cuda_backend *b, const mx_config *config, const mx_backend_options *o, mx_error *error) {
     static const int terms[MX_PRECISIONS] = {[MX_X_FP32] = 3, [MX_X_BF16X2] = 2, [MX_X_BF16] = 1, [MX_X_INT8] = 0};
@@ -224,7 +265,7 @@ static mx_status measure(mx_cuda_backend *b, const mx_config *config, const mx_b
     while (spans < spans_of(config->max_positions)) spans *= 2; /* as many as a graph may be made for */
     b->part_pairs = spans * b->wanted_rows < PART_PAIRS ? spans * b->wanted_rows : PART_PAIRS;
     if (b->part_pairs < spans) b->part_pairs = spans;
-    b->lists_bytes = (int64_t)b->wanted_rows * ((config->vocab + 31) / 32) * 4 + LISTS;
+    b->lists_bytes = (int64_t)b->wanted_rows * ((config->vocab + 31) / 32) * 4 + counts_bytes(b);
     return MX_OK;
 }
 
@@ -246,6 +287,7 @@ static void destroy(mx_backend *base) {
         mx_gpu_use(b->weights->device, NULL);
         mx_gpu_stream_wait(b->stream, NULL);
     }
+    mx_cuda_profile_destroy(b);
     for (int i = 0; i < MX_CUDA_BUCKETS; i++)
         for (int j = 0; j < MX_CUDA_SPAN_BUCKETS; j++) mx_gpu_graph_destroy(b->graph[i][j]);
     mx_cuda_sampling_destroy(b);
@@ -253,7 +295,10 @@ static void destroy(mx_backend *base) {
         mx_gpu_event_destroy(b->input_copied[i]);
         mx_gpu_free_host(b->input[i]);
     }
+    mx_gpu_event_destroy(b->moved);
+    mx_gpu_stream_destroy(b->reads);
     mx_gpu_stream_destroy(b->stream);
+    mx_gpu_free_host(b->page);
     mx_gpu_free(b->memory);
     mx_gpu_free(b->pages);
     free(b->mirror);
@@ -290,6 +335,9 @@ static mx_status allocate(mx_cuda_backend *b, mx_error *error) {
     b->cleared = calloc(MX_CUDA_CLEARS, sizeof *b->cleared);
     if (!b->mirror || !b->place || !b->cleared) return mx_fail(error, MX_NO_MEMORY, "no memory for page tables");
     mx_status status = mx_gpu_stream_create(&b->stream, error);
+    if (!status) status = mx_gpu_stream_create(&b->reads, error);
+    if (!status) status = mx_gpu_event_create(&b->moved, error);
+    if (!status) status = mx_gpu_alloc_host((void **)&b->page, (size_t)b->page_bytes, "a page", error);
     if (!status) status = mx_gpu_alloc((void **)&b->pages, (size_t)pages, "keys and values", error);
     if (!status) status = mx_gpu_alloc(&b->memory, (size_t)scratch, "activations", error);
     for (int i = 0; !status && i < MX_CUDA_SLOTS; i++) {
@@ -313,7 +361,10 @@ static mx_status read_switch(const char *name, bool otherwise, bool *out, mx_err
 /* Kernels that begin while others end save most of a launch each, but no GPU has run them so yet: on request. */
 static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
     mx_status status = read_switch("MXRUN_CUDA_GRAPHS", true, &b->graphs, error);
-    return status ? status : read_switch("MXRUN_CUDA_OVERLAP", false, &b->overlap, error);
+    if (!status) status = read_switch("MXRUN_CUDA_OVERLAP", false, &b->overlap, error);
+    if (!status) status = read_switch("MXRUN_CUDA_PROFILE", false, &b->profiled, error);
+    if (b->profiled) b->graphs = false;
+    return status;
 }
 
 static const mx_backend_ops cuda_ops = {
@@ -345,8 +396,10 @@ mx_status mx_cuda_backend_create(mx_cuda_weights *w, const mx_backend_options *o
         status = mx_fail(error, MX_INVALID_ARGUMENT, "backend: %lld pages: expected 1 to %d", (long long)options->pages,
                          INT32_MAX);
     if (!status) status = read_environment(b, error);
+    if (!status) status = mx_cuda_matmul_choose(error);
     if (!status) status = mx_gpu_use(w->device, error);
     if (!status) status = allocate(b, error);
+    if (!status && b->profiled) status = mx_cuda_profile_create(b, error);
     if (status)
         destroy(&b->base);
     else

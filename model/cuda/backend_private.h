@@ -4,7 +4,7 @@
 #include "model/cuda/cuda_private.h"
 
 /* Private to the GPU's backend: its memory, what a step is told, and the step that works with it. One stream does
- * everything in its order; the host waits only where it wants results. */
+ * everything in its order, but for reading pages; the host waits only where it wants results. */
 
 enum {
     MX_CUDA_SLOTS = 2,         /* blocks of input, or queued draws, that the host fills in turn */
@@ -82,6 +82,24 @@ typedef struct mx_cuda_draws {
     int count;
 } mx_cuda_draws;
 
+/* What the time of a step is told apart by: profile.c */
+typedef enum mx_cuda_group {
+    MX_CUDA_BEGIN, /* embedding and angles */
+    MX_CUDA_NORM,  /* with the sum of the experts before */
+    MX_CUDA_PROJECT,
+    MX_CUDA_ATTEND,
+    MX_CUDA_O,
+    MX_CUDA_ROUTER,
+    MX_CUDA_ROUTE,
+    MX_CUDA_GATE_UP,
+    MX_CUDA_DOWN,
+    MX_CUDA_LAST_NORM,
+    MX_CUDA_LM_HEAD,
+    MX_CUDA_SAMPLE,
+    MX_CUDA_GROUPS,
+    MX_CUDA_START = MX_CUDA_GROUPS /* what lies before is not measured */
+} mx_cuda_group;
+
 typedef struct mx_cuda_backend {
     mx_backend base;
     mx_cuda_weights *weights;
@@ -91,10 +109,13 @@ typedef struct mx_cuda_backend {
     int terms[MX_CLASSES];
     double concentration;
     int rows, wanted_rows; /* T and W */
-    bool graphs, overlap;
+    bool graphs, overlap, profiled;
     int64_t page_bytes;
     mx_gpu_stream *stream;
-    mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */
+    mx_gpu_stream *reads; /* page_read's: it does not wait for steps that are queued */
+    mx_gpu_event *moved;  /* in `stream`, behind the last page that was written, copied or cleared outside a step */
+    uint8_t *page;        /* pinned: [page_bytes], what was read */
+    mx_error lost;        /* status MX_OK: the device works. Else why not: what every later call says */
 
     uint8_t *pages;
     int32_t *cleared; /* [MX_CUDA_CLEARS] pages that the next step clears before anything else */
@@ -110,6 +131,7 @@ typedef struct mx_cuda_backend {
     int64_t tiles;        /* of a table: the model's positions */
     int32_t *mirror;      /* [sequences][layers][tiles] what s.tables holds, or will when the queue is done */
     mx_cuda_table *place; /* [sequences] */
+    int last_place;       /* of the sequence before */
     uint64_t step;        /* counts */
 
     /* input.c: pinned blocks, and what of the current one is filled */
@@ -121,6 +143,7 @@ typedef struct mx_cuda_backend {
     int changes, most_changes;
 
     mx_gpu_graph *graph[MX_CUDA_BUCKETS][MX_CUDA_SPAN_BUCKETS];
+    bool met[MX_CUDA_BUCKETS][MX_CUDA_SPAN_BUCKETS]; /* such a step has been */
 
     int wanted; /* rows of the last step whose logits are kept */
     int drawn;  /* draws of the last `draw` */
@@ -132,6 +155,8 @@ typedef struct mx_cuda_backend {
     mx_cuda_token_value *top;               /* pinned: [MX_CUDA_MOST_TOP] */
     mx_cuda_drawn *top_drawn;               /* pinned */
     float *top_scratch;                     /* [vocab] */
+
+    struct mx_cuda_profile *profile; /* NULL: nobody asked for one */
 } mx_cuda_backend;
 
 static inline mx_cuda_backend *mx_cuda_self(mx_backend *b) {
@@ -161,6 +186,15 @@ mx_status mx_cuda_input(mx_cuda_backend *b, const mx_batch *batch, mx_cuda_plan 
 
 /* step.c: queues the forward pass. */
 mx_status mx_cuda_forward(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error);
+
+/* profile.c. What is queued since the last mark, or since a step began, is the group's. */
+mx_status mx_cuda_profile_create(mx_cuda_backend *b, mx_error *error);
+void mx_cuda_profile_destroy(mx_cuda_backend *b); /* says what was measured */
+void mx_cuda_profile_step(mx_cuda_backend *b, int rows);
+void mx_cuda_profile_mark(mx_cuda_backend *b, mx_cuda_group group);
+static inline void mx_cuda_mark(mx_cuda_backend *b, mx_cuda_group group) {
+    if (b->profile) mx_cuda_profile_mark(b, group);
+}
 
 /* sampling.c */
 mx_status mx_cuda_sampling_create(mx_cuda_backend *b, mx_error *error);

@@ -163,11 +163,13 @@ static mx_status queue(mx_cuda_backend *b, mx_cuda_draws *d, size_t list_bytes, 
     if (!status && count) {
         status = mx_gpu_copy(s->draw, d->draw, count * sizeof *d->draw, b->stream, error);
         if (status) return status;
+        mx_cuda_mark(b, MX_CUDA_START);
         for (int at = 0; at < d->count; at += MX_CUDA_DRAWS) {
             const int some = d->count - at < MX_CUDA_DRAWS ? d->count - at : MX_CUDA_DRAWS;
             mx_cuda_sample(s->logits, b->config.vocab, s->draw + at, some, s->adjusted, drawn + at, token + at,
                            b->stream);
         }
+        mx_cuda_mark(b, MX_CUDA_SAMPLE);
         status = mx_gpu_check("sampling", error);
         if (!status) status = mx_gpu_copy(d->drawn, drawn, count * sizeof *drawn, b->stream, error);
     }

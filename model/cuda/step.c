@@ -1,10 +1,12 @@
 /* The gpt-oss forward pass on the GPU: docs/gpt_oss.md as a list of launches in one stream. Nothing here waits, but
- * where a batch asks for diagnostics. Steps of few single rows (decoding) are recorded as a graph the first time, one
+ * where a batch asks for diagnostics. Steps of few single rows (decoding) are recorded as a graph the second time, one
  * for each number of rows and spans, and replayed: whatever differs from step to step is read from the block of input.
+ * Where there is no memory for a graph, steps go without them from then on.
  */
 #include <math.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "model/cuda/backend_private.h"
 
 /* The rows that go on, which are all until the last layer has stored its keys and values. */
@@ -197,8 +199,11 @@ static void experts(struct step *step, int layer) {
     const mx_cuda_layer *l = &b->weights->layer[layer];
     const int router = b->terms[MX_CLASS_ROUTER], gate_up = b->terms[MX_CLASS_GATE_UP];
     norm(step, l->mlp_norm, router > gate_up ? router : gate_up, step->rows, NULL);
+    mx_cuda_mark(b, MX_CUDA_NORM);
     store(step, MX_CLASS_ROUTER, &l->router, step->rows, b->s.router);
+    mx_cuda_mark(b, MX_CUDA_ROUTER);
     route(step);
+    mx_cuda_mark(b, MX_CUDA_ROUTE);
 
     mx_cuda_matmul m = grouped(step, MX_CLASS_GATE_UP, &l->gate_up, b->s.normed, b->s.normed_term);
     m.slot_row = b->s.slot_row;
@@ -209,6 +214,7 @@ static void experts(struct step *step, int layer) {
     m.limit = c->swiglu_limit;
     m.alpha = c->swiglu_alpha;
     mx_cuda_matmul_run(&m, b->stream);
+    mx_cuda_mark(b, MX_CUDA_GATE_UP);
 
     m = grouped(step, MX_CLASS_DOWN, &l->down, b->s.act, b->s.act_term);
     m.epilogue = MX_CUDA_SCALE;
@@ -216,6 +222,7 @@ static void experts(struct step *step, int layer) {
     m.y = b->s.expert_out;
     m.y_stride = c->hidden;
     mx_cuda_matmul_run(&m, b->stream);
+    mx_cuda_mark(b, MX_CUDA_DOWN);
     step->pending = true;
 }
 
@@ -238,7 +245,9 @@ static mx_status record(struct step *step, int layers_done, mx_error *error) {
     if (!status && batch->expert_weights && done)
         status = mx_gpu_copy(batch->expert_weights + (done - 1) * pairs, b->s.weight, pairs * sizeof(float), b->stream,
                              error);
-    return status ? status : mx_gpu_stream_wait(b->stream, error);
+    if (!status) status = mx_gpu_stream_wait(b->stream, error);
+    mx_cuda_mark(b, MX_CUDA_START);
+    return status;
 }
 
 static void begin(const struct step *step) {
@@ -265,7 +274,9 @@ static void unembed(struct step *step) {
     const int32_t *row = step->kept || p->wanted == p->rows ? NULL : p->want;
     if (!p->wanted) return;
     norm(step, b->weights->norm, b->terms[MX_CLASS_LM_HEAD], p->wanted, row);
+    mx_cuda_mark(b, MX_CUDA_LAST_NORM);
     store(step, MX_CLASS_LM_HEAD, &b->weights->lm_head, p->wanted, b->s.logits);
+    mx_cuda_mark(b, MX_CUDA_LM_HEAD);
 }
 
 static mx_status pass(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error) {
@@ -276,15 +287,21 @@ static mx_status pass(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *er
                         .table = plan->table,
                         .x = b->s.x,
                         .q = b->s.q};
+    if (b->profile) mx_cuda_profile_step(b, plan->rows);
     begin(&step);
+    mx_cuda_mark(b, MX_CUDA_BEGIN);
     mx_status status = record(&step, 0, error);
     for (int i = 0; !status && i < b->config.layers; i++) {
         norm(&step, b->weights->layer[i].attn_norm, b->terms[MX_CLASS_QKV], step.rows, NULL);
+        mx_cuda_mark(b, MX_CUDA_NORM);
         project(&step, i);
+        mx_cuda_mark(b, MX_CUDA_PROJECT);
         if (plan->keep && i + 1 == b->config.layers) keep_wanted(&step);
         if (!step.rows) break;
         attend(&step, i);
+        mx_cuda_mark(b, MX_CUDA_ATTEND);
         project_back(&step, i);
+        mx_cuda_mark(b, MX_CUDA_O);
         experts(&step, i);
         status = record(&step, i + 1, error);
     }
@@ -305,9 +322,27 @@ static mx_status make_graph(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_gpu
     return captured ? captured : status;
 }
 
+/* The step that could not become a graph, for which `why` has the words. Where that says more than that a graph is
+ * wanting this fails too. */
+static mx_status go_without_graphs(mx_cuda_backend *b, const mx_cuda_plan *plan, const mx_error *why, mx_error *error) {
+    mx_status status = pass(b, plan, error);
+    if (status) return status;
+    b->graphs = false;
+    mx_log(MX_LOG_WARNING, "no CUDA graph can be made, decoding is slower without (%s)", why->text);
+    return MX_OK;
+}
+
 mx_status mx_cuda_forward(mx_cuda_backend *b, const mx_cuda_plan *plan, mx_error *error) {
+    mx_error why;
     if (plan->bucket < 0) return pass(b, plan, error);
+    /* The first step of a kind goes by itself: it loads its kernels, which nothing may do while a graph is recorded,
+     * and a kind that does not come again needs no graph. */
+    bool *met = &b->met[plan->bucket][plan->span_bucket];
+    if (!*met) {
+        *met = true;
+        return pass(b, plan, error);
+    }
     mx_gpu_graph **graph = &b->graph[plan->bucket][plan->span_bucket];
-    mx_status status = *graph ? MX_OK : make_graph(b, plan, graph, error);
-    return status ? status : mx_gpu_graph_launch(*graph, b->stream, error);
+    if (!*graph && make_graph(b, plan, graph, &why)) return go_without_graphs(b, plan, &why, error);
+    return mx_gpu_graph_launch(*graph, b->stream, error);
 }

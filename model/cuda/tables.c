@@ -12,17 +12,29 @@
 
 #include "model/cuda/backend_private.h"
 
-int mx_cuda_table_place(mx_cuda_backend *b, const mx_sequence_view *view) {
-    int oldest = 0;
+/* The place of a table; -1: it has none. Sequences come in one order step after step, so that of one is mostly behind
+ * that of the one before. */
+static int find(const mx_cuda_backend *b, const int32_t *table) {
+    int at = b->last_place;
     for (int i = 0; i < b->sequences; i++) {
-        if (b->place[i].table == view->table) {
-            b->place[i].used = b->step;
-            return i;
-        }
-        if (b->place[i].used < b->place[oldest].used) oldest = i;
+        at = at + 1 < b->sequences ? at + 1 : 0;
+        if (b->place[at].table == table) return at;
     }
-    b->place[oldest] = (mx_cuda_table){view->table, b->step};
-    return oldest;
+    return -1;
+}
+
+static int oldest(const mx_cuda_backend *b) {
+    int at = 0;
+    for (int i = 1; i < b->sequences; i++)
+        if (b->place[i].used < b->place[at].used) at = i;
+    return at;
+}
+
+int mx_cuda_table_place(mx_cuda_backend *b, const mx_sequence_view *view) {
+    int at = find(b, view->table);
+    if (at < 0) at = oldest(b);
+    b->place[at] = (mx_cuda_table){view->table, b->step};
+    return b->last_place = at;
 }
 
 /* More changes than a block of input has room for: those that are there go ahead of it. Rare: a long context that was

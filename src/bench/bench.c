@@ -125,10 +125,11 @@ static mx_status fill_pages(runner *r, int64_t pages) {
     uint8_t *page = malloc(bytes * KV_PAGES);
     if (!page) return mx_fail(r->error, MX_NO_MEMORY, "no memory for a page of keys and values");
     for (size_t at = 0; at < bytes * KV_PAGES; at += size) random_number(next_random(&state), r->o->kv, page + at);
-    for (int64_t i = 0; i < pages; i++)
-        r->backend->ops->page_write(r->backend, (int32_t)i, page + (size_t)(i % KV_PAGES) * bytes);
+    mx_status status = MX_OK;
+    for (int64_t i = 0; i < pages && !status; i++)
+        status = r->backend->ops->page_write(r->backend, (int32_t)i, page + (size_t)(i % KV_PAGES) * bytes, r->error);
     free(page);
-    return MX_OK;
+    return status;
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------- */

@@ -236,7 +236,7 @@ static const struct {
     [MX_PEAK_SMMLA] = {"SMMLA", "smmla", smmla},
 #endif
 #endif
-    [MX_PEAK_MMA] = {"tensor cores BF16", "mma_bf16", NULL},
+    [MX_PEAK_MMA] = {"mma.sync BF16", "mma_bf16", NULL},
 };
 
 const char *mx_peak_name(mx_peak_loop loop) {

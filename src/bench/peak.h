@@ -17,7 +17,7 @@ typedef enum mx_peak_loop {
     MX_PEAK_VNNI,       /* fours of int8 into int32, AVX-512 */
     MX_PEAK_AMX_BF16,
     MX_PEAK_AMX_INT8,
-    MX_PEAK_MMA, /* BF16 into fp32 on a GPU's tensor cores: mx_cuda_rates.multiply */
+    MX_PEAK_MMA, /* BF16 into fp32 on a GPU's tensor cores by mma.sync: mx_cuda_rates.multiply */
     MX_PEAK_LOOPS
 } mx_peak_loop;
 

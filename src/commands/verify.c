@@ -123,6 +123,16 @@ static mx_status runner_step(runner *r, const int32_t *ids, int64_t begin, int64
     return r->backend->ops->step(r->backend, batch, error);
 }
 
+/* Of the last step. The backend's operation has no words for a failure: those come of drawing from the row. */
+static mx_status runner_logits(runner *r, int wanted, const float **out, mx_error *error) {
+    const mx_sample_spec greedy = {.top_p = 1, .repetition_penalty = 1};
+    mx_sampled unused;
+    *out = r->backend->ops->logits(r->backend, wanted);
+    if (*out) return MX_OK;
+    mx_status status = r->backend->ops->sample(r->backend, wanted, &greedy, &unused, error);
+    return status ? status : mx_fail(error, MX_INVALID_STATE, "%s: no logits of row %d", r->backend->ops->name, wanted);
+}
+
 /* ---- goldens ----------------------------------------------------------------------------------------------------- */
 
 /* One case of a golden file; the tensors are those of its format (residual, experts: NULL where it has none). */
@@ -295,6 +305,19 @@ static mx_status scratch_make(scratch *s, const golden *g, const mx_config *c, i
     return MX_OK;
 }
 
+/* The golden's rows *row .. that were wanted of tokens up to `end`. */
+static mx_status compare_rows(runner *r, const golden *g, int64_t end, int64_t *row, float *truth, result *out,
+                              mx_error *error) {
+    const int64_t rows = g->rows->shape[0];
+    for (int wanted = 0; *row < rows && int_at(g->rows, *row) < end; wanted++) {
+        const float *logits;
+        mx_status status = runner_logits(r, wanted, &logits, error);
+        if (status) return status;
+        compare_logits(g->logits, (*row)++, logits, r->weights->config.vocab, truth, out);
+    }
+    return MX_OK;
+}
+
 /* One case through the model, chunk by chunk. */
 static mx_status run_case(runner *r, const golden *g, result *out, mx_error *error) {
     const mx_config *c = &r->weights->config;
@@ -302,19 +325,19 @@ static mx_status run_case(runner *r, const golden *g, result *out, mx_error *err
     mx_status status = scratch_make(&s, g, c, r->chunk, error);
     *out = (result){.experts = g->experts ? 0 : -1, .residual = g->residual ? 0 : -1, .departs = -1};
     if (!status) runner_clear(r);
-    int64_t row = 0, rows = g->rows->shape[0], same = 0;
+    int64_t row = 0, same = 0;
     for (int64_t begin = 0; begin < g->tokens && !status; begin += r->chunk) {
         int64_t end = begin + r->chunk < g->tokens ? begin + r->chunk : g->tokens;
         mx_batch batch = {.residual = s.residual, .experts = s.experts};
         status = runner_step(r, s.ids, begin, end, s.wanted, &batch, error);
+        if (!status) status = compare_rows(r, g, end, &row, s.truth, out, error);
         if (status) break;
-        for (int wanted = 0; row < rows && int_at(g->rows, row) < end; wanted++)
-            compare_logits(g->logits, row++, r->backend->ops->logits(r->backend, wanted), c->vocab, s.truth, out);
         if (s.residual) compare_residual(g, c, s.residual, begin, end - begin, out);
         if (s.experts) same += compare_experts(g, c, s.experts, begin, end - begin);
     }
-    out->kl = isnan(out->kl) ? NAN : out->kl / (double)rows; /* prints as nan, never -nan */
-    out->top1 /= (double)rows;
+    const double rows = (double)g->rows->shape[0];
+    out->kl = isnan(out->kl) ? NAN : out->kl / rows; /* prints as nan, never -nan */
+    out->top1 /= rows;
     if (g->experts) out->experts = (double)same / ((double)c->layers * (double)g->tokens * c->top_k);
     scratch_free(&s);
     return status;
@@ -485,7 +508,9 @@ static mx_status run_official(runner *r, const mx_official_greedy *g, int *same,
         mx_status status = runner_step(r, ids, begin, end, NULL, &batch, error);
         if (status) return status;
         if (end < prompt) continue;
-        const float *logits = r->backend->ops->logits(r->backend, 0);
+        const float *logits;
+        status = runner_logits(r, 0, &logits, error);
+        if (status) return status;
         int64_t best = largest(logits, vocab), official = g->answer[end - prompt];
         double gap = (double)logits[best] - logits[official];
         if (best == official) ++*same;

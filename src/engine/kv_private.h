@@ -21,6 +21,7 @@ struct mx_kv {
     int64_t key_tiles;
     int32_t *page; /* [layers] */
     int64_t page_bytes;
+    bool warned;    /* that the backend's pages cannot be read or written */
     double refresh; /* seconds after which a use of what is stored is told to the store */
 };
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "base/log.h"
 #include "engine/kv_private.h"
 
 enum { REFRESH = 600 };
@@ -78,13 +79,32 @@ void mx_kv_store_used(mx_kv *kv, mx_kv_node *node) {
     }
 }
 
-/* false: the store has no room for it now. */
+static void warn(mx_kv *kv, const char *what, const mx_error *error) {
+    if (!kv->warned) mx_log(MX_LOG_WARNING, "prefix cache: %s: %s", what, error->text);
+    kv->warned = true;
+}
+
+/* A page cannot be read: nor will the others be, and what is not read is never stored. */
+static void give_up(mx_kv *kv, const mx_error *error) {
+    warn(kv, "what was computed last is not stored", error);
+    while (kv->to_store.after != &kv->to_store) {
+        mx_kv_node *node = by_store(kv->to_store.after);
+        node->wanted[MX_STORE_FULL] = node->wanted[MX_STORE_WINDOW] = false;
+        mx_kv_list_remove(&node->to_store);
+    }
+}
+
+/* false: the store has no room for it now. What cannot be read is not committed, and no more is wanted then. */
 static bool feed_part(mx_kv *kv, mx_kv_node *node, mx_store_part part) {
     char *out = mx_prefix_store_put(kv->store, part, node->key, node->token);
     if (!out) return false;
     for (int l = 0; l < kv->config->layers; l++) {
+        mx_error error;
         if (kv->config->sliding[l] != (part == MX_STORE_WINDOW)) continue;
-        kv->pool.backend->ops->page_read(kv->pool.backend, node->page[l], out);
+        if (kv->pool.backend->ops->page_read(kv->pool.backend, node->page[l], out, &error)) {
+            give_up(kv, &error);
+            return true;
+        }
         out += kv->page_bytes;
     }
     mx_prefix_store_commit(kv->store);
@@ -193,7 +213,12 @@ static bool fits(const mx_kv *kv, const way *w) {
     return missing <= kv->pool.free_count + kv->pool.cached - there;
 }
 
-/* Pages of one part into kv->page, held. */
+static void release_part(mx_kv *kv, mx_store_part part, int layers) {
+    for (int l = 0; l < layers; l++)
+        if (kv->config->sliding[l] == (part == MX_STORE_WINDOW)) mx_page_release(&kv->pool, kv->page[l]);
+}
+
+/* Pages of one part into kv->page, held. false: none of them is. */
 static bool read_part(mx_kv *kv, mx_store_part part, int64_t tile, const int32_t *token) {
     const int sliding = kv->sliding_layers, needed = part == MX_STORE_WINDOW ? sliding : kv->config->layers - sliding;
     if (!mx_prefix_make_room(&kv->tree, needed)) return false;
@@ -201,22 +226,22 @@ static bool read_part(mx_kv *kv, mx_store_part part, int64_t tile, const int32_t
     if (!content) return false;
     for (int l = 0; l < kv->config->layers; l++) {
         if (kv->config->sliding[l] != (part == MX_STORE_WINDOW)) continue;
-        kv->page[l] = mx_page_take_filled(&kv->pool, content);
+        mx_error error;
+        if (mx_page_take_filled(&kv->pool, content, &kv->page[l], &error)) {
+            warn(kv, "what is stored cannot be brought back", &error);
+            release_part(kv, part, l);
+            return false;
+        }
         content += kv->page_bytes;
     }
     return true;
-}
-
-static void release_part(mx_kv *kv, mx_store_part part) {
-    for (int l = 0; l < kv->config->layers; l++)
-        if (kv->config->sliding[l] == (part == MX_STORE_WINDOW)) mx_page_release(&kv->pool, kv->page[l]);
 }
 
 static bool load_tile(mx_kv *kv, way *w, const int32_t *token) {
     const bool full = kv->sliding_layers < kv->config->layers;
     if (full && !read_part(kv, MX_STORE_FULL, w->tiles, token)) return false;
     mx_kv_node *node = mx_prefix_add(&kv->tree, w->node, token, MX_TILE, kv->page, 1, false);
-    if (full) release_part(kv, MX_STORE_FULL);
+    if (full) release_part(kv, MX_STORE_FULL, kv->config->layers);
     if (!node) return false;
     node->key = kv->key[w->tiles + 1];
     node->settled = true;
@@ -233,7 +258,7 @@ static bool load_window(mx_kv *kv, mx_kv_node *node) {
     if (!read_part(kv, MX_STORE_WINDOW, node->tile, node->token)) return false;
     mx_prefix_give_window(&kv->tree, node, kv->page, 1);
     mx_prefix_pin(&kv->tree, node);
-    release_part(kv, MX_STORE_WINDOW);
+    release_part(kv, MX_STORE_WINDOW, kv->config->layers);
     node->asked[MX_STORE_WINDOW] = true;
     return true;
 }

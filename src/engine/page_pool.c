@@ -34,10 +34,11 @@ int32_t mx_page_take(mx_page_pool *pool) {
     return page;
 }
 
-int32_t mx_page_take_filled(mx_page_pool *pool, const void *content) {
-    int32_t page = take(pool);
-    pool->backend->ops->page_write(pool->backend, page, content);
-    return page;
+mx_status mx_page_take_filled(mx_page_pool *pool, const void *content, int32_t *out, mx_error *error) {
+    *out = take(pool);
+    mx_status status = pool->backend->ops->page_write(pool->backend, *out, content, error);
+    if (status) mx_page_release(pool, *out);
+    return status;
 }
 
 int32_t mx_page_take_copy(mx_page_pool *pool, int32_t from) {

@@ -20,9 +20,10 @@ typedef struct mx_page_pool {
 mx_status mx_page_pool_init(mx_page_pool *pool, mx_backend *backend, int64_t pages, mx_error *error);
 void mx_page_pool_free(mx_page_pool *pool); /* all zeros allowed */
 
-int32_t mx_page_take(mx_page_pool *pool);                             /* zeroed, one holder; there must be a free one */
-int32_t mx_page_take_filled(mx_page_pool *pool, const void *content); /* the same from page_bytes of content */
-int32_t mx_page_take_copy(mx_page_pool *pool, int32_t from);          /* the same with the content of `from` */
+int32_t mx_page_take(mx_page_pool *pool);                    /* zeroed, one holder; there must be a free one */
+int32_t mx_page_take_copy(mx_page_pool *pool, int32_t from); /* the same with the content of `from` */
+/* The same from page_bytes of content. Where the backend cannot write it the page stays free. */
+mx_status mx_page_take_filled(mx_page_pool *pool, const void *content, int32_t *out, mx_error *error);
 void mx_page_retain(mx_page_pool *pool, int32_t page);
 void mx_page_release(mx_page_pool *pool, int32_t page);
 

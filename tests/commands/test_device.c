@@ -33,6 +33,7 @@ static int no_plugin(void **state) {
     unsetenv("OTHER_GPU");
     use_plugin(NULL);
     unsetenv("MXRUN_CUDA_GRAPHS");
+    unsetenv("MXRUN_CUDA_PROFILE");
     return 0;
 }
 
@@ -137,6 +138,27 @@ static void verify_passes_the_goldens(void **state) {
     }
 }
 
+/* A device that is lost, wherever the host waits for it: creating, between layers, at last for logits. */
+static void verify_says_why_a_device_is_lost(void **state) {
+    enum { MOST = 30 };
+    (void)state;
+    int code = 1, n = 0;
+    with_gpu();
+    while (code && ++n < MOST) {
+        char fail[40];
+        snprintf(fail, sizeof fail, "stream_wait:%d", n);
+        setenv("MX_EMULATION_FAIL", fail, 1);
+        outcome o =
+            run("verify", "-m", data("base"), data("base.golden.safetensors"), "--device", "cuda", "--cases", "t1");
+        unsetenv("MX_EMULATION_FAIL");
+        code = o.code;
+        if (code) expect_code(&o, 1);
+        if (code) expect_text(&o.err, "the emulated GPU fails in stream_wait");
+        outcome_free(&o);
+    }
+    assert_in_range(n, 3, MOST - 1);
+}
+
 static void answers_are_those_of_the_cpu(void **state) {
     (void)state;
     static const char *const graphs[] = {"1", "0"};
@@ -153,6 +175,37 @@ static void answers_are_those_of_the_cpu(void **state) {
         outcome_free(&gpu);
     }
     outcome_free(&cpu);
+}
+
+static int lines_with(const outcome *o, const char *text) {
+    int lines = 0;
+    for (const char *at = o->err.data; (at = strstr(at, text)); at++) lines++;
+    return lines;
+}
+
+static void a_profile_is_printed_and_changes_nothing(void **state) {
+    (void)state;
+    static const char *const groups[] = {"embedding ", "norm ",    "qkv ",  "attention ", "o ",       "router ",
+                                         "routing ",   "gate_up ", "down ", "last norm ", "lm_head ", "sampling "};
+    with_gpu();
+    outcome cpu = run("-m", "stories", "-d", "cpu", "--greedy", "-n", "24", "-p", TALE);
+    expect_code(&cpu, 0);
+    setenv("MXRUN_CUDA_PROFILE", "1", 1);
+    outcome o = run("-m", "stories", "-d", "cuda", "--ctx", "512", "--greedy", "-n", "24", "-p", TALE);
+    expect_code(&o, 0);
+    assert_string_equal(o.out.data, cpu.out.data);
+    expect_text(&o.err, "GPU profile, steps of more than 64 rows: 1 of ");
+    expect_text(&o.err, "GPU profile, steps of at most 64 rows: 23 of 1.0 rows, ");
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        char line[40];
+        snprintf(line, sizeof line, ":   %s", groups[i]);
+        if (lines_with(&o, line) != 2) fail_msg("%d lines of %s: %s", lines_with(&o, line), groups[i], o.err.data);
+    }
+    assert_int_equal(lines_with(&o, " GB/s\n"), 6); /* qkv, o, router, gate_up, down, lm_head */
+    outcome_free(&o);
+    outcome_free(&cpu);
+    setenv("MXRUN_CUDA_PROFILE", "yes", 1);
+    refuses(2, "MXRUN_CUDA_PROFILE=yes: expected 0 (off) or 1 (on)", "-m", "stories", "-d", "cuda", "-p", TALE);
 }
 
 static void seeds_and_rules_of_drawing_are_those_of_the_cpu(void **state) {
@@ -352,7 +405,9 @@ int main(void) {
         ALONE(wrong_options_are_named),
         ALONE(options_of_the_cpu_and_of_a_gpu_contradict_each_other),
         ALONE(verify_passes_the_goldens),
+        ALONE(verify_says_why_a_device_is_lost),
         ALONE(answers_are_those_of_the_cpu),
+        ALONE(a_profile_is_printed_and_changes_nothing),
         ALONE(seeds_and_rules_of_drawing_are_those_of_the_cpu),
         ALONE(automatic_choice_takes_a_gpu_that_holds_the_model),
         ALONE(automatic_choice_is_the_cpu_with_options_of_the_cpu),

@@ -1,7 +1,7 @@
 #ifndef TESTS_CUDA_DEVICE_MEMORY_H
 #define TESTS_CUDA_DEVICE_MEMORY_H
 
-/* For tests of kernels: memory on the (emulated) device, numbers to put there, and every order of the emulation. */
+/* For tests of kernels: memory on the device, numbers to put there, and where it is (target.h). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "kernels/cuda/cuda_kernels.h"
-#include "tests/cuda/emulation/order.h"
+#include "tests/cuda/target.h"
 
 #define CHECK(call)                                                                                                    \
     do {                                                                                                               \
@@ -41,7 +41,7 @@ static inline void device_close(device *d) {
     while (d->buffers > 0) mx_gpu_free(d->buffer[--d->buffers]);
 }
 
-/* Belongs to the device; `from` NULL: what nobody wrote (NaN). */
+/* Belongs to the device; `from` NULL: what nobody wrote (NaN in the emulation). */
 static inline void *on_device(device *d, const void *from, size_t bytes) {
     void *p = NULL;
     assert_true(d->buffers < MOST_BUFFERS);

@@ -100,6 +100,13 @@ const float *stepper_logits(stepper *s, int wanted) {
     return logits;
 }
 
+void stepper_write(stepper *s, void *device, const void *from, size_t bytes) {
+    mx_gpu_stream *stream = mx_cuda_self(s->backend)->stream;
+    mx_error error;
+    if (mx_gpu_copy(device, from, bytes, stream, &error) || mx_gpu_stream_wait(stream, &error))
+        fail_msg("%s", error.text);
+}
+
 void stepper_golden(stepper *s, const golden_case *g, int chunk, float *out, int32_t *experts) {
     const mx_config *c = &s->m->weights->config;
     const size_t top_k = (size_t)c->top_k;

@@ -1,7 +1,7 @@
 #ifndef MX_TESTS_CUDA_STEPPER_H
 #define MX_TESTS_CUDA_STEPPER_H
 
-/* Whole steps of small models in tests: models on the emulated GPU, backends for them, sequences with page tables. */
+/* Whole steps of small models in tests: models on the GPU (target.h), backends for them, sequences with page tables. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +14,7 @@
 
 #include "base/threads.h"
 #include "model/cuda/backend_private.h"
+#include "tests/cuda/target.h"
 #include "tests/model/golden.h"
 
 typedef struct model {
@@ -54,6 +55,8 @@ void stepper_step(stepper *s, const mx_row *row, int rows);
 /* A run of a sequence's tokens, of which the last is wanted. */
 void stepper_tokens(stepper *s, int sequence, const int32_t *token, int count, int position);
 const float *stepper_logits(stepper *s, int wanted);
+/* Writes memory of the device, behind what is queued. */
+void stepper_write(stepper *s, void *device, const void *from, size_t bytes);
 
 /* Runs a golden in chunks; logits of its rows go to out [row_count, vocab], the experts of all rows to `experts` when
  * it is not NULL. */

@@ -321,6 +321,14 @@ static void check_untouched(const world *w, const uint16_t *out) {
     }
 }
 
+/* What may be off beside scalar C. Emulated tensor cores keep to 2.5 of it; real ones truncate (device.cuh), and their
+ * errors, all towards zero, add up instead of cancelling. A weight is off by as much as its score is in absolute terms:
+ * queries of 500 make scores of up to 2000 and more, whose ulp is 2^-13 and of which a sum of several mma may lose a
+ * few. */
+static double allowed(const world *w, double scalar, double rounding) {
+    return 4.0 * scalar + (w->s.size == 500.0f ? 5e-4 : 1e-6) + rounding;
+}
+
 /* The largest differences from doubles, beside the head's largest number. */
 static void check_numbers(const world *w, const uint16_t *out, double rounding, double *worst, double *worst_scalar) {
     double most = 0, most_scalar = 0;
@@ -342,7 +350,7 @@ static void check_numbers(const world *w, const uint16_t *out, double rounding, 
     if (getenv("MXRUN_SHOW"))
         printf("kv %d dim %d group %d window %d size %g sink %g: %.2e, scalar C %.2e\n", (int)w->s.kv, d, w->s.group,
                w->s.window, (double)w->s.size, (double)w->s.sink, most, most_scalar);
-    if (most > 2.5 * most_scalar + 5e-7 + rounding)
+    if (most > allowed(w, most_scalar, rounding))
         fail_msg("kv %d, head_dim %d, group %d, window %d, size %g: %.2e, scalar C %.2e", (int)w->s.kv, d, w->s.group,
                  w->s.window, (double)w->s.size, most, most_scalar);
     if (w->s.terms < 3) return;
@@ -440,6 +448,7 @@ static void test_sizes(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16),
         cmocka_unit_test(test_bf16),

@@ -2,6 +2,7 @@
  * pages; memory that is counted; batches and options that are wrong. */
 #include <math.h>
 
+#include "base/log.h"
 #include "model/sampler.h"
 #include "tests/cuda/stepper.h"
 
@@ -14,7 +15,7 @@ static mx_cuda_backend *gpu(const stepper *s) {
 /* ---- running ahead ----------------------------------------------------------------------------------------------- */
 
 /* Streams, each with a prompt of its own, that draw by different rules. */
-enum { STREAMS = 3, TOKENS = 8, PROMPT = 20 };
+enum { STREAMS = 3, TOKENS = 6, PROMPT = 20 };
 
 static int32_t prompt_token(const model *m, int stream, int position) {
     return (int32_t)((stream * 37 + position * 11 + 5) % m->weights->config.vocab);
@@ -135,7 +136,7 @@ static void test_ahead(void **state) {
         stepper s;
         static struct stream stream[4][STREAMS];
         model_open(&m, checkpoints[c]);
-        for (int way = 0; way < 4; way++) {
+        for (int way = 0; way < 4; way += c ? 3 : 1) { /* the second: plainly with graphs, ahead without */
             memset(stream[way], 0, sizeof stream[way]);
             stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){.no_graphs = way % 2});
             (way / 2 ? generate_ahead : generate_plainly)(&s, stream[way]);
@@ -224,7 +225,8 @@ static void test_wrong_draws(void **state) {
     assert_string_equal(error.text, scalar_error.text);
 
     /* A logit that is not a number, where the device has it. */
-    gpu(&s)->s.logits[m.weights->config.vocab + 5] = INFINITY;
+    const float infinite = INFINITY;
+    stepper_write(&s, gpu(&s)->s.logits + m.weights->config.vocab + 5, &infinite, sizeof infinite);
     assert_int_equal(ops->sample(s.backend, 1, &plain, &sampled, &error), MX_INVALID_STATE);
     mx_sample_not_finite(5, INFINITY, &scalar_error);
     assert_string_equal(error.text, scalar_error.text);
@@ -284,7 +286,8 @@ static void test_lists(void **state) {
             draw[q].spec.bias_count = BIASES;
         }
         if (round) { /* room for the first alone */
-            memset(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes);
+            assert_int_equal(mx_gpu_fill(gpu(&s)->s.lists, 0, (size_t)gpu(&s)->lists_bytes, gpu(&s)->stream, &error),
+                             MX_OK);
             gpu(&s)->lists_bytes = sizeof bias[0] + 32;
         }
         assert_int_equal(s.backend->ops->draw(s.backend, draw, STREAMS, &error), MX_OK);
@@ -443,15 +446,62 @@ static void test_pages(void **state) {
     uint8_t *in = malloc(bytes), *out = malloc(bytes);
     assert_true(in && out);
     for (size_t i = 0; i < bytes; i++) in[i] = (uint8_t)(i * 7 + i / 256);
-    ops->page_write(s.backend, 2, in);
+    assert_int_equal(ops->page_write(s.backend, 2, in, NULL), MX_OK);
     ops->page_copy(s.backend, 1, 2);
     ops->page_clear(s.backend, 2);
-    ops->page_read(s.backend, 1, out);
+    assert_int_equal(ops->page_read(s.backend, 1, out, NULL), MX_OK);
     assert_memory_equal(in, out, bytes);
-    ops->page_read(s.backend, 2, out);
+    assert_int_equal(ops->page_read(s.backend, 2, out, NULL), MX_OK);
     for (size_t i = 0; i < bytes; i++) assert_int_equal(out[i], 0);
     free(in);
     free(out);
+    stepper_close(&s);
+    model_close(&m);
+}
+
+/* Reading a page that is done with does not wait for the step that is queued, and gives its bytes. */
+static void test_read_beside_a_step(void **state) {
+    (void)state;
+    model m;
+    stepper s;
+    mx_error error;
+    static struct stream stream[STREAMS];
+    mx_draw draw[STREAMS];
+    model_open(&m, "base");
+    stepper_open(&s, &m, STREAMS + 1, PROMPT + TOKENS, (wishes){0}); /* the last one has pages and no tokens */
+    const mx_backend_ops *ops = s.backend->ops;
+    const size_t bytes = (size_t)ops->page_bytes(s.backend);
+    const int32_t computed = s.table[0], spare = s.table[STREAMS * m.weights->config.layers * s.tiles];
+    uint8_t *in = malloc(bytes), *out = malloc(bytes), *first = malloc(bytes);
+    assert_true(in && out && first);
+    for (size_t i = 0; i < bytes; i++) in[i] = (uint8_t)(i * 7 + i / 256);
+    prompts(&s, stream);
+    draws_of(stream, PROMPT, draw);
+    assert_int_equal(ops->draw(s.backend, draw, STREAMS, &error), MX_OK);
+    assert_int_equal(ops->drawn(s.backend, draw, STREAMS, &error), MX_OK);
+    keep(stream, PROMPT, draw);
+    assert_int_equal(ops->page_read(s.backend, computed, first, &error), MX_OK);
+    assert_int_equal(ops->page_write(s.backend, spare, in, &error), MX_OK);
+
+    mx_row row[STREAMS - 1]; /* all but the one whose page is read */
+    for (int q = 1; q < STREAMS; q++) row[q - 1] = (mx_row){stream[q].token[PROMPT], PROMPT, q, true};
+    stepper_step(&s, row, STREAMS - 1);
+    for (int q = 1; q < STREAMS; q++) draw[q - 1] = (mx_draw){.wanted = q - 1, .spec = plain};
+    assert_int_equal(ops->draw(s.backend, draw, STREAMS - 1, &error), MX_OK);
+    mx_cuda_drawn *queued = gpu(&s)->draws[gpu(&s)->first_draws].drawn;
+    const char *streams = getenv("MX_EMULATION_STREAMS");
+    const bool late = streams && !strcmp(streams, "late");
+    if (late) memset(queued, 0xee, sizeof *queued);
+    assert_int_equal(ops->page_read(s.backend, computed, out, &error), MX_OK);
+    assert_memory_equal(out, first, bytes);
+    assert_int_equal(ops->page_read(s.backend, spare, out, &error), MX_OK);
+    assert_memory_equal(out, in, bytes);
+    if (late) assert_int_equal(queued->token, (int32_t)0xeeeeeeee); /* nobody waited for it */
+    assert_int_equal(ops->drawn(s.backend, draw, STREAMS - 1, &error), MX_OK);
+    assert_in_range(draw[0].sampled.token, 0, m.weights->config.vocab - 1);
+    free(in);
+    free(out);
+    free(first);
     stepper_close(&s);
     model_close(&m);
 }
@@ -537,6 +587,11 @@ static void test_wrong_options(void **state) {
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);
     assert_string_equal(error.text, "MXRUN_CUDA_GRAPHS=no: expected 0 (off) or 1 (on)");
     unsetenv("MXRUN_CUDA_GRAPHS");
+    setenv("MXRUN_CUDA_ROWS", "most", 1);
+    assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);
+    assert_string_equal(error.text,
+                        "MXRUN_CUDA_ROWS=most: expected few or many (rows that products are made for), or nothing");
+    unsetenv("MXRUN_CUDA_ROWS");
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_OK);
     mx_precisions precision = mx_cuda_backend_precision(b); /* the default */
     char name[MX_PRECISION_NAME];
@@ -546,11 +601,19 @@ static void test_wrong_options(void **state) {
     model_close(&m);
 }
 
+/* What there is after `taken` bytes of `before`; of a real GPU's memory the driver takes for itself, too. */
+static void check_free(uint64_t before, uint64_t taken) {
+    mx_gpu_info now;
+    mx_error error;
+    assert_int_equal(mx_gpu_get_info(0, &now, &error), MX_OK);
+    if (EMULATED) assert_int_equal(before - now.memory_free, taken);
+}
+
 /* What is said before is what is allocated, and what is allocated is freed, also where memory ends in the middle. */
 static void test_memory(void **state) {
     (void)state;
     model m;
-    mx_gpu_info before, after;
+    mx_gpu_info before;
     mx_error error;
     mx_backend *b;
     uint64_t bytes;
@@ -560,16 +623,13 @@ static void test_memory(void **state) {
     for (int i = 0; i < 2; i++, o.max_rows = 3, o.max_wanted = 65) {
         assert_int_equal(mx_cuda_backend_bytes(&m.device->config, &o, &bytes, &error), MX_OK);
         if (mx_cuda_backend_create(m.device, &o, &b, &error)) fail_msg("%s", error.text);
-        assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-        assert_int_equal(before.memory_free - after.memory_free, bytes + 40 * (uint64_t)b->ops->page_bytes(b));
+        check_free(before.memory_free, bytes + 40 * (uint64_t)b->ops->page_bytes(b));
         b->ops->destroy(b);
-        assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-        assert_int_equal(before.memory_free, after.memory_free);
+        check_free(before.memory_free, 0);
     }
     o.pages = (int64_t)(before.memory_free / (uint64_t)mx_page_bytes(&m.weights->config, MX_F16));
     assert_int_equal(mx_cuda_backend_create(m.device, &o, &b, &error), MX_NO_MEMORY);
-    assert_int_equal(mx_gpu_get_info(0, &after, &error), MX_OK);
-    assert_int_equal(before.memory_free, after.memory_free);
+    check_free(before.memory_free, 0);
     model_close(&m);
 }
 
@@ -602,17 +662,94 @@ static void test_lost(void **state) {
     assert_int_equal(draw[0].status, MX_IO);
     assert_int_equal(ops->top(s.backend, 0, 0, NULL, 1, &logprob, &error), MX_IO);
     assert_null(ops->logits(s.backend, 0));
+    uint8_t *page = calloc(1, (size_t)ops->page_bytes(s.backend));
+    assert_non_null(page);
+    assert_int_equal(ops->page_read(s.backend, 0, page, &error), MX_IO);
+    error.text[0] = 0;
+    assert_int_equal(ops->page_write(s.backend, 0, page, &error), MX_IO);
+    assert_string_equal(error.text, "the GPU fell off the bus: 100%");
+    free(page);
     stepper_close(&s);
     model_close(&m);
 }
 
+static int warnings;
+
+static void count_warning(void *user, mx_log_level level, const char *line) {
+    (void)user;
+    (void)line;
+    warnings += level >= MX_LOG_WARNING;
+}
+
+/* A graph for which there is no memory is told once, and computed without. */
+static void test_no_graph(void **state) {
+    (void)state;
+    model m;
+    static struct stream stream[2][STREAMS];
+    model_open(&m, "base");
+    mx_log_set_sink(count_warning, NULL);
+    for (int way = 0; way < 2; way++) {
+        stepper s;
+        memset(stream[way], 0, sizeof stream[way]);
+        stepper_open(&s, &m, STREAMS, PROMPT + TOKENS, (wishes){0});
+        warnings = 0;
+        if (way) setenv("MX_EMULATION_FAIL", "capture_end:1", 1);
+        generate_ahead(&s, stream[way]);
+        unsetenv("MX_EMULATION_FAIL");
+        assert_int_equal(warnings, way);
+        assert_int_equal(gpu(&s)->graphs, !way);
+        stepper_close(&s);
+    }
+    mx_log_set_sink(NULL, NULL);
+    for (int q = 0; q < STREAMS; q++)
+        assert_memory_equal(stream[0][q].logprob, stream[1][q].logprob, sizeof stream[0][q].logprob);
+    model_close(&m);
+}
+
+/* A page that cannot be read or written is told, and so is a graph that cannot be launched. */
+static void test_failures(void **state) {
+    static const char *const fails[] = {"copy:1", "stream_wait:1", "graph_launch:1"};
+    (void)state;
+    model m;
+    model_open(&m, "base");
+    for (int i = 0; i < 5; i++) {
+        stepper s;
+        mx_error error = {0};
+        mx_status status;
+        stepper_open(&s, &m, 1, PROMPT, (wishes){0});
+        uint8_t *page = calloc(1, (size_t)s.backend->ops->page_bytes(s.backend));
+        assert_non_null(page);
+        const mx_row row = {1, 0, 0, true};
+        const mx_batch batch = {.row = &row, .rows = 1, .sequence = s.view, .sequences = 1};
+        if (i == 4)
+            assert_int_equal(s.backend->ops->step(s.backend, &batch, &error), MX_OK); /* the second is a graph */
+        setenv("MX_EMULATION_FAIL", fails[i / 2], 1);
+        if (i == 4)
+            status = s.backend->ops->step(s.backend, &batch, &error);
+        else
+            status = (i % 2 ? s.backend->ops->page_write(s.backend, 0, page, &error)
+                            : s.backend->ops->page_read(s.backend, 0, page, &error));
+        unsetenv("MX_EMULATION_FAIL");
+        assert_int_equal(status, MX_NO_MEMORY);
+        assert_non_null(strstr(error.text, "the emulated GPU fails"));
+        assert_int_equal(s.backend->ops->page_read(s.backend, 0, page, NULL), MX_NO_MEMORY); /* from then on */
+        free(page);
+        stepper_close(&s);
+    }
+    model_close(&m);
+}
+
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),         cmocka_unit_test(test_wrong_draws),
-        cmocka_unit_test(test_many_draws),    cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
-        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_wrong_batches), cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_ahead),         cmocka_unit_test(test_queue),
+        cmocka_unit_test(test_wrong_draws),   cmocka_unit_test(test_many_draws),
+        cmocka_unit_test(test_lists),         cmocka_unit_test(test_top),
+        cmocka_unit_test(test_moved_pages),   cmocka_unit_test(test_places),
+        cmocka_unit_test(test_pages),         cmocka_unit_test(test_wrong_batches),
+        cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_lost),          cmocka_unit_test(test_no_graph),
+        cmocka_unit_test(test_failures),      cmocka_unit_test(test_read_beside_a_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

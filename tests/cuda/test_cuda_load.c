@@ -1,4 +1,4 @@
-/* Weights on the emulated device: read back from where they lie and compared with the file's numbers, by a reader of
+/* Weights on the device: read back from where they lie and compared with the file's numbers, by a reader of
  * layout.h's units that has no code in common with the kernels. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "model/cuda/loading.h"
+#include "tests/cuda/target.h"
 #include "tests/model/checkpoint_maker.h"
 #include "tests/model/layout_maker.h"
 #include "tests/sanitized.h"
@@ -25,6 +26,11 @@ static uint64_t memory_free(void) {
     mx_error error;
     if (mx_gpu_get_info(0, &info, &error)) fail_msg("%s", error.text);
     return info.memory_free;
+}
+
+/* Of a real GPU's memory the driver takes for itself, too. */
+static void check_free(uint64_t expected) {
+    if (EMULATED) assert_int_equal(memory_free(), expected);
 }
 
 /* All of it, in host memory; free it. */
@@ -288,7 +294,7 @@ static void checkpoints_lie_as_they_should(void **state) {
         const uint64_t before = memory_free();
         mx_weights *w = open_model(path_of(names[i]));
         image m = load_by(w, &plainly, 0);
-        assert_int_equal(memory_free(), before - m.c->bytes); /* nothing else stays */
+        check_free(before - m.c->bytes); /* nothing else stays */
         check_all(&m, w);
         for (int l = 0; l < w->config.layers; l++) {
             assert_false(m.c->layer[l].gate_up.wide_scales);
@@ -296,7 +302,7 @@ static void checkpoints_lie_as_they_should(void **state) {
         }
         put_back(&m);
         mx_weights_close(w);
-        assert_int_equal(memory_free(), before);
+        check_free(before);
     }
 }
 
@@ -463,13 +469,14 @@ static void loading_can_be_stopped(void **state) {
             assert_int_equal(mx_cuda_weights_load_by(w, &options, 20000, &c, NULL, &error), MX_CANCELLED);
             assert_null(c);
             assert_int_equal(v.calls, at_call); /* not a piece later */
-            assert_int_equal(memory_free(), before);
+            check_free(before);
         }
     mx_weights_close(w);
 }
 
 static void too_small_a_device_is_told(void **state) {
     (void)state;
+    if (!EMULATED) skip(); /* of a real one nobody takes all but so many bytes */
     mx_weights *w = open_model(path_of("base"));
     const uint64_t room = memory_free();
     uint64_t bytes = 0;
@@ -487,7 +494,7 @@ static void too_small_a_device_is_told(void **state) {
         if (!i && !strstr(error.text, text)) fail_msg("says \"%s\"", error.text);
         snprintf(text, sizeof text, "%llu of", (unsigned long long)(i ? 0 : left));
         if (!strstr(error.text, text)) fail_msg("says \"%s\"", error.text);
-        assert_int_equal(memory_free(), left);
+        check_free(left);
         mx_gpu_free(hog);
     }
     mx_weights_close(w);
@@ -512,7 +519,7 @@ static void check_refused(const mx_weights *w, mx_status status, const char *fir
     assert_int_equal(mx_cuda_weights_load_by(w, &plainly, 5000, &c, NULL, &error), status);
     assert_null(c);
     if (!strstr(error.text, first) || !strstr(error.text, second)) fail_msg("says \"%s\"", error.text);
-    assert_int_equal(memory_free(), before);
+    check_free(before);
 }
 
 static void what_no_kernel_is_for_is_refused_by_name(void **state) {
@@ -735,20 +742,21 @@ static void the_plugin_keeps_its_word(void **state) {
     const uint64_t before = memory_free();
     if (p->count(&count, &error) || p->memory(w, &options, &memory, &error) || p->load(w, &plainly, &c, NULL, &error))
         fail_msg("%s", error.text);
-    assert_int_equal(count, 1);
-    assert_int_equal(memory_free(), before - memory.weights);
+    assert_true(EMULATED ? count == 1 : count > 0);
+    check_free(before - memory.weights);
     if (p->create(c, &options, &b, &error)) fail_msg("%s", error.text);
     assert_int_equal(memory.page, b->ops->page_bytes(b));
-    assert_int_equal(memory_free(), before - memory.weights - memory.scratch - PAGES * memory.page);
+    check_free(before - memory.weights - memory.scratch - PAGES * memory.page);
     assert_int_equal(p->precision(b).of[MX_CLASS_GATE_UP], MX_X_BF16);
     b->ops->destroy(b);
     p->unload(c);
-    assert_int_equal(memory_free(), before);
+    check_free(before);
     p->unload(NULL);
     mx_weights_close(w);
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     setenv("MX_EMULATION_MEMORY", "134217728", 1); /* so that a test can take nearly all of it */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(checkpoints_lie_as_they_should),

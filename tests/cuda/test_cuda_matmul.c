@@ -464,7 +464,8 @@ static uint8_t *result(made *k, kernel which, int rows) {
 
 /* ---- against scalar C ---- */
 
-/* weight row n . activation row t + bias in double; *slack: what a sum in fp32 may be off. */
+/* weight row n . activation row t + bias in double; *slack: what a sum in fp32 may be off, or one in a tensor core that
+ * cuts off (target.h). */
 static double sum_of(const made *k, int64_t n, int64_t t, double *slack) {
     const int64_t cols = k->w.cols;
     double sum = 0, size = fabs((double)k->bias[n]);
@@ -473,7 +474,7 @@ static double sum_of(const made *k, int64_t n, int64_t t, double *slack) {
         sum += v;
         size += fabs(v);
     }
-    *slack = size * 0x1p-20;
+    *slack = size * (EMULATED ? 0x1p-20 : 0x1p-18);
     return sum + (double)k->bias[n];
 }
 
@@ -504,16 +505,22 @@ static void check_swiglu(const made *k, const product *p, const uint8_t *got, in
     for (int64_t i = p->weight_rows / 2; i < padded; i++) assert_int_equal(mx_load_u16(got + 2 * (t * padded + i)), 0);
 }
 
-static float kv_at(const made *k, const uint8_t *pages, int64_t t, int kv_head, bool is_v, int64_t d) {
+/* Of row t, which is no hole, where a number lies in the pages. */
+static int64_t kv_offset(const made *k, int64_t t, int kv_head, bool is_v, int64_t d) {
     const mx_cuda_pages *g = &k->m.pages;
     const int head_dim = k->m.head_dim, slot = k->position[t] % 64;
     const int32_t page = k->tables[k->table[t] * TABLE + k->position[t] / 64];
     const int64_t in =
         (int64_t)kv_head * 2 * head_dim * 64 + (is_v ? head_dim * 64 + d * 64 + slot : slot * head_dim + d);
-    const uint8_t *at = pages + page * g->page_bytes + mx_columns_bytes(g->kv, in);
-    return g->kv == MX_F32   ? float_at(at, 0)
-           : g->kv == MX_F16 ? mx_f16_to_f32(mx_load_u16(at))
-                             : mx_bf16_to_f32(mx_load_u16(at));
+    return page * g->page_bytes + mx_columns_bytes(g->kv, in);
+}
+
+static float kv_at(const made *k, const uint8_t *pages, int64_t t, int kv_head, bool is_v, int64_t d) {
+    const uint8_t *at = pages + kv_offset(k, t, kv_head, is_v, d);
+    const mx_format kv = k->m.pages.kv;
+    return kv == MX_F32   ? float_at(at, 0)
+           : kv == MX_F16 ? mx_f16_to_f32(mx_load_u16(at))
+                          : mx_bf16_to_f32(mx_load_u16(at));
 }
 
 /* Dimension d of head `head` of q, k, v. */
@@ -555,6 +562,20 @@ static void check_row(const made *k, const product *p, const uint8_t *got, int64
         assert_memory_equal(got + 4 * (t * k->m.y_stride + n), k->y_begin + 4 * (t * k->m.y_stride + n), 4);
 }
 
+/* What is in the pages when only rows 0 .. rows - 1 were stored, of `all` in which all are. The caller frees it. */
+static uint8_t *pages_of_fewer(const made *k, const product *p, const uint8_t *all, int rows) {
+    uint8_t *pages = room(k->kv_bytes);
+    memcpy(pages, all, k->kv_bytes);
+    for (int t = rows; t < p->rows; t++) {
+        for (int64_t i = 0; k->position[t] >= 0 && i < 2 * p->kv_heads * p->head_dim; i++) {
+            const int64_t head = i / p->head_dim;
+            memset(pages + kv_offset(k, t, (int)(head / 2), head % 2, i % p->head_dim), 0x5a,
+                   (size_t)mx_columns_bytes(p->kv, 1));
+        }
+    }
+    return pages;
+}
+
 /* Rows 0 .. rows - 1 the same in both; nothing else touched in `few`, of `rows` rows. */
 static void check_same(const made *k, const product *p, const uint8_t *all, const uint8_t *few, int rows) {
     const size_t terms = p->epilogue == MX_CUDA_SWIGLU ? (size_t)p->y_terms : 1;
@@ -564,9 +585,10 @@ static void check_same(const made *k, const product *p, const uint8_t *all, cons
         assert_memory_equal(few + t * each + row * (size_t)rows, k->y_begin + t * each + row * (size_t)rows,
                             row * (size_t)(p->rows - rows));
     }
-    for (size_t i = k->y_bytes; i < k->y_bytes + k->kv_bytes; i++) {
-        if (all[i] != few[i]) assert_int_equal(few[i], 0x5a);
-    }
+    if (!k->kv_bytes) return;
+    uint8_t *pages = pages_of_fewer(k, p, all + k->y_bytes, rows);
+    assert_memory_equal(pages, few + k->y_bytes, k->kv_bytes);
+    free(pages);
 }
 
 static void check_product(const product *p, int seed) {
@@ -730,13 +752,42 @@ static void test_extreme_activations(void **state) {
     unmake(&k);
 }
 
+/* An activation that is no number: its row's keys, values and sums are none, in every format, and no other row's. */
+static void test_not_a_number(void **state) {
+    (void)state;
+    static const mx_format kv[] = {MX_F16, MX_BF16, MX_F32};
+    for (int i = 0; i < 6; i++) {
+        product p = {MX_BF16, false, 1, MX_CUDA_QKV, 9, 4 * 32, 96, false, 2, 1, 32, kv[i / 2], 0};
+        rng r = rng_seeded((uint64_t)(70 + i));
+        made k = make(&p, &r);
+        k.x[3 * 96 + 40] = NAN;
+        k.m.x = make_terms(&k.d, k.x, 9, 96, 1, &k.m.x_term);
+        uint8_t *got = result(&k, i % 2 ? MANY : FEW, 9);
+        for (int t = 0; t < 9; t++) {
+            if (t != 3) check_row(&k, &p, got, t);
+        }
+        for (int64_t d = 0; d < 32; d++) {
+            assert_true(isnan(float_at(got, 3 * k.m.y_stride + d)));
+            for (int is_v = 0; is_v < 2; is_v++) {
+                if (!isnan(kv_at(&k, got + k.y_bytes, 3, 0, is_v, d)))
+                    fail_msg("format %d, %s %d: %g, not NaN", (int)p.kv, is_v ? "v" : "k", (int)d,
+                             (double)kv_at(&k, got + k.y_bytes, 3, 0, is_v, d));
+            }
+        }
+        free(got);
+        unmake(&k);
+    }
+}
+
 /* ---- grouped by expert ---- */
 
 enum { EXPERTS = 5, SLOTS = 150, TOKENS = 60 };
 
-/* What one expert alone makes of slots first .. first + count - 1, by the dense product on rows gathered by hand. */
+/* What one expert alone makes of slots first .. first + count - 1, by the dense product on rows gathered by hand:
+ * out [y_terms_count][SLOTS][row_bytes]. */
 static void alone(device *d, const mx_cuda_matmul *grouped, int expert, int first, int count, const float *x,
                   const int32_t *slot_row, const float *factor, uint8_t *out, size_t row_bytes) {
+    const size_t bytes = row_bytes * (size_t)count, outs = (size_t)grouped->y_terms_count;
     mx_cuda_matmul m = *grouped;
     float *gathered = room((size_t)(count * m.w.cols) * 4);
     for (int i = 0; i < count; i++)
@@ -750,30 +801,35 @@ static void alone(device *d, const mx_cuda_matmul *grouped, int expert, int firs
     m.slot_row = NULL;
     m.rows = count;
     if (m.factor) m.factor = on_device(d, factor + first, (size_t)count * 4);
-    void *y = on_device(d, NULL, row_bytes * (size_t)count);
-    m.y = m.epilogue == MX_CUDA_SWIGLU ? NULL : y;
-    m.y_terms = m.epilogue == MX_CUDA_SWIGLU ? y : NULL;
+    uint8_t *y = on_device(d, NULL, bytes * outs);
+    m.y = m.epilogue == MX_CUDA_SWIGLU ? NULL : (float *)y;
+    m.y_terms = m.epilogue == MX_CUDA_SWIGLU ? (uint16_t *)y : NULL;
+    m.y_term = (int64_t)(bytes / 2);
     mx_cuda_matmul_few(&m, d->stream);
-    from_device(d, out + row_bytes * (size_t)first, y, row_bytes * (size_t)count);
+    for (size_t t = 0; t < outs; t++)
+        from_device(d, out + row_bytes * (t * SLOTS + (size_t)first), y + t * bytes, bytes);
     free(gathered);
 }
 
-static void check_grouped(mx_format format, bool swiglu, int terms, int tile_rows, kernel which, int seed) {
+/* y_terms 0: SCALE; else SWIGLU with so many terms to follow. */
+static void check_grouped(mx_format format, bool wide, int y_terms, int terms, int tile_rows, kernel which, int seed) {
+    const bool swiglu = y_terms > 0;
     rng r = rng_seeded((uint64_t)seed);
     device d = device_open();
     static const int counts[EXPERTS] = {3, 0, 129, 8, 10}; /* slots of each expert */
     const int rows = swiglu ? 36 : 24, cols = 96;
     mx_cuda_matmul m = {.w = new_matrix(&d, format, rows, cols, EXPERTS), .terms = terms, .rows = SLOTS};
     for (int e = 0; e < EXPERTS; e++) {
-        source w = make_source(&r, format, rows, cols, 118, 126);
+        source w = make_source(&r, format, rows, cols, 118, wide ? 132 : 126);
         lay(&d, &m.w, e, &w, swiglu ? MX_ROWS_GATE_UP : MX_ROWS_PLAIN, 0, 0);
         free_source(&w);
     }
+    m.w.wide_scales = wide;
     float *bias = random_floats(&r, EXPERTS * m.w.bias_stride, 0.3f), *factor = random_floats(&r, SLOTS, 1);
     m.w.bias = on_device(&d, bias, (size_t)(EXPERTS * m.w.bias_stride) * 4);
     m.epilogue = swiglu ? MX_CUDA_SWIGLU : MX_CUDA_SCALE;
     m.limit = 7, m.alpha = 1.702f;
-    m.y_terms_count = 1;
+    m.y_terms_count = swiglu ? y_terms : 1;
     m.y_stride = rows;
     if (!swiglu) m.factor = on_device(&d, factor, SLOTS * 4);
 
@@ -797,18 +853,21 @@ static void check_grouped(mx_format format, bool swiglu, int terms, int tile_row
     m.tile_rows = tile_rows;
 
     const size_t row_bytes = swiglu ? (size_t)mx_cuda_padded(rows / 2) * 2 : (size_t)rows * 4;
-    uint8_t *expected = room(SLOTS * row_bytes), *found = room(SLOTS * row_bytes);
+    const size_t all_rows = (size_t)(SLOTS * m.y_terms_count);
+    uint8_t *expected = room(all_rows * row_bytes), *found = room(all_rows * row_bytes);
     for (int e = 0, first = 0; e < EXPERTS; first += counts[e++])
         if (counts[e]) alone(&d, &m, e, first, counts[e], x, swiglu ? slot_row : NULL, factor, expected, row_bytes);
-    void *y = on_device(&d, NULL, SLOTS * row_bytes);
+    void *y = on_device(&d, NULL, all_rows * row_bytes);
     m.y = swiglu ? NULL : y;
     m.y_terms = swiglu ? y : NULL;
+    m.y_term = (int64_t)(SLOTS * row_bytes / 2);
     run(which, &m, d.stream);
-    from_device(&d, found, y, SLOTS * row_bytes);
-    for (int i = 0; i < SLOTS; i++) { /* columns that pad are not written */
-        const size_t at = (size_t)i * row_bytes, bytes = swiglu ? (size_t)rows : row_bytes;
+    from_device(&d, found, y, all_rows * row_bytes);
+    for (size_t i = 0; i < all_rows; i++) { /* columns that pad are not written */
+        const size_t at = i * row_bytes, bytes = swiglu ? (size_t)rows : row_bytes;
         if (memcmp(found + at, expected + at, bytes))
-            fail_msg("seed %d: slot %d is not what its expert alone makes of it", seed, i);
+            fail_msg("seed %d: slot %d, term %d is not what its expert alone makes of it", seed, (int)(i % SLOTS),
+                     (int)(i / SLOTS));
     }
     void *all[] = {bias, factor, x, rounded, expected, found};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
@@ -821,17 +880,35 @@ static void test_grouped(void **state) {
     for (int i = 0; i < 40; i++) {
         const int tile_rows = 8 << i % 5;
         mx_emulation_set_order((mx_emulation_order)(i % MX_EMULATION_ORDERS));
-        check_grouped(of[i % 8 / 5], i / 5 % 2, 1 + i % 4 % 3, tile_rows, (kernel)(i / 10 % 3), 200 + i);
+        check_grouped(of[i % 8 / 5], false, i / 5 % 2, 1 + i % 4 % 3, tile_rows, (kernel)(i / 10 % 3), 200 + i);
+    }
+}
+
+/* Every format, with SCALE and one to three terms that follow upon SWIGLU. */
+static void test_grouped_formats(void **state) {
+    (void)state;
+    for (int i = 0; i < 4 * KINDS; i++) {
+        const int kind = i % KINDS, y_terms = i / KINDS;
+        mx_emulation_set_order((mx_emulation_order)(i % MX_EMULATION_ORDERS));
+        check_grouped(kinds[kind].format, kinds[kind].wide, y_terms, 1 + i % 3, 8 << (i + y_terms) % 5,
+                      (kernel)((kind + y_terms) % 2), 300 + i);
     }
 }
 
 int main(int argc, char **argv) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lay),          cmocka_unit_test(test_lay_apart),
-        cmocka_unit_test(test_lay_bias),     cmocka_unit_test(test_largest_scale),
-        cmocka_unit_test(test_products),     cmocka_unit_test(test_wide_products),
-        cmocka_unit_test(test_every_weight), cmocka_unit_test(test_extreme_activations),
+        cmocka_unit_test(test_lay),
+        cmocka_unit_test(test_lay_apart),
+        cmocka_unit_test(test_lay_bias),
+        cmocka_unit_test(test_largest_scale),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_wide_products),
+        cmocka_unit_test(test_every_weight),
+        cmocka_unit_test(test_extreme_activations),
+        cmocka_unit_test(test_not_a_number),
         cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_grouped_formats),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -284,6 +284,7 @@ static void test_most_tiles(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_extremes),
                                        cmocka_unit_test(test_batch_invariance), cmocka_unit_test(test_most_tiles)};
     return cmocka_run_group_tests(tests, setup, NULL);

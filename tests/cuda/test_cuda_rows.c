@@ -93,6 +93,11 @@ static beginning random_tokens(rng *r, int vocab) {
     return b;
 }
 
+/* A GPU's doubles are off by an ulp or two, which now and then makes another float. */
+static void check_angle(float found, double expected) {
+    assert_true(fabs((double)found - (double)(float)expected) <= (EMULATED ? 0 : FLT_EPSILON * fabs(expected)));
+}
+
 static void check_begin(mx_cuda_format format, int vocab, int hidden, int head_dim) {
     const int half = head_dim / 2;
     const double concentration = 1.3465735902799727;
@@ -132,8 +137,8 @@ static void check_begin(mx_cuda_format format, int vocab, int hidden, int head_d
             }
             for (int i = 0; i < half; i++) {
                 const double angle = positions[row] < 0 ? 0 : positions[row] * inv_freq[i];
-                assert_true(cosine[row * half + i] == (float)(cos(angle) * concentration));
-                assert_true(sine[row * half + i] == (float)(sin(angle) * concentration));
+                check_angle(cosine[row * half + i], cos(angle) * concentration);
+                check_angle(sine[row * half + i], sin(angle) * concentration);
             }
         }
     }
@@ -354,6 +359,7 @@ static void test_norm_extremes(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_begin), cmocka_unit_test(test_norm_shapes),
                                        cmocka_unit_test(test_norm_extremes)};
     return cmocka_run_group_tests(tests, setup, NULL);

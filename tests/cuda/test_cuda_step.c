@@ -1,4 +1,4 @@
-/* The forward pass on the emulated GPU against the float64 oracle's goldens, and against itself: however rows come
+/* The forward pass on the GPU against the float64 oracle's goldens, and against itself: however rows come
  * together, with graphs and without, the bits are the same. Pages are handed out in scrambled order and taken away
  * behind the sliding window, so a step that looks at a wrong one fails. */
 #include "tests/cuda/stepper.h"
@@ -41,16 +41,18 @@ static void check_kl(const model *m, const golden_case *g, const char *how, doub
     if (!(kl <= most)) fail_msg("%s %s, %s: mean KL %.3g, at most %.3g allowed", m->name, g->name, how, kl, most);
 }
 
-/* In fp32 with an F32 cache the oracle's experts are chosen, every one. */
+/* In fp32 with an F32 cache the oracle's experts are chosen, every one; by a real GPU (target.h) all but a few whose
+ * logits lie together. */
 static void check_exact(const model *m, const golden_case *g) {
     const mx_config *c = &m->weights->config;
     const size_t pairs = (size_t)c->layers * (size_t)g->count * (size_t)c->top_k;
     int32_t *experts = g->experts ? malloc(pairs * sizeof *experts) : NULL;
     const double kl = golden_kl(m, g, (wishes){.precision = "fp32", .f32 = true}, experts);
-    check_kl(m, g, "fp32, F32 cache", kl, strcmp(m->name, "stories") ? 1e-7 : 1e-9);
+    check_kl(m, g, "fp32, F32 cache", kl, !EMULATED ? 1e-6 : strcmp(m->name, "stories") ? 1e-7 : 1e-9);
     size_t other = 0;
     for (size_t i = 0; experts && i < pairs; i++) other += experts[i] != g->experts[i];
-    if (other) fail_msg("%s %s: %zu of %zu chosen experts differ", m->name, g->name, other, pairs);
+    if (other) print_message("%s %s: %zu of %zu chosen experts differ\n", m->name, g->name, other, pairs);
+    assert_true(other <= (EMULATED ? 0 : 1 + pairs / 500));
     free(experts);
 }
 
@@ -69,7 +71,7 @@ static void check_golden(const model *m, const golden_case *g) {
     check_exact(m, g);
     if (g->row_count >= ENOUGH_ROWS)
         check_kl(m, g, "fp32, F16 cache", golden_kl(m, g, (wishes){.precision = "fp32"}, NULL),
-                 1.2 * golden_kl(m, g, cpu, NULL));
+                 (EMULATED ? 1.2 : 1.5) * golden_kl(m, g, cpu, NULL));
     check_kl(m, g, "mixed, F16 cache", golden_kl(m, g, (wishes){0}, NULL), most_of(m, g));
 }
 
@@ -127,6 +129,30 @@ static void test_cuts(void **state) {
         check_cuts(&m, cases[i].name, cases[i].cut, cases[i].cuts, cases[i].w);
         model_close(&m);
     }
+}
+
+/* Few rows choose the kernels for few; those for many, which long prompts get, make the same bits. */
+static void test_kernels_of_many(void **state) {
+    static const char *const kernels[] = {"few", "many"};
+    (void)state;
+    model m;
+    golden_case g;
+    stepper s;
+    float *logits[2];
+    model_open(&m, "base");
+    model_golden(&m, "t17", &g);
+    for (int i = 0; i < 2; i++) {
+        logits[i] = logits_for(&m, &g);
+        setenv("MXRUN_CUDA_ROWS", kernels[i], 1);
+        stepper_open(&s, &m, 1, g.count, (wishes){0});
+        stepper_golden(&s, &g, 16, logits[i], NULL); /* a prompt, and a graph of one row */
+        stepper_close(&s);
+    }
+    unsetenv("MXRUN_CUDA_ROWS");
+    assert_memory_equal(logits[0], logits[1],
+                        (size_t)g.row_count * (size_t)m.weights->config.vocab * sizeof *logits[0]);
+    for (int i = 0; i < 2; i++) free(logits[i]);
+    model_close(&m);
 }
 
 /* A mix of prompts and single tokens, and what each of its sequences is alone. */
@@ -224,15 +250,18 @@ static void test_parts(void **state) {
 
 /* ---- the table of tests ------------------------------------------------------------------------------------------ */
 
-/* test_cuda_step [brief|full] */
+/* test_cuda_step [brief|full [TEST]] */
 int main(int argc, char **argv) {
+    if (no_device()) return SKIPPED;
     if (argc > 1) mode = strcmp(argv[1], "full") ? BRIEF : FULL;
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         {"goldens of base", test_goldens, NULL, NULL, "base"},
         {"goldens of mqa", test_goldens, NULL, NULL, "mqa"},
         {"goldens of top1", test_goldens, NULL, NULL, "top1"},
         {"goldens of stories", test_goldens, NULL, NULL, "stories"},
         cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_kernels_of_many),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_parts),
     };

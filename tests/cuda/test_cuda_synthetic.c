@@ -74,6 +74,7 @@ static void test_pieces(void **state) {
 }
 
 int main(void) {
+    if (no_device()) return SKIPPED;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_pieces)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

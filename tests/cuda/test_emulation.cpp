@@ -12,6 +12,8 @@ extern "C" {
 
 #include "kernels/cuda/device.cuh"
 
+#include "callers.h"
+
 static float *floats(int n) {
     void *p;
     mx_error error;
@@ -277,6 +279,8 @@ static void test_numbers(void **) {
         if (fabs(high) < 3.38e38) assert_int_equal(product >> 16, nearest(high, false));
     }
     assert_int_equal(mx_pack_f16(1e9f, -INFINITY), 0xfbff7bffu);
+    assert_int_equal(mx_pack_f16(NAN, 1.0f), 0x3c007fffu);
+    assert_int_equal(mx_pack_f16(-65520.0f, -NAN), 0x7ffffbffu);
     assert_true(mx_exp2(-126) == 0x1p-126f && mx_exp2(-127) == 0 && mx_exp2(3) == 8);
 }
 
@@ -317,6 +321,39 @@ static void test_products(void **) {
     mx_gpu_free(c);
 }
 
+/* A row of 16 products beside c, which are powers of two: what is cut off where. */
+static void test_truncation(void **) {
+    const char *text = getenv("MX_EMULATION_MMA");
+    const bool truncates = text && !strcmp(text, "truncate");
+    const float u = 0x1p-24f; /* half of 1's last bit */
+    static const int ends[][2] = {{0, 0}, {0, 1}, {7, 8}, {15, 15}};
+    float *a = floats(256), *b = floats(128), *c = floats(128);
+    for (int sign = -1; sign < 2; sign += 2) {
+        for (int i = 0; i < 256; i++) a[i] = 0;
+        for (int row = 0; row < 4; row++) { /* one or two halves of the last bit, in one step or two */
+            for (int i = 0; i < 2; i++) a[row * 16 + ends[row][i]] = (float)sign * 0x1p-12f;
+        }
+        for (int k = 0; k < 16; k++) a[4 * 16 + k] = (float)sign * 0x1p-13f; /* 16 quarters */
+        a[5 * 16] = (float)-sign * 0x1p-12f;                                 /* towards 0: fp32 has it */
+        a[6 * 16] = (float)sign, a[6 * 16 + 1] = (float)-sign;               /* beside 4096: c keeps no last bit */
+        for (int i = 0; i < 128; i++) b[i] = 0x1p-12f, c[i] = (float)sign;
+        for (int i = 0; i < 8; i++) b[i] = i < 4 ? 0x1p-12f : 0x1p+12f, b[8 + i] = b[i];
+        for (int i = 0; i < 8; i++) c[6 * 8 + i] = (float)sign * (1 + 2 * u);
+        mx_launch(nullptr, 1, 32, 0, products, a, b, c, true);
+        check();
+        const float s = (float)sign;
+        assert_true(c[0] == s && c[3 * 8] == s); /* a half: cut off, and to even */
+        assert_true(c[8] == s * (1 + 2 * u));    /* two at once are a whole */
+        assert_true(c[2 * 8] == (truncates ? s : s * (1 + 2 * u)));
+        assert_true(c[4 * 8] == (truncates ? s : s * (1 + 4 * 2 * u)));
+        assert_true(c[5 * 8] == s * (1 - u));
+        assert_true(c[6 * 8] == s * (1 + 2 * u) && c[6 * 8 + 4] == (truncates ? s : s * (1 + 2 * u)));
+    }
+    mx_gpu_free(a);
+    mx_gpu_free(b);
+    mx_gpu_free(c);
+}
+
 /* ---- what ends the process ---- */
 static __global__ void lanes_part(uint32_t *out) {
     if (mx_lane() == 5) return;
@@ -332,6 +369,25 @@ static __global__ void warps_part(uint32_t *) {
 static __global__ void warp_syncs_in_part(uint32_t *) {
     if (mx_lane() < 8) mx_sync();
     mx_sync_warp();
+}
+static __global__ void two_ballots(uint32_t *out) {
+    out[mx_lane()] = mx_lane() < 16 ? mx_ballot(true) : mx_ballot(false);
+}
+static __global__ void two_sums(uint32_t *out) {
+    float sum = 1;
+    if (mx_lane() < 16)
+        sum = mx_warp_sum(sum);
+    else
+        sum = -mx_warp_sum(sum);
+    out[mx_lane()] = mx_bits(sum);
+}
+static __global__ void two_syncs(uint32_t *out) {
+    if (mx_warp() == 0) {
+        out[0] = 1;
+        mx_sync();
+    } else {
+        mx_sync();
+    }
 }
 static __global__ void odd_address(uint32_t *out) {
     mx_load16(out + 1);
@@ -375,6 +431,9 @@ static void test_deaths(void **) {
     dies(lanes_differ, "mx_ballot", "mx_shuffle");
     dies(warps_part, "mx_sync", "the end of the kernel");
     dies(warp_syncs_in_part, "mx_sync", "mx_sync_warp");
+    dies(two_ballots, "is at mx_ballot", "but other lanes of the warp are at mx_ballot");
+    dies(two_sums, "called by mx_warp_sum", "came there by mx_warp_sum");
+    dies(two_syncs, "is at mx_sync", "but other warps of the block are at mx_sync");
     dies(odd_address, "mx_load16", "not 16-byte aligned");
     dies(odd_copy, "mx_copy16_async, shared", "not 16-byte aligned");
 }
@@ -463,7 +522,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_blocks),   cmocka_unit_test(test_poison),   cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_copies),   cmocka_unit_test(test_numbers),  cmocka_unit_test(test_order_shows_races),
         cmocka_unit_test(test_products), cmocka_unit_test(test_deaths),   cmocka_unit_test(test_graphs),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_events),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_events),   cmocka_unit_test(test_truncation),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -137,8 +137,8 @@ static void do_one(deferred *d) {
         ops->page_copy(d->inner, o.a, o.b);
         break;
     case WRITE:
-        ops->page_write(d->inner, o.a, o.content);
         d->writes--;
+        if (ops->page_write(d->inner, o.a, o.content, NULL)) abort(); /* who asked was told that it is written */
         break;
     }
 }
@@ -181,18 +181,20 @@ static void page_copy(mx_backend *b, int32_t to, int32_t from) {
     queue(self(b), COPY, to, from);
 }
 
-static void page_read(mx_backend *b, int32_t page, void *out) {
+static mx_status page_read(mx_backend *b, int32_t page, void *out, mx_error *error) {
     deferred *d = self(b);
     while (d->writes) do_one(d); /* nor does it wait for steps whose draws were not fetched */
-    d->inner->ops->page_read(d->inner, page, out);
+    return d->inner->ops->page_read(d->inner, page, out, error);
 }
 
-static void page_write(mx_backend *b, int32_t page, const void *in) {
+static mx_status page_write(mx_backend *b, int32_t page, const void *in, mx_error *error) {
+    (void)error;
     deferred *d = self(b);
     if (!d->writes++) slab_begin(&d->written);
     const void *content = slab_copy(&d->written, in, (size_t)page_bytes(b));
     queue(d, WRITE, page, 0);
     d->op[(d->end - 1) % OPS].content = content;
+    return MX_OK;
 }
 
 static bool counted_down(int *left) {

@@ -50,14 +50,28 @@ static void page_copy(mx_backend *b, int32_t to, int32_t from) {
     memcpy(self(b)->slot + to * MX_TILE, self(b)->slot + from * MX_TILE, MX_TILE * sizeof(uint64_t));
 }
 
-static void page_read(mx_backend *b, int32_t page, void *out) {
-    assert(page >= 0 && page < self(b)->pages);
-    memcpy(out, self(b)->slot + page * MX_TILE, MX_TILE * sizeof(uint64_t));
+/* Counts down to 1, at which it stays. */
+static bool fails_from_now(int *in) {
+    if (*in > 1) return --*in == 1;
+    return *in == 1;
 }
 
-static void page_write(mx_backend *b, int32_t page, const void *in) {
+static mx_status page_read(mx_backend *b, int32_t page, void *out, mx_error *error) {
     assert(page >= 0 && page < self(b)->pages);
+    memset(out, 0x5a, MX_TILE * sizeof(uint64_t));
+    if (self(b)->fail_read_in && fails_from_now(&self(b)->fail_read_in) && ++self(b)->failed_reads)
+        return mx_fail(error, MX_IO, "the fake device cannot be read");
+    memcpy(out, self(b)->slot + page * MX_TILE, MX_TILE * sizeof(uint64_t));
+    return MX_OK;
+}
+
+static mx_status page_write(mx_backend *b, int32_t page, const void *in, mx_error *error) {
+    assert(page >= 0 && page < self(b)->pages);
+    memset(self(b)->slot + page * MX_TILE, 0x5a, MX_TILE * sizeof(uint64_t));
+    if (self(b)->fail_write_in && fails_from_now(&self(b)->fail_write_in))
+        return mx_fail(error, MX_IO, "the fake device cannot be written");
     memcpy(self(b)->slot + page * MX_TILE, in, MX_TILE * sizeof(uint64_t));
+    return MX_OK;
 }
 
 static uint64_t *slot_at(fake_backend *b, const mx_sequence_view *view, int layer, int64_t position) {

@@ -21,6 +21,9 @@ typedef struct fake_backend {
     int wanted;                 /* of the last step */
     int fail_in;                /* the step that fails, counted down; 0: none */
     int nan_in;                 /* the step whose logits are NaN, likewise */
+    int fail_read_in;           /* the page_read from which on all fail and give garbage, likewise */
+    int failed_reads;           /* of page_read */
+    int fail_write_in;          /* the page_write likewise */
     int32_t fail_token;         /* a step with such a row fails; -1: none */
     int32_t nan_token;          /* logits of such a row are NaN; -1: none */
     int sleep_us;               /* time one step takes */

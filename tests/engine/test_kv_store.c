@@ -222,6 +222,65 @@ static void test_holes(void **state) {
     }
 }
 
+/* A backend that cannot be read from one page on: nothing of what it gave is stored, and what was stored before it is
+ * right. */
+static void test_unreadable(void **state) {
+    (void)state;
+    for (int in = 1; in <= 22; in += in < 8 ? 1 : 7) {
+        kv_fixture f;
+        int32_t tokens[KV_MOST];
+        fill(tokens, 0, KV_MOST, 1 + (uint64_t)in);
+        kv_set_up(&f, "fsf", 100, 200, -1);
+        kv_renew(&f, open_store(&f, in % 2)); /* the queue holds two tiles, or all */
+        f.backend->fail_read_in = in;
+        answer(&f, tokens, 500, 640);
+        kv_renew(&f, NULL); /* which stores what is left */
+        assert_int_equal(f.backend->fail_read_in, 1);
+        assert_in_range(f.backend->failed_reads, 1, 2); /* what was wanted then is not tried again */
+        assert_int_equal(warnings, 1);
+        warnings = 0;
+        f.backend->fail_read_in = 0;
+        kv_renew(&f, open_store(&f, 0));
+        assert_in_range(answer(&f, tokens, 640, 641), 0, 64 * in); /* checks the content of what was found */
+        kv_renew(&f, open_store(&f, 0));
+        assert_int_equal(answer(&f, tokens, 640, 641), 576);
+        kv_renew(&f, NULL);
+        kv_tear_down(&f);
+        assert_int_equal(warnings, 0);
+    }
+}
+
+/* One whose pages cannot be written from one on: as much is used as was brought back whole. */
+static void test_unwritable(void **state) {
+    (void)state;
+    int32_t tokens[KV_MOST];
+    kv_fixture f;
+    fill(tokens, 0, KV_MOST, 1);
+    kv_set_up(&f, "fsf", 100, 200, -1);
+    kv_renew(&f, open_store(&f, 0));
+    answer(&f, tokens, 640, 641);
+    for (int in = 1; in <= 22; in++) {
+        warnings = 0;
+        kv_renew(&f, open_store(&f, 0));
+        f.backend->fail_write_in = in;
+        mx_sequence s, *one = &s;
+        assert_int_equal(mx_sequence_init(&s, f.kv, KV_MOST, NULL), MX_OK);
+        while (!mx_kv_fetch(f.kv, tokens, 640, 1)) continue;
+        assert_int_equal(warnings, 1);
+        f.backend->fail_write_in = 0;
+        kv_check_structure(&f, NULL, 0);
+        const int64_t found = mx_sequence_resume(&s, tokens, 640);
+        assert_int_equal(found, 0); /* without its window nothing is gone on from */
+        kv_grow(&f, &s, tokens, 640, 100);
+        kv_check_content(&f, &s, tokens);
+        kv_check_structure(&f, &one, 1);
+        mx_sequence_end(&s, tokens, true);
+        mx_sequence_free(&s);
+    }
+    kv_renew(&f, NULL);
+    kv_tear_down(&f);
+}
+
 static ssize_t write_slowly(int file, const void *data, size_t size) {
     usleep(200000);
     return write(file, data, size);
@@ -262,6 +321,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_short_of_pages, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_windows_come_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_holes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_unreadable, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_unwritable, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_the_end_is_near, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

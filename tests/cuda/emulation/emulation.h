@@ -6,8 +6,8 @@
  * when all 32 lanes have come to it, and mx_sync lets go on when all threads of the block have. What a GPU would answer
  * with wrong numbers or with waiting forever ends the process with a message that names kernel, block and thread:
  *
- * - lanes of a warp at different primitives, or some at one and others at the end of the kernel; warps of a block so at
- *   mx_sync;
+ * - lanes of a warp at different primitives, at the same one in two places of the source (so that they have come from
+ *   two branches), or some at one and others at the end of the kernel; warps of a block so at mx_sync;
  * - addresses that are not aligned as their instruction wants;
  * - (address sanitizer) reading or writing outside of an allocation, of shared memory or of the stack.
  *
@@ -18,6 +18,19 @@
  *   of the two (random).
  * - What nobody wrote: dynamic shared memory begins each block as bytes 0xFF, which as floats are NaN, and device
  * memory does so when it is allocated. Variables that are __shared__ begin with what an earlier block left.
+ *
+ * The tensor core: its products are exact, and by default so are its sums, rounded once to nearest. With
+ * MX_EMULATION_MMA=truncate they are what M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA
+ * tensor cores", PeerJ Computer Science 7:e330 (2021) found of an A100: c and 8 products (then again with the other 8)
+ * are aligned to the largest exponent among them, a product's being the sum of its factors', and cut after 24 bits
+ * behind the point, one more than fp32 has; their sum is exact, and is cut to fp32. Later GPUs, which F. Khattak and
+ * M. Mikaitis, "Accurate models of NVIDIA tensor cores", arXiv 2512.07004 (2025) describe, are not modelled.
+ *
+ * Not seen, and left to compute-sanitizer's racecheck and synccheck on a GPU:
+ * - Shared memory that one lane writes and another reads with only a ballot, a shuffle or an mma between them. These
+ *   bring lanes together, here and mostly on a GPU, but do not order memory: only mx_sync_warp and mx_sync do.
+ * - Lanes that come from two branches into one function with primitives in it: those in device.cuh are told apart by
+ *   their callers (callers.h), a kernel's own are not.
  *
  * MX_EMULATION_THREADS (2): workers. */
 #include <functional>
@@ -80,6 +93,7 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 struct mx_emulated_place {
     uint3 thread, block;
     dim3 threads, blocks;
+    mutable const char *within; /* callers.h; null: nothing of it */
 };
 extern __thread const mx_emulated_place *mx_emulated_now;
 #define threadIdx (mx_emulated_now->thread)
@@ -115,7 +129,27 @@ static inline void mx_emulated_launch(const char *name, mx_gpu_stream *s, dim3 g
 /* The lane leaves a pointer to what it brings; when the last of 32 has come with the same `what`, `work` gets all of
  * them, by lane. They stay valid until it returns. */
 void mx_emulated_warp(const char *what, void *mine, void (*work)(void *const lanes[32]));
-void mx_sync();
+void mx_emulated_sync(const char *what);
+/* `what`: the primitive and its place in the source, of which two are told apart on one line too. */
+#define MX_EMULATED_PLACE_(name, line, number) name ", " __FILE__ ":" #line " (" #number ")"
+#define MX_EMULATED_PLACE(name, line, number)  MX_EMULATED_PLACE_(name, line, number)
+#define MX_EMULATED_HERE(name)                 MX_EMULATED_PLACE(name, __LINE__, __COUNTER__)
+/* Around a call of what itself has primitives in it: they are then told apart by that call's place too. */
+static inline void mx_emulated_enter(const char *what) {
+    mx_emulated_now->within = what;
+}
+template <typename T> static inline T mx_emulated_leave(T v) {
+    mx_emulated_now->within = nullptr;
+    return v;
+}
+#define mx_sync()           mx_emulated_sync(MX_EMULATED_HERE("mx_sync"))
+#define mx_sync_warp()      mx_emulated_warp(MX_EMULATED_HERE("mx_sync_warp"), nullptr, nullptr)
+#define mx_shuffle(...)     mx_emulated_shuffle_lane(MX_EMULATED_HERE("mx_shuffle"), __VA_ARGS__)
+#define mx_shuffle_xor(...) mx_emulated_shuffle_xor(MX_EMULATED_HERE("mx_shuffle_xor"), __VA_ARGS__)
+#define mx_shuffle_up(...)  mx_emulated_shuffle_up(MX_EMULATED_HERE("mx_shuffle_up"), __VA_ARGS__)
+#define mx_ballot(...)      mx_emulated_ballot(MX_EMULATED_HERE("mx_ballot"), __VA_ARGS__)
+#define mx_mma_bf16(...)    mx_emulated_mma_bf16(MX_EMULATED_HERE("mx_mma_bf16"), __VA_ARGS__)
+#define mx_mma_f16(...)     mx_emulated_mma_f16(MX_EMULATED_HERE("mx_mma_f16"), __VA_ARGS__)
 /* Nothing but that a kernel of kernels/cuda in which a thread ends without it ends the test. */
 void mx_begin();
 
@@ -124,9 +158,6 @@ static inline int mx_lane() {
 }
 static inline int mx_warp() {
     return (int)(threadIdx.x >> 5);
-}
-static inline void mx_sync_warp() {
-    mx_emulated_warp("mx_sync_warp", nullptr, nullptr);
 }
 
 template <typename T> struct mx_emulated_lane {
@@ -153,16 +184,16 @@ static inline int mx_emulated_from_xor(int lane, int mask) {
 static inline int mx_emulated_from_above(int lane, int delta) {
     return lane >= delta ? lane - delta : lane;
 }
-template <typename T> static inline T mx_shuffle(T v, int lane) {
-    return mx_emulated_shuffle<T, mx_emulated_from_lane>("mx_shuffle", v, lane);
+template <typename T> static inline T mx_emulated_shuffle_lane(const char *what, T v, int lane) {
+    return mx_emulated_shuffle<T, mx_emulated_from_lane>(what, v, lane);
 }
-template <typename T> static inline T mx_shuffle_xor(T v, int mask) {
-    return mx_emulated_shuffle<T, mx_emulated_from_xor>("mx_shuffle_xor", v, mask);
+template <typename T> static inline T mx_emulated_shuffle_xor(const char *what, T v, int mask) {
+    return mx_emulated_shuffle<T, mx_emulated_from_xor>(what, v, mask);
 }
-template <typename T> static inline T mx_shuffle_up(T v, int delta) {
-    return mx_emulated_shuffle<T, mx_emulated_from_above>("mx_shuffle_up", v, delta);
+template <typename T> static inline T mx_emulated_shuffle_up(const char *what, T v, int delta) {
+    return mx_emulated_shuffle<T, mx_emulated_from_above>(what, v, delta);
 }
-uint32_t mx_ballot(bool v);
+uint32_t mx_emulated_ballot(const char *what, bool v);
 
 static inline int mx_count_bits(uint32_t v) {
     return __builtin_popcount(v);
@@ -229,7 +260,7 @@ static inline uint32_t mx_emulated_to_bf16(float v) {
     const uint32_t bits = mx_bits(v);
     return v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
-uint32_t mx_emulated_to_f16(float v); /* to nearest even; beyond 65504, as device.cuh says, 65504; NaN: -65504 */
+uint32_t mx_emulated_to_f16(float v); /* to nearest even; beyond 65504, as device.cuh says, 65504; NaN: 0x7fff */
 float mx_emulated_from_f16(uint32_t half);
 
 static inline uint32_t mx_pack_bf16(float low, float high) {
@@ -261,7 +292,7 @@ static inline float mx_exp2(float x) {
 }
 
 /* ---- tensor core ---- */
-void mx_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]);
-void mx_mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]);
+void mx_emulated_mma_bf16(const char *what, float c[4], const uint32_t a[4], const uint32_t b[2]);
+void mx_emulated_mma_f16(const char *what, float c[4], const uint32_t a[4], const uint32_t b[2]);
 
 #endif

@@ -42,7 +42,8 @@ struct Fibre {
 };
 
 struct Warp {
-    const char *what; /* the lanes that have come are at; nullptr: none has */
+    const char *what;   /* the lanes that have come are at */
+    const char *within; /* called there; nullptr: the kernel */
     int came;
     void *brought[32];
     uint8_t next[32]; /* the ring */
@@ -96,7 +97,7 @@ struct Worker {
 thread_local Worker *worker;                        /* null outside of a launch */
 mx_emulation_order order_now = MX_EMULATION_ORDERS; /* that: not known yet */
 
-const char AT_SYNC[] = "mx_sync", AT_END[] = "the end of the kernel";
+const char AT_END[] = "the end of the kernel";
 
 Fibre *running() {
     return (Fibre *)(void *)mx_emulated_now;
@@ -137,10 +138,19 @@ Fibre *next_warp(int w) {
     return k->warp[w].turn;
 }
 
+/* The compiler may keep one place's name twice. */
+bool differ(const char *a, const char *b) {
+    return a != b && (!a || !b || strcmp(a, b) != 0);
+}
+
+const char *name_of(const char *within) {
+    return within ? within : "the kernel";
+}
+
 /* The lanes of warp w are all at `what`: mx_sync or the end. Returns the fibre that goes on, null for none. */
 Fibre *warp_came(int w, const char *what) {
     Worker *k = worker;
-    if (k->warps_came > 0 && k->warps_what != what)
+    if (k->warps_came > 0 && differ(k->warps_what, what))
         mx_emulated_fail("is at %s, but other warps of the block are at %s", what, k->warps_what);
     k->warps_what = what;
     k->warp[w].waits = true;
@@ -152,7 +162,8 @@ Fibre *warp_came(int w, const char *what) {
     return running();
 }
 
-MX_SWITCH_UNWATCHED void come(const char *what, void *mine, void (*work)(void *const lanes[32])) {
+/* `block`: all its warps come, for mx_sync or the end. */
+MX_SWITCH_UNWATCHED void come(const char *what, bool block, void *mine, void (*work)(void *const lanes[32])) {
     Fibre *self = running();
     if (!self) {
         fprintf(stderr, "mxrun emulation: %s is called by the host\n", what);
@@ -160,16 +171,20 @@ MX_SWITCH_UNWATCHED void come(const char *what, void *mine, void (*work)(void *c
     }
     const int w = (int)(self->place.thread.x >> 5), lane = (int)(self->place.thread.x & 31);
     Warp *warp = &worker->warp[w];
-    if (warp->came > 0 && warp->what != what && strcmp(warp->what, what) != 0)
+    if (warp->came > 0 && differ(warp->what, what))
         mx_emulated_fail("is at %s, but other lanes of the warp are at %s", what, warp->what);
+    if (warp->came > 0 && differ(warp->within, self->place.within))
+        mx_emulated_fail("is at %s called by %s, but other lanes of the warp came there by %s", what,
+                         name_of(self->place.within), name_of(warp->within));
     warp->what = what;
+    warp->within = self->place.within;
     warp->brought[lane] = mine;
     if (++warp->came < 32) {
         go_to(worker->fibre[w * 32 + warp->next[lane]]);
         return;
     }
     warp->came = 0;
-    if (what == AT_SYNC || what == AT_END) {
+    if (block) {
         Fibre *to = warp_came(w, what);
         if (to) {
             go_to(to);
@@ -202,7 +217,7 @@ MX_SWITCH_UNWATCHED void entry() {
     running()->began = false;
     (*worker->launch->body)();
     if (!running()->began && strstr(worker->launch->name, "kernels/cuda/")) mx_emulated_fail("ends without mx_begin");
-    come(AT_END, nullptr, nullptr);
+    come(AT_END, true, nullptr, nullptr);
     abort(); /* nobody goes on with what has ended */
 }
 
@@ -259,6 +274,7 @@ MX_SWITCH_UNWATCHED void run_block(uint64_t number) {
         f->place.block = block;
         f->place.threads = dim3((unsigned)l->threads);
         f->place.blocks = l->grid;
+        f->place.within = nullptr;
         f->copies.clear();
         f->groups = 0;
         /* Stacks that begin at the same place in a page would fight for the same lines of the cache. */
@@ -372,15 +388,15 @@ void mx_emulated_fail(const char *format, ...) {
 }
 
 void mx_emulated_warp(const char *what, void *mine, void (*work)(void *const lanes[32])) {
-    come(what, mine, work);
+    come(what, false, mine, work);
 }
 
 void mx_begin() {
     running()->began = true;
 }
 
-void mx_sync() {
-    come(AT_SYNC, nullptr, nullptr);
+void mx_emulated_sync(const char *what) {
+    come(what, true, nullptr, nullptr);
 }
 
 /* ---- asynchronous copies: of the thread that queued them ---- */

@@ -6,7 +6,10 @@
  * having waited shows in one of the two.
  *
  * MX_EMULATION_MEMORY: bytes of device memory (4 GiB). MX_EMULATION_SHARED: bytes of shared memory that a block may
- * have (101376, as compute capability 8.9 and 12.0). */
+ * have (101376, as compute capability 8.9 and 12.0).
+ *
+ * MX_EMULATION_FAIL=CALL:N: the Nth call of mx_gpu_CALL fails, once: capture_end, copy, event_wait, graph_launch,
+ * stream_wait. It is looked up at every call, and a new value counts from its beginning. */
 #include "emulation.h"
 
 #include <chrono>
@@ -64,6 +67,27 @@ struct State {
 State &state() {
     static State *s = new State;
     return *s;
+}
+
+/* Whether this call of mx_gpu_`call` is the one that MX_EMULATION_FAIL names; then *error says so. */
+bool fails(const char *call, mx_error *error) {
+    static std::string *plan = new std::string;
+    static uint64_t left = 0;
+    const char *text = getenv("MX_EMULATION_FAIL");
+    if (!text || !*text) {
+        plan->clear();
+        return false;
+    }
+    const char *colon = strchr(text, ':');
+    if (*plan != text) {
+        *plan = text;
+        left = colon ? strtoull(colon + 1, nullptr, 10) : 0;
+        if (!left) mx_emulated_fail("MX_EMULATION_FAIL is \"%s\": expected CALL:N", text);
+    }
+    if (!left || strlen(call) != (size_t)(colon - text) || strncmp(text, call, (size_t)(colon - text)) || --left)
+        return false;
+    mx_fail(error, MX_NO_MEMORY, "the emulated GPU fails in %s, as it was told", call);
+    return true;
 }
 
 thread_local std::string refused; /* the first launch since mx_gpu_check, and why */
@@ -244,12 +268,14 @@ void mx_gpu_stream_destroy(mx_gpu_stream *s) {
 mx_status mx_gpu_stream_wait(mx_gpu_stream *s, mx_error *error) {
     MX_LOCK();
     if (s && s->captured) return mx_fail(error, MX_INVALID_STATE, "a stream that captures cannot be waited for");
+    if (fails("stream_wait", error)) return MX_NO_MEMORY;
     if (s) drain(s, nullptr);
     return MX_OK;
 }
 
 mx_status mx_gpu_copy(void *to, const void *from, size_t bytes, mx_gpu_stream *s, mx_error *error) {
     MX_LOCK();
+    if (fails("copy", error)) return MX_NO_MEMORY;
     if (lasting(to, bytes) && lasting(from, bytes)) {
         queue(s, [=] { memmove(to, from, bytes); });
         return MX_OK;
@@ -317,8 +343,9 @@ static void finish(const Record *r) {
     if (!r->done) drain(r->stream, r);
 }
 
-mx_status mx_gpu_event_wait(mx_gpu_event *e, mx_error *) {
+mx_status mx_gpu_event_wait(mx_gpu_event *e, mx_error *error) {
     MX_LOCK();
+    if (fails("event_wait", error)) return MX_NO_MEMORY;
     if (e->last) finish(e->last.get());
     return MX_OK;
 }
@@ -350,17 +377,23 @@ mx_status mx_gpu_capture_begin(mx_gpu_stream *s, mx_error *error) {
 mx_status mx_gpu_capture_end(mx_gpu_stream *s, mx_gpu_graph **out, mx_error *error) {
     MX_LOCK();
     if (!s || !s->captured) return mx_fail(error, MX_INVALID_STATE, "the stream captures nothing");
-    *out = new mx_gpu_graph;
-    (*out)->work.swap(*s->captured);
-    delete s->captured;
+    *out = nullptr;
+    std::vector<Work> *work = s->captured;
     s->captured = nullptr;
-    return MX_OK;
+    const bool failed = fails("capture_end", error);
+    if (!failed) {
+        *out = new mx_gpu_graph;
+        (*out)->work.swap(*work);
+    }
+    delete work;
+    return failed ? MX_NO_MEMORY : MX_OK;
 }
 
 /* A graph that is destroyed before it has run must still run: the work is copied. */
 mx_status mx_gpu_graph_launch(mx_gpu_graph *g, mx_gpu_stream *s, mx_error *error) {
     MX_LOCK();
     if (s && s->captured) return mx_fail(error, MX_INVALID_STATE, "a graph is launched while the stream captures");
+    if (fails("graph_launch", error)) return MX_NO_MEMORY;
     for (const Work &w : g->work) queue(s, w);
     return MX_OK;
 }
