@@ -199,7 +199,8 @@ MX_DEVICE float mx_exp2(float x) { /* within 2 ulp; subnormal results are 0 */
  *
  * PTX leaves the rounding of sums open, and hardware does not round but truncates: products and c are shifted to the
  * largest one's exponent and cut off there, with 1 (A100) or 2 (H100) bits beyond fp32's, and so is the sum: each mma
- * may lose about an ulp, always towards zero. The emulation rounds once, to nearest. */
+ * may lose about an ulp, always towards zero. The emulation rounds once, to nearest, or truncates as an A100
+ * does (MX_EMULATION_MMA). */
 MX_DEVICE void mx_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
