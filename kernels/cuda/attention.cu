@@ -57,6 +57,7 @@ template <class KV, int HD> struct mx_attention_span_shape {
 
 /* Block (span from the row's first one on, heads, row). The part: o [group][HD], (m, l) [group]. */
 template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_attention_span(mx_cuda_attention a) {
+    mx_begin();
     typedef mx_attention_shape<KV, HD> shape;
     typedef mx_attention_span_shape<KV, HD> span_shape;
     MX_DYNAMIC_SHARED(shared);
@@ -128,6 +129,7 @@ template <class KV, int HD> __global__ __launch_bounds__(SPAN_THREADS) void mx_a
 
 /* Block (FOLD_THREADS pairs of neighbouring dimensions, row): a row's spans upon the sink, and out. */
 static __global__ __launch_bounds__(FOLD_THREADS, 4) void mx_attention_spans(mx_cuda_attention a) {
+    mx_begin();
     const int r = blockIdx.y, row = a.row ? a.row[r] : r, position = a.pages.position[row];
     const int pair = (int)(blockIdx.x * FOLD_THREADS + threadIdx.x), dims = a.head_dim, head = pair / (dims / 2);
     if (position < 0 || head >= a.heads) return;
@@ -212,6 +214,7 @@ MX_DEVICE void mx_attention_fold_lane(float (*to)[4], const float (*o)[4], const
 template <class KV, int HD>
 __global__ __launch_bounds__(32 * mx_attention_run_shape<KV, HD>::warps,
                              HD == 96 ? 1 : 0) void mx_attention_run(mx_cuda_attention a) {
+    mx_begin();
     typedef mx_attention_shape<KV, HD> shape;
     typedef mx_attention_run_shape<KV, HD> run_shape;
     constexpr int lanes_o = HD / 8;

@@ -31,9 +31,32 @@ template <typename... P, typename... A>
 static inline void mx_launch(mx_gpu_stream *s, dim3 grid, int threads, size_t shared, void (*kernel)(P...),
                              A &&...arguments) {
     if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    kernel<<<grid, threads, shared, (cudaStream_t)s>>>(P(arguments)...);
+    if (!mx_gpu_overlapping()) {
+        kernel<<<grid, threads, shared, (cudaStream_t)s>>>(P(arguments)...);
+        return;
+    }
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = (cudaStream_t)s;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }
 
+/* Every thread of every kernel calls it once, before it touches memory that an earlier kernel may write, and before it
+ * ends: what the kernels before this one in the stream have written is there from then on. The next kernel may come as
+ * soon as there is room for it, and waits there (mx_gpu_overlap). */
+MX_DEVICE void mx_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 MX_DEVICE int mx_lane() {
     return threadIdx.x & 31;
 } /* blocks are one-dimensional */

@@ -72,6 +72,19 @@ static mx_status fail_count(cudaError_t e, mx_error *error) {
 /* ---- devices ------------------------------------------------------------------------------------------------------
  */
 
+static thread_local bool overlapping;
+
+void mx_gpu_overlap(bool on) {
+    int device = 0, major = 0;
+    overlapping = on && cudaGetDevice(&device) == cudaSuccess &&
+                  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                  major >= 9;
+}
+
+bool mx_gpu_overlapping(void) {
+    return overlapping;
+}
+
 static __global__ void probe() {}
 
 mx_status mx_gpu_count(int *out, mx_error *error) {

@@ -50,6 +50,11 @@ mx_status mx_gpu_stream_wait(mx_gpu_stream *s, mx_error *error); /* the host wai
 /* Queued. Any direction; host memory that is not from mx_gpu_alloc_host is read or written before the call returns. */
 mx_status mx_gpu_copy(void *to, const void *from, size_t bytes, mx_gpu_stream *s, mx_error *error);
 mx_status mx_gpu_fill(void *to, int byte, size_t bytes, mx_gpu_stream *s, mx_error *error);
+/* Kernels that this thread queues from now on may begin while the one before them in the stream is still ending, on
+ * GPUs of 9.0 and newer (programmatic dependent launch): each waits by itself, in mx_begin. Off at first. */
+void mx_gpu_overlap(bool on);
+bool mx_gpu_overlapping(void);
+
 /* Of the launches in this thread since the last call, the first that was refused. */
 mx_status mx_gpu_check(const char *what, mx_error *error);
 

@@ -76,6 +76,7 @@ MX_DEVICE int block_bytes(mx_format format) {
 
 /* A thread for each block of 32 columns of a row; blocks beyond `cols` of its last unit become zeros. */
 static __global__ void __launch_bounds__(256) lay_rows(const mx_cuda_lay l) {
+    mx_begin();
     const int64_t blocks = 2 * mx_cuda_units(l.cols), at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (at >= l.count * blocks) return;
     const int64_t i = at / blocks, block = at % blocks;
@@ -97,6 +98,7 @@ static __global__ void __launch_bounds__(256) lay_rows(const mx_cuda_lay l) {
 static __global__ void __launch_bounds__(256)
     lay_bias(float *bias, const uint8_t *values, mx_format from, int64_t first, int64_t count, mx_row_order order,
              int head_dim, int64_t row_base) {
+    mx_begin();
     const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (i >= count) return;
     const uint32_t bits = from == MX_F32 ? load_bytes(values + 4 * i, 4) : load_bytes(values + 2 * i, 2);
@@ -107,6 +109,7 @@ static __global__ void __launch_bounds__(256)
 
 /* 4096 bytes a block, neighbours side by side. */
 static __global__ void __launch_bounds__(256) largest_scale(const uint8_t *scales, int64_t bytes, uint32_t *found) {
+    mx_begin();
     uint32_t largest = 0;
     for (int i = 0; i < 16; i++) {
         const int64_t at = (int64_t)blockIdx.x * 4096 + i * 256 + threadIdx.x;

@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(128, BLOCKS) few_rows(const mx_cuda_matmul m) 
     __shared__ float4 part[MX_CUDA_PARTS][MT * NT][32];
     const int lane = mx_lane(), warp = mx_warp();
     mx_rows rows;
+    if (m.tile) mx_begin(); /* else the first weights, which nobody writes, are on their way before */
     if (!mx_rows_of_block(m, blockIdx.y, blockIdx.z, NT * 8, &rows)) return;
 
     const int units = (int)mx_cuda_units(m.w.cols);
@@ -81,6 +82,7 @@ __global__ void __launch_bounds__(128, BLOCKS) few_rows(const mx_cuda_matmul m) 
     for (int d = 0; d < DEPTH; d++) {
         if (begin + d < end) weights.next(unit[d], lane);
     }
+    if (!m.tile) mx_begin();
     for (int u = begin; u < end; u += DEPTH) {
         MX_UNROLL
         for (int d = 0; d < DEPTH; d++) {

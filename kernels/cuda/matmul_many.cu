@@ -128,6 +128,7 @@ MX_DEVICE void multiply_stage(float acc[MT][NT][4], const uint8_t *stage, int m_
 
 template <int KIND, int MT, int NT, int TERMS>
 __global__ void __launch_bounds__(THREADS) many_rows(const mx_cuda_matmul m) {
+    mx_begin();
     using S = many<KIND, MT, NT, TERMS>;
     MX_DYNAMIC_SHARED(shared);
     const int lane = mx_lane(), warp = mx_warp();

@@ -7,6 +7,7 @@ enum { READ_THREADS = 512, READ_AHEAD = 8, MMA_THREADS = 256 };
 /* Every thread reads READ_AHEAD pieces of 16 bytes at a time, neighbours side by side. What it found goes to *out in a
  * case that does not happen, so that the compiler must read. */
 __global__ void __launch_bounds__(READ_THREADS) read_all(const uint8_t *data, int64_t pieces, uint32_t *out) {
+    mx_begin();
     const int64_t step = (int64_t)gridDim.x * READ_THREADS;
     uint32_t all = 0;
     for (int64_t at = (int64_t)blockIdx.x * READ_THREADS + threadIdx.x; at < pieces; at += step * READ_AHEAD) {
@@ -28,6 +29,7 @@ void mx_cuda_measure_read(const uint8_t *data, int64_t bytes, int blocks, uint32
 
 /* Eight products at a time that do not wait for each other. */
 __global__ void __launch_bounds__(MMA_THREADS) multiply(int rounds, float *out) {
+    mx_begin();
     float sum[8][4] = {};
     uint32_t a[4], b[2];
     MX_UNROLL

@@ -6,6 +6,7 @@
 enum { THREADS = 256, MOST_Y = 65535 }; /* blocks in y */
 
 static __global__ void __launch_bounds__(THREADS) set_entries(int32_t *to, const mx_cuda_entry *entry, int count) {
+    mx_begin();
     const int i = (int)blockIdx.x * THREADS + (int)threadIdx.x;
     if (i < count) to[entry[i].at] = entry[i].value;
 }
@@ -17,6 +18,7 @@ void mx_cuda_set_entries(int32_t *to, const mx_cuda_entry *entry, int count, mx_
 
 /* Block (x, i): 16 bytes a thread of page i. */
 static __global__ void __launch_bounds__(THREADS) clear_pages(uint8_t *pages, int64_t page_bytes, const int32_t *page) {
+    mx_begin();
     const int64_t at = 16 * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
     if (at < page_bytes) *(uint4 *)(pages + page[blockIdx.y] * page_bytes + at) = make_uint4(0, 0, 0, 0);
 }
@@ -32,6 +34,7 @@ void mx_cuda_clear_pages(uint8_t *pages, int64_t page_bytes, const int32_t *page
 /* Block (x, r): 16 bytes a thread of row r. */
 static __global__ void __launch_bounds__(THREADS)
     gather_rows(float *to, const float *from, const int32_t *row, int64_t width) {
+    mx_begin();
     const int64_t r = blockIdx.y, at = 4 * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
     if (at < width) *(float4 *)(to + r * width + at) = *(const float4 *)(from + (int64_t)row[r] * width + at);
 }

@@ -65,6 +65,7 @@ template <int EACH> MX_DEVICE void choose(const mx_cuda_route &r, int row, int *
 }
 
 template <int EACH> __global__ void __launch_bounds__(CHOOSE_THREADS) choose_rows(mx_cuda_route r) {
+    mx_begin();
     const int row = blockIdx.x * (CHOOSE_THREADS / 32) + mx_warp();
     int expert;
     float weight;
@@ -202,6 +203,7 @@ MX_DEVICE int32_t *zeroed_counters(const mx_cuda_route &r, const counters &c) {
 }
 
 __global__ void __launch_bounds__(32 * WARPS, 1) sort_rows(mx_cuda_route r) {
+    mx_begin();
     MX_DYNAMIC_SHARED(shared);
     const counters c = counters_in(shared, blockDim.x / 32, r.experts);
     const share rows = share_of(r.rows);
@@ -213,6 +215,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1) sort_rows(mx_cuda_route r) {
 
 /* Chooses and sorts: a warp has at most HELD rows. */
 template <int EACH> __global__ void __launch_bounds__(32 * WARPS, 1) route_few(mx_cuda_route r) {
+    mx_begin();
     MX_DYNAMIC_SHARED(shared);
     const counters c = counters_in(shared, blockDim.x / 32, r.experts);
     const share rows = share_of(r.rows);

@@ -48,6 +48,7 @@ MX_DEVICE void widen_q8_0(float out[8], const mx_cuda_matrix &m, const place &p)
 /* Blocks (row, 0) copy the row's embedding, a thread eight columns at a time; blocks (row, 1) make its angles. A hole
  * has zeros and the angles of position 0: finite, whatever is computed with them. */
 __global__ void __launch_bounds__(BEGIN_THREADS) begin_rows(mx_cuda_begin b) {
+    mx_begin();
     const int row = blockIdx.x, position = b.position[row];
     if (blockIdx.y == 1) {
         const int half = b.head_dim / 2;
@@ -175,6 +176,7 @@ template <int TERMS> MX_DEVICE void store_terms(uint16_t *out, int64_t out_term,
 
 /* Nothing waits for another load but what is asked of the slots' rows. */
 template <int CHUNKS, int TERMS> __global__ void __launch_bounds__(NORM_THREADS) norm_rows(mx_cuda_norm n) {
+    mx_begin();
     const int r = blockIdx.x, t = n.row ? n.row[r] : r;
     const bool hole = n.position && n.position[t] < 0;
     const int slot = n.row_slot && mx_lane() < n.top_k ? n.row_slot[(int64_t)t * n.top_k + mx_lane()] : 0;

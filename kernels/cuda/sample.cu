@@ -257,6 +257,7 @@ MX_DEVICE surveyed survey_block(surveyed own, surveyed *part, float *group) {
 /* Grid: chunks x draws. draw NULL: one row, as it is. */
 __global__ void __launch_bounds__(WIDE)
     survey(const float *logits, int vocab, const mx_cuda_draw *draw, float *scratch, float unit) {
+    mx_begin();
     __shared__ float held[CHUNK];
     __shared__ surveyed part[WIDE_WARPS];
     __shared__ uint64_t sums[2][WIDE_WARPS];
@@ -466,6 +467,7 @@ MX_DEVICE merged merge_chunks(const chunk_info *chunk, int chunks, float scale, 
 __global__ void __launch_bounds__(DEEP, 1)
     merge(const float *logits, int vocab, const mx_cuda_draw *draw, int top, int32_t asked, float *scratch, float unit,
           mx_cuda_drawn *drawn, int32_t *token) {
+    mx_begin();
     __shared__ surveyed part[DEEP_WARPS];
     __shared__ double sums[2][DEEP_WARPS];
     __shared__ histogram h;
@@ -537,6 +539,7 @@ MX_DEVICE uint32_t list_chunk(const float (&x)[EACH], int start, float least, fl
 /* Grid: chunks x draws. */
 __global__ void __launch_bounds__(WIDE)
     weigh(const float *logits, int vocab, const mx_cuda_draw *draw, float *scratch, float unit) {
+    mx_begin();
     __shared__ uint32_t count[EACH][WIDE_WARPS];
     __shared__ uint64_t sums[WIDE_WARPS];
     const mx_cuda_draw *d = draw ? draw + blockIdx.y : nullptr;
@@ -728,6 +731,7 @@ MX_DEVICE candidates candidates_of(const float *from, int vocab, const places &p
 /* A block for each draw. */
 __global__ void __launch_bounds__(DEEP, 1) finish(const float *logits, int vocab, const mx_cuda_draw *draw,
                                                   float *scratch, float unit, mx_cuda_drawn *drawn, int32_t *token) {
+    mx_begin();
     __shared__ finishing f;
     const mx_cuda_draw *d = draw + blockIdx.x;
     if (d->wanted < 0 || is_greedy(*d)) return;
@@ -763,6 +767,7 @@ __global__ void __launch_bounds__(DEEP, 1) finish(const float *logits, int vocab
 /* One block: the k likeliest, best first. */
 __global__ void __launch_bounds__(DEEP, 1)
     finish_top(const float *logits, int vocab, int k, float *scratch, mx_cuda_token_value *out) {
+    mx_begin();
     __shared__ finishing f;
     __shared__ uint64_t order[MX_CUDA_MOST_TOP];
     const places p = places_of(scratch, vocab, 0);

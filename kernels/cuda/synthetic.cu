@@ -38,6 +38,7 @@ MX_DEVICE uint64_t splitmix64(uint64_t key, uint64_t steps) {
 /* A thread is one lane of one block: a warp writes 64 bytes in a row in each of four blocks. */
 __global__ void __launch_bounds__(THREADS)
     fill(uint8_t *out, shaping shape, uint64_t key, uint64_t first_block, uint64_t bytes) {
+    mx_begin();
     const uint64_t thread = (uint64_t)blockIdx.x * THREADS + threadIdx.x;
     const uint64_t block = thread / LANES, lane = thread % LANES, at = block * BLOCK;
     if (at >= bytes) return;

@@ -86,7 +86,9 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
     b->wanted = 0;
     mx_status status = mx_cuda_enter(b, error);
     if (!status) status = mx_cuda_input(b, batch, &plan, error);
+    mx_gpu_overlap(b->overlap);
     if (!status) status = mx_cuda_note(b, mx_cuda_forward(b, &plan, error), error);
+    mx_gpu_overlap(false);
     if (status) return status;
     for (int t = 0; t < batch->rows; t++) b->wanted += batch->row[t].wanted;
     return MX_OK;
@@ -300,12 +302,18 @@ static mx_status allocate(mx_cuda_backend *b, mx_error *error) {
     return status ? status : fill(b, error);
 }
 
-static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
-    const char *graphs = getenv("MXRUN_CUDA_GRAPHS");
-    if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "MXRUN_CUDA_GRAPHS=%s: expected 0 (no graphs) or 1", graphs);
-    b->graphs = !graphs || *graphs == '1';
+static mx_status read_switch(const char *name, bool otherwise, bool *out, mx_error *error) {
+    const char *text = getenv(name);
+    if (text && strcmp(text, "0") != 0 && strcmp(text, "1") != 0)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s=%s: expected 0 (off) or 1 (on)", name, text);
+    *out = text ? *text == '1' : otherwise;
     return MX_OK;
+}
+
+/* Kernels that begin while others end save most of a launch each, but no GPU has run them so yet: on request. */
+static mx_status read_environment(mx_cuda_backend *b, mx_error *error) {
+    mx_status status = read_switch("MXRUN_CUDA_GRAPHS", true, &b->graphs, error);
+    return status ? status : read_switch("MXRUN_CUDA_OVERLAP", false, &b->overlap, error);
 }
 
 static const mx_backend_ops cuda_ops = {

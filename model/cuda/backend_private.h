@@ -91,7 +91,7 @@ typedef struct mx_cuda_backend {
     int terms[MX_CLASSES];
     double concentration;
     int rows, wanted_rows; /* T and W */
-    bool graphs;
+    bool graphs, overlap;
     int64_t page_bytes;
     mx_gpu_stream *stream;
     mx_error lost; /* status MX_OK: the device works. Else why not: what every later call says */

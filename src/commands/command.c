@@ -55,6 +55,7 @@ int mx_print_commands(const mx_command *const *commands) {
            "  MXRUN_CUDA_GRAPHS  0: queue a GPU's kernels one by one, for debugging\n"
            "  MXRUN_CUDA_ROWS    few, many: multiply on a GPU with the kernels for so many rows alone\n"
            "              (the results are the same), for debugging\n"
+           "  MXRUN_CUDA_OVERLAP  1: kernels begin while those before them end (from 9.0 on; untried)\n"
            "  MXRUN_LOG   Say this and what is worse: debug, info (default), warning, error\n"
            "  MXRUN_DATA  Folder that holds \"stories\" and models.txt, where they are not beside the\n"
            "              program\n"

@@ -535,7 +535,7 @@ static void test_wrong_options(void **state) {
     mx_backend *b;
     mx_error error;
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);
-    assert_string_equal(error.text, "MXRUN_CUDA_GRAPHS=no: expected 0 (no graphs) or 1");
+    assert_string_equal(error.text, "MXRUN_CUDA_GRAPHS=no: expected 0 (off) or 1 (on)");
     unsetenv("MXRUN_CUDA_GRAPHS");
     setenv("MXRUN_CUDA_ROWS", "most", 1);
     assert_int_equal(mx_cuda_backend_create(m.device, &good, &b, &error), MX_INVALID_ARGUMENT);

@@ -38,6 +38,7 @@ struct Fibre {
     uint8_t *bottom = nullptr;
     std::vector<Copy> copies; /* not done yet, in the order of their groups */
     int groups = 0;           /* committed */
+    bool began = false;       /* mx_begin */
 };
 
 struct Warp {
@@ -198,7 +199,9 @@ MX_SWITCH_UNWATCHED void entry() {
         worker->main_bytes = bytes;
     }
 #endif
+    running()->began = false;
     (*worker->launch->body)();
+    if (!running()->began && strstr(worker->launch->name, "kernels/cuda/")) mx_emulated_fail("ends without mx_begin");
     come(AT_END, nullptr, nullptr);
     abort(); /* nobody goes on with what has ended */
 }
@@ -370,6 +373,10 @@ void mx_emulated_fail(const char *format, ...) {
 
 void mx_emulated_warp(const char *what, void *mine, void (*work)(void *const lanes[32])) {
     come(what, mine, work);
+}
+
+void mx_begin() {
+    running()->began = true;
 }
 
 void mx_sync() {

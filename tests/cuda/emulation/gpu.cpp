@@ -273,6 +273,16 @@ mx_status mx_gpu_fill(void *to, int byte, size_t bytes, mx_gpu_stream *s, mx_err
     return MX_OK;
 }
 
+static thread_local bool overlapping;
+
+void mx_gpu_overlap(bool on) {
+    overlapping = on;
+}
+
+bool mx_gpu_overlapping(void) {
+    return overlapping;
+}
+
 mx_status mx_gpu_check(const char *what, mx_error *error) {
     if (refused.empty()) return MX_OK;
     const std::string why = std::move(refused);
