@@ -301,7 +301,7 @@ static void options(void **state) {
     assert_true(info.context > 0 && info.context <= 131072);
     assert_true(info.threads > 0 && info.weight_bytes > 9000000 && info.weight_bytes < 12000000);
     assert_int_equal(info.kv_bytes_used, 0);
-    assert_true(info.kv_type == MX_KV_F16 && info.tier);
+    assert_true(info.kv_type == MX_KV_F16 && *info.tier);
     assert_int_equal(info.vocab, mx_model_config(model)->vocab);
     mx_sampling sampling = mx_model_sampling(model);
     assert_true(sampling.temperature == 1 && sampling.top_p == 1 && sampling.top_k == 0);
