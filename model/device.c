@@ -140,10 +140,9 @@ bool mx_device_wanted(const mx_device_choice *choice) {
 
 /* ---- choosing ---------------------------------------------------------------------------------------------------- */
 
-enum { LEAST_POSITIONS = 1024 }; /* of keys and values, without which a model is of little use */
-
 static uint64_t needed(const mx_config *c, const mx_cuda_memory *m) {
-    const uint64_t tiles = (LEAST_POSITIONS < c->max_positions ? LEAST_POSITIONS : c->max_positions) / MX_TILE + 1;
+    const uint64_t tiles =
+        (MX_GPU_LEAST_TOKENS < c->max_positions ? MX_GPU_LEAST_TOKENS : c->max_positions) / MX_TILE + 1;
     return m->weights + m->scratch + MX_CUDA_RESERVE + (uint64_t)c->layers * tiles * m->page;
 }
 
@@ -175,7 +174,7 @@ static mx_status refuse(const mx_device *d, const mx_cuda_memory *m, uint64_t wa
                    "%s (cuda:%d) does not hold this model: weights %.2f GB, scratch %.2f GB, CUDA's own %.2f GB and "
                    "keys and values of %d tokens are %.2f GB, %s %.2f GB",
                    d->info.name, d->index, (double)m->weights / 1e9, (double)m->scratch / 1e9,
-                   (double)MX_CUDA_RESERVE / 1e9, (int)LEAST_POSITIONS, (double)wanted / 1e9,
+                   (double)MX_CUDA_RESERVE / 1e9, (int)MX_GPU_LEAST_TOKENS, (double)wanted / 1e9,
                    most && most < d->info.memory_free ? "--gpu-memory allows" : "free are", (double)d->budget / 1e9);
 }
 
@@ -217,30 +216,34 @@ static mx_status open_cuda(const mx_device_choice *choice, uint64_t most, const 
     return wanted <= out->budget ? MX_OK : refuse(out, &memory, wanted, most, error);
 }
 
+/* The CPU takes over. */
+static void give_way(mx_device *d, const mx_error *why) {
+    mx_device_close(d);
+    mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why->text);
+}
+
 mx_status mx_device_open(const mx_device_choice *choice, uint64_t most, const mx_weights *w,
-                         const mx_backend_options *options, mx_device *out, char why[static 300], mx_error *error) {
-    mx_error reason = {0};
+                         const mx_backend_options *options, mx_device *out, mx_error *error) {
+    mx_error why = {0};
     *out = (mx_device){0};
-    *why = 0;
     if (!choice->automatic && !choice->cuda) return MX_OK;
     if (choice->automatic && !mx_device_any()) return MX_OK;
-    mx_status status = open_cuda(choice, most, w, options, out, &reason);
+    mx_status status = open_cuda(choice, most, w, options, out, &why);
     out->automatic = choice->automatic;
     if (!status) return MX_OK;
-    *out = (mx_device){0};
-    if (!choice->automatic) {
-        if (error) *error = reason;
-        return status;
+    if (choice->automatic) {
+        give_way(out, &why);
+        return MX_OK;
     }
-    snprintf(why, 300, "%.299s", reason.text);
-    return MX_OK;
+    *out = (mx_device){0};
+    if (error) *error = why;
+    return status;
 }
 
 bool mx_device_fall_back(mx_device *d, mx_status status, const mx_error *why) {
     if (!d->plugin || !d->automatic) return false;
     if (status != MX_UNSUPPORTED && status != MX_NO_MEMORY && status != MX_INVALID_STATE) return false;
-    mx_device_close(d);
-    mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why->text);
+    give_way(d, why);
     return true;
 }
 

@@ -7,7 +7,10 @@
 
 /* Where a model is computed: on the CPU, or on a GPU through the plugin libmxrun_cuda.so. */
 
-enum { MX_GPU_BATCH_TOKENS = 2048 }; /* rows of a step on a GPU where nobody says otherwise */
+enum {
+    MX_GPU_BATCH_TOKENS = 2048, /* rows of a step on a GPU where nobody says otherwise */
+    MX_GPU_LEAST_TOKENS = 1024, /* of keys and values, without room for which a model is of little use there */
+};
 /* Bytes that CUDA takes for itself once kernels run: their code, stacks, graphs. Counted with what a model needs. */
 #define MX_CUDA_RESERVE ((uint64_t)512 << 20)
 
@@ -33,12 +36,12 @@ typedef struct mx_device {
     mx_cuda_loaded loaded;
 } mx_device;
 
-/* Automatic: the GPU that holds `w` with most memory to spare, else the CPU; *why tells why no GPU was taken,
- * "" when there is none at all. A GPU that was asked for and cannot be used, or does not hold the weights and a
+/* Automatic: the GPU that holds `w` with most memory to spare, else the CPU, with a warning that tells why where
+ * there are GPUs. A GPU that was asked for and cannot be used, or does not hold the weights and a
  * few pages, is an error with the reason. `most`: bytes of its memory at most, 0: all that is free. `w` needs no
  * numbers in memory; `options` as the backend will get them, but for their pages. */
 mx_status mx_device_open(const mx_device_choice *choice, uint64_t most, const mx_weights *w,
-                         const mx_backend_options *options, mx_device *out, char why[static 300], mx_error *error);
+                         const mx_backend_options *options, mx_device *out, mx_error *error);
 /* Is there a GPU that automatic choice would look at? Says nothing. */
 bool mx_device_any(void);
 /* Is a GPU asked for, or automatic and there? Where automatic finds a plugin that cannot be used (a driver too old,

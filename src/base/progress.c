@@ -26,6 +26,18 @@ void mx_progress_label(mx_progress *p, const char *label) {
     p->label = label;
 }
 
+const char *mx_with_commas(int64_t value, char out[static 32]) {
+    char digits[24];
+    const int n = snprintf(digits, sizeof digits, "%lld", (long long)value), sign = value < 0;
+    int to = 0;
+    for (int i = 0; i < n; i++) {
+        if (i > sign && (n - i) % 3 == 0) out[to++] = ',';
+        out[to++] = digits[i];
+    }
+    out[to] = 0;
+    return out;
+}
+
 void mx_progress_time_left(double seconds, char out[static 32]) {
     if (seconds < 99.5)
         snprintf(out, 32, "%.0f s left", seconds);

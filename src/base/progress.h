@@ -2,6 +2,7 @@
 #define MX_BASE_PROGRESS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* One line on stderr for work that lasts: what it is, a bar, how much is done, the rate and the time that is left.
  * Nothing is written where stderr is no terminal, nor before the work has lasted half a second. One thread at a time.
@@ -20,6 +21,8 @@ void mx_progress_start(mx_progress *p, const char *label, double total, bool byt
 void mx_progress_update(mx_progress *p, double done);
 /* Another label from the next drawing on. */
 void mx_progress_label(mx_progress *p, const char *label);
+/* "12,345", "-1,000"; returns `out`. */
+const char *mx_with_commas(int64_t value, char out[static 32]);
 /* "12 s left", "4 min left". */
 void mx_progress_time_left(double seconds, char out[static 32]);
 /* Takes the line away, so that another may be printed; update brings it back. */

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "base/cpu.h"
-#include "base/log.h"
 #include "bench/nvml.h"
 #include "commands/bench_report.h"
 #include "commands/common.h"
@@ -480,11 +479,10 @@ static mx_status open_gpu(bench *b, bool chosen, mx_pool *pool, mx_error *error)
     p->batch = batch_of(true);
     const mx_backend_options shape = backend_of(p, chosen, 0);
     const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = given.quantize != NULL};
-    char why[300] = "";
     mx_error failed = {0};
     mx_status status = given.synthetic ? mx_synthetic_shape(&b->config, &b->weights, error)
                                        : mx_weights_load(b->folder, &lazy, pool, &b->weights, error);
-    if (!status) status = mx_device_open(&p->on, p->gpu_memory, b->weights, &shape, &b->device, why, error);
+    if (!status) status = mx_device_open(&p->on, p->gpu_memory, b->weights, &shape, &b->device, error);
     if (!status && b->device.plugin) {
         status = load_gpu(b, chosen, &failed);
         if (!status) return MX_OK;
@@ -493,7 +491,6 @@ static mx_status open_gpu(bench *b, bool chosen, mx_pool *pool, mx_error *error)
         else
             *error = failed;
     }
-    if (*why) mx_log(MX_LOG_WARNING, "the CPU is measured: %s", why);
     p->batch = batch_of(false);
     mx_weights_close(b->weights);
     b->weights = NULL;

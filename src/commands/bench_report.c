@@ -158,16 +158,6 @@ static bool print_table(mx_bytes *out, const table *t, bool markdown) {
     return ok;
 }
 
-/* 32768 as 32,768. */
-static void with_commas(char out[24], int value) {
-    if (value < 1000)
-        snprintf(out, 24, "%d", value);
-    else if (value < 1000000)
-        snprintf(out, 24, "%d,%03d", value / 1000, value % 1000);
-    else
-        snprintf(out, 24, "%d,%03d,%03d", value / 1000000, value / 1000 % 1000, value % 1000);
-}
-
 /* Four digits are enough, none of them after the point from 1,000 on. */
 static int digits(double value) {
     return value >= 99.95 ? (value >= 999.5 ? 0 : 1) : value >= 9.995 ? 2 : 3;
@@ -201,12 +191,12 @@ static void add_result(table *t, const mx_bench_report *r, const mx_bench_run_re
     char text[32];
     const int d = digits(x->speed.median);
     t->columns = 0;
-    with_commas(text, x->test.tokens);
+    mx_with_commas(x->test.tokens, text);
     if (x->test.prompt)
         add(t, "prompt %s", text);
     else
         add(t, "decode");
-    with_commas(text, x->test.depth);
+    mx_with_commas(x->test.depth, text);
     add(t, "%s", text);
     add(t, "%d", x->test.streams);
     add(t, "%.*f", d, x->speed.median);

@@ -228,9 +228,8 @@ static gpu look_at_gpu(int index, const mx_weights *w) {
     const mx_device_choice choice = {.cuda = true, .index = index};
     const mx_cuda_plugin *plugin;
     mx_device device;
-    char why[300];
     gpu g = {0};
-    g.status = mx_device_open(&choice, 0, w, &shape, &device, why, &g.why);
+    g.status = mx_device_open(&choice, 0, w, &shape, &device, &g.why);
     if (!mx_cuda_plugin_find(&plugin, NULL)) {
         plugin->info(index, &g.info, NULL);
         plugin->memory(w, &shape, &g.memory, NULL);

@@ -348,7 +348,7 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
 
 /* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
 static bool warn_of_memory(const mx_session *s) {
-    if (given.way == MX_LOAD_LAZY || given.on.cuda || (given.on.automatic && mx_device_any())) return false;
+    if (given.way == MX_LOAD_LAZY || mx_device_wanted(&given.on)) return false;
     return mx_plan_warn(&(mx_plan_load){.path = s->path,
                                         .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
                                         .kv_memory = (double)given.kv_bytes,

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/progress.h"
+
 /* ---- numbers for people ------------------------------------------------------------------------------------------ */
 
 enum { TEXT = 48 };
@@ -30,18 +32,8 @@ static const char *time_text(char out[TEXT], double seconds) {
     return out;
 }
 
-/* "12,345", also of negative ones. */
 static const char *with_commas(char out[TEXT], double value) {
-    char digits[TEXT];
-    const int n = snprintf(digits, sizeof digits, "%.0f", fabs(value));
-    char *at = out;
-    if (value <= -0.5) *at++ = '-';
-    for (int i = 0; i < n && at < out + TEXT - 2; i++) {
-        if (i && (n - i) % 3 == 0) *at++ = ',';
-        *at++ = digits[i];
-    }
-    *at = 0;
-    return out;
+    return mx_with_commas((int64_t)rint(value), out);
 }
 
 static const char *rate_text(char out[TEXT], const mx_plan_range *r) {

@@ -6,7 +6,6 @@
 
 #include "base/bytes.h"
 #include "base/cpu.h"
-#include "base/log.h"
 #include "commands/common.h"
 #include "commands/models.h"
 #include "commands/official_greedy.h"
@@ -567,16 +566,14 @@ static mx_status verify_official(runner *r, const char *model, mx_format kv, con
 /* The weights; for a GPU as they lie in the files, from where runner_prepare brings them there. */
 static mx_status open_model(runner *r, const char *folder, const mx_device_choice *choice, mx_load_options *load,
                             mx_format kv, mx_error *error) {
-    char why[300] = "";
     if (mx_device_wanted(choice)) {
         mx_load_options lazy = *load;
         lazy.way = MX_LOAD_LAZY;
         mx_status status = mx_weights_load(folder, &lazy, r->pool, &r->weights, error);
         const mx_backend_options shape = {
             .kv_format = kv, .max_rows = r->chunk, .max_wanted = r->chunk, .precision = &r->precision};
-        if (!status) status = mx_device_open(choice, r->gpu_memory, r->weights, &shape, &r->device, why, error);
+        if (!status) status = mx_device_open(choice, r->gpu_memory, r->weights, &shape, &r->device, error);
         if (status || r->device.plugin) return status;
-        if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
         mx_weights_close(r->weights);
         r->weights = NULL;
     }

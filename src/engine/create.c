@@ -149,7 +149,7 @@ static void shape_of(const mx_engine_options *o, bool gpu, const mx_precisions *
 /* Takes the device if the choice is one that holds the model and, chosen automatically, has room for the engine that
  * options->engine describes. */
 static mx_status choose_gpu(mx_model *model, const mx_device_choice *choice, const mx_load_options *options,
-                            char why[static 300], mx_error *error) {
+                            mx_error *error) {
     const mx_engine_options none = {0}, *o = options->engine ? options->engine : &none;
     mx_precisions precision;
     mx_engine_parts parts = {0};
@@ -159,7 +159,7 @@ static mx_status choose_gpu(mx_model *model, const mx_device_choice *choice, con
     if (!status && o->precision) status = mx_precisions_parse(o->precision, &precision, error);
     if (status) return status;
     shape_of(o, true, o->precision ? &precision : NULL, &parts, &backend);
-    status = mx_device_open(choice, options->gpu_memory, model->weights, &backend, &model->device, why, error);
+    status = mx_device_open(choice, options->gpu_memory, model->weights, &backend, &model->device, error);
     if (status || !model->device.plugin || !choice->automatic) return status;
     status = mx_gpu_plan(&model->device, model->weights, o, &backend, parts.batch_tokens, parts.max_running, false,
                          &parts.plan, &no_room);
@@ -172,7 +172,6 @@ static mx_status choose_gpu(mx_model *model, const mx_device_choice *choice, con
 static mx_status open_for_gpu(mx_model *model, const char *path, const mx_load_options *options, mx_pool *pool,
                               mx_error *error) {
     mx_device_choice choice;
-    char why[300] = "";
     mx_status status = mx_device_parse(options->device, &choice, error);
     if (status) return mx_fail_within(error, status, "device");
     if (!mx_device_wanted(&choice)) return MX_OK;
@@ -180,9 +179,8 @@ static mx_status open_for_gpu(mx_model *model, const char *path, const mx_load_o
     lazy.way = MX_LOAD_LAZY;
     status = mx_weights_load(path, &lazy, pool, &model->weights, error);
     if (status) return status;
-    status = choose_gpu(model, &choice, options, why, error);
+    status = choose_gpu(model, &choice, options, error);
     if (!status && model->device.plugin) return MX_OK;
-    if (*why) mx_log(MX_LOG_WARNING, "the model runs on the CPU: %s", why);
     mx_weights_close(model->weights);
     model->weights = NULL;
     return status;

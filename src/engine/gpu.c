@@ -2,20 +2,7 @@
 
 #include <stdio.h>
 
-enum { SMALL_CONTEXT = 1024 }; /* what mx_device_open wants room for, too */
-
-/* "131072" as "131,072". */
-static const char *grouped(char out[static 32], int64_t n) {
-    char digits[24];
-    const int count = snprintf(digits, sizeof digits, "%lld", (long long)n);
-    int to = 0;
-    for (int i = 0; i < count; i++) {
-        if (i && (count - i) % 3 == 0) out[to++] = ',';
-        out[to++] = digits[i];
-    }
-    out[to] = 0;
-    return out;
-}
+#include "base/progress.h"
 
 static mx_status too_much(const mx_device *d, const mx_cuda_memory *m, int64_t context, uint64_t wanted, uint64_t room,
                           mx_error *error) {
@@ -24,7 +11,7 @@ static mx_status too_much(const mx_device *d, const mx_cuda_memory *m, int64_t c
         error, MX_NO_MEMORY,
         "%s: keys and values of %s tokens take %.2f GB, beside weights (%.2f GB), scratch (%.2f GB) and what "
         "CUDA itself takes (%.2f GB) there are %.2f GB: choose a smaller --ctx or --kv-memory%s",
-        d->info.name, grouped(tokens, context), (double)wanted / 1e9, (double)m->weights / 1e9,
+        d->info.name, mx_with_commas(context, tokens), (double)wanted / 1e9, (double)m->weights / 1e9,
         (double)m->scratch / 1e9, (double)MX_CUDA_RESERVE / 1e9, (double)room / 1e9,
         d->budget < d->info.memory_free ? ", or a larger --gpu-memory" : "");
 }
@@ -43,7 +30,7 @@ mx_status mx_gpu_plan(const mx_device *d, const mx_weights *w, const mx_engine_o
     if (free_now < d->budget) as_now.budget = free_now;
     const uint64_t room = mx_device_room(&as_now, &m);
     const int64_t most = o->context > 0 && o->context < c->max_positions ? o->context : c->max_positions;
-    const int64_t small = most < SMALL_CONTEXT ? most : SMALL_CONTEXT;
+    const int64_t small = most < MX_GPU_LEAST_TOKENS ? most : MX_GPU_LEAST_TOKENS;
     const uint64_t one = (uint64_t)mx_kv_pages_needed(c, most, batch_tokens) * m.page,
                    least = (uint64_t)mx_kv_pages_needed(c, small, batch_tokens) * m.page,
                    useful = one * (uint64_t)max_running;
@@ -54,7 +41,7 @@ mx_status mx_gpu_plan(const mx_device *d, const mx_weights *w, const mx_engine_o
     status = mx_kv_plan_make(c, (int64_t)m.page, memory, o->context, batch_tokens, plan, error);
     if (status || !tell) return status;
     char tokens[32], of[80];
-    snprintf(of, sizeof of, "a context of %s tokens", grouped(tokens, plan->context));
+    snprintf(of, sizeof of, "a context of %s tokens", mx_with_commas(plan->context, tokens));
     mx_device_tell(d, free_now, &m, (uint64_t)plan->pages * m.page, of);
     return MX_OK;
 }

@@ -54,12 +54,22 @@ static void silent_without_a_terminal(void **state) {
     mx_progress_clear(&p);
 }
 
+static void whole_numbers_get_commas(void **state) {
+    (void)state;
+    char text[32];
+    assert_string_equal(mx_with_commas(0, text), "0");
+    assert_string_equal(mx_with_commas(999, text), "999");
+    assert_string_equal(mx_with_commas(1000, text), "1,000");
+    assert_string_equal(mx_with_commas(-999, text), "-999");
+    assert_string_equal(mx_with_commas(-131072, text), "-131,072");
+    assert_string_equal(mx_with_commas(INT64_MIN, text), "-9,223,372,036,854,775,808");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bytes_have_rate_and_time),
-        cmocka_unit_test(steps_have_per_cent),
-        cmocka_unit_test(line_fits_and_values_are_bounded),
-        cmocka_unit_test(silent_without_a_terminal),
+        cmocka_unit_test(bytes_have_rate_and_time),         cmocka_unit_test(steps_have_per_cent),
+        cmocka_unit_test(line_fits_and_values_are_bounded), cmocka_unit_test(silent_without_a_terminal),
+        cmocka_unit_test(whole_numbers_get_commas),
     };
     return cmocka_run_group_tests_name("progress", tests, NULL, NULL);
 }
