@@ -156,7 +156,7 @@ static int by_name(const void *a, const void *b) {
 
 /* Sorts the tensors by name; each is there once. */
 static mx_status sort(mx_checkpoint *ck, mx_error *error) {
-    qsort(ck->tensor, (size_t)ck->count, sizeof *ck->tensor, by_name);
+    if (ck->count) qsort(ck->tensor, (size_t)ck->count, sizeof *ck->tensor, by_name); /* none: the list may be NULL */
     for (int i = 1; i < ck->count; i++) {
         const mx_tensor *a = &ck->tensor[i - 1], *b = &ck->tensor[i];
         if (strcmp(a->name, b->name)) continue;
@@ -382,5 +382,5 @@ const mx_tensor *mx_checkpoint_at(const mx_checkpoint *ck, int index) {
 
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name) {
     mx_tensor key = {.name = name};
-    return bsearch(&key, ck->tensor, (size_t)ck->count, sizeof key, by_name);
+    return ck->count ? bsearch(&key, ck->tensor, (size_t)ck->count, sizeof key, by_name) : NULL;
 }
