@@ -27,7 +27,33 @@ enum {
     MX_SEGMENT = 1024, /* positions whose attention may be computed apart; a multiple of MX_TILE */
 };
 
-typedef enum mx_format { MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML, MX_FORMATS } mx_format;
+typedef enum mx_format {
+    MX_F32,
+    MX_F16,
+    MX_BF16,
+    MX_MXFP4,
+    MX_Q8_0,
+    MX_MXFP4_GGML,
+    /* Element codes; what else there is to the format says mx_matrix.blocks. kernels/mx.h defines them. */
+    MX_E2M1,
+    MX_E2M3,
+    MX_E3M2,
+    MX_E4M3,
+    MX_E5M2,
+    MX_INT8,
+    MX_INT4,
+    MX_FORMATS
+} mx_format;
+
+typedef enum mx_scale_type { MX_SCALE_NONE, MX_SCALE_E8M0, MX_SCALE_E4M3, MX_SCALE_BF16 } mx_scale_type;
+
+/* How weights of the element codes are scaled. */
+typedef struct mx_blocks {
+    int columns; /* that share a scale: 16, 32, 64 or 128, of which mx_matrix.cols is a multiple; 0: no scales */
+    mx_scale_type scale; /* MX_SCALE_NONE where columns is 0 */
+    bool sides;          /* two scales a block: of its positive elements, of its negative ones */
+    bool zeros;          /* integers: a zero for each block */
+} mx_blocks;
 
 /* Of one block of 32 columns: see mx_q8_0_widen, mx_mxfp4_ggml_widen. */
 enum { MX_Q8_0_BYTES = 34, MX_MXFP4_GGML_BYTES = 17 };
@@ -37,11 +63,21 @@ static inline bool mx_is_mxfp4(mx_format format) {
     return format == MX_MXFP4 || format == MX_MXFP4_GGML;
 }
 
-/* Bytes that `columns` columns of a row take, MXFP4's scales not counted; a multiple of 32 for those of blocks. */
+/* Bytes that `columns` columns of a row take, scales that lie apart not counted; a multiple of 32 for those of blocks.
+ */
 static inline int64_t mx_columns_bytes(mx_format format, int64_t columns) {
     switch (format) {
     case MX_MXFP4:
+    case MX_E2M1:
+    case MX_INT4:
         return columns / 2;
+    case MX_E2M3:
+    case MX_E3M2:
+        return columns / 4 * 3;
+    case MX_E4M3:
+    case MX_E5M2:
+    case MX_INT8:
+        return columns;
     case MX_Q8_0:
         return columns / 32 * MX_Q8_0_BYTES;
     case MX_MXFP4_GGML:
@@ -65,12 +101,19 @@ typedef enum mx_precision {
 /* A weight matrix [rows, cols] = [out, in], row-major, as it lies in the file. */
 typedef struct mx_matrix {
     mx_format format;
-    int64_t rows, cols;    /* MXFP4, Q8_0: cols is a multiple of 32 */
+    int64_t rows, cols;    /* cols is a multiple of 32 but for F32, F16 and BF16 */
     const uint8_t *data;   /* MXFP4: 16 bytes per 32 columns, low nibble = even column; Q8_0: 34 bytes, scale first;
                             * MXFP4_GGML: 17 bytes, scale first (E8M0, never 0xFF), then low nibbles = columns 0..15 */
     int64_t row_stride;    /* bytes from one row to the next */
-    const uint8_t *scales; /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; NULL otherwise */
+    const uint8_t *scales; /* MXFP4: one E8M0 byte per 32 columns, never 0xFF; element codes: blocks; NULL otherwise */
     int64_t scale_stride;  /* bytes from one row's scales to the next row's */
+    /* The rest is of element codes alone (kernels/mx.h). No scale is NaN, no weight infinite. */
+    mx_blocks blocks;
+    const int8_t *zeros; /* [rows, cols / blocks.columns] where blocks.zeros; else NULL */
+    int64_t zero_stride;
+    const float *post; /* the finished sum of row n is multiplied by post[n * post_step]; NULL: by nothing */
+    int64_t post_step; /* 1: a number for each row, 0: one for the matrix */
+    bool bf16_safe;    /* every weight, without post, is 0 or within 2^-126..2^127, and exact in BF16 */
 } mx_matrix;
 
 /* What happens to the finished sum of output row n and activation row t. */

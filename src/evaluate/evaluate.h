@@ -1,0 +1,58 @@
+#ifndef MX_EVALUATE_H
+#define MX_EVALUATE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/mxrun.h"
+#include "tokenizer/tokenizer.h"
+
+/* How well a model predicts text, and how far its predictions are from another's. */
+
+typedef enum mx_protocol {
+    MX_PROTOCOL_STRIDED, /* windows of `window` tokens, each `stride` further; a token is scored once, with the longest
+                            past that a window gives it */
+    MX_PROTOCOL_LLAMA_CPP, /* windows of 512 side by side, the second half of each scored */
+    MX_PROTOCOL_DOCUMENTS, /* each document apart, from its first token on, windows as in strided */
+    MX_PROTOCOL_HARMONY,   /* each document as a rendered conversation; the answer's tokens are scored */
+} mx_protocol;
+
+typedef struct mx_evaluate_text {
+    const char *name; /* for messages */
+    const char *text; /* UTF-8, [size] */
+    size_t size;
+} mx_evaluate_text;
+
+typedef struct mx_evaluate_options {
+    mx_protocol protocol;
+    int64_t window, stride; /* tokens; 0: 2048 (or what the context allows), half of window */
+    int64_t most_tokens;    /* scored at most; 0: all */
+    const char *save_base;  /* file for the distributions of this run; NULL: not kept */
+    const char *base;       /* file of a reference run of the same text, tokens and protocol; NULL: none */
+    int base_top;           /* tokens of a distribution that are kept; 0: 64 */
+    void (*progress)(void *user, int64_t done, int64_t total); /* tokens, by the calling thread; may be NULL */
+    void *user;
+    const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */
+} mx_evaluate_options;
+
+typedef struct mx_evaluation {
+    char protocol[200];                      /* with window and stride, as a person reads it */
+    int64_t tokens, bytes;                   /* scored */
+    double nats, perplexity, standard_error; /* nats: mean of -log p; standard_error: of the perplexity */
+    double bits_per_byte;
+    double seconds;
+    bool has_base;                                        /* the rest: against the reference */
+    double kl_mean, kl_stderr, kl_median, kl_p99, kl_max; /* nats a token, of reference || this */
+    double top1;                                          /* share of tokens whose likeliest is the same */
+    double delta_perplexity, delta_stderr;
+} mx_evaluation;
+
+/* `engine` runs nothing else meanwhile. */
+mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
+                      const mx_evaluate_options *options, mx_evaluation *out, mx_error *error);
+
+const char *mx_protocol_name(mx_protocol p); /* "strided", "llama.cpp", "documents", "harmony" */
+bool mx_protocol_parse(const char *name, mx_protocol *out);
+
+#endif
