@@ -53,7 +53,13 @@ static mx_matrix matrix(const bench *b, const shape *s, int64_t index) {
     int64_t row = mx_columns_bytes(s->format, s->cols), scales = s->format == MX_MXFP4 ? s->cols / 32 : 0;
     int64_t bytes = s->n * (row + scales);
     uint8_t *at = b->weights + index % (WEIGHT_BYTES / bytes) * bytes;
-    return (mx_matrix){s->format, s->n, s->cols, at, row, scales ? at + s->n * row : NULL, scales};
+    return (mx_matrix){.format = s->format,
+                       .rows = s->n,
+                       .cols = s->cols,
+                       .data = at,
+                       .row_stride = row,
+                       .scales = scales ? at + s->n * row : NULL,
+                       .scale_stride = scales};
 }
 
 static void measure(bench *b, const shape *s, int64_t rows, double seconds, double peak, double bandwidth) {
