@@ -273,8 +273,15 @@ static void test_exact(void **state) {
                 blocks[n][0] = (uint8_t)scale;
                 memcpy(blocks[n] + 1, data[n], 16);
             }
-            const mx_matrix apart = {MX_MXFP4, 16, 32, data[0], 16, scales, 1};
-            const mx_matrix between = {MX_MXFP4_GGML, 16, 32, blocks[0], MX_MXFP4_GGML_BYTES, NULL, 0};
+            const mx_matrix apart = {.format = MX_MXFP4,
+                                     .rows = 16,
+                                     .cols = 32,
+                                     .data = data[0],
+                                     .row_stride = 16,
+                                     .scales = scales,
+                                     .scale_stride = 1};
+            const mx_matrix between = {
+                .format = MX_MXFP4_GGML, .rows = 16, .cols = 32, .data = blocks[0], .row_stride = MX_MXFP4_GGML_BYTES};
             for (int rows = 1; rows <= 32; rows += 31) {
                 mx_matmul m = {.w = ggml ? between : apart,
                                .x = bytes,

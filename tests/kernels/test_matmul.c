@@ -621,8 +621,15 @@ static void test_mxfp4_exact(void **state) {
                 else
                     mx_mxfp4_widen(expected + 32 * b, data + 16 * b, scales[b]);
             }
-            const mx_matrix apart = {MX_MXFP4, 1, 96, data, 48, scales, 3};
-            const mx_matrix between = {MX_MXFP4_GGML, 1, 96, blocks, 3 * MX_MXFP4_GGML_BYTES, NULL, 0};
+            const mx_matrix apart = {.format = MX_MXFP4,
+                                     .rows = 1,
+                                     .cols = 96,
+                                     .data = data,
+                                     .row_stride = 48,
+                                     .scales = scales,
+                                     .scale_stride = 3};
+            const mx_matrix between = {
+                .format = MX_MXFP4_GGML, .rows = 1, .cols = 96, .data = blocks, .row_stride = 3 * MX_MXFP4_GGML_BYTES};
             for (int rows = 1; rows <= 96; rows += 95) {
                 mx_matmul m = {.w = ggml ? between : apart,
                                .x = packed,
