@@ -261,6 +261,24 @@ typedef struct mx_batch {
     float *expert_weights; /* [layers, rows, top_k] */
 } mx_batch;
 
+/* What enters a product, in fp32, before it is packed. */
+typedef struct mx_observed {
+    mx_class class;
+    int layer;          /* lm_head: config.layers */
+    int expert;         /* of gate_up and down; else -1 */
+    const float *x;     /* row i: x + (row ? row[i] : i) * cols */
+    const int32_t *row; /* NULL: one behind the other */
+    int64_t rows, cols;
+} mx_observed;
+
+/* Who looks at the inputs of products: of every row of a step, also of those whose logits nobody wants. `see` is called
+ * by the thread that steps, in the order of the products, and may use the pool. */
+typedef struct mx_observer {
+    void (*see)(void *user, const mx_observed *seen);
+    void *user;
+    bool plain; /* what comes out of a norm is shown without its gain: x / sqrt(mean(x^2) + eps) */
+} mx_observer;
+
 typedef struct mx_backend_options {
     mx_format kv_format;            /* MX_F16, MX_F32, MX_BF16 */
     int64_t pages;                  /* KV pages to hold; one page is MX_TILE positions of one layer */
@@ -270,6 +288,7 @@ typedef struct mx_backend_options {
     const mx_kernels *kernels;      /* instead of `tier`: a table that only tests have; NULL: none */
     const mx_precisions *precision; /* NULL: mx_precisions_default */
     bool openblas;                  /* dense products by OpenBLAS in fp32: not batch-invariant */
+    const mx_observer *observer;    /* borrowed, CPU only; NULL: nobody looks, and nothing is kept for it */
 } mx_backend_options;
 
 typedef struct mx_token_count {
