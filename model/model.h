@@ -116,6 +116,8 @@ typedef enum mx_expert_form {
     MX_EXPERTS_IN_PLACE, /* as KEPT, but GGUF's stay as they are, for which there are kernels: mlp.experts.gate_proj,
                             up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
                             gate_proj_bias, up_proj_bias, down_proj_bias */
+    MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
+                            [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
 
 /* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
