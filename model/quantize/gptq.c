@@ -126,8 +126,8 @@ static mx_status factor(const mx_quantize_job *job, double *m, unsigned cpu, mx_
                 "%s: the statistics' Hessian is not positive definite, damped as it is: they are damaged, or "
                 "want more damping",
                 job->name);
-        mx_parallel_for(pool, f.first, 16, solve_rows, &f);
-        mx_parallel_for(pool, f.first, 8, update, &f);
+        mx_each(pool, f.first, 16, solve_rows, &f);
+        mx_each(pool, f.first, 8, update, &f);
     }
     return MX_OK;
 }

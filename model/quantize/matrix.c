@@ -239,7 +239,7 @@ static mx_status search_post(work *w, float largest, mx_pool *pool, mx_error *er
         w->candidate[k] = w->coder;
         set_post(&w->candidate[k], largest, blocks ? tensor_scales[k] : 0, 1 - 0.03 * k);
     }
-    mx_parallel_for(pool, w->chunks, 1, compare, w);
+    mx_each(pool, w->chunks, 1, compare, w);
     mx_status status = check_stop(w, error);
     double least = INFINITY;
     for (int k = 0; k < w->candidates && !status; k++) {
@@ -256,7 +256,7 @@ static mx_status search_post(work *w, float largest, mx_pool *pool, mx_error *er
 static mx_status find_post(work *w, mx_pool *pool, mx_error *error) {
     const mx_quantize_recipe *r = &w->job->recipe;
     const bool blocks = w->job->form.blocks.columns != 0;
-    mx_parallel_for(pool, w->chunks, 1, look, w);
+    mx_each(pool, w->chunks, 1, look, w);
     mx_status status = check_stop(w, error);
     if (!status) status = check_finite(w, error);
     if (status) return status;
@@ -426,7 +426,7 @@ static mx_status run(work *w, mx_pool *pool, mx_error *error) {
     mx_status status = get_memory(w, pool, error);
     if (status) return status;
     if (kept && mx_form_equal(&source, &job->form)) {
-        mx_parallel_for(pool, w->chunks, 1, keep, w);
+        mx_each(pool, w->chunks, 1, keep, w);
         return MX_OK;
     }
     if (job->form.post == MX_POST_TENSOR) {
@@ -434,7 +434,7 @@ static mx_status run(work *w, mx_pool *pool, mx_error *error) {
         if (status) return status;
         job->post[0] = w->coder.post;
     }
-    mx_parallel_for(pool, w->chunks, 1, code, w);
+    mx_each(pool, w->chunks, 1, code, w);
     status = check_stop(w, error);
     return status ? status : check_finite(w, error);
 }

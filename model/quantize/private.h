@@ -38,6 +38,14 @@ float mx_row_largest(const float *x, int64_t cols, bool *finite);
  * by the exponents of those powers. */
 bool mx_row_is_e2m1(const float *x, int64_t cols, int columns, int *low, int *high);
 
+/* mx_parallel_for, also without a pool. */
+static inline void mx_each(mx_pool *pool, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
+    if (pool)
+        mx_parallel_for(pool, n, grain, fn, arg);
+    else if (n > 0)
+        fn(arg, 0, n, 0);
+}
+
 /* ---- GPTQ (gptq.c) ---- */
 typedef struct mx_gptq mx_gptq;
 /* What is shared by the rows: the factor of the damped Hessian. MX_INVALID_ARGUMENT: it is not positive. */
