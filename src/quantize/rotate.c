@@ -70,8 +70,7 @@ static void read_turned(void *user, int64_t first, int64_t count, float *out) {
     free(part);
 }
 
-void mx_rotation_undo(const mx_rotation *r, const mx_module *m, float *w) {
-    (void)r;
+void mx_rotation_undo(const mx_module *m, float *w) {
     if (m->read != read_turned) return;
     const turned *t = m->user;
     for (int64_t i = 0; i < t->rows && t->row_block > 1; i += t->row_block)
@@ -184,7 +183,8 @@ static mx_status turn_vectors(mx_source *s, float *gain, mx_error *error) {
 static turned turned_of(const mx_source *s, const mx_module *m, const float *gain) {
     const mx_config *c = &s->config;
     const int hidden = mx_hadamard_size(c->hidden, MOST), head = mx_hadamard_size(c->head_dim, MOST);
-    const float *attention = gain + (int64_t)2 * m->layer * c->hidden, *experts = attention + c->hidden;
+    const float *attention = gain + (int64_t)2 * (m->layer < 0 ? 0 : m->layer) * c->hidden,
+                *experts = attention + c->hidden;
     turned t = {m->read, m->user, m->rows, m->cols, NULL, hidden, 1};
     switch (m->kind) {
     case MX_KIND_Q:

@@ -20,8 +20,8 @@ typedef struct mx_rotation mx_rotation;
 mx_status mx_rotate(mx_source *source, mx_rotation **out, mx_error *error);
 void mx_rotation_free(mx_rotation *r); /* NULL allowed */
 
-/* The inverse, for a whole matrix in memory: w [rows, cols] of a module that was rotated becomes what it would be in
- * the model as it was. Columns whose gain is 0 are not known any more, nor needed: they become 0. */
-void mx_rotation_undo(const mx_rotation *r, const mx_module *m, float *w);
+/* The inverse, for a whole matrix in memory: w [rows, cols] of a module becomes what it would be in the model as it
+ * was; nothing, where it was not rotated. Columns whose gain is 0 are not known any more, nor needed: they become 0. */
+void mx_rotation_undo(const mx_module *m, float *w);
 
 #endif
