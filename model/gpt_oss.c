@@ -99,7 +99,7 @@ static const uint8_t *packed_for(const mx_cpu_backend *b, mx_packings *p, const 
 /* y = x W^T + bias, over rows that lie one behind the other. */
 static mx_job dense(const mx_cpu_backend *b, mx_packings *packings, mx_class class, const mx_matrix *w,
                     const float *bias, int64_t rows, float *y) {
-    const mx_product *product = mx_cpu_product(b, class, w->format, true);
+    const mx_product *product = mx_cpu_product(b, class, w->format, w->bf16_safe);
     return (mx_job){.product = product,
                     .m = {.w = *w,
                           .x = packed_for(b, packings, product),
@@ -473,7 +473,8 @@ static void group_by_expert(mx_cpu_backend *b, int rows) {
 static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_job *common, bool rows_are_slots) {
     const mx_config *c = &b->weights->config;
     mx_scratch *s = &b->s;
-    int64_t bias_bytes = experts->matrix.rows * (experts->bias_format == MX_F32 ? 4 : 2);
+    const int64_t bias_bytes =
+        experts->bias_stride ? experts->bias_stride : mx_columns_bytes(experts->bias_format, experts->matrix.rows);
     int jobs = 0;
     for (int e = 0; e < c->experts; e++) {
         int first = s->first[e], count = s->first[e + 1] - first;
@@ -484,6 +485,8 @@ static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_j
         m->w = experts->matrix;
         m->w.data += e * experts->data_stride;
         if (m->w.scales) m->w.scales += e * experts->scale_stride;
+        if (m->w.zeros) m->w.zeros += e * experts->zero_stride;
+        if (m->w.post) m->w.post += e * experts->post_stride;
         if (experts->bias) m->bias = experts->bias + e * bias_bytes;
         m->bias_format = experts->bias_format;
         m->x_stride = job->product->packed_bytes(m->w.cols);
