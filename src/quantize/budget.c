@@ -207,7 +207,7 @@ static void put_experts(mx_experts *to, const float *w) {
     const int64_t rows = to->matrix.rows, cols = to->matrix.cols;
     to->matrix = dense(w, rows, cols);
     to->data_stride = rows * cols * 4;
-    to->scale_stride = 0;
+    to->scale_stride = to->zero_stride = to->post_stride = 0;
     to->bf16_safe = true;
 }
 
