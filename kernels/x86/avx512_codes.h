@@ -100,8 +100,8 @@ MX_INLINE int64_t codes_scale_at(mx_format format, const codes *k, int64_t b) {
 /* 16 of `values` [16], in the order of COLUMNS. */
 MX_INLINE __m512 look_up_nibbles(const uint8_t *at, __m512 values) {
     const __m512i nibble = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-    __m512i codes = _mm512_srlv_epi32(_mm512_set1_epi64((long long)mx_load_u64(at)), nibble);
-    return _mm512_permutexvar_ps(codes, values); /* looks at 4 bits of an index */
+    __m512i indices = _mm512_srlv_epi32(_mm512_set1_epi64((long long)mx_load_u64(at)), nibble);
+    return _mm512_permutexvar_ps(indices, values); /* looks at 4 bits of an index */
 }
 
 #define E2M1_VALUES                                                                                                    \

@@ -82,9 +82,9 @@ MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uin
         *first = mx_load16(at, MX_F16);
         *second = mx_load16(at + 32, MX_F16);
     } else if (format == MX_Q8_0) {
-        const __m512 scale = mx_q8_0_scale(at);
-        *first = _mm512_mul_ps(scale, mx_load16_int8(at + 2));
-        *second = _mm512_mul_ps(scale, mx_load16_int8(at + 18));
+        const __m512 by = mx_q8_0_scale(at);
+        *first = _mm512_mul_ps(by, mx_load16_int8(at + 2));
+        *second = _mm512_mul_ps(by, mx_load16_int8(at + 18));
     } else {
         *first = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at));
         *second = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at + 64));
