@@ -66,7 +66,9 @@ MX_INLINE __m512 mx_finished_sums(const mx_matmul *m, int64_t n, const float *su
     __m512 v = _mm512_maskz_loadu_ps(mask, sum);
     if (m->w.post) {
         const float *post = m->w.post + n * m->w.post_step;
-        v = _mm512_mul_ps(v, m->w.post_step ? _mm512_maskz_loadu_ps(mask, post) : _mm512_set1_ps(*post));
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)m->w.post_step));
+        v = _mm512_mul_ps(v, _mm512_mask_i32gather_ps(v, mask, at, post, 4));
     }
     return _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias));
 }
