@@ -4,8 +4,8 @@
 /* Element codes (kernels/mx.h) to fp32, 32 columns at a time, exactly: the element, less its zero, times its scale.
  *
  * Formats of the walk in avx512_matmul.h are MX_E2M1 (scales of a byte, any columns), MX_E4M3 (E5M2 as well: what sets
- * the two apart is in variables; scales of a byte or none), MX_INT8 and MX_INT4 (BF16 scales of 32 columns or more, with
- * zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C. */
+ * the two apart is in variables; scales of a byte or none), MX_INT8 and MX_INT4 (BF16 scales of 32 columns or more,
+ * with zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C. */
 #include "base/bytes.h"
 #include "kernels/mx.h"
 #include "kernels/x86/avx512.h"
@@ -108,8 +108,8 @@ MX_INLINE __m512 look_up_nibbles(const uint8_t *at, __m512 values) {
     _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f,    \
                    -6.0f)
 
-/* 32 weights whose codes begin at `at`, the first one's scale and zero at `scale` and `zero`: E2M1 and INT4 in the order
- * of COLUMNS, the others in their own. */
+/* 32 weights whose codes begin at `at`, the first one's scale and zero at `scale` and `zero`: E2M1 and INT4 in the
+ * order of COLUMNS, the others in their own. */
 MX_INLINE void decode_codes(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const uint8_t *scale,
                             const int8_t *zero, const codes *k) {
     if (format == MX_E2M1) {

@@ -8,8 +8,8 @@
  * - few rows: weights are decoded in registers, several weight rows at a time, straight from the file's bytes;
  * - many rows: blocks of weights are widened once into a panel in the L2 cache that up to 256 rows then share.
  *
- * avx512_matmul.c, avx512_blocks.c, avx512_floats.c and avx512_integers.c compile it for formats of their own: compilers
- * take long over it. */
+ * avx512_matmul.c, avx512_blocks.c, avx512_floats.c and avx512_integers.c compile it for formats of their own:
+ * compilers take long over it. */
 #include <string.h>
 
 #include "base/bytes.h"
@@ -200,8 +200,7 @@ MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, 
 
 /* One or two rows meet whole weight rows, as memory likes best. More of them, whose activations do not all fit the
  * first cache level, meet FEW_N weight rows with a chunk of K after the other. */
-MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, const codes *k,
-                        scratch *s) {
+MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, const codes *k, scratch *s) {
     float(*sums)[BLOCK_N] = (float(*)[BLOCK_N])s->sums;
     const float *x[FEW + TILE];
     for (int64_t i = 0; i < m->rows + TILE; i++) x[i] = x_of_row(m, i < m->rows ? i : m->rows - 1);

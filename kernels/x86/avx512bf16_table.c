@@ -6,7 +6,8 @@
 #include "kernels/x86/avx512bf16.h"
 
 #define AVX512(format, precision) [precision] = &mx_avx512_product[format][precision]
-#define ALL_AVX512(format)        {AVX512(format, MX_X_FP32), AVX512(format, MX_X_BF16X2), AVX512(format, MX_X_BF16)}
+#define ALL_AVX512(format)                                                                                             \
+    { AVX512(format, MX_X_FP32), AVX512(format, MX_X_BF16X2), AVX512(format, MX_X_BF16) }
 
 const mx_kernels mx_kernels_avx512bf16 = {
     .name = "avx512bf16",

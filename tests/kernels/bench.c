@@ -13,6 +13,7 @@
 
 #include "base/arena.h"
 #include "base/cpu.h"
+#include "kernels/mx.h"
 #include "support.h"
 
 enum {
@@ -26,14 +27,15 @@ enum {
     CALL_PRODUCTS = 64 << 20, /* multiplications of one call with many rows: the outputs are cut, as in a step */
 };
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
+static const char *const format_names[] = {"f32",  "f16",  "bf16", "mxfp4", "q8_0", "mxfp4_ggml", "e2m1",
+                                           "e2m3", "e3m2", "e4m3", "e5m2",  "int8", "int4"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
 typedef struct bench {
     char **words; /* all must occur in a line's name */
     int word_count;
     mx_arena arena;
-    uint8_t *weights, *scales; /* [WEIGHT_BYTES], [WEIGHT_BYTES / 16] */
+    uint8_t *weights, *scales; /* [WEIGHT_BYTES], [WEIGHT_BYTES / 8] */
     float *x, *y;              /* [MAX_ROWS, MAX_COLS] or more */
     uint8_t *packed;
     float *scratch;
@@ -128,7 +130,7 @@ static void fill(bench *b, int64_t floats) {
         uint32_t bits = (rng_bits(&r) & 0x80ff80ff) | 0x3c003c00;
         memcpy(b->weights + i, &bits, 4);
     }
-    for (int64_t i = 0; i < WEIGHT_BYTES / 16; i++) b->scales[i] = trained_scale(i);
+    for (int64_t i = 0; i < WEIGHT_BYTES / 8; i++) b->scales[i] = trained_scale(i);
     for (int64_t i = 0; i < floats; i++) b->x[i] = rng_uniform(&r, -1.25f, 1.25f);
 }
 
@@ -150,7 +152,7 @@ static void run_product(void *arg) {
     product_run *p = arg;
     int64_t calls = WEIGHT_BYTES / p->call_bytes, call = p->at++ % calls;
     p->m.w.data = p->b->weights + call * p->call_bytes;
-    if (p->m.w.format == MX_MXFP4) p->m.w.scales = p->b->scales + call * p->call_scales;
+    if (p->m.w.scales) p->m.w.scales = p->b->scales + call * p->call_scales;
     p->product->matmul(&p->m);
 }
 
@@ -159,21 +161,32 @@ typedef struct shape {
     int64_t n, cols;
     mx_epilogue epilogue;
     const char *name;
+    mx_blocks blocks; /* of element codes */
 } shape;
 
 static void bench_product(bench *b, const mx_kernels *k, const shape *s, mx_precision precision, int64_t rows) {
-    bool mxfp4 = s->format == MX_MXFP4;
-    int64_t row = mx_columns_bytes(s->format, s->cols), scales = mxfp4 ? s->cols / 32 : 0;
+    int64_t row = mx_columns_bytes(s->format, s->cols), zeros = mx_row_zero_bytes(&s->blocks, s->cols),
+            scales = s->format == MX_MXFP4 ? s->cols / 32 : mx_row_scale_bytes(&s->blocks, s->cols);
+    const mx_matrix named = {.format = s->format, .blocks = s->blocks};
     int64_t n = CALL_PRODUCTS / (s->cols * rows) / 96 * 96;
     n = n < 96 ? 96 : n > s->n ? s->n : n;
     char line[160], size[32];
     snprintf(size, sizeof size, "%lldx%lld", (long long)s->n, (long long)s->cols);
-    snprintf(line, sizeof line, "%-9s %-10s %-5s %-6s %-11s rows:%lld", s->name, k->name, format_names[s->format],
+    snprintf(line, sizeof line, "%-9s %-10s %-5s %-6s %-11s rows:%lld", s->name, k->name, matrix_name(&named),
              precision_names[precision], size, (long long)rows);
     if (!wanted(b, line)) return;
     product_run p = {.b = b,
                      .product = k->product[s->format][precision],
-                     .m = {.w = {s->format, n, s->cols, b->weights, row, mxfp4 ? b->scales : NULL, scales},
+                     .m = {.w = {.format = s->format,
+                                 .rows = n,
+                                 .cols = s->cols,
+                                 .data = b->weights,
+                                 .row_stride = row,
+                                 .scales = scales ? b->scales : NULL,
+                                 .scale_stride = scales,
+                                 .blocks = s->blocks,
+                                 .zeros = zeros ? (const int8_t *)b->scales : NULL, /* in the caches */
+                                 .zero_stride = zeros},
                            .x = b->packed,
                            .rows = rows,
                            .n1 = n,
@@ -188,7 +201,7 @@ static void bench_product(bench *b, const mx_kernels *k, const shape *s, mx_prec
                      .call_scales = n * scales};
     p.m.x_stride = p.product->packed_bytes(s->cols);
     p.product->pack(b->packed, b->x, rows, s->cols);
-    measure(b, line, run_product, &p, 2.0 * (double)(n * s->cols * rows), (double)(n * (row + scales)));
+    measure(b, line, run_product, &p, 2.0 * (double)(n * s->cols * rows), (double)(n * (row + scales + zeros)));
 }
 
 /* Whether a line before says the same: tiers and precisions often share a function. */
@@ -203,18 +216,30 @@ static bool seen(const mx_product *product, const mx_kernels *const *tiers, int 
 }
 
 static void products(bench *b, const mx_kernels *const *tiers, int count) {
+#define NONE                                                                                                           \
+    { 0, MX_SCALE_NONE, false, false }
     static const shape shapes[] = {
-        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"},
-        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
-        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
-        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
-        {MX_F16, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down"}, /* the last: its scales are poor weights for others */
+        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up", NONE},
+        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down", NONE},
+        {MX_BF16, 4096, HIDDEN, MX_STORE, "q", NONE},
+        {MX_BF16, HIDDEN, 4096, MX_ADD, "o", NONE},
+        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out", NONE},
+        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q", NONE},
+        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o", NONE},
+        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out", NONE},
+        {MX_F16, 4096, HIDDEN, MX_STORE, "q", NONE},
+        {MX_E2M1, 2880, HIDDEN, MX_SCALE, "down", {16, MX_SCALE_E4M3, false, false}},
+        {MX_E4M3, 2880, HIDDEN, MX_SCALE, "down", {32, MX_SCALE_E8M0, false, false}},
+        {MX_E5M2, 2880, HIDDEN, MX_SCALE, "down", {32, MX_SCALE_E8M0, false, false}},
+        {MX_E4M3, 2880, HIDDEN, MX_SCALE, "down", NONE},
+        {MX_INT8, 2880, HIDDEN, MX_SCALE, "down", {64, MX_SCALE_BF16, false, false}},
+        {MX_INT8, 2880, HIDDEN, MX_SCALE, "down", {64, MX_SCALE_BF16, false, true}},
+        {MX_INT4, 2880, HIDDEN, MX_SCALE, "down", {32, MX_SCALE_BF16, false, false}},
+        {MX_INT4, 2880, HIDDEN, MX_SCALE, "down", {64, MX_SCALE_BF16, false, true}},
+        {MX_E2M3, 2880, HIDDEN, MX_SCALE, "down", {32, MX_SCALE_E8M0, false, false}},
+        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down", NONE}, /* the last: its scales are poor weights for others */
     };
+#undef NONE
     static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
     heading("products");
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
@@ -424,12 +449,12 @@ bool bench_run(char **words, int word_count) {
     const int64_t floats = (int64_t)MAX_ROWS * MAX_COLS;
     size_t scratch = (size_t)most_scratch(tiers, count) * sizeof(float), values = (size_t)floats * sizeof(float);
     mx_error error = {0};
-    if (mx_arena_create(WEIGHT_BYTES + WEIGHT_BYTES / 16 + 4 * values + scratch + 4096, &b.arena, &error)) {
+    if (mx_arena_create(WEIGHT_BYTES + WEIGHT_BYTES / 8 + 4 * values + scratch + 4096, &b.arena, &error)) {
         fprintf(stderr, "checkasm: %s\n", error.text);
         return false;
     }
     b.weights = mx_arena_take(&b.arena, WEIGHT_BYTES);
-    b.scales = mx_arena_take(&b.arena, WEIGHT_BYTES / 16);
+    b.scales = mx_arena_take(&b.arena, WEIGHT_BYTES / 8);
     b.x = mx_arena_take(&b.arena, values);
     b.y = mx_arena_take(&b.arena, 2 * values); /* a call's outputs: at most CALL_PRODUCTS / HIDDEN, or a few rows */
     b.packed = mx_arena_take(&b.arena, values);
