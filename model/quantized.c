@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/mx.h"
 #include "model/show.h"
 
 enum part {
