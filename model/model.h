@@ -119,6 +119,8 @@ typedef enum mx_expert_form {
                             gate_proj_bias, up_proj_bias, down_proj_bias. Of Hugging Face's those that lie in a module
                             each are put together under these names, too, with all tensors of quantised ones
                             (docs/quantized.md; so with MXFP4). */
+    MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
+                            [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
 
 /* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
@@ -372,7 +374,9 @@ typedef struct mx_backend_ops {
      * the logprob of `token` (-1: of none) in *logprob: the bits that `sample` gives it. */
     mx_status (*top)(mx_backend *b, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
                      mx_error *error);
-    const float *(*logits)(mx_backend *b, int wanted); /* [vocab] in host memory, until the next call */
+    /* [vocab] in host memory, until the next call; where `draw` is NULL until the next step, and then any thread may
+     * call this. NULL: there are none. */
+    const float *(*logits)(mx_backend *b, int wanted);
 
     /* Running ahead, for a device that works while the host does something else; NULL, both: this backend does not.
      * Such a backend's `step` only queues the pass; what the batch points to is copied before it returns. The page_...

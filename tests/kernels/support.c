@@ -254,14 +254,15 @@ static void write_scale(rng *r, mx_format format, const mx_blocks *b, uint8_t *a
         *at = (uint8_t)(kind == LARGEST    ? (of_row % 2 ? 0x7e : 1)
                         : kind == ORDINARY ? 0x18 + rng_below(r, 0x30)
                                            : rng_below(r, 0x7f));
-        if (kind == WIDE && mx_is_integer_format(format)) *at = (uint8_t)((*at & 0x78) ? *at & 0x78 : 8); /* 2^n, as above */
+        if (kind == WIDE && mx_is_integer_format(format))
+            *at = (uint8_t)((*at & 0x78) ? *at & 0x78 : 8); /* 2^n, as above */
         break;
     default:
         memcpy(at, &half, 2);
     }
 }
 
-static double exact_scale(mx_scale_type type, const uint8_t *at) {
+double exact_scale(mx_scale_type type, const uint8_t *at) {
     return type == MX_SCALE_E8M0   ? ldexp(1.0, *at - 127)
            : type == MX_SCALE_E4M3 ? exact_element(MX_E4M3, *at)
                                    : exact_value(at, MX_BF16);

@@ -28,7 +28,7 @@ typedef struct test_group {
     size_t count;
     CMFixtureFunction setup;
 } test_group;
-extern const test_group matmul_group, int8_group, attention_group, elementwise_group;
+extern const test_group mx_group, matmul_group, int8_group, attention_group, elementwise_group;
 
 /* The tiers to test: those this machine can run, scalar first; the others are named in a printed line. A new tier's
  * name goes into the table in support.c. */
@@ -54,6 +54,7 @@ typedef enum weight_kind {
 
 /* Of element codes (kernels/mx.h), independently of the kernels: value of a code, finite or not. */
 double exact_element(mx_format format, unsigned code);
+double exact_scale(mx_scale_type type, const uint8_t *at);
 
 /* A matrix that lies at any address, its rows not always one behind the other; the last byte is the end of the last
  * row. Belongs to the case. */
