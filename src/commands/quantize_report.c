@@ -92,8 +92,8 @@ static bool last_line(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     if (!shown->out) return mx_bytes_addf(out, "  tensors: %s, of %s now\n", after, before);
     if (shown->gguf) return mx_bytes_addf(out, "%s: %s, of %s before, %.1f s\n", shown->out, after, before, r->seconds);
     size_text(r->read, read);
-    return mx_bytes_addf(out, "%s: %s in %d files, of %s before, %.1f s; %s of weights quantised, %.2f GB/s\n",
-                         shown->out, after, r->files, before, r->seconds, read,
+    return mx_bytes_addf(out, "%s: %s in %d files, tensors were %s; %.1f s, %s read, %.2f GB/s\n", shown->out, after,
+                         r->files, before, r->seconds, read,
                          r->quantize_seconds > 0 ? (double)r->read / 1e9 / r->quantize_seconds : 0);
 }
 

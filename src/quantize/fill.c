@@ -1,7 +1,7 @@
 #include "quantize/fill.h"
 
 #include <errno.h>
-#include <math.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,15 +24,13 @@ typedef struct filling {
     uint8_t *data, *turned, *scales; /* of the largest matrix */
     int8_t *zeros;
     float *post;
-    uint64_t done, total, piled; /* bytes of the source's tensors; of them, since pages were given back */
+    uint64_t done, total; /* bytes of the source's tensors */
     mx_calibration *calibration;
 } filling;
 
-static const char label[] = "quantising";
-
-static void show_progress(const filling *g) {
+static void show_progress(const filling *g, uint64_t done) {
     const mx_model_options *o = g->f->options;
-    if (o->progress) o->progress(o->user, label, true, g->done, g->total);
+    if (o->progress) o->progress(o->user, "quantising", true, done, g->total);
 }
 
 static mx_status stopped(const filling *g) {
@@ -129,6 +127,31 @@ static void read_pair(void *user, int64_t first, int64_t count, float *out) {
         }
     }
     free(rows);
+}
+
+/* What reads a matrix: tells how far it is, and gives the file's pages back, of which a large tensor has many. */
+typedef struct counted {
+    mx_read_rows *read;
+    void *user;
+    filling *g;
+    pthread_t caller; /* the thread that progress is told by */
+    uint64_t row_bytes, bytes;
+    atomic_ullong done;
+} counted;
+
+static atomic_ullong piled; /* bytes read since pages were given back; of any run, for there is no harm in it */
+
+static void read_counted(void *user, int64_t first, int64_t count, float *out) {
+    counted *c = user;
+    const uint64_t bytes = (uint64_t)count * c->row_bytes;
+    c->read(c->user, first, count, out);
+    const uint64_t done = atomic_fetch_add(&c->done, bytes) + bytes;
+    if (atomic_fetch_add(&piled, bytes) + bytes > PILE) {
+        atomic_store(&piled, 0);
+        mx_checkpoint_forget(c->g->p->source->checkpoint);
+    }
+    if (pthread_equal(pthread_self(), c->caller)) /* some recipes read more than once */
+        show_progress(c->g, c->g->done + (done < c->bytes ? done : c->bytes));
 }
 
 /* ---- one matrix ---------------------------------------------------------------------------------------------------
@@ -258,13 +281,20 @@ static mx_status do_work(filling *g, int index) {
     const mx_module *m = &g->p->source->module[w->module];
     char name[220];
     pair q = {m, w->pair < 0 ? NULL : &g->p->source->module[w->pair]};
+    const uint64_t bytes = input_bytes(w, g->p);
+    counted c = {.read = w->pair < 0 ? m->read : read_pair,
+                 .user = w->pair < 0 ? m->user : &q,
+                 .g = g,
+                 .caller = pthread_self(),
+                 .row_bytes = bytes / (uint64_t)w->rows,
+                 .bytes = bytes};
     name_work(g->p, w, name);
     const mx_quantize_job job = {
         .name = name,
         .rows = w->rows,
         .cols = w->cols,
-        .read = w->pair < 0 ? m->read : read_pair,
-        .user = w->pair < 0 ? m->user : &q,
+        .read = read_counted,
+        .user = &c,
         .form = w->choice.form,
         .recipe = w->choice.recipe,
         .statistics = g->calibration && mx_needs_statistics(&w->choice) ? mx_calibration_of(g->calibration, m) : NULL,
@@ -280,15 +310,8 @@ static mx_status do_work(filling *g, int index) {
     mx_status status = own ? make_dense(g, &job) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
     if (own) report->lossless = job.form.format == MX_F32;
     if (!status) status = write_work(g, w);
-    const uint64_t bytes = input_bytes(w, g->p);
     g->done += bytes;
-    g->piled += bytes;
-    f->report->read += bytes;
-    if (g->piled > PILE) {
-        mx_checkpoint_forget(g->p->source->checkpoint);
-        g->piled = 0;
-    }
-    show_progress(g);
+    show_progress(g, g->done);
     return status ? status : stopped(g);
 }
 
@@ -374,12 +397,8 @@ static mx_status do_works(filling *g) {
  */
 
 static void copied(void *user, uint64_t done, uint64_t total) {
-    filling *g = user;
-    const uint64_t before = g->done;
     (void)total;
-    g->done += done;
-    show_progress(g);
-    g->done = before;
+    show_progress(user, done);
 }
 
 static uint64_t up64(uint64_t n) {
@@ -425,6 +444,7 @@ mx_status mx_fill_run(const mx_fill *f) {
     mx_status status = make_room(&g);
     if (!status) status = mx_output_fill(f->out, f->plan->source->checkpoint, &options);
     g.done = copies;
+    f->report->read = g.total;
     for (int i = 0; i < g.p->pieces && !status; i++) {
         status = write_piece(&g, &g.p->piece[i]);
         if (!status) status = stopped(&g);

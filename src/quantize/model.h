@@ -51,7 +51,7 @@ typedef struct mx_model_report {
     int matrices;
     int others;                   /* tensors that are no matrices: as they were */
     uint64_t bytes_before, bytes; /* of all tensors */
-    uint64_t file_bytes, read;    /* of the files written; of the weights that were quantised */
+    uint64_t file_bytes, read;    /* of the files written; of what they were made of */
     int files;
     double seconds, quantize_seconds; /* all of it; without calibration */
     char *table;                      /* of --target-bits: what was measured; NULL: none */
