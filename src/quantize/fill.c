@@ -25,6 +25,7 @@ typedef struct filling {
     int8_t *zeros;
     float *post;
     uint64_t done, total; /* bytes of the source's tensors */
+    atomic_ullong piled;  /* of them, read since pages were given back */
     mx_calibration *calibration;
 } filling;
 
@@ -139,15 +140,13 @@ typedef struct counted {
     atomic_ullong done;
 } counted;
 
-static atomic_ullong piled; /* bytes read since pages were given back; of any run, for there is no harm in it */
-
 static void read_counted(void *user, int64_t first, int64_t count, float *out) {
     counted *c = user;
     const uint64_t bytes = (uint64_t)count * c->row_bytes;
     c->read(c->user, first, count, out);
     const uint64_t done = atomic_fetch_add(&c->done, bytes) + bytes;
-    if (atomic_fetch_add(&piled, bytes) + bytes > PILE) {
-        atomic_store(&piled, 0);
+    if (atomic_fetch_add(&c->g->piled, bytes) + bytes > PILE) {
+        atomic_store(&c->g->piled, 0);
         mx_checkpoint_forget(c->g->p->source->checkpoint);
     }
     if (pthread_equal(pthread_self(), c->caller)) /* some recipes read more than once */
