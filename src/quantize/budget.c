@@ -21,7 +21,7 @@ const char mx_budget_default_formats[] = "mxfp4,nvfp4,mxfp8,bf16";
 enum {
     TOKENS = 4096,
     WINDOW = 512,
-    STEP_ROWS = 512,
+    STEP_ROWS = 2048,
     WIDEN_GRAIN = 16,
 };
 static const int64_t LOGIT_BYTES = 512 << 20; /* for the model's own logits; fewer tokens are compared beyond */
@@ -489,7 +489,7 @@ static mx_status prepare(measuring *m) {
     m->view = *m->weights;
     const mx_config *c = &m->view.config;
     const int64_t vocab = c->vocab, most = LOGIT_BYTES / (vocab * 4);
-    int64_t longest = STEP_ROWS;
+    int64_t longest = m->text.ids.count < STEP_ROWS ? m->text.ids.count : STEP_ROWS;
     m->every = (m->text.ids.count + most - 1) / (most > 0 ? most : 1);
     for (int i = 0; i < m->text.count; i++) {
         if (m->text.first[i + 1] - m->text.first[i] > longest) longest = m->text.first[i + 1] - m->text.first[i];
