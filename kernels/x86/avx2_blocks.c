@@ -13,15 +13,31 @@ void mx_avx2_matmul_e2m1(const mx_matmul *m) {
         mx_avx2_matmul_widened(m);
     else if (b->columns == 16)
         matmul(m, (kind){.format = MX_E2M1, .scales = true, .halves = true});
-    else
+    else if (b->columns == 32)
         matmul(m, (kind){.format = MX_E2M1, .scales = true});
+    else if (b->columns == 64)
+        matmul(m, (kind){.format = MX_E2M1, .scales = true, .shift = 1});
+    else
+        mx_avx2_matmul_widened(m);
+}
+
+/* Whether a scale of the rows that are asked for is 2^(254 - E4M3_SHIFT + 1 - 127) or more: so large are none but
+ * made-up ones. */
+static bool any_large_scale(const mx_matmul *m) {
+    const int64_t bytes = mx_row_scale_bytes(&m->w.blocks, m->w.cols);
+    uint8_t largest = 0;
+    for (int64_t n = m->n0; n < m->n1; n++) {
+        const uint8_t *row = m->w.scales + n * m->w.scale_stride;
+        for (int64_t i = 0; i < bytes; i++) largest = row[i] > largest ? row[i] : largest;
+    }
+    return largest >= 255 - E4M3_SHIFT;
 }
 
 void mx_avx2_matmul_e4m3(const mx_matmul *m) {
     const mx_blocks *b = &m->w.blocks;
     if (!b->columns)
         matmul(m, (kind){.format = MX_E4M3});
-    else if (b->columns == 16 || b->scale != MX_SCALE_E8M0 || b->sides)
+    else if (b->columns != 32 || b->scale != MX_SCALE_E8M0 || b->sides || any_large_scale(m))
         mx_avx2_matmul_widened(m);
     else
         matmul(m, (kind){.format = MX_E4M3, .scales = true});
@@ -31,7 +47,7 @@ void mx_avx2_matmul_e5m2(const mx_matmul *m) {
     const mx_blocks *b = &m->w.blocks;
     if (!b->columns)
         matmul(m, (kind){.format = MX_E5M2});
-    else if (b->columns == 16 || b->scale != MX_SCALE_E8M0 || b->sides)
+    else if (b->columns != 32 || b->scale != MX_SCALE_E8M0 || b->sides)
         mx_avx2_matmul_widened(m);
     else
         matmul(m, (kind){.format = MX_E5M2, .scales = true});
@@ -45,16 +61,20 @@ void mx_avx2_matmul_int8(const mx_matmul *m) {
     if (!is_plain_integer(&m->w.blocks))
         mx_avx2_matmul_widened(m);
     else if (m->w.blocks.zeros)
-        matmul(m, (kind){.format = MX_INT8, .scales = true, .zeros = true});
-    else
+        matmul(m, (kind){.format = MX_INT8, .scales = true, .zeros = true, .shift = -1});
+    else if (m->w.blocks.columns == 32)
         matmul(m, (kind){.format = MX_INT8, .scales = true});
+    else
+        matmul(m, (kind){.format = MX_INT8, .scales = true, .shift = -1});
 }
 
 void mx_avx2_matmul_int4(const mx_matmul *m) {
     if (!is_plain_integer(&m->w.blocks))
         mx_avx2_matmul_widened(m);
     else if (m->w.blocks.zeros)
-        matmul(m, (kind){.format = MX_INT4, .scales = true, .zeros = true});
-    else
+        matmul(m, (kind){.format = MX_INT4, .scales = true, .zeros = true, .shift = -1});
+    else if (m->w.blocks.columns == 32)
         matmul(m, (kind){.format = MX_INT4, .scales = true});
+    else
+        matmul(m, (kind){.format = MX_INT4, .scales = true, .shift = -1});
 }
