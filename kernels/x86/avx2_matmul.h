@@ -68,16 +68,18 @@ MX_INLINE void fill_powers(float power[256], int shift) {
     }
 }
 
-/* The halves that E4M3 is made of lack 2^8, which is put into the power of their scale: scale bytes from 255 - 8 on are
- * not for these products. */
-enum { E4M3_SHIFT = 8 };
+/* Halves (F16) of these formats' bits lack 2^f16_shift, which is put into the power of their scale: scale bytes from
+ * 255 - f16_shift on are not for these products. */
+MX_INLINE int f16_shift(mx_format format) {
+    return format == MX_E2M3 ? 14 : format == MX_E3M2 ? 12 : format == MX_E4M3 ? 8 : 0;
+}
 
 /* The floats of scale bytes. */
 MX_INLINE const float *scale_table(const mx_matrix *w, kind k, float power[256]) {
     if (mx_is_mxfp4(k.format)) {
         fill_powers(power, 0);
     } else if (k.scales && w->blocks.scale == MX_SCALE_E8M0) {
-        fill_powers(power, k.format == MX_E4M3 ? E4M3_SHIFT : 0);
+        fill_powers(power, f16_shift(k.format));
     } else if (k.scales && w->blocks.scale == MX_SCALE_E4M3) {
         return mx_e4m3_values;
     }
@@ -118,21 +120,38 @@ MX_INLINE void decode_e4m3(__m256 out[4], const uint8_t *at) {
     }
 }
 
-MX_INLINE void multiply4(__m256 out[4], __m256 by) {
-    for (int i = 0; i < 4; i++) out[i] = _mm256_mul_ps(out[i], by);
+/* 16 columns of E2M3 or E3M2 times 2^-f16_shift. bytes, twice: 16 that hold their 12 from `first` (0 or 4) on. */
+MX_INLINE __m256i halves_of_sixes(__m256i bytes, mx_format format, int first) {
+    /* Each word gets the two bytes that its six bits are in; the factor brings their sign to the top. */
+    const __m256i places = _mm256_setr_epi8(0, 1, 0, 1, 1, 2, 2, -128, 3, 4, 3, 4, 4, 5, 5, -128, 6, 7, 6, 7, 7, 8, 8,
+                                            -128, 9, 10, 9, 10, 10, 11, 11, -128);
+    const __m256i factors = _mm256_set1_epi64x(0x0100004000100400);
+    __m256i v = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(places, _mm256_set1_epi8((char)first)));
+    v = _mm256_mullo_epi16(v, factors);
+    if (format == MX_E2M3) return _mm256_and_si256(_mm256_srai_epi16(v, 3), _mm256_set1_epi16((short)0x8f80));
+    return _mm256_and_si256(_mm256_srai_epi16(v, 2), _mm256_set1_epi16((short)0x9f00));
 }
 
-/* 32 columns of E4M3 or E5M2. */
-MX_INLINE void decode_bytes(__m256 out[4], kind k, const uint8_t *at, const uint8_t *scale, const float *table) {
+MX_INLINE void decode_sixes(__m256 out[4], mx_format format, const uint8_t *at) {
+    const __m128i low = _mm_loadu_si128((const __m128i *)at), high = _mm_loadu_si128((const __m128i *)(at + 8));
+    const __m256i v[2] = {halves_of_sixes(_mm256_broadcastsi128_si256(low), format, 0),
+                          halves_of_sixes(_mm256_broadcastsi128_si256(high), format, 4)};
+    for (int i = 0; i < 2; i++) {
+        out[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(v[i]));
+        out[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(v[i], 1));
+    }
+}
+
+/* 32 columns of floats other than E2M1. */
+MX_INLINE void decode_floats(__m256 out[4], kind k, const uint8_t *at, const uint8_t *scale, const float *table) {
     if (k.format == MX_E4M3)
         decode_e4m3(out, at);
-    else
+    else if (k.format == MX_E5M2)
         decode_e5m2(out, at);
-    if (k.scales) {
-        multiply4(out, _mm256_set1_ps(table[*scale]));
-    } else if (k.format == MX_E4M3) {
-        multiply4(out, _mm256_set1_ps(0x1p8f));
-    }
+    else
+        decode_sixes(out, k.format, at);
+    const __m256 by = _mm256_set1_ps(k.scales ? table[*scale] : (float)(1 << f16_shift(k.format)));
+    for (int i = 0; i < 4 && (k.scales || f16_shift(k.format)); i++) out[i] = _mm256_mul_ps(out[i], by);
 }
 
 /* 32 columns of integers; scale: in BF16. */
@@ -170,8 +189,8 @@ MX_INLINE void decode(__m256 out[4], kind k, const mx_matrix *w, place p, int64_
             if (k.halves && i == 2) values = _mm256_mul_ps(e2m1, _mm256_set1_ps(table[scale[1]]));
             out[i] = decode_e2m1(at + 4 * i, values);
         }
-    } else if (k.format == MX_E4M3 || k.format == MX_E5M2) {
-        decode_bytes(out, k, at, p.scales + (b >> shift), table);
+    } else if (k.format == MX_E2M3 || k.format == MX_E3M2 || k.format == MX_E4M3 || k.format == MX_E5M2) {
+        decode_floats(out, k, at, p.scales + (b >> shift), table);
     } else if (mx_is_integer_format(k.format)) {
         decode_integers(out, k, at, p.scales + 2 * (b >> shift), k.zeros ? p.zeros[b >> shift] : 0);
     } else if (k.format == MX_Q8_0) {
