@@ -1,0 +1,283 @@
+#ifndef MX_KERNELS_X86_AVX512BF16_CODES_H
+#define MX_KERNELS_X86_AVX512BF16_CODES_H
+
+/* Products with vdpbf16ps of element codes (kernels/mx.h) that are exact in BF16 with their scales
+ * (mx_matrix.bf16_safe): E2M1, E4M3 and E5M2 with scales of a byte or none, and by the specification in scalar C all
+ * others. A block of 32 columns becomes a vector of BF16; from there on the sums are those of BF16 weights
+ * (avx512bf16_matmul.h), in the same order:
+ *
+ * - one or two rows: weights are decoded in registers, eight rows of them at a time;
+ * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads. */
+#include <stddef.h>
+
+#include "kernels/mx.h"
+#include "kernels/x86/avx512bf16_matmul.h"
+
+enum {
+    ANY_CODES = MX_FORMATS,                    /* of all formats those that have no way of their own */
+    TABLE_BYTES = 256 * 64,                    /* of E2M1: for each scale byte a vector; of others 256 numbers */
+    PANEL_BYTES = MX_AVX512_MATMUL_SCRATCH * 4 /* less than what is before it */
+                  - (int)((sizeof(scratch) + 63) / 64 * 64) - TABLE_BYTES,
+};
+
+/* Scratch of one thread, as the walk of BF16 weights sees it, then ours. */
+typedef struct codes_scratch {
+    scratch walk;
+    uint8_t table[TABLE_BYTES] __attribute__((aligned(64)));
+    uint8_t panel[PANEL_BYTES] __attribute__((aligned(64)));
+} codes_scratch;
+
+_Static_assert(sizeof(codes_scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is there");
+
+/* ---- from codes to BF16 ----------------------------------------------------------------------------------------- */
+
+/* How the codes of a matrix become BF16. */
+typedef struct coding {
+    const uint8_t *table; /* E2M1: [256][32] BF16, the values of the 16 codes, twice, times the scale of that byte;
+                             E4M3, E5M2: [256] of 32 bits, twice what the scale adds to a BF16's exponent */
+    int shift;            /* column k is in block k >> shift of its row */
+    int64_t second;       /* from the scale of the first 16 of 32 columns to that of the others */
+    __m128i up;           /* E4M3, E5M2: so far to the left a code has the places of a BF16, */
+    __m512i magnitude;    /* these are its bits there, but for the sign; */
+    __m512i normal;       /* of codes without these bits, which are subnormal, */
+    __m512i subnormal;    /* [their three bits or two]: is the BF16, but for the sign and what the scale adds */
+} coding;
+
+/* All values of E2M1 times each scale of E4M3, exact in BF16. */
+MX_INLINE void fill_e2m1_e4m3(uint8_t table[TABLE_BYTES]) {
+    const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                       -2.0f, -3.0f, -4.0f, -6.0f);
+    for (int s = 0; s < 256; s++) {
+        const __m256i half = _mm256_set1_epi16((short)(s << 7 & 0x3f80)); /* F16: the scale times 2^-8 */
+        const __m512 scale = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(s < 128 ? 256.0f : -256.0f));
+        const __m256i values = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(e2m1, scale));
+        _mm512_store_si512(table + 64 * s, _mm512_broadcast_i64x4(values));
+    }
+}
+
+/* Of E4M3 (bias 7) or E5M2 (bias 15): an exponent of e and the scale 2^(s - 127) are BF16's exponent e + s - bias. */
+MX_INLINE void fill_exponents(uint8_t table[TABLE_BYTES], int bias) {
+    for (int s = 0; s < 256; s++) {
+        const uint16_t add = (uint16_t)((unsigned)(s - bias) << 7);
+        const uint32_t twice = add | (uint32_t)add << 16;
+        memcpy(table + 4 * s, &twice, sizeof twice);
+    }
+}
+
+static inline bool codes_are_fast(const mx_matrix *w) {
+    const mx_blocks *b = &w->blocks;
+    if (b->sides || b->zeros) return false;
+    if (w->format == MX_E2M1) return b->scale == MX_SCALE_E8M0 || b->scale == MX_SCALE_E4M3;
+    if (w->format != MX_E4M3 && w->format != MX_E5M2) return false;
+    return b->scale == MX_SCALE_NONE || (b->scale == MX_SCALE_E8M0 && b->columns >= 32);
+}
+
+/* Fills the table of `s` where one is needed, and makes of w a matrix with scales. For those that are fast. */
+static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
+    static const uint8_t no_scale = 127;
+    const bool e4m3 = w->format == MX_E4M3;
+    coding k = {.table = s->table,
+                .shift = w->blocks.columns ? __builtin_ctz((unsigned)w->blocks.columns) : 62,
+                .second = w->blocks.columns == 16,
+                .up = _mm_cvtsi32_si128(e4m3 ? 4 : 5),
+                .magnitude = _mm512_set1_epi16(e4m3 ? 0x07f0 : 0x0fe0),
+                .normal = _mm512_set1_epi16(e4m3 ? 0x78 : 0x7c)};
+    /* 1 to 7 times 2^-9, 1 to 3 times 2^-16, beside an exponent of 0 and its bias */
+    k.subnormal = _mm512_castsi128_si512(e4m3 ? _mm_setr_epi16(0, -0x100, -0x80, -0x40, 0, 0x20, 0x40, 0x60)
+                                              : _mm_setr_epi16(0, -0x80, 0, 0x40, 0, 0, 0, 0));
+    if (w->format != MX_E2M1)
+        fill_exponents(s->table, e4m3 ? 7 : 15);
+    else if (w->blocks.scale == MX_SCALE_E4M3)
+        fill_e2m1_e4m3(s->table);
+    else
+        k.table = (const uint8_t *)mx_e2m1_bf16;
+    if (!w->blocks.columns) {
+        w->scales = &no_scale;
+        w->scale_stride = 0;
+    }
+    return k;
+}
+
+/* A block in the order of pack, see pack_row; E4M3 and E5M2 in their own. */
+MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, const coding *k) {
+    if (format == MX_E2M1) {
+        const __m512i codes = codes_of(at);
+        const __m512i first = _mm512_permutexvar_epi16(codes, _mm512_load_si512(k->table + 64 * scale[0]));
+        return _mm512_mask_permutexvar_epi16(first, 0xf0f0f0f0, codes,
+                                             _mm512_load_si512(k->table + 64 * scale[k->second]));
+    }
+    const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
+    const __m512i add = _mm512_set1_epi32((int)mx_load_u32(k->table + 4 * *scale));
+    const __m512i normal = _mm512_add_epi16(_mm512_and_si512(_mm512_sll_epi16(codes, k->up), k->magnitude), add);
+    const __m512i subnormal = _mm512_maskz_add_epi16(0xfe, k->subnormal, add);
+    const __m512i bits =
+        _mm512_mask_permutexvar_epi16(normal, _mm512_testn_epi16_mask(codes, k->normal), codes, subnormal);
+    return _mm512_ternarylogic_epi32(bits, codes, _mm512_set1_epi16((short)0x8000), 0xf8); /* bits | (codes & sign) */
+}
+
+/* The same of columns 32 b ... of row n of any matrix. */
+MX_INLINE __m512i decode_any(const mx_matrix *w, int64_t n, int64_t b) {
+    float x[32] __attribute__((aligned(64)));
+    uint8_t bits[64] __attribute__((aligned(64)));
+    mx_matrix_widen_32(x, w, n, 32 * b);
+    pack_row(bits, x, 32, w->format == MX_E2M1 ? MX_MXFP4 : MX_BF16, false);
+    return _mm512_load_si512(bits);
+}
+
+MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t columns) {
+    return mx_columns_bytes(format == (mx_format)ANY_CODES ? w->format : format, columns);
+}
+
+/* Blocks first ... first + count - 1 of row n. */
+MX_INLINE void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64_t n, int64_t count,
+                          const coding *k) {
+    const int64_t bytes = code_bytes(format, w, 32);
+    const uint8_t *data = w->data + n * w->row_stride;
+    for (int64_t b = 0; b < count; b++, out += 64, data += bytes) {
+        if (format == (mx_format)ANY_CODES) {
+            _mm512_store_si512(out, decode_any(w, n, b));
+        } else {
+            const uint8_t *scale = w->scales + n * w->scale_stride + (32 * b >> k->shift);
+            _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
+            _mm512_store_si512(out, decode_codes(format, data, scale, k));
+        }
+    }
+}
+
+/* ---- one or two rows -------------------------------------------------------------------------------------------- */
+
+/* sums[t * STRIDE + c] += the rows of a piece, one or two, times eight weight rows from n on; repeat: eight times row
+ * n. As tile() of avx512bf16_matmul.h. */
+MX_INLINE void few_tile(const mx_matrix *w, mx_format format, const piece *p, int R, bool split, int64_t n, bool repeat,
+                        float *sums, fetch f, const coding *k) {
+    enum { C = GROUP_FEW };
+    const int64_t stride = repeat ? 0 : w->row_stride, scale_stride = repeat ? 0 : w->scale_stride;
+    const int64_t bytes = code_bytes(format, w, 32);
+    const uint8_t *data = w->data + n * w->row_stride + p->first * bytes, *scales = w->scales + n * w->scale_stride;
+    __m512 acc[2 * C];
+    for (int i = 0; i < R * C; i++) acc[i] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < p->blocks; b++, data += bytes) {
+        const uint8_t *data4 = data + 4 * stride, *scale = scales + (32 * (p->first + b) >> k->shift);
+        const uint8_t *scale4 = scale + 4 * scale_stride;
+        __m512bh x[2][2];
+        for (int i = 0; i < f.lines; i++) _mm_prefetch(f.at + 64 * i, _MM_HINT_T1);
+        if (f.lines) f.at += f.step;
+        for (int t = 0; t < R; t++) {
+            const uint8_t *at = p->x[t] + b * x_bytes(split);
+            x[t][0] = (__m512bh)mx_load_once(at);
+            if (split) x[t][1] = (__m512bh)mx_load_once(at + 64);
+        }
+        for (int c = 0; c < C; c++) {
+            const __m512bh weight =
+                (__m512bh)(format == (mx_format)ANY_CODES
+                               ? decode_any(w, repeat ? n : n + c, p->first + b)
+                               : decode_codes(format, (c < 4 ? data : data4) + (c & 3) * stride,
+                                              (c < 4 ? scale : scale4) + (c & 3) * scale_stride, k));
+            for (int t = 0; t < R; t++) acc[t * C + c] = _mm512_dpbf16_ps(acc[t * C + c], weight, x[t][0]);
+            for (int t = 0; split && t < R; t++) acc[t * C + c] = _mm512_dpbf16_ps(acc[t * C + c], weight, x[t][1]);
+        }
+    }
+    add_folded(sums, acc, R, C);
+}
+
+MX_INLINE void few_group(const mx_matmul *m, mx_format format, bool split, int64_t n, bool repeat, float *sums, fetch f,
+                         const coding *k) {
+    const int64_t chunks = chunks_of(m, MX_BF16, split);
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        const piece p = piece_of(m, MX_BF16, split, (x_rows){0, m->rows}, chunk);
+        if (m->rows == 1)
+            few_tile(&m->w, format, &p, 1, split, n, repeat, sums, f, k);
+        else
+            few_tile(&m->w, format, &p, 2, split, n, repeat, sums, f, k);
+        f.at += p.blocks * f.step;
+    }
+}
+
+/* All outputs of one or two rows. The weights of the group after the next one are fetched. */
+MX_INLINE void few_rows(const mx_matmul *m, mx_format format, bool split, scratch *s, const coding *k) {
+    enum { C = GROUP_FEW };
+    const int64_t step = C * code_bytes(format, &m->w, 32);
+    const int64_t scales = format == (mx_format)ANY_CODES ? 0 : (m->w.cols >> k->shift);
+    for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
+        const int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
+        mx_widen_bias(s->bias, m, n0, count);
+        memset(s->sums, 0, (size_t)m->rows * sizeof s->sums[0]);
+        for (int64_t i = 0; i + C <= count; i += C) {
+            const int64_t next = rows_ahead(m, n0 + i + 2 * C, C);
+            const fetch f = {(const char *)m->w.data + next * m->w.row_stride, (int)(step + 63) / 64, step};
+            if (scales) fetch_all(m->w.scales + next * m->w.scale_stride, C * scales);
+            few_group(m, format, split, n0 + i, false, &s->sums[0][i], f, k);
+        }
+        for (int64_t i = count / C * C; i < count; i++) {
+            few_group(m, format, split, n0 + i, true, &s->sums[0][BLOCK_N], (fetch){0}, k);
+            for (int64_t t = 0; t < m->rows; t++) {
+                s->sums[t][i] = s->sums[t][BLOCK_N];
+                memset(&s->sums[t][BLOCK_N], 0, C * sizeof s->sums[t][0]);
+            }
+        }
+        for (int64_t t = 0; t < m->rows; t++) mx_finish_row(m, t, n0, count, s->sums[t], s->bias);
+    }
+}
+
+/* ---- more rows -------------------------------------------------------------------------------------------------- */
+
+/* Outputs n ... n + count - 1 of m are outputs 0 ... count - 1 of what is returned. */
+static inline mx_matmul outputs_of(const mx_matmul *m, int64_t n, int64_t count) {
+    mx_matmul part = *m;
+    part.n0 = 0;
+    part.n1 = part.w.rows = count;
+    part.y += m->epilogue == MX_SWIGLU ? n / 2 : n;
+    if (m->bias) part.bias += n * (m->bias_format == MX_BF16 ? 2 : 4);
+    if (m->w.post) part.w.post += n * m->w.post_step;
+    return part;
+}
+
+/* Rows t ... t + count - 1 of m. */
+static inline mx_matmul rows_from(const mx_matmul *m, int64_t t, int64_t count) {
+    mx_matmul part = *m;
+    part.rows = count;
+    if (m->x_row)
+        part.x_row += t;
+    else
+        part.x += t * m->x_stride;
+    if (m->y_row)
+        part.y_row += t;
+    else
+        part.y += t * m->y_stride;
+    if (m->factor) part.factor += t;
+    return part;
+}
+
+/* As those of BF16 weights; as with activations, a multiple of 4 KB would be a poor distance. */
+MX_INLINE void many_rows(const mx_matmul *m, mx_format format, bool split, codes_scratch *s, const coding *k,
+                         int64_t stride, int64_t rows) {
+    for (int64_t n = m->n0; n < m->n1; n += rows) {
+        const int64_t count = m->n1 - n < rows ? m->n1 - n : rows;
+        mx_matmul part = outputs_of(m, n, count);
+        for (int64_t i = 0; i < count; i++) decode_row(s->panel + i * stride, &m->w, format, n + i, m->w.cols / 32, k);
+        part.w.format = MX_BF16;
+        part.w.data = s->panel;
+        part.w.row_stride = stride;
+        part.w.scales = NULL;
+        mx_avx512bf16_bf16[split ? MX_X_BF16X2 : MX_X_BF16].matmul(&part);
+    }
+}
+
+MX_INLINE void matmul_codes(const mx_matmul *m, mx_format format, bool split) {
+    codes_scratch *s = (codes_scratch *)m->scratch;
+    const int64_t stride = packed_bytes(m->w.cols, false), fit = PANEL_BYTES / stride / GROUP * GROUP;
+    const int64_t rows = fit < BLOCK_N / 2 ? fit : BLOCK_N / 2;
+    mx_matmul with_scales = *m;
+    coding k = {0};
+    if (format != (mx_format)ANY_CODES) k = coding_for(&with_scales.w, s);
+    if (m->rows > 2 && rows > 0) {
+        many_rows(&with_scales, format, split, s, &k, stride, rows);
+        return;
+    }
+    for (int64_t t = 0; t < m->rows; t += 2) {
+        const mx_matmul part = rows_from(&with_scales, t, m->rows - t < 2 ? m->rows - t : 2);
+        few_rows(&part, format, split, &s->walk, &k);
+    }
+}
+
+#endif

@@ -1,0 +1,32 @@
+/* E4M3 and E5M2; and whatever else BF16 holds, by the specification. */
+#include "kernels/x86/avx512bf16_codes.h"
+
+static int64_t packed_bf16x2(int64_t cols) {
+    return packed_bytes_bf16x2(cols);
+}
+static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+    pack(out, x, rows, cols, MX_BF16, true);
+}
+void mx_avx512bf16_codes_any(const mx_matmul *m, bool split) {
+    if (split)
+        matmul_codes(m, (mx_format)ANY_CODES, true);
+    else
+        matmul_codes(m, (mx_format)ANY_CODES, false);
+}
+static void matmul_bf16(const mx_matmul *m) {
+    if (codes_are_fast(&m->w))
+        matmul_codes(m, MX_E4M3, false);
+    else
+        mx_avx512bf16_codes_any(m, false);
+}
+static void matmul_bf16x2(const mx_matmul *m) {
+    if (codes_are_fast(&m->w))
+        matmul_codes(m, MX_E4M3, true);
+    else
+        mx_avx512bf16_codes_any(m, true);
+}
+
+const mx_product mx_avx512bf16_fp8[3] = {
+    [MX_X_BF16X2] = {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_bf16, matmul_bf16, true},
+};
