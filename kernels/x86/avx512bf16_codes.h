@@ -6,14 +6,17 @@
  * others. A block of 32 columns becomes a vector of BF16; from there on the sums are those of BF16 weights
  * (avx512bf16_matmul.h), in the same order:
  *
- * - one or two rows: weights are decoded in registers, eight rows of them at a time;
- * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads. */
+ * - few rows: weights are decoded in registers, while they meet a tile;
+ * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads.
+ *
+ * Tiles are compiled once for each format and precision, and all walks call them: compilers take long over them. */
 #include <stddef.h>
 
 #include "kernels/mx.h"
 #include "kernels/x86/avx512bf16_matmul.h"
 
 enum {
+    FEW_TILES = 2,                             /* up to so many tiles of activation rows are few */
     ANY_CODES = MX_FORMATS,                    /* of all formats those that have no way of their own */
     TABLE_BYTES = 256 * 64,                    /* of E2M1: for each scale byte a vector; of others 256 numbers */
     PANEL_BYTES = MX_AVX512_MATMUL_SCRATCH * 4 /* less than what is before it */
@@ -99,12 +102,14 @@ static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
 }
 
 /* A block in the order of pack, see pack_row; E4M3 and E5M2 in their own. */
-MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, const coding *k) {
+MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, int64_t second,
+                               const coding *k) {
     if (format == MX_E2M1) {
         const __m512i codes = codes_of(at);
-        const __m512i first = _mm512_permutexvar_epi16(codes, _mm512_load_si512(k->table + 64 * scale[0]));
+        const uint8_t *table = k->table;
+        const __m512i first = _mm512_permutexvar_epi16(codes, _mm512_load_si512(table + ((size_t)scale[0] << 6)));
         return _mm512_mask_permutexvar_epi16(first, 0xf0f0f0f0, codes,
-                                             _mm512_load_si512(k->table + 64 * scale[k->second]));
+                                             _mm512_load_si512(table + ((size_t)scale[second] << 6)));
     }
     const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
     const __m512i add = _mm512_set1_epi32((int)mx_load_u32(k->table + 4 * *scale));
@@ -128,98 +133,131 @@ MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t colum
     return mx_columns_bytes(format == (mx_format)ANY_CODES ? w->format : format, columns);
 }
 
-/* Blocks first ... first + count - 1 of row n. */
-MX_INLINE void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64_t n, int64_t count,
-                          const coding *k) {
-    const int64_t bytes = code_bytes(format, w, 32);
-    const uint8_t *data = w->data + n * w->row_stride;
-    for (int64_t b = 0; b < count; b++, out += 64, data += bytes) {
-        if (format == (mx_format)ANY_CODES) {
-            _mm512_store_si512(out, decode_any(w, n, b));
-        } else {
-            const uint8_t *scale = w->scales + n * w->scale_stride + (32 * b >> k->shift);
-            _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
-            _mm512_store_si512(out, decode_codes(format, data, scale, k));
-        }
-    }
-}
+/* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-/* ---- one or two rows -------------------------------------------------------------------------------------------- */
-
-/* sums[t * STRIDE + c] += the rows of a piece, one or two, times eight weight rows from n on; repeat: eight times row
- * n. As tile() of avx512bf16_matmul.h. */
-MX_INLINE void few_tile(const mx_matrix *w, mx_format format, const piece *p, int R, bool split, int64_t n, bool repeat,
-                        float *sums, fetch f, const coding *k) {
-    enum { C = GROUP_FEW };
+/* sums[t * STRIDE + c] += R activation rows, a piece, times C weight rows from n on, or C times row n (repeat). As
+ * tile() of avx512bf16_matmul.h. For each block as many bytes as these rows have are fetched from `ahead` on. */
+MX_INLINE void coded_tile(const mx_matrix *w, mx_format format, const piece *p, int R, int C, bool split, int64_t n,
+                          bool repeat, float *sums, const char *ahead, const coding *k) {
     const int64_t stride = repeat ? 0 : w->row_stride, scale_stride = repeat ? 0 : w->scale_stride;
-    const int64_t bytes = code_bytes(format, w, 32);
-    const uint8_t *data = w->data + n * w->row_stride + p->first * bytes, *scales = w->scales + n * w->scale_stride;
-    __m512 acc[2 * C];
-    for (int i = 0; i < R * C; i++) acc[i] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < p->blocks; b++, data += bytes) {
+    const int64_t bytes = code_bytes(format, w, 32), second = k->second;
+    const uint8_t *data = w->data + n * w->row_stride + p->first * bytes, *x[TILE];
+    const uint8_t *scales = format == (mx_format)ANY_CODES ? data : w->scales + n * w->scale_stride;
+    __m512 acc[24];
+    for (int t = 0; t < R; t++) x[t] = p->x[t];
+    for (int i = 0; i < 24; i++) acc[i] = _mm512_setzero_ps();
+    for (int64_t b = 0, at = 0; b < p->blocks; b++, at += x_bytes(split), data += bytes, ahead += C * bytes) {
         const uint8_t *data4 = data + 4 * stride, *scale = scales + (32 * (p->first + b) >> k->shift);
         const uint8_t *scale4 = scale + 4 * scale_stride;
-        __m512bh x[2][2];
-        for (int i = 0; i < f.lines; i++) _mm_prefetch(f.at + 64 * i, _MM_HINT_T1);
-        if (f.lines) f.at += f.step;
-        for (int t = 0; t < R; t++) {
-            const uint8_t *at = p->x[t] + b * x_bytes(split);
-            x[t][0] = (__m512bh)mx_load_once(at);
-            if (split) x[t][1] = (__m512bh)mx_load_once(at + 64);
-        }
+        __m512i weight[GROUP_FEW];
+        for (int64_t i = 0; i < C * bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
         for (int c = 0; c < C; c++) {
-            const __m512bh weight =
-                (__m512bh)(format == (mx_format)ANY_CODES
-                               ? decode_any(w, repeat ? n : n + c, p->first + b)
-                               : decode_codes(format, (c < 4 ? data : data4) + (c & 3) * stride,
-                                              (c < 4 ? scale : scale4) + (c & 3) * scale_stride, k));
-            for (int t = 0; t < R; t++) acc[t * C + c] = _mm512_dpbf16_ps(acc[t * C + c], weight, x[t][0]);
-            for (int t = 0; split && t < R; t++) acc[t * C + c] = _mm512_dpbf16_ps(acc[t * C + c], weight, x[t][1]);
+            weight[c] = format == (mx_format)ANY_CODES
+                            ? decode_any(w, repeat ? n : n + c, p->first + b)
+                            : decode_codes(format, (c < 4 ? data : data4) + (c & 3) * stride,
+                                           (c < 4 ? scale : scale4) + (c & 3) * scale_stride, second, k);
+        }
+        for (int half = 0; half < (split ? 2 : 1); half++) {
+            for (int t = 0; t < R; t++) {
+                __m512bh xt = (__m512bh)mx_load_once(x[t] + at + 64 * half);
+                for (int c = 0; c < C; c++) acc[t * C + c] = _mm512_dpbf16_ps(acc[t * C + c], (__m512bh)weight[c], xt);
+            }
         }
     }
     add_folded(sums, acc, R, C);
 }
 
-MX_INLINE void few_group(const mx_matmul *m, mx_format format, bool split, int64_t n, bool repeat, float *sums, fetch f,
-                         const coding *k) {
-    const int64_t chunks = chunks_of(m, MX_BF16, split);
+/* One or two rows times eight weight rows, three to six rows times four. ANY_CODES: one row only. */
+typedef void tile_fn(const mx_matrix *w, const piece *p, int64_t n, bool repeat, float *sums, const char *ahead,
+                     const coding *k);
+
+#define DEFINE_TILES(name, format, split)                                                                              \
+    static __attribute__((noinline)) void name(const mx_matrix *w, const piece *p, int64_t n, bool repeat,             \
+                                               float *sums, const char *ahead, const coding *k) {                      \
+        coded_tiles(w, format, split, p, n, repeat, sums, ahead, k);                                                   \
+    }
+
+MX_INLINE void coded_tiles(const mx_matrix *w, mx_format format, bool split, const piece *p, int64_t n, bool repeat,
+                           float *sums, const char *ahead, const coding *k) {
+    if (format == (mx_format)ANY_CODES || p->rows == 1)
+        coded_tile(w, format, p, 1, GROUP_FEW, split, n, repeat, sums, ahead, k);
+    else if (p->rows == 2)
+        coded_tile(w, format, p, 2, GROUP_FEW, split, n, repeat, sums, ahead, k);
+    else if (p->rows == 3)
+        coded_tile(w, format, p, 3, GROUP, split, n, repeat, sums, ahead, k);
+    else if (p->rows == 4)
+        coded_tile(w, format, p, 4, GROUP, split, n, repeat, sums, ahead, k);
+    else if (p->rows == 5)
+        coded_tile(w, format, p, 5, GROUP, split, n, repeat, sums, ahead, k);
+    else
+        coded_tile(w, format, p, 6, GROUP, split, n, repeat, sums, ahead, k);
+}
+
+/* How the products of a format at a precision go. */
+typedef struct coded_way {
+    mx_format format; /* or ANY_CODES */
+    bool split;
+    tile_fn *tiles;
+    int64_t bytes, scales; /* of 32 columns; of a row */
+    coding k;
+} coded_way;
+
+/* C sums, of weight rows from n on, at `sums`. What is fetched meanwhile: the same of rows from `next` on. */
+static void multiply_group(const mx_matmul *m, const coded_way *way, x_rows r, int64_t n, bool repeat, int64_t next,
+                           float *sums) {
+    const int C = r.rows <= 2 ? GROUP_FEW : GROUP;
+    const int64_t chunks = chunks_of(m, MX_BF16, way->split);
+    const char *ahead = (const char *)m->w.data + next * m->w.row_stride;
+    if (way->scales) fetch_all(m->w.scales + next * m->w.scale_stride, C * way->scales);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        const piece p = piece_of(m, MX_BF16, split, (x_rows){0, m->rows}, chunk);
-        if (m->rows == 1)
-            few_tile(&m->w, format, &p, 1, split, n, repeat, sums, f, k);
-        else
-            few_tile(&m->w, format, &p, 2, split, n, repeat, sums, f, k);
-        f.at += p.blocks * f.step;
+        const piece p = piece_of(m, MX_BF16, way->split, r, chunk);
+        way->tiles(&m->w, &p, n, repeat, sums, ahead + C * p.first * way->bytes, &way->k);
     }
 }
 
-/* All outputs of one or two rows. The weights of the group after the next one are fetched. */
-MX_INLINE void few_rows(const mx_matmul *m, mx_format format, bool split, scratch *s, const coding *k) {
-    enum { C = GROUP_FEW };
-    const int64_t step = C * code_bytes(format, &m->w, 32);
-    const int64_t scales = format == (mx_format)ANY_CODES ? 0 : (m->w.cols >> k->shift);
+/* All outputs of one tile. */
+static void multiply_tile(const mx_matmul *m, const coded_way *way, x_rows r, scratch *s) {
+    const int C = r.rows <= 2 ? GROUP_FEW : GROUP;
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         const int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
-        memset(s->sums, 0, (size_t)m->rows * sizeof s->sums[0]);
-        for (int64_t i = 0; i + C <= count; i += C) {
-            const int64_t next = rows_ahead(m, n0 + i + 2 * C, C);
-            const fetch f = {(const char *)m->w.data + next * m->w.row_stride, (int)(step + 63) / 64, step};
-            if (scales) fetch_all(m->w.scales + next * m->w.scale_stride, C * scales);
-            few_group(m, format, split, n0 + i, false, &s->sums[0][i], f, k);
-        }
+        memset(s->sums, 0, (size_t)r.rows * sizeof s->sums[0]);
+        for (int64_t i = 0; i + C <= count; i += C)
+            multiply_group(m, way, r, n0 + i, false, rows_ahead(m, n0 + i + 2 * C, C), &s->sums[0][i]);
         for (int64_t i = count / C * C; i < count; i++) {
-            few_group(m, format, split, n0 + i, true, &s->sums[0][BLOCK_N], (fetch){0}, k);
-            for (int64_t t = 0; t < m->rows; t++) {
+            multiply_group(m, way, r, n0 + i, true, n0 + i, &s->sums[0][BLOCK_N]);
+            for (int64_t t = 0; t < r.rows; t++) {
                 s->sums[t][i] = s->sums[t][BLOCK_N];
-                memset(&s->sums[t][BLOCK_N], 0, C * sizeof s->sums[t][0]);
+                memset(&s->sums[t][BLOCK_N], 0, GROUP_FEW * sizeof s->sums[t][0]);
             }
         }
-        for (int64_t t = 0; t < m->rows; t++) mx_finish_row(m, t, n0, count, s->sums[t], s->bias);
+        for (int64_t t = 0; t < r.rows; t++) mx_finish_row(m, r.begin + t, n0, count, s->sums[t], s->bias);
     }
 }
 
+static void multiply_few_tiles(const mx_matmul *m, const coded_way *way, scratch *s) {
+    const int64_t most = way->format == (mx_format)ANY_CODES ? 1 : m->rows == 2 ? 2 : TILE;
+    const int64_t tiles = (m->rows + most - 1) / most;
+    for (int64_t k = 0; k < tiles; k++) multiply_tile(m, way, rows_of(m, tiles, k), s);
+}
+
 /* ---- more rows -------------------------------------------------------------------------------------------------- */
+
+/* Row n. */
+static void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64_t n, const coding *k) {
+    const int64_t blocks = w->cols / 32, bytes = mx_columns_bytes(w->format, 32);
+    const uint8_t *data = w->data + n * w->row_stride;
+    if (format == (mx_format)ANY_CODES) {
+        for (int64_t b = 0; b < blocks; b++) _mm512_store_si512(out + 64 * b, decode_any(w, n, b));
+        return;
+    }
+    for (int64_t b = 0; b < blocks; b++, data += bytes) {
+        const uint8_t *scale = w->scales + n * w->scale_stride + (32 * b >> k->shift);
+        _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
+        _mm512_store_si512(out + 64 * b, format == MX_E2M1 ? decode_codes(MX_E2M1, data, scale, k->second, k)
+                                                           : decode_codes(MX_E4M3, data, scale, 0, k));
+    }
+}
 
 /* Outputs n ... n + count - 1 of m are outputs 0 ... count - 1 of what is returned. */
 static inline mx_matmul outputs_of(const mx_matmul *m, int64_t n, int64_t count) {
@@ -232,52 +270,40 @@ static inline mx_matmul outputs_of(const mx_matmul *m, int64_t n, int64_t count)
     return part;
 }
 
-/* Rows t ... t + count - 1 of m. */
-static inline mx_matmul rows_from(const mx_matmul *m, int64_t t, int64_t count) {
-    mx_matmul part = *m;
-    part.rows = count;
-    if (m->x_row)
-        part.x_row += t;
-    else
-        part.x += t * m->x_stride;
-    if (m->y_row)
-        part.y_row += t;
-    else
-        part.y += t * m->y_stride;
-    if (m->factor) part.factor += t;
-    return part;
-}
-
-/* As those of BF16 weights; as with activations, a multiple of 4 KB would be a poor distance. */
-MX_INLINE void many_rows(const mx_matmul *m, mx_format format, bool split, codes_scratch *s, const coding *k,
-                         int64_t stride, int64_t rows) {
+/* stride: from row to row of the panel; rows: so many of them. */
+static void multiply_panels(const mx_matmul *m, const coded_way *way, codes_scratch *s, int64_t stride, int64_t rows) {
     for (int64_t n = m->n0; n < m->n1; n += rows) {
         const int64_t count = m->n1 - n < rows ? m->n1 - n : rows;
         mx_matmul part = outputs_of(m, n, count);
-        for (int64_t i = 0; i < count; i++) decode_row(s->panel + i * stride, &m->w, format, n + i, m->w.cols / 32, k);
+        for (int64_t i = 0; i < count; i++) decode_row(s->panel + i * stride, &m->w, way->format, n + i, &way->k);
         part.w.format = MX_BF16;
         part.w.data = s->panel;
         part.w.row_stride = stride;
         part.w.scales = NULL;
-        mx_avx512bf16_bf16[split ? MX_X_BF16X2 : MX_X_BF16].matmul(&part);
+        mx_avx512bf16_bf16[way->split ? MX_X_BF16X2 : MX_X_BF16].matmul(&part);
     }
 }
 
-MX_INLINE void matmul_codes(const mx_matmul *m, mx_format format, bool split) {
+/* tiles: of ANY_CODES or, when the weights are fast, of their format, E4M3 for E5M2. */
+static void matmul_codes(const mx_matmul *m, bool any, bool split, tile_fn *tiles) {
     codes_scratch *s = (codes_scratch *)m->scratch;
     const int64_t stride = packed_bytes(m->w.cols, false), fit = PANEL_BYTES / stride / GROUP * GROUP;
     const int64_t rows = fit < BLOCK_N / 2 ? fit : BLOCK_N / 2;
     mx_matmul with_scales = *m;
-    coding k = {0};
-    if (format != (mx_format)ANY_CODES) k = coding_for(&with_scales.w, s);
-    if (m->rows > 2 && rows > 0) {
-        many_rows(&with_scales, format, split, s, &k, stride, rows);
-        return;
+    coded_way way = {.format = any                      ? (mx_format)ANY_CODES
+                               : m->w.format == MX_E2M1 ? MX_E2M1
+                                                        : MX_E4M3,
+                     .split = split,
+                     .tiles = tiles,
+                     .bytes = mx_columns_bytes(m->w.format, 32)};
+    if (!any) {
+        way.k = coding_for(&with_scales.w, s);
+        way.scales = m->w.cols >> way.k.shift;
     }
-    for (int64_t t = 0; t < m->rows; t += 2) {
-        const mx_matmul part = rows_from(&with_scales, t, m->rows - t < 2 ? m->rows - t : 2);
-        few_rows(&part, format, split, &s->walk, &k);
-    }
+    if (m->rows > (any ? 1 : FEW_TILES * TILE) && rows > 0)
+        multiply_panels(&with_scales, &way, s, stride, rows);
+    else
+        multiply_few_tiles(&with_scales, &way, &s->walk);
 }
 
 #endif

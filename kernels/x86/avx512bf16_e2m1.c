@@ -1,5 +1,8 @@
 #include "kernels/x86/avx512bf16_codes.h"
 
+DEFINE_TILES(tiles, MX_E2M1, false)
+DEFINE_TILES(tiles_split, MX_E2M1, true)
+
 static int64_t packed_bf16x2(int64_t cols) {
     return packed_bytes_bf16x2(cols);
 }
@@ -11,13 +14,13 @@ static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) 
 }
 static void matmul_bf16(const mx_matmul *m) {
     if (codes_are_fast(&m->w))
-        matmul_codes(m, MX_E2M1, false);
+        matmul_codes(m, false, false, tiles);
     else
         mx_avx512bf16_codes_any(m, false);
 }
 static void matmul_bf16x2(const mx_matmul *m) {
     if (codes_are_fast(&m->w))
-        matmul_codes(m, MX_E2M1, true);
+        matmul_codes(m, false, true, tiles_split);
     else
         mx_avx512bf16_codes_any(m, true);
 }

@@ -1,6 +1,11 @@
 /* E4M3 and E5M2; and whatever else BF16 holds, by the specification. */
 #include "kernels/x86/avx512bf16_codes.h"
 
+DEFINE_TILES(tiles, MX_E4M3, false)
+DEFINE_TILES(tiles_split, MX_E4M3, true)
+DEFINE_TILES(tiles_any, (mx_format)ANY_CODES, false)
+DEFINE_TILES(tiles_any_split, (mx_format)ANY_CODES, true)
+
 static int64_t packed_bf16x2(int64_t cols) {
     return packed_bytes_bf16x2(cols);
 }
@@ -8,20 +13,17 @@ static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols
     pack(out, x, rows, cols, MX_BF16, true);
 }
 void mx_avx512bf16_codes_any(const mx_matmul *m, bool split) {
-    if (split)
-        matmul_codes(m, (mx_format)ANY_CODES, true);
-    else
-        matmul_codes(m, (mx_format)ANY_CODES, false);
+    matmul_codes(m, true, split, split ? tiles_any_split : tiles_any);
 }
 static void matmul_bf16(const mx_matmul *m) {
     if (codes_are_fast(&m->w))
-        matmul_codes(m, MX_E4M3, false);
+        matmul_codes(m, false, false, tiles);
     else
         mx_avx512bf16_codes_any(m, false);
 }
 static void matmul_bf16x2(const mx_matmul *m) {
     if (codes_are_fast(&m->w))
-        matmul_codes(m, MX_E4M3, true);
+        matmul_codes(m, false, true, tiles_split);
     else
         mx_avx512bf16_codes_any(m, true);
 }
