@@ -16,9 +16,10 @@
 #include "kernels/x86/avx512bf16_matmul.h"
 
 enum {
-    FEW_TILES = 2,                             /* up to so many tiles of activation rows are few */
-    ANY_CODES = MX_FORMATS,                    /* of all formats those that have no way of their own */
-    TABLE_BYTES = 256 * 64,                    /* of E2M1: for each scale byte a vector; of others 256 numbers */
+    E2M1_WIDE = MX_FORMATS, /* E2M1 with a scale for 32 columns or more; MX_E2M1 is that with one for 16 */
+    ANY_CODES,              /* of all formats those that have no way of their own */
+    FEW_TILES = 2,          /* up to so many tiles of activation rows are few */
+    TABLE_BYTES = 256 * 64,
     PANEL_BYTES = MX_AVX512_MATMUL_SCRATCH * 4 /* less than what is before it */
                   - (int)((sizeof(scratch) + 63) / 64 * 64) - TABLE_BYTES,
 };
@@ -36,25 +37,27 @@ _Static_assert(sizeof(codes_scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float)
 
 /* How the codes of a matrix become BF16. */
 typedef struct coding {
-    const uint8_t *table; /* E2M1: [256][32] BF16, the values of the 16 codes, twice, times the scale of that byte;
-                             E4M3, E5M2: [256] of 32 bits, twice what the scale adds to a BF16's exponent */
+    const uint8_t *table; /* MX_E2M1: [256][16] BF16, the values of the codes times the scale of that byte; E2M1_WIDE:
+                             [256][32], the same twice; E4M3 and E5M2: [256] of 32 bits, twice what the scale adds to
+                             the exponent */
     int shift;            /* column k is in block k >> shift of its row */
-    int64_t second;       /* from the scale of the first 16 of 32 columns to that of the others */
     __m128i up;           /* E4M3, E5M2: so far to the left a code has the places of a BF16, */
     __m512i magnitude;    /* these are its bits there, but for the sign; */
     __m512i normal;       /* of codes without these bits, which are subnormal, */
     __m512i subnormal;    /* [their three bits or two]: is the BF16, but for the sign and what the scale adds */
 } coding;
 
-/* All values of E2M1 times each scale of E4M3, exact in BF16. */
-MX_INLINE void fill_e2m1_e4m3(uint8_t table[TABLE_BYTES]) {
+/* All values of E2M1 times each scale, of E4M3 or E8M0, exact in BF16; from one scale to the next `stride` bytes, 32 or
+ * 64. */
+MX_INLINE void fill_e2m1(uint8_t table[TABLE_BYTES], mx_scale_type type, int stride) {
     const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
                                        -2.0f, -3.0f, -4.0f, -6.0f);
     for (int s = 0; s < 256; s++) {
-        const __m256i half = _mm256_set1_epi16((short)(s << 7 & 0x3f80)); /* F16: the scale times 2^-8 */
+        const __m256i half = _mm256_set1_epi16((short)(s << 7 & 0x3f80)); /* F16: the scale of E4M3 times 2^-8 */
         const __m512 scale = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(s < 128 ? 256.0f : -256.0f));
-        const __m256i values = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(e2m1, scale));
-        _mm512_store_si512(table + 64 * s, _mm512_broadcast_i64x4(values));
+        __m256i values = _mm256_load_si256((const __m256i *)mx_e2m1_bf16[s]);
+        if (type == MX_SCALE_E4M3) values = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(e2m1, scale));
+        for (int i = 0; i < stride; i += 32) _mm256_store_si256((__m256i *)(table + s * stride + i), values);
     }
 }
 
@@ -67,21 +70,23 @@ MX_INLINE void fill_exponents(uint8_t table[TABLE_BYTES], int bias) {
     }
 }
 
-static inline bool codes_are_fast(const mx_matrix *w) {
+/* What the walks call the format of these weights. */
+static inline mx_format coded_format(const mx_matrix *w) {
     const mx_blocks *b = &w->blocks;
-    if (b->sides || b->zeros) return false;
-    if (w->format == MX_E2M1) return b->scale == MX_SCALE_E8M0 || b->scale == MX_SCALE_E4M3;
-    if (w->format != MX_E4M3 && w->format != MX_E5M2) return false;
-    return b->scale == MX_SCALE_NONE || (b->scale == MX_SCALE_E8M0 && b->columns >= 32);
+    if (b->sides || b->zeros) return (mx_format)ANY_CODES;
+    if (w->format == MX_E2M1 && (b->scale == MX_SCALE_E8M0 || b->scale == MX_SCALE_E4M3))
+        return b->columns == 16 ? MX_E2M1 : (mx_format)E2M1_WIDE;
+    const bool fp8 = w->format == MX_E4M3 || w->format == MX_E5M2;
+    if (fp8 && (b->scale == MX_SCALE_NONE || (b->scale == MX_SCALE_E8M0 && b->columns >= 32))) return MX_E4M3;
+    return (mx_format)ANY_CODES;
 }
 
-/* Fills the table of `s` where one is needed, and makes of w a matrix with scales. For those that are fast. */
+/* Fills the table of `s` where one is needed, and makes of w, which is not for ANY_CODES, a matrix with scales. */
 static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
     static const uint8_t no_scale = 127;
     const bool e4m3 = w->format == MX_E4M3;
     coding k = {.table = s->table,
                 .shift = w->blocks.columns ? __builtin_ctz((unsigned)w->blocks.columns) : 62,
-                .second = w->blocks.columns == 16,
                 .up = _mm_cvtsi32_si128(e4m3 ? 4 : 5),
                 .magnitude = _mm512_set1_epi16(e4m3 ? 0x07f0 : 0x0fe0),
                 .normal = _mm512_set1_epi16(e4m3 ? 0x78 : 0x7c)};
@@ -90,8 +95,10 @@ static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
                                               : _mm_setr_epi16(0, -0x80, 0, 0x40, 0, 0, 0, 0));
     if (w->format != MX_E2M1)
         fill_exponents(s->table, e4m3 ? 7 : 15);
+    else if (w->blocks.columns == 16)
+        fill_e2m1(s->table, w->blocks.scale, 32);
     else if (w->blocks.scale == MX_SCALE_E4M3)
-        fill_e2m1_e4m3(s->table);
+        fill_e2m1(s->table, w->blocks.scale, 64);
     else
         k.table = (const uint8_t *)mx_e2m1_bf16;
     if (!w->blocks.columns) {
@@ -101,15 +108,29 @@ static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
     return k;
 }
 
+/* From a row's first scale to that of columns 32 b ... */
+MX_INLINE int64_t coded_scale_at(mx_format format, int64_t b, const coding *k) {
+    return format == MX_E2M1 ? 2 * b : format == (mx_format)ANY_CODES ? 0 : 32 * b >> k->shift;
+}
+
+MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t columns) {
+    if (format == (mx_format)ANY_CODES) format = w->format;
+    return mx_columns_bytes(format == (mx_format)E2M1_WIDE ? MX_E2M1 : format, columns);
+}
+
 /* A block in the order of pack, see pack_row; E4M3 and E5M2 in their own. */
-MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, int64_t second,
-                               const coding *k) {
-    if (format == MX_E2M1) {
-        const __m512i codes = codes_of(at);
-        const uint8_t *table = k->table;
-        const __m512i first = _mm512_permutexvar_epi16(codes, _mm512_load_si512(table + ((size_t)scale[0] << 6)));
-        return _mm512_mask_permutexvar_epi16(first, 0xf0f0f0f0, codes,
-                                             _mm512_load_si512(table + ((size_t)scale[second] << 6)));
+MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, const coding *k) {
+    if (format == (mx_format)E2M1_WIDE)
+        return _mm512_permutexvar_epi16(codes_of(at), _mm512_load_si512(k->table + ((size_t)*scale << 6)));
+    if (format == MX_E2M1) { /* both scales' values as one table; of each 8 words the last 4 are columns 16 ... 31 */
+        const __m256i *first = (const __m256i *)(k->table + ((size_t)scale[0] << 5));
+        const __m256i *second = (const __m256i *)(k->table + ((size_t)scale[1] << 5));
+        const __m512i values = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(_mm256_load_si256(first)), 0xf0,
+                                                           _mm256_load_si256(second));
+        const __m512i halves = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0010001000100010, 0));
+        const __m512i index = /* codes & 15 | halves */
+            _mm512_ternarylogic_epi64(codes_of(at), _mm512_set1_epi16(15), halves, 0xea);
+        return _mm512_permutexvar_epi16(index, values);
     }
     const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
     const __m512i add = _mm512_set1_epi32((int)mx_load_u32(k->table + 4 * *scale));
@@ -129,10 +150,6 @@ MX_INLINE __m512i decode_any(const mx_matrix *w, int64_t n, int64_t b) {
     return _mm512_load_si512(bits);
 }
 
-MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t columns) {
-    return mx_columns_bytes(format == (mx_format)ANY_CODES ? w->format : format, columns);
-}
-
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
 /* sums[t * STRIDE + c] += R activation rows, a piece, times C weight rows from n on, or C times row n (repeat). As
@@ -140,14 +157,14 @@ MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t colum
 MX_INLINE void coded_tile(const mx_matrix *w, mx_format format, const piece *p, int R, int C, bool split, int64_t n,
                           bool repeat, float *sums, const char *ahead, const coding *k) {
     const int64_t stride = repeat ? 0 : w->row_stride, scale_stride = repeat ? 0 : w->scale_stride;
-    const int64_t bytes = code_bytes(format, w, 32), second = k->second;
+    const int64_t bytes = code_bytes(format, w, 32);
     const uint8_t *data = w->data + n * w->row_stride + p->first * bytes, *x[TILE];
     const uint8_t *scales = format == (mx_format)ANY_CODES ? data : w->scales + n * w->scale_stride;
     __m512 acc[24];
     for (int t = 0; t < R; t++) x[t] = p->x[t];
     for (int i = 0; i < 24; i++) acc[i] = _mm512_setzero_ps();
     for (int64_t b = 0, at = 0; b < p->blocks; b++, at += x_bytes(split), data += bytes, ahead += C * bytes) {
-        const uint8_t *data4 = data + 4 * stride, *scale = scales + (32 * (p->first + b) >> k->shift);
+        const uint8_t *data4 = data + 4 * stride, *scale = scales + coded_scale_at(format, p->first + b, k);
         const uint8_t *scale4 = scale + 4 * scale_stride;
         __m512i weight[GROUP_FEW];
         for (int64_t i = 0; i < C * bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
@@ -155,7 +172,7 @@ MX_INLINE void coded_tile(const mx_matrix *w, mx_format format, const piece *p, 
             weight[c] = format == (mx_format)ANY_CODES
                             ? decode_any(w, repeat ? n : n + c, p->first + b)
                             : decode_codes(format, (c < 4 ? data : data4) + (c & 3) * stride,
-                                           (c < 4 ? scale : scale4) + (c & 3) * scale_stride, second, k);
+                                           (c < 4 ? scale : scale4) + (c & 3) * scale_stride, k);
         }
         for (int half = 0; half < (split ? 2 : 1); half++) {
             for (int t = 0; t < R; t++) {
@@ -195,7 +212,7 @@ MX_INLINE void coded_tiles(const mx_matrix *w, mx_format format, bool split, con
 
 /* How the products of a format at a precision go. */
 typedef struct coded_way {
-    mx_format format; /* or ANY_CODES */
+    mx_format format; /* coded_format */
     bool split;
     tile_fn *tiles;
     int64_t bytes, scales; /* of 32 columns; of a row */
@@ -251,11 +268,15 @@ static void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64
         for (int64_t b = 0; b < blocks; b++) _mm512_store_si512(out + 64 * b, decode_any(w, n, b));
         return;
     }
-    for (int64_t b = 0; b < blocks; b++, data += bytes) {
-        const uint8_t *scale = w->scales + n * w->scale_stride + (32 * b >> k->shift);
+    for (int64_t b = 0; b < blocks; b++, data += bytes, out += 64) {
+        const uint8_t *scale = w->scales + n * w->scale_stride + coded_scale_at(format, b, k);
         _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
-        _mm512_store_si512(out + 64 * b, format == MX_E2M1 ? decode_codes(MX_E2M1, data, scale, k->second, k)
-                                                           : decode_codes(MX_E4M3, data, scale, 0, k));
+        if (format == MX_E2M1)
+            _mm512_store_si512(out, decode_codes(MX_E2M1, data, scale, k));
+        else if (format == MX_E4M3)
+            _mm512_store_si512(out, decode_codes(MX_E4M3, data, scale, k));
+        else
+            _mm512_store_si512(out, decode_codes((mx_format)E2M1_WIDE, data, scale, k));
     }
 }
 
@@ -284,21 +305,17 @@ static void multiply_panels(const mx_matmul *m, const coded_way *way, codes_scra
     }
 }
 
-/* tiles: of ANY_CODES or, when the weights are fast, of their format, E4M3 for E5M2. */
-static void matmul_codes(const mx_matmul *m, bool any, bool split, tile_fn *tiles) {
+/* format: coded_format; tiles: of it. */
+static void matmul_codes(const mx_matmul *m, mx_format format, bool split, tile_fn *tiles) {
     codes_scratch *s = (codes_scratch *)m->scratch;
+    const bool any = format == (mx_format)ANY_CODES;
     const int64_t stride = packed_bytes(m->w.cols, false), fit = PANEL_BYTES / stride / GROUP * GROUP;
     const int64_t rows = fit < BLOCK_N / 2 ? fit : BLOCK_N / 2;
     mx_matmul with_scales = *m;
-    coded_way way = {.format = any                      ? (mx_format)ANY_CODES
-                               : m->w.format == MX_E2M1 ? MX_E2M1
-                                                        : MX_E4M3,
-                     .split = split,
-                     .tiles = tiles,
-                     .bytes = mx_columns_bytes(m->w.format, 32)};
+    coded_way way = {.format = format, .split = split, .tiles = tiles, .bytes = mx_columns_bytes(m->w.format, 32)};
     if (!any) {
         way.k = coding_for(&with_scales.w, s);
-        way.scales = m->w.cols >> way.k.shift;
+        way.scales = coded_scale_at(format, m->w.cols / 32, &way.k);
     }
     if (m->rows > (any ? 1 : FEW_TILES * TILE) && rows > 0)
         multiply_panels(&with_scales, &way, s, stride, rows);

@@ -13,19 +13,20 @@ static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols
     pack(out, x, rows, cols, MX_BF16, true);
 }
 void mx_avx512bf16_codes_any(const mx_matmul *m, bool split) {
-    matmul_codes(m, true, split, split ? tiles_any_split : tiles_any);
+    matmul_codes(m, (mx_format)ANY_CODES, split, split ? tiles_any_split : tiles_any);
+}
+static void matmul_of(const mx_matmul *m, bool split) {
+    const mx_format format = coded_format(&m->w);
+    if (format == (mx_format)ANY_CODES)
+        mx_avx512bf16_codes_any(m, split);
+    else
+        matmul_codes(m, format, split, split ? tiles_split : tiles);
 }
 static void matmul_bf16(const mx_matmul *m) {
-    if (codes_are_fast(&m->w))
-        matmul_codes(m, false, false, tiles);
-    else
-        mx_avx512bf16_codes_any(m, false);
+    matmul_of(m, false);
 }
 static void matmul_bf16x2(const mx_matmul *m) {
-    if (codes_are_fast(&m->w))
-        matmul_codes(m, false, true, tiles_split);
-    else
-        mx_avx512bf16_codes_any(m, true);
+    matmul_of(m, true);
 }
 
 const mx_product mx_avx512bf16_fp8[3] = {
