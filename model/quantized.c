@@ -88,6 +88,11 @@ __attribute__((format(printf, 3, 4))) static mx_status wrong(const module *m, en
 }
 
 static mx_status missing(const module *m, enum part p) {
+    const mx_tensor *data = m->out->data;
+    if (data)
+        return mx_fail(m->error, MX_INVALID_FILE,
+                       "%s: %s is %s, but tensor %s.%s is missing: is the download complete?", data->file, data->name,
+                       data->dtype_name, m->name, names[p]);
     return mx_fail(m->error, MX_INVALID_FILE, "%s: tensor %s.%s is missing: is the download complete?", m->model,
                    m->name, names[p]);
 }
