@@ -181,8 +181,9 @@ static void set_post(mx_coder *c, float largest, double most, double factor) {
     if (largest < 0x1p-100f) largest = 0x1p-100f;
     const float element = mx_element_largest(c->form.format);
     if (most > 0) {
-        /* compressed-tensors stores the gain: 1 / (1 / (1 / gain)) is 1 / gain, also where gain is not. */
-        c->gain = (float)(most * (double)element) / largest;
+        /* As torch divides in llm-compressor, so that the bytes are the same. compressed-tensors stores the gain: 1 /
+         * (1 / (1 / gain)) is 1 / gain, also where 1 / (1 / gain) is not gain. */
+        c->gain = 1 / largest * (float)(most * (double)element);
         c->post = 1 / c->gain;
     } else {
         c->post = largest / element * (float)factor;

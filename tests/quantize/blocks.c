@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <float.h>
 
+#include "golden.h"
 #include "quantize_maker.h"
 
 static const char *const e8m0_forms[] = {"mxfp4",      "mxfp4:16", "mxfp4:64",  "mxfp6_e2m3",
@@ -188,7 +189,7 @@ static void nvfp4_has_the_scales_of_its_rule(void **unused) {
         maker_run(m, NULL);
         float largest = 0;
         for (int i = 0; i < 40 * 96; i++) largest = fmaxf(largest, fabsf(m->x[i]));
-        const float gain = (r >= 2 ? 6.0f * 256 : 6.0f * 448) / largest, post = 1 / gain;
+        const float gain = 1 / largest * (r >= 2 ? 6.0f * 256 : 6.0f * 448), post = 1 / gain;
         assert_true(same(m->job.post[0], post));
         int64_t zeros = 0;
         for (int64_t b = 0; b < 40 * 6; b++) {
@@ -322,6 +323,68 @@ static void bf16_is_rounded_to_nearest(void **unused) {
     maker_free(m);
 }
 
+/* ---- what others make of the same numbers ------------------------------------------------------------------------ */
+
+static maker *golden(const char *form, const char *recipe) {
+    maker *m = maker_new(form, recipe, GOLDEN_ROWS, GOLDEN_COLS);
+    memcpy(m->x, golden_x, sizeof golden_x);
+    maker_run(m, NULL);
+    return m;
+}
+
+/* The bytes are the same but for -0, which is 0 there. */
+static void compare(mx_format format, const uint8_t *ours, const uint8_t *theirs) {
+    for (int i = 0; i < GOLDEN_ROWS * GOLDEN_COLS; i++) {
+        const unsigned a = mx_element_get(format, ours, i), b = mx_element_get(format, theirs, i);
+        const bool zeros = same(mx_element_value(format, a), 0) && same(mx_element_value(format, b), 0);
+        if (a != b && !zeros) fail_msg("number %d is %u, theirs %u", i, a, b);
+    }
+}
+
+static void compressed_tensors_has_the_same_bytes(void **unused) {
+    (void)unused;
+    maker *m = golden("nvfp4", "ocp");
+    float gain;
+    memcpy(&gain, golden_nvfp4_global_scale, sizeof gain);
+    assert_true(same(1 / gain, m->job.post[0]));
+    assert_memory_equal(m->job.scales, golden_nvfp4_scales, sizeof golden_nvfp4_scales);
+    compare(MX_E2M1, m->job.data, golden_nvfp4_packed);
+    maker_free(m);
+    m = golden("mxfp4", "overflow");
+    assert_memory_equal(m->job.scales, golden_mxfp4_scales, sizeof golden_mxfp4_scales);
+    compare(MX_E2M1, m->job.data, golden_mxfp4_packed);
+    maker_free(m);
+    m = golden("fp8", "ocp");
+    assert_memory_equal(m->job.post, golden_fp8_tensor_scale, sizeof golden_fp8_tensor_scale);
+    compare(MX_E4M3, m->job.data, golden_fp8_tensor);
+    maker_free(m);
+    m = golden("fp8:channel", "ocp");
+    assert_memory_equal(m->job.post, golden_fp8_channel_scale, sizeof golden_fp8_channel_scale);
+    compare(MX_E4M3, m->job.data, golden_fp8_channel);
+    maker_free(m);
+}
+
+/* Ties go to the smaller code there, to the even one here: the distance is the same. */
+static void gguf_has_the_same_scales_and_distances(void **unused) {
+    (void)unused;
+    maker *m = golden("mxfp4", "ocp");
+    int ties = 0;
+    for (int b = 0; b < GOLDEN_ROWS * GOLDEN_COLS / 32; b++) {
+        const uint8_t *block = golden_gguf_mxfp4 + b * MX_MXFP4_GGML_BYTES;
+        float theirs[32], ours[32];
+        mx_mxfp4_ggml_widen(theirs, block);
+        mx_mxfp4_widen(ours, m->job.data + 16 * b, m->job.scales[b]);
+        assert_int_equal(block[0], m->job.scales[b]);
+        for (int i = 0; i < 32; i++) {
+            const float x = m->x[b * 32 + i];
+            assert_true(same(fabsf(x - theirs[i]), fabsf(x - ours[i])));
+            ties += !same(theirs[i], ours[i]);
+        }
+    }
+    assert_true(ties < 60);
+    maker_free(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_block_has_its_rule_s_scale_and_the_nearest_codes),
@@ -331,6 +394,8 @@ int main(void) {
         cmocka_unit_test(fp8_has_a_scale_for_all_or_for_each_row),
         cmocka_unit_test(integers_are_the_nearest),
         cmocka_unit_test(bf16_is_rounded_to_nearest),
+        cmocka_unit_test(compressed_tensors_has_the_same_bytes),
+        cmocka_unit_test(gguf_has_the_same_scales_and_distances),
     };
     return cmocka_run_group_tests_name("blocks", tests, NULL, NULL);
 }
