@@ -36,7 +36,7 @@ typedef struct measuring {
     mx_weights *weights; /* the model's */
     mx_weights view;     /* the same with other matrices, which `forward` runs */
     mx_forward forward;
-    mx_windows text;
+    mx_passages text;
     int64_t every, rows; /* each how many tokens a prediction is compared; how many are */
     float *logits;       /* [rows, vocab] of the model */
     float *scratch;      /* [threads, 2, vocab rounded up] */
@@ -482,7 +482,7 @@ static mx_status prepare(measuring *m) {
     if (!status) {
         int64_t window = o->window ? o->window : WINDOW;
         if (window > m->weights->config.max_positions) window = m->weights->config.max_positions;
-        status = mx_windows_read(o->calibrate, tokenizer, o->tokens ? o->tokens : TOKENS, window, &m->text, m->error);
+        status = mx_passages_read(o->calibrate, tokenizer, o->tokens ? o->tokens : TOKENS, window, &m->text, m->error);
     }
     mx_tokenizer_close(tokenizer);
     if (status) return status;
@@ -598,7 +598,7 @@ mx_status mx_budget_choose(const mx_source *source, const mx_budget_options *opt
     report->seconds = mx_seconds() - started;
     mx_calibration_free(m.calibration);
     mx_forward_close(&m.forward);
-    mx_windows_free(&m.text);
+    mx_passages_free(&m.text);
     free(m.view.layer);
     free(m.logits);
     free(m.scratch);
