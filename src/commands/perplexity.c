@@ -163,7 +163,8 @@ static bool unescape(const char *text, mx_bytes *out) {
     return true;
 }
 
-static mx_status read_corpus(const char *const *paths, bool harmony, corpus *out, mx_error *error) {
+static mx_status read_corpus(const mx_command *command, const char *const *paths, bool harmony, corpus *out,
+                             mx_error *error) {
     mx_bytes between = {0};
     int count = 0;
     while (paths[count]) count++;
@@ -176,6 +177,7 @@ static mx_status read_corpus(const char *const *paths, bool harmony, corpus *out
             status = add_lines(out, harmony, paths[i], file, error);
         else if (!status)
             status = add_parts(out, paths[i], file, &between, error);
+        if (!status) mx_warn_invalid_utf8(command, paths[i], file);
     }
     mx_bytes_free(&between);
     return status;
@@ -317,7 +319,7 @@ static int work(const mx_command *self, mx_protocol p, const char *const *paths)
     int exit_code = MX_EXIT_OK;
     bool loaded = false;
     if (mx_session_prepare(self, true, &session, &exit_code)) {
-        mx_status status = read_corpus(paths, p == MX_PROTOCOL_HARMONY, &texts, &error);
+        mx_status status = read_corpus(self, paths, p == MX_PROTOCOL_HARMONY, &texts, &error);
         if (!status) status = load(&session, p, &loaded, &exit_code, &error);
         if (!status && loaded) {
             status = evaluate(&session, p, &texts, &found, &error);
