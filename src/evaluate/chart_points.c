@@ -87,12 +87,12 @@ static void put(placed *p, int k, double far) {
 }
 
 static double cost_beside(const placed *p, const placed *other) {
-    const box marker = around(other->x, other->y, RADIUS + 2);
+    const box marker = around(other->x, other->y, RADIUS + 2), heart = around(other->x, other->y, RADIUS - 1);
     const box whisker = {other->x - 2, other->high, other->x + 2, other->low};
     double cost = 0;
     if (overlap(&p->label, &marker, 0)) cost += 400;
     if (overlap(&p->label, &whisker, 0)) cost += 60;
-    if (through(&marker, p->x, p->y, p->end_x, p->end_y)) cost += 600;
+    if (through(&heart, p->x, p->y, p->end_x, p->end_y)) cost += 600;
     if (!other->there) return cost;
     if (overlap(&p->label, &other->label, 3)) cost += 1500;
     if (through(&other->label, p->x, p->y, p->end_x, p->end_y)) cost += 250;
