@@ -250,7 +250,7 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
         break;
     default:
         status = open_folder(ck, place->path, error);
-        if (!status) status = mx_experts16_read(ck, form, error);
+        if (!status && form != MX_EXPERTS_STORED) status = mx_experts16_read(ck, form, error);
         break;
     }
     return status ? status : sort(ck, error);

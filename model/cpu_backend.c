@@ -149,6 +149,7 @@ static void destroy(mx_backend *base) {
     mx_arena_destroy(&b->pages);
     mx_arena_destroy(&b->memory);
     free(b->inv_freq);
+    free(b->ones);
     free(b);
 }
 
@@ -341,6 +342,11 @@ static mx_status create(mx_cpu_backend *b, mx_error *error) {
     b->inv_freq = malloc((size_t)c->head_dim / 2 * sizeof *b->inv_freq);
     if (!b->inv_freq) return mx_fail(error, MX_NO_MEMORY, "no memory for the RoPE table");
     mx_config_rope(c, b->inv_freq, &b->concentration);
+    if (o->observer && o->observer->plain) {
+        b->ones = malloc((size_t)c->hidden * sizeof *b->ones);
+        if (!b->ones) return mx_fail(error, MX_NO_MEMORY, "no memory for %d numbers", c->hidden);
+        for (int i = 0; i < c->hidden; i++) b->ones[i] = 1;
+    }
     status = mx_arena_create((size_t)o->pages * (size_t)b->page_bytes, &b->pages, error);
     /* Every thread reads them all. */
     if (!status && mx_pool_nodes(b->pool) > 1 && !mx_numa_interleave_area(b->pages.base, b->pages.size))

@@ -76,6 +76,7 @@ typedef struct mx_cpu_backend {
     mx_backend_options options;
     int64_t page_bytes, head_bytes;
     double *inv_freq; /* [head_dim / 2] */
+    float *ones;      /* [hidden] gain of norms that an observer wants to see without theirs; else NULL */
     double concentration;
     mx_arena pages, memory;
     mx_scratch s;

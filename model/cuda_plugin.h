@@ -9,7 +9,7 @@
  * CUDA and without; it holds code of its own for everything it calls but what is in mx_cuda_host. Its one exported
  * symbol is mx_cuda_plugin_open. */
 
-enum { MX_CUDA_ABI = 2 }; /* grows with every change of what is below or of what it refers to */
+enum { MX_CUDA_ABI = 3 }; /* grows with every change of what is below or of what it refers to */
 
 /* What mxrun lends the plugin. */
 typedef struct mx_cuda_host {

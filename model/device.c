@@ -257,6 +257,10 @@ mx_status mx_device_load(mx_device *d, const mx_weights *w, mx_cuda_load_options
 
 mx_status mx_device_backend(mx_device *d, const mx_weights *w, mx_pool *pool, const mx_backend_options *options,
                             mx_backend **out, mx_error *error) {
+    *out = NULL;
+    if (d->plugin && options->observer)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "%s: the inputs of products can be observed on the CPU only: --device cpu", d->info.name);
     return d->plugin ? d->plugin->create(d->weights, options, out, error)
                      : mx_cpu_backend_create(w, pool, options, out, error);
 }

@@ -99,7 +99,7 @@ static const uint8_t *packed_for(const mx_cpu_backend *b, mx_packings *p, const 
 /* y = x W^T + bias, over rows that lie one behind the other. */
 static mx_job dense(const mx_cpu_backend *b, mx_packings *packings, mx_class class, const mx_matrix *w,
                     const float *bias, int64_t rows, float *y) {
-    const mx_product *product = mx_cpu_product(b, class, w->format, true);
+    const mx_product *product = mx_cpu_product(b, class, w->format, w->bf16_safe);
     return (mx_job){.product = product,
                     .m = {.w = *w,
                           .x = packed_for(b, packings, product),
@@ -153,6 +153,53 @@ static void norm_rows(void *arg, int64_t begin, int64_t end, int thread) {
 /* s.packed = norm(x) in every form that is wanted. */
 static void norm(mx_cpu_backend *b, const mx_packings *packings, const float *x, const float *gain, int64_t rows) {
     mx_parallel_for(b->pool, rows, ROW_GRAIN, norm_rows, &(struct norm){b, packings, x, gain});
+}
+
+/* ---- an observer --------------------------------------------------------------------------------------------- */
+
+/* Shows rows of x [rows, cols] that enter products of `class`; layer and expert as in mx_observed. */
+static void observe(const mx_cpu_backend *b, mx_class class, int layer, const float *x, int64_t rows, int64_t cols) {
+    const mx_observer *o = b->options.observer;
+    if (o && rows) o->see(o->user, &(mx_observed){class, layer, -1, x, NULL, rows, cols});
+}
+
+struct plain_norm {
+    const mx_cpu_backend *b;
+    const float *x, *gain;
+    float *out;
+};
+
+static void plain_norm_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const struct plain_norm *n = arg;
+    const mx_config *c = &n->b->weights->config;
+    for (int64_t t = begin; t < end; t++)
+        n->b->kernels->rmsnorm(n->out + t * c->hidden, n->x + t * c->hidden, n->gain, c->hidden, c->rms_eps);
+}
+
+/* What `norm` packs, once more as fp32 rows, and shown. They lie in s.expert_out until the experts' down product writes
+ * there; returns them, NULL where nobody looks. */
+static const float *observe_norm(const mx_cpu_backend *b, mx_class class, int layer, const float *x, const float *gain,
+                                 int64_t rows) {
+    const mx_observer *o = b->options.observer;
+    if (!o) return NULL;
+    struct plain_norm n = {b, x, o->plain ? b->ones : gain, b->s.expert_out};
+    mx_parallel_for(b->pool, rows, ROW_GRAIN, plain_norm_rows, &n);
+    observe(b, class, layer, n.out, rows, b->weights->config.hidden);
+    return n.out;
+}
+
+/* Each chosen expert's rows: of x by slot_row (rows_are_slots false), or the slots' own. */
+static void observe_experts(const mx_cpu_backend *b, mx_class class, int layer, const float *x, int64_t cols,
+                            bool rows_are_slots) {
+    const mx_observer *o = b->options.observer;
+    const mx_scratch *s = &b->s;
+    for (int e = 0; o && e < b->weights->config.experts; e++) {
+        const int first = s->first[e], count = s->first[e + 1] - first;
+        if (!count) continue;
+        o->see(o->user, &(mx_observed){class, layer, e, rows_are_slots ? x + first * cols : x,
+                                       rows_are_slots ? NULL : s->slot_row + first, count, cols});
+    }
 }
 
 /* ---- embedding and angles -------------------------------------------------------------------------------- */
@@ -370,6 +417,7 @@ static void attention(struct step *step, bool shrink) {
     s->job[1] = dense(b, &in, MX_CLASS_QKV, &l->v, l->v_bias, rows, s->v);
     s->job[2] = dense(b, &in, MX_CLASS_QKV, &l->q, l->q_bias, rows, s->q);
     norm(b, &in, s->x, l->attn_norm, rows);
+    observe_norm(b, MX_CLASS_QKV, step->index, s->x, l->attn_norm, rows);
     run_products(b, shrink ? 2 : 3);
     mx_parallel_for(b->pool, rows, ROW_GRAIN, store_keys, step);
     if (shrink) {
@@ -380,6 +428,7 @@ static void attention(struct step *step, bool shrink) {
         run_products(b, 1);
     }
     attend_all(step);
+    observe(b, MX_CLASS_O, step->index, s->attended, rows, (int64_t)c->heads * c->head_dim);
     s->job[0] = dense(b, &out, MX_CLASS_O, &l->o, l->o_bias, rows, s->x);
     s->job[0].m.epilogue = MX_ADD;
     pack(b, s->job[0].product, s->packed[0], s->attended, rows, (int64_t)c->heads * c->head_dim);
@@ -424,7 +473,8 @@ static void group_by_expert(mx_cpu_backend *b, int rows) {
 static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_job *common, bool rows_are_slots) {
     const mx_config *c = &b->weights->config;
     mx_scratch *s = &b->s;
-    int64_t bias_bytes = experts->matrix.rows * (experts->bias_format == MX_F32 ? 4 : 2);
+    const int64_t bias_bytes =
+        experts->bias_stride ? experts->bias_stride : mx_columns_bytes(experts->bias_format, experts->matrix.rows);
     int jobs = 0;
     for (int e = 0; e < c->experts; e++) {
         int first = s->first[e], count = s->first[e + 1] - first;
@@ -435,6 +485,8 @@ static void run_experts(mx_cpu_backend *b, const mx_experts *experts, const mx_j
         m->w = experts->matrix;
         m->w.data += e * experts->data_stride;
         if (m->w.scales) m->w.scales += e * experts->scale_stride;
+        if (m->w.zeros) m->w.zeros += e * experts->zero_stride;
+        if (m->w.post) m->w.post += e * experts->post_stride;
         if (experts->bias) m->bias = experts->bias + e * bias_bytes;
         m->bias_format = experts->bias_format;
         m->x_stride = job->product->packed_bytes(m->w.cols);
@@ -477,9 +529,11 @@ static void experts(struct step *step) {
     s->job[0] = dense(b, &in, MX_CLASS_ROUTER, &l->router, l->router_bias, rows, s->router);
     const uint8_t *packed = packed_for(b, &in, gate_up);
     norm(b, &in, s->x, l->mlp_norm, rows);
+    const float *seen = observe_norm(b, MX_CLASS_ROUTER, step->index, s->x, l->mlp_norm, rows);
     run_products(b, 1);
     mx_parallel_for(b->pool, rows, 64, route_rows, step);
     group_by_expert(b, rows);
+    observe_experts(b, MX_CLASS_GATE_UP, step->index, seen, c->hidden, false);
     const bool apart = l->up.matrix.rows > 0; /* gate first, then up, which takes it from s->act */
     mx_job up = {.product = gate_up,
                  .m = {.x = packed,
@@ -492,6 +546,7 @@ static void experts(struct step *step) {
     up.product = apart ? mx_cpu_product(b, MX_CLASS_GATE_UP, l->up.matrix.format, l->up.bf16_safe) : gate_up;
     up.m.epilogue = MX_GATED;
     if (apart) run_experts(b, &l->up, &up, false);
+    observe_experts(b, MX_CLASS_DOWN, step->index, s->act, c->intermediate, true);
     pack(b, down, s->act_packed, s->act, (int64_t)rows * c->top_k, c->intermediate);
     run_experts(b, &l->down,
                 &(mx_job){.product = down,
@@ -522,6 +577,7 @@ static void logits(mx_cpu_backend *b, const mx_batch *batch) {
     mx_scratch *s = &b->s;
     int hidden = w->config.hidden;
     b->wanted = 0;
+    observe_norm(b, MX_CLASS_LM_HEAD, w->config.layers, s->x, w->norm, batch->rows);
     for (int t = 0; t < batch->rows; t++)
         if (batch->row[t].wanted)
             memcpy(s->wanted + (int64_t)b->wanted++ * hidden, s->x + (int64_t)t * hidden,
@@ -537,7 +593,7 @@ void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
     struct step step = {.b = b, .batch = batch};
     int layers = b->weights->config.layers, wanted = 0;
     for (int t = 0; t < batch->rows; t++) wanted += batch->row[t].wanted;
-    bool recording = batch->residual || batch->experts || batch->expert_weights;
+    bool recording = batch->residual || batch->experts || batch->expert_weights || b->options.observer;
     mx_parallel_for(b->pool, batch->rows, ROW_GRAIN, begin_rows, &step);
     find_runs(&step);
     record(&step, 0);

@@ -80,6 +80,9 @@ typedef enum mx_dtype {
     MX_DTYPE_I32,
     MX_DTYPE_I64,
     MX_DTYPE_F8_E8M0,
+    MX_DTYPE_F8_E4M3,
+    MX_DTYPE_F8_E5M2,
+    MX_DTYPE_I8,
     MX_DTYPE_Q8_0,  /* GGML's: 32 columns in 34 bytes, an F16 scale and 32 int8 */
     MX_DTYPE_MXFP4, /* GGML's: 32 columns in 17 bytes, a scale, then low nibbles 0..15 and high nibbles 16..31 */
     MX_DTYPE_OTHER
@@ -113,6 +116,8 @@ typedef enum mx_expert_form {
     MX_EXPERTS_IN_PLACE, /* as KEPT, but GGUF's stay as they are, for which there are kernels: mlp.experts.gate_proj,
                             up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
                             gate_proj_bias, up_proj_bias, down_proj_bias */
+    MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
+                            [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
 
 /* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
@@ -148,11 +153,13 @@ const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); 
 /* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------
  */
 typedef struct mx_experts {
-    mx_matrix matrix; /* expert 0; data and scales of expert e lie e * stride further */
-    int64_t data_stride, scale_stride;
-    const uint8_t *bias;   /* [experts, rows] */
+    mx_matrix matrix; /* expert 0; data, scales, zeros (bytes) and post (floats) of expert e lie e * stride further */
+    int64_t data_stride, scale_stride, zero_stride, post_stride;
+    const uint8_t *bias;   /* [experts, rows], bias_stride bytes from one expert to the next */
+    int64_t bias_stride;   /* 0: rows numbers of bias_format, without gaps */
     mx_format bias_format; /* BF16 or F32 */
-    bool bf16_safe;        /* every scale is 2..252: no weight is subnormal or near infinity, in fp32 and in BF16 */
+    bool bf16_safe; /* mx_matrix.bf16_safe of all of them; MXFP4: every scale is 2..252: no weight is subnormal or
+                       near infinity, in fp32 and in BF16. True of F32, F16, BF16 and Q8_0 */
 } mx_experts;
 
 typedef struct mx_layer {
@@ -261,6 +268,24 @@ typedef struct mx_batch {
     float *expert_weights; /* [layers, rows, top_k] */
 } mx_batch;
 
+/* What enters a product, in fp32, before it is packed. */
+typedef struct mx_observed {
+    mx_class class;
+    int layer;          /* lm_head: config.layers */
+    int expert;         /* of gate_up and down; else -1 */
+    const float *x;     /* row i: x + (row ? row[i] : i) * cols */
+    const int32_t *row; /* NULL: one behind the other */
+    int64_t rows, cols;
+} mx_observed;
+
+/* Who looks at the inputs of products: of every row of a step, also of those whose logits nobody wants. `see` is called
+ * by the thread that steps, in the order of the products, and may use the pool. */
+typedef struct mx_observer {
+    void (*see)(void *user, const mx_observed *seen);
+    void *user;
+    bool plain; /* what comes out of a norm is shown without its gain: x / sqrt(mean(x^2) + eps) */
+} mx_observer;
+
 typedef struct mx_backend_options {
     mx_format kv_format;            /* MX_F16, MX_F32, MX_BF16 */
     int64_t pages;                  /* KV pages to hold; one page is MX_TILE positions of one layer */
@@ -270,6 +295,7 @@ typedef struct mx_backend_options {
     const mx_kernels *kernels;      /* instead of `tier`: a table that only tests have; NULL: none */
     const mx_precisions *precision; /* NULL: mx_precisions_default */
     bool openblas;                  /* dense products by OpenBLAS in fp32: not batch-invariant */
+    const mx_observer *observer;    /* borrowed, CPU only; NULL: nobody looks, and nothing is kept for it */
 } mx_backend_options;
 
 typedef struct mx_token_count {

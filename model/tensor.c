@@ -27,9 +27,12 @@ void mx_tensor_form(mx_tensor *t, mx_dtype dtype, int dims, const int64_t *shape
         const char *name;
         uint64_t block, bytes; /* elements, and bytes that they take */
     } types[] = {
-        [MX_DTYPE_U8] = {"U8", 1, 1},      [MX_DTYPE_BF16] = {"BF16", 1, 2},   [MX_DTYPE_F16] = {"F16", 1, 2},
-        [MX_DTYPE_F32] = {"F32", 1, 4},    [MX_DTYPE_I32] = {"I32", 1, 4},     [MX_DTYPE_I64] = {"I64", 1, 8},
-        [MX_DTYPE_F8_E8M0] = {"U8", 1, 1}, [MX_DTYPE_Q8_0] = {"Q8_0", 32, 34}, [MX_DTYPE_MXFP4] = {"MXFP4", 32, 17},
+        [MX_DTYPE_U8] = {"U8", 1, 1},           [MX_DTYPE_BF16] = {"BF16", 1, 2},
+        [MX_DTYPE_F16] = {"F16", 1, 2},         [MX_DTYPE_F32] = {"F32", 1, 4},
+        [MX_DTYPE_I32] = {"I32", 1, 4},         [MX_DTYPE_I64] = {"I64", 1, 8},
+        [MX_DTYPE_F8_E8M0] = {"U8", 1, 1},      [MX_DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
+        [MX_DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1}, [MX_DTYPE_I8] = {"I8", 1, 1},
+        [MX_DTYPE_Q8_0] = {"Q8_0", 32, 34},     [MX_DTYPE_MXFP4] = {"MXFP4", 32, 17},
     };
     uint64_t elements = 1;
     t->dtype = dtype;

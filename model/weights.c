@@ -137,7 +137,7 @@ static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t
     mx_status status = take(l, full, &t);
     if (status) return status;
     snprintf(expected, sizeof expected, "BF16, F16, F32 or Q8_0 [%lld, %lld]", (long long)rows, (long long)cols);
-    *out = (mx_matrix){.rows = rows, .cols = cols, .data = t->data};
+    *out = (mx_matrix){.rows = rows, .cols = cols, .data = t->data, .bf16_safe = true};
     if (!has_shape(t, 2, (int64_t[]){rows, cols}) || !format_of(t, &out->format))
         return wrong(l, t, MX_INVALID_FILE, expected);
     out->row_stride = mx_columns_bytes(out->format, cols);
@@ -258,6 +258,7 @@ static mx_status experts(loader *l, const char *prefix, const char *name, int64_
         return wrong(l, bias, MX_INVALID_FILE, expected);
     }
     out->bias = bias->data;
+    out->bias_stride = (int64_t)bias->slice_stride;
     out->bias_format = bias->dtype == MX_DTYPE_BF16 ? MX_BF16 : MX_F32;
     return MX_OK;
 }

@@ -18,7 +18,8 @@ const mx_kernels mx_kernels_neonbf16 = {
                 [MX_MXFP4] = BY_BFMMLA(MX_MXFP4, mx_neonbf16_mxfp4, [MX_X_INT8] = &mx_neonbf16_int8),
                 [MX_Q8_0] = BY_BFMMLA(MX_Q8_0, mx_neonbf16_q8_0, ),
                 [MX_MXFP4_GGML] =
-                    BY_BFMMLA(MX_MXFP4_GGML, mx_neonbf16_mxfp4_ggml, [MX_X_INT8] = &mx_neonbf16_int8_ggml)},
+                    BY_BFMMLA(MX_MXFP4_GGML, mx_neonbf16_mxfp4_ggml, [MX_X_INT8] = &mx_neonbf16_int8_ggml),
+                MX_SCALAR_BLOCK_PRODUCTS},
     .matmul_scratch = MX_NEONBF16_MATMUL_SCRATCH,
     MX_NEON_BUT_PRODUCTS,
 };

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/mx.h"
 #include "kernels/scalar/scalar.h"
 
 enum { LANES = 32, ROWS = 16 }; /* columns summed side by side; activation rows that share a widened weight block */
@@ -47,23 +48,11 @@ static float bias_at(const mx_matmul *m, int64_t n) {
     return v;
 }
 
-/* Columns 32 * block ... 32 * block + 31 of weight row n. */
-static void widen_block(float out[LANES], const mx_matrix *w, int64_t n, int64_t block) {
-    const uint8_t *row = w->data + n * w->row_stride;
-    if (w->format == MX_MXFP4) {
-        mx_mxfp4_widen(out, row + 16 * block, w->scales[n * w->scale_stride + block]);
-    } else if (w->format == MX_MXFP4_GGML) {
-        mx_mxfp4_ggml_widen(out, row + MX_MXFP4_GGML_BYTES * block);
-    } else {
-        mx_scalar_widen(out, row + mx_columns_bytes(w->format, LANES * block), w->format, LANES);
-    }
-}
-
 /* sum[i] = weight row n . activation row t0 + i. Column c goes to lane c % 32; lanes fold in halves. */
 static void row_products(float sum[ROWS], const mx_matmul *m, int64_t n, int64_t t0, int64_t rows) {
     float lane[ROWS][LANES] = {{0}}, w[LANES];
     for (int64_t block = 0; block < m->w.cols / LANES; block++) {
-        widen_block(w, &m->w, n, block);
+        mx_matrix_widen_32(w, &m->w, n, block * LANES);
         for (int64_t i = 0; i < rows; i++) {
             int64_t row = m->x_row ? m->x_row[t0 + i] : t0 + i;
             const float *x = (const float *)(m->x + row * m->x_stride) + block * LANES;
@@ -78,6 +67,12 @@ static void row_products(float sum[ROWS], const mx_matmul *m, int64_t n, int64_t
     }
 }
 
+/* The sum of output n, finished but for what the epilogue does with it. */
+static float output(const mx_matmul *m, int64_t n, float sum) {
+    if (m->w.post) sum *= m->w.post[n * m->w.post_step];
+    return sum + bias_at(m, n);
+}
+
 static float *output_row(const mx_matmul *m, int64_t t) {
     return m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
 }
@@ -87,11 +82,11 @@ void mx_scalar_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t cou
     if (m->epilogue == MX_SWIGLU) {
         for (int64_t i = 0; i < count; i += 2)
             y[(n0 + i) / 2] =
-                mx_swiglu(sum[i] + bias_at(m, n0 + i), sum[i + 1] + bias_at(m, n0 + i + 1), m->limit, m->alpha);
+                mx_swiglu(output(m, n0 + i, sum[i]), output(m, n0 + i + 1, sum[i + 1]), m->limit, m->alpha);
         return;
     }
     for (int64_t i = 0; i < count; i++) {
-        float value = sum[i] + bias_at(m, n0 + i), *to = y + n0 + i;
+        float value = output(m, n0 + i, sum[i]), *to = y + n0 + i;
         if (m->epilogue == MX_GATED) value = mx_swiglu(*to, value, m->limit, m->alpha);
         *to = m->epilogue == MX_ADD ? *to + value : m->epilogue == MX_SCALE ? value * m->factor[t] : value;
     }

@@ -5,6 +5,15 @@
 
 /* The scalar tier, function by function: what other tiers name where they have nothing better. */
 extern const mx_product mx_scalar_product[3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16; of every format */
+/* Entries of mx_kernels.product for the element codes: what a tier has that has nothing better for them. */
+#define MX_SCALAR_EVERY                                                                                                \
+    {                                                                                                                  \
+        [MX_X_FP32] = &mx_scalar_product[MX_X_FP32], [MX_X_BF16X2] = &mx_scalar_product[MX_X_BF16X2],                  \
+        [MX_X_BF16] = &mx_scalar_product[MX_X_BF16]                                                                    \
+    }
+#define MX_SCALAR_BLOCK_PRODUCTS                                                                                       \
+    [MX_E2M1] = MX_SCALAR_EVERY, [MX_E2M3] = MX_SCALAR_EVERY, [MX_E3M2] = MX_SCALAR_EVERY,                             \
+    [MX_E4M3] = MX_SCALAR_EVERY, [MX_E5M2] = MX_SCALAR_EVERY, [MX_INT8] = MX_SCALAR_EVERY, [MX_INT4] = MX_SCALAR_EVERY
 void mx_scalar_attention(const mx_attention *a);
 void mx_scalar_attention_segment(const mx_attention *a, int64_t segment);
 void mx_scalar_attention_join(const mx_attention *a);

@@ -26,6 +26,7 @@ const mx_kernels MX_AMX(kernels) = {
             [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), [MX_X_BF16] = &mx_avx512bf16_q8_0},
             [MX_MXFP4_GGML] = {AVX512(MX_MXFP4_GGML, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_ggml_product)[0],
                                [MX_X_BF16] = &MX_AMX(mxfp4_ggml_product)[1], [MX_X_INT8] = &MX_AMX(int8_ggml_product)},
+            MX_SCALAR_BLOCK_PRODUCTS,
         },
     .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
     MX_AVX512_BUT_PRODUCTS,

@@ -16,7 +16,8 @@ const mx_kernels mx_kernels_avx512 = {
                 [MX_BF16] = EVERY(MX_BF16, ),
                 [MX_MXFP4] = EVERY(MX_MXFP4, [MX_X_INT8] = &mx_avx512_int8),
                 [MX_Q8_0] = EVERY(MX_Q8_0, ),
-                [MX_MXFP4_GGML] = EVERY(MX_MXFP4_GGML, [MX_X_INT8] = &mx_avx512_int8_ggml)},
+                [MX_MXFP4_GGML] = EVERY(MX_MXFP4_GGML, [MX_X_INT8] = &mx_avx512_int8_ggml),
+                MX_SCALAR_BLOCK_PRODUCTS},
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     MX_AVX512_BUT_PRODUCTS,
 };

@@ -21,6 +21,7 @@ const mx_kernels mx_kernels_avx512bf16 = {
             [MX_MXFP4_GGML] =
                 {AVX512(MX_MXFP4_GGML, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16X2],
                  [MX_X_BF16] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8_ggml},
+            MX_SCALAR_BLOCK_PRODUCTS,
         },
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     MX_AVX512_BUT_PRODUCTS,

@@ -242,6 +242,14 @@ static void add_values(list *l, int layer, const char *name, const void *from, m
                                          .to_stride = stride * (int64_t)sizeof *to};
 }
 
+/* A bias of each expert. */
+static void add_biases(list *l, int layer, const char *name, const mx_experts *from, mx_row_order order,
+                       const mx_cuda_matrix *to) {
+    add_values(l, layer, name, from->bias, from->bias_format, l->config->experts, from->matrix.rows, order, 0, to->bias,
+               to->bias_stride);
+    if (from->bias_stride) l->item[l->count - 1].data_stride = from->bias_stride;
+}
+
 /* A vector that mx_weights holds in fp32. */
 static void add_vector(list *l, int layer, const char *name, const float *from, int64_t count, mx_row_order order,
                        int64_t row_base, const float *to) {
@@ -273,7 +281,7 @@ static void add_attention(list *l, int i, const mx_layer *from, const mx_cuda_la
 }
 
 static void add_mlp(list *l, int i, const mx_layer *from, const mx_cuda_layer *to) {
-    const int64_t e = l->config->experts, pairs = l->config->intermediate, h = l->config->hidden;
+    const int64_t e = l->config->experts;
     add_matrix(l, i, "mlp.router.weight", &from->router, MX_ROWS_PLAIN, 0, &to->router);
     add_vector(l, i, "mlp.router.bias", from->router_bias, e, MX_ROWS_PLAIN, 0, to->router.bias);
     if (from->up.matrix.rows) {
@@ -285,21 +293,18 @@ static void add_mlp(list *l, int i, const mx_layer *from, const mx_cuda_layer *t
                       {"mlp.experts.up_proj.weight", "mlp.experts.up_proj_bias", &from->up, MX_ROWS_UP}};
         for (int k = 0; k < 2; k++) {
             add_experts(l, i, halves[k].weight, halves[k].from, e, halves[k].order, 0, &to->gate_up);
-            add_values(l, i, halves[k].bias, halves[k].from->bias, halves[k].from->bias_format, e, pairs,
-                       halves[k].order, 0, to->gate_up.bias, to->gate_up.bias_stride);
+            add_biases(l, i, halves[k].bias, halves[k].from, halves[k].order, &to->gate_up);
         }
     } else {
         const bool mxfp4 = from->gate_up.matrix.format == MX_MXFP4;
         add_experts(l, i, mxfp4 ? "mlp.experts.gate_up_proj_blocks" : "mlp.experts.gate_up_proj.weight", &from->gate_up,
                     e, MX_ROWS_GATE_UP, 0, &to->gate_up);
-        add_values(l, i, "mlp.experts.gate_up_proj_bias", from->gate_up.bias, from->gate_up.bias_format, e, 2 * pairs,
-                   MX_ROWS_GATE_UP, 0, to->gate_up.bias, to->gate_up.bias_stride);
+        add_biases(l, i, "mlp.experts.gate_up_proj_bias", &from->gate_up, MX_ROWS_GATE_UP, &to->gate_up);
     }
     const bool mxfp4 = from->down.matrix.format == MX_MXFP4;
     add_experts(l, i, mxfp4 ? "mlp.experts.down_proj_blocks" : "mlp.experts.down_proj.weight", &from->down, e,
                 MX_ROWS_PLAIN, 0, &to->down);
-    add_values(l, i, "mlp.experts.down_proj_bias", from->down.bias, from->down.bias_format, e, h, MX_ROWS_PLAIN, 0,
-               to->down.bias, to->down.bias_stride);
+    add_biases(l, i, "mlp.experts.down_proj_bias", &from->down, MX_ROWS_PLAIN, &to->down);
 }
 
 static mx_status list_items(const mx_weights *w, const mx_cuda_weights *to, bool made, list *l, mx_error *error) {

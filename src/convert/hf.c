@@ -193,16 +193,17 @@ static uint64_t bytes_of(const mx_entry *e) {
     return (uint64_t)e->made.slices * e->made.slice_bytes;
 }
 
-/* Ends of the files: entries shard[i - 1] .. shard[i]. Returns how many. */
-static int cut(const mx_entry *entry, int count, int *shard) {
+int mx_cut_shards(const mx_entry *entry, int count, int *shard) {
     int shards = 0;
     uint64_t in_shard = 0;
-    for (int i = 0; i < count; i++) {
-        if (in_shard && in_shard + bytes_of(&entry[i]) > SHARD) {
+    for (int i = 0, end; i < count; i = end) {
+        uint64_t together = bytes_of(&entry[i]);
+        for (end = i + 1; end < count && entry[end].joined; end++) together += bytes_of(&entry[end]);
+        if (in_shard && in_shard + together > SHARD) {
             shard[shards++] = i;
             in_shard = 0;
         }
-        in_shard += bytes_of(&entry[i]);
+        in_shard += together;
     }
     shard[shards++] = count;
     return shards;
@@ -236,6 +237,17 @@ static bool put_index(mx_output *out, const mx_entry *entry, const int *shard, i
     return ok;
 }
 
+bool mx_put_shards(mx_output *out, const mx_entry *entry, const int *shard, int shards) {
+    bool ok = true;
+    for (int s = 0; s < shards && ok; s++) {
+        const int begin = s ? shard[s - 1] : 0;
+        char name[64];
+        shard_name(s, shards, name);
+        ok = mx_put_safetensors(out, name, entry + begin, shard[s] - begin, NULL);
+    }
+    return ok && (shards == 1 || put_index(out, entry, shard, shards));
+}
+
 static mx_status plan_plain(mx_origin *o, mx_output *out) {
     const int count = mx_checkpoint_count(o->ck);
     mx_entry *entry = calloc((size_t)count + 1, sizeof *entry);
@@ -243,14 +255,8 @@ static mx_status plan_plain(mx_origin *o, mx_output *out) {
     mx_status status = entry && shard ? MX_OK : mx_origin_no_memory(o);
     for (int i = 0; i < count && !status; i++) status = plain_entry(o, mx_checkpoint_at(o->ck, i), &entry[i], &widened);
     if (!status) status = choose_types(o, out, entry, count);
-    if (!status) shards = cut(entry, count, shard);
-    for (int s = 0; s < shards && !status; s++) {
-        const int begin = s ? shard[s - 1] : 0;
-        char name[64];
-        shard_name(s, shards, name);
-        if (!mx_put_safetensors(out, name, entry + begin, shard[s] - begin, NULL)) status = mx_origin_no_memory(o);
-    }
-    if (!status && shards > 1 && !put_index(out, entry, shard, shards)) status = mx_origin_no_memory(o);
+    if (!status) shards = mx_cut_shards(entry, count, shard);
+    if (!status && !mx_put_shards(out, entry, shard, shards)) status = mx_origin_no_memory(o);
     if (!status && widened)
         mx_log(MX_LOG_INFO, "%s: %d tensors in Q8_0 become F32, exactly: the layout Hugging Face has no Q8_0",
                o->place.path, widened);

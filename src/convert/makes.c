@@ -10,6 +10,9 @@ uint64_t mx_dtype_bytes(mx_dtype dtype, uint64_t count) {
     switch (dtype) {
     case MX_DTYPE_U8:
     case MX_DTYPE_F8_E8M0:
+    case MX_DTYPE_F8_E4M3:
+    case MX_DTYPE_F8_E5M2:
+    case MX_DTYPE_I8:
         return count;
     case MX_DTYPE_BF16:
     case MX_DTYPE_F16:

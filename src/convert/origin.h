@@ -64,9 +64,15 @@ typedef struct mx_entry {
     char name[200], dtype[16];
     int dims;
     int64_t shape[8];
+    bool joined; /* in the file of the one before it */
     mx_made made;
 } mx_entry;
 /* A file of these, in this order, behind a header of ours, or behind `header` (JSON), which must be of these. */
 bool mx_put_safetensors(mx_output *out, const char *name, const mx_entry *entry, int count, const mx_bytes *header);
+/* Where files of 5 GB end, unless what is joined is larger: entries shard[i - 1] .. shard[i] are file i. Returns how
+ * many; `shard` has room for `count` numbers, 1 at least. */
+int mx_cut_shards(const mx_entry *entry, int count, int *shard);
+/* These files, numbered as OpenAI's, and the index where there are several. false: no memory. */
+bool mx_put_shards(mx_output *out, const mx_entry *entry, const int *shard, int shards);
 
 #endif

@@ -16,7 +16,7 @@ struct mx_made {
     int64_t slices;
     /* Slices first .. first + count to `out` without gaps. NULL, or what is wrong with them ("is F32, not BF16"). Any
      * thread; `scratch` has `scratch` bytes for each slice; *source, 0 before, is the index in `from` that it is about.
-     */
+     * `make` itself NULL: somebody else writes it. */
     const char *(*make)(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch, int *source);
     uint64_t scratch;
     const mx_tensor *from[3]; /* for most: the first dimension goes on from one to the next */
@@ -69,6 +69,8 @@ mx_status mx_output_create(mx_output *o);
 mx_status mx_output_rewrite(mx_output *o, int file);
 /* `from`: what it is made of, so that it does not pile up in memory. */
 mx_status mx_output_fill(mx_output *o, const mx_checkpoint *from, const mx_convert_options *options);
+/* Writes some bytes of a file; any thread. false: errno says why. */
+bool mx_output_write(const mx_output *o, int file, const void *data, uint64_t size, uint64_t at);
 mx_status mx_output_publish(mx_output *o); /* syncs, and gives it its name */
 void mx_output_end(mx_output *o);          /* removes what was not published */
 

@@ -46,7 +46,7 @@ static mx_status cut(pump *p, int count) {
         for (int i = 0; i < count; i++) {
             const mx_made *m = &p->made[i];
             const int64_t per = slices_of_piece(m);
-            if (!m->slice_bytes) continue;
+            if (!m->slice_bytes || !m->make) continue;
             for (int64_t at = 0; at < m->slices; at += per, p->pieces++)
                 if (pass) p->piece[p->pieces] = (piece){i, at, m->slices - at < per ? m->slices - at : per};
             const uint64_t made = (uint64_t)per * m->slice_bytes, from = (uint64_t)per * m->scratch;
@@ -71,8 +71,10 @@ static void fail(pump *p, int made, int source, int problem, const char *wrong) 
     atomic_store(&p->problem, problem);
 }
 
-static bool write_at(int fd, const uint8_t *data, uint64_t size, uint64_t at) {
+bool mx_output_write(const mx_output *o, int file, const void *from, uint64_t size, uint64_t at) {
     const uint64_t begin = at, length = size;
+    const uint8_t *data = from;
+    const int fd = o->file[file].fd;
     while (size) {
         const ssize_t n = pwrite(fd, data, size, (off_t)at);
         if (n < 0 && errno == EINTR) continue;
@@ -84,7 +86,8 @@ static bool write_at(int fd, const uint8_t *data, uint64_t size, uint64_t at) {
         size -= (uint64_t)n;
         at += (uint64_t)n;
     }
-    sync_file_range(fd, (off_t)begin, (off_t)length, SYNC_FILE_RANGE_WRITE); /* so that the last sync is short */
+    /* so that the last sync is short */
+    if (length >= PIECE / 4) sync_file_range(fd, (off_t)begin, (off_t)length, SYNC_FILE_RANGE_WRITE);
     return true;
 }
 
@@ -104,7 +107,7 @@ static void do_pieces(void *arg, int64_t begin, int64_t end, int thread) {
         }
         if (wrong)
             fail(p, q->made, source, 0, wrong);
-        else if (!write_at(p->o->file[m->file].fd, out, bytes, m->at + (uint64_t)q->first * m->stride))
+        else if (!mx_output_write(p->o, m->file, out, bytes, m->at + (uint64_t)q->first * m->stride))
             fail(p, q->made, source, errno, NULL);
         const uint64_t done = atomic_fetch_add(&p->done, bytes) + bytes;
         unsigned long long before = atomic_load(&p->forgotten);

@@ -44,11 +44,13 @@ typedef struct mx_source {
     mx_checkpoint *checkpoint;
     bool gpt_oss; /* else only the modules' names, kinds OTHER, and no config */
     mx_config config;
-    mx_module *module; /* [modules] in the order in which the checkpoint has their tensors */
+    mx_module *module; /* [modules] in the order in which the checkpoint has their tensors; there is room for one more,
+                        * lm_head's where it is untied */
     int modules;
     mx_vector *vector;
     int vectors;
-    bool untied; /* lm_head is the embedding in the file, but has become a matrix of its own (rotation) */
+    bool untied;               /* lm_head is the embedding in the file, but has become a matrix of its own (rotation) */
+    struct mx_source_own *own; /* source.c's */
 } mx_source;
 
 /* `path`: a folder in the Hugging Face layout, or any other that mx_location_find knows. A folder whose config.json is

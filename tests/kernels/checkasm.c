@@ -1,5 +1,5 @@
 /* The kernels' test bench: every tier of this machine against references in double, bit for bit where the contract says
- * so, and (--bench) its speed. Each group of cases is a file: test_matmul.c, test_int8.c, test_attention.c,
+ * so, and (--bench) its speed. Each group of cases is a file: test_mx.c, test_matmul.c, test_int8.c, test_attention.c,
  * test_elementwise.c; the group's list of tests is at the end of its file. A new group is a file, a line in `groups`
  * and one in meson.build. */
 #include "bench.h"
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const test_group *const groups[] = {&matmul_group, &int8_group, &attention_group, &elementwise_group};
+static const test_group *const groups[] = {&mx_group, &matmul_group, &int8_group, &attention_group, &elementwise_group};
 
 enum { GROUPS = sizeof groups / sizeof *groups };
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "kernels/mx.h"
 #include "kernels/tiers.h"
 
 test_settings settings;
@@ -157,8 +158,213 @@ static void fill_mxfp4(rng *r, weights *w, uint8_t *data, uint8_t *scales, weigh
     }
 }
 
+/* ---- element codes ---------------------------------------------------------------------------------------------- */
+
+/* Bits of exponent and mantissa, of E2M1 ... E5M2. */
+static const struct { int exponent, mantissa; } float_bits[] = {{2, 1}, {2, 3}, {3, 2}, {4, 3}, {5, 2}};
+
+double exact_element(mx_format format, unsigned code) {
+    if (format == MX_INT8) return (int8_t)code;
+    if (format == MX_INT4) return (int)(code & 15) - 8;
+    const int e = float_bits[format - MX_E2M1].exponent, m = float_bits[format - MX_E2M1].mantissa;
+    const int exponent = (int)(code >> m) % (1 << e), fraction = (int)code % (1 << m), bias = (1 << (e - 1)) - 1;
+    const double sign = code >> (e + m) & 1 ? -1.0 : 1.0;
+    if (format == MX_E4M3 && exponent == 15 && fraction == 7) return NAN;
+    if (format == MX_E5M2 && exponent == 31) return fraction ? NAN : sign * INFINITY;
+    if (exponent == 0) return sign * ldexp(fraction, 1 - bias - m);
+    return sign * ldexp(1.0 + ldexp(fraction, -m), exponent - bias);
+}
+
+mx_blocks blocks_random(rng *r, mx_format format, int64_t cols) {
+    static const mx_blocks fours[] = {
+        {16, MX_SCALE_E4M3, false, false}, {16, MX_SCALE_E4M3, false, false}, {16, MX_SCALE_E8M0, false, false},
+        {32, MX_SCALE_E8M0, false, false}, {64, MX_SCALE_E8M0, false, false}, {32, MX_SCALE_E8M0, true, false},
+        {32, MX_SCALE_E4M3, false, false}, {64, MX_SCALE_E4M3, false, false}, {16, MX_SCALE_BF16, true, false},
+        {128, MX_SCALE_E8M0, true, false}, {0, MX_SCALE_NONE, false, false},
+    };
+    static const mx_blocks floats[] = {
+        {32, MX_SCALE_E8M0, false, false}, {32, MX_SCALE_E8M0, false, false},  {32, MX_SCALE_E8M0, false, false},
+        {0, MX_SCALE_NONE, false, false},  {0, MX_SCALE_NONE, false, false},   {16, MX_SCALE_E8M0, false, false},
+        {64, MX_SCALE_E4M3, false, false}, {128, MX_SCALE_BF16, false, false}, {32, MX_SCALE_E8M0, true, false},
+    };
+    static const mx_blocks integers[] = {
+        {32, MX_SCALE_BF16, false, false}, {64, MX_SCALE_BF16, false, false},  {128, MX_SCALE_BF16, false, false},
+        {32, MX_SCALE_BF16, false, true},  {64, MX_SCALE_BF16, false, true},   {128, MX_SCALE_BF16, false, true},
+        {32, MX_SCALE_E8M0, false, false}, {16, MX_SCALE_BF16, false, true},   {64, MX_SCALE_E4M3, false, true},
+        {0, MX_SCALE_NONE, false, false},  {128, MX_SCALE_E8M0, false, false}, {64, MX_SCALE_BF16, true, false},
+    };
+#define ONE_OF(table) (table)[rng_below(r, sizeof(table) / sizeof *(table))]
+    for (;;) {
+        mx_blocks b = mx_is_integer_format(format) ? ONE_OF(integers)
+                      : format == MX_E2M1          ? ONE_OF(fours)
+                                                   : ONE_OF(floats);
+        if (!b.columns || cols % b.columns == 0) return b;
+    }
+#undef ONE_OF
+}
+
+const char *matrix_name(const mx_matrix *w) {
+    static const char *const formats[MX_FORMATS] = {"f32",  "f16",  "bf16", "mxfp4", "q8_0", "mxfp4_ggml", "e2m1",
+                                                    "e2m3", "e3m2", "e4m3", "e5m2",  "int8", "int4"};
+    static const char *const scales[] = {"", ":e8m0", ":e4m3", ":bf16"};
+    static char name[64];
+    char columns[16] = "";
+    if (w->blocks.columns) snprintf(columns, sizeof columns, ":%d", w->blocks.columns);
+    snprintf(name, sizeof name, "%s%s%s%s%s%s", formats[w->format], columns, scales[w->blocks.scale],
+             w->blocks.sides ? ":sides" : "", w->blocks.zeros ? ":zeros" : "",
+             !w->post       ? ""
+             : w->post_step ? ":posts"
+                            : ":post");
+    return name;
+}
+
+/* An E8M0 scale with which no element (`most`: exponent of the largest, `least`: of the smallest) is infinite, and,
+ * unless the kind is EXTREME, none subnormal. */
+static int random_e8m0(rng *r, weight_kind kind, int of_row, int least, int most) {
+    const int byte = random_scale(r, kind, of_row), low = kind == EXTREME ? 0 : 1 - least, high = 254 - most;
+    if (kind == ORDINARY || byte == 190) return byte + 2 - most; /* MXFP4's sizes: its largest is below 2^3 */
+    return byte < low ? low : byte > high ? high : byte;
+}
+
+static uint16_t random_bf16_scale(rng *r, weight_kind kind, int of_row, int least, int most) {
+    const int low = 1 - least, high = 253 - most; /* biased exponents */
+    switch (kind) {
+    case ORDINARY:
+        return mx_f32_to_bf16(ldexpf(rng_uniform(r, 0.01f, 0.2f), -most));
+    case EXTREME:
+        return random_bf16(r, kind);
+    case LARGEST:
+        return (uint16_t)(of_row % 3 ? high << 7 | 0x7f : low << 7);
+    default: /* powers of two, so that integers times scales are exact in BF16 */
+        return (uint16_t)((of_row < 3 ? low : of_row < 6 ? high : low + (int)rng_below(r, high - low)) << 7);
+    }
+}
+
+static void write_scale(rng *r, mx_format format, const mx_blocks *b, uint8_t *at, weight_kind kind, int of_row) {
+    static const int smallest[] = {-1, -3, -4, -9, -16, 0, 0};
+    /* Integers less a zero are 255 at most, in INT4 255 - 8 too. */
+    const int most = mx_is_integer_format(format) ? (b->zeros || format == MX_INT8 ? 7 : 3) : mx_element_emax(format);
+    const int least = smallest[format - MX_E2M1];
+    const uint16_t half = random_bf16_scale(r, kind, of_row, least, most);
+    switch (b->scale) {
+    case MX_SCALE_E8M0:
+        *at = (uint8_t)random_e8m0(r, kind, of_row, least, most);
+        break;
+    case MX_SCALE_E4M3:
+        *at = (uint8_t)(kind == LARGEST    ? (of_row % 2 ? 0x7e : 1)
+                        : kind == ORDINARY ? 0x18 + rng_below(r, 0x30)
+                                           : rng_below(r, 0x7f));
+        if (kind == WIDE && mx_is_integer_format(format))
+            *at = (uint8_t)((*at & 0x78) ? *at & 0x78 : 8); /* 2^n, as above */
+        break;
+    default:
+        memcpy(at, &half, 2);
+    }
+}
+
+double exact_scale(mx_scale_type type, const uint8_t *at) {
+    return type == MX_SCALE_E8M0   ? ldexp(1.0, *at - 127)
+           : type == MX_SCALE_E4M3 ? exact_element(MX_E4M3, *at)
+                                   : exact_value(at, MX_BF16);
+}
+
+/* Finite. */
+static unsigned random_code(rng *r, mx_format format, weight_kind kind) {
+    static const unsigned largest[] = {0x7, 0x1f, 0x1f, 0x7e, 0x7b};
+    const int bits = mx_element_bits(format);
+    unsigned code = rng_bits(r) & ((1u << bits) - 1), sign = 1u << (bits - 1);
+    if (format == MX_INT8) return kind == LARGEST ? (code & 1 ? 0x7f : 0x80) : code;
+    if (format == MX_INT4) return kind == LARGEST ? (code & 1 ? 15 : 0) : code;
+    if (kind == LARGEST || (code & (sign - 1)) > largest[format - MX_E2M1])
+        code = (code & sign) | largest[format - MX_E2M1];
+    return code;
+}
+
+static int random_zero(rng *r, mx_format format, weight_kind kind) {
+    if (kind == LARGEST) return rng_below(r, 2) ? (format == MX_INT8 ? 127 : 7) : format == MX_INT8 ? -128 : -8;
+    if (kind == EXTREME || format == MX_INT8) return (int)rng_below(r, 256) - 128;
+    return (int)rng_below(r, 16) - 8;
+}
+
+/* 0, or a normal float of 8 significant bits? */
+static bool safe_in_bf16(double value) {
+    int e;
+    const double fraction = frexp(value, &e);
+    return value == 0.0 || (e > -126 && e <= 128 && ldexp(fraction, 8) == rint(ldexp(fraction, 8)));
+}
+
+/* The elements of one row and one block, and what they are worth. */
+static void fill_block(rng *r, weights *w, uint8_t *row, int64_t n, int64_t k0, int64_t k1, const uint8_t *scale,
+                       int zero, weight_kind kind) {
+    mx_matrix *m = &w->matrix;
+    const mx_blocks *b = &m->blocks;
+    for (int64_t k = k0; k < k1; k++) {
+        const unsigned code = random_code(r, m->format, kind);
+        double value = exact_element(m->format, code) - zero;
+        mx_element_put(m->format, row, k, code);
+        if (scale) value *= exact_scale(b->scale, scale + (b->sides && signbit(value) ? mx_scale_bytes(b->scale) : 0));
+        m->bf16_safe = m->bf16_safe && safe_in_bf16(value);
+        w->exact[n * m->cols + k] = value * (m->post ? (double)m->post[n * m->post_step] : 1.0);
+    }
+}
+
+static void fill_blocks(rng *r, weights *w, uint8_t *data, uint8_t *scales, int8_t *zeros, weight_kind kind) {
+    mx_matrix *m = &w->matrix;
+    const mx_blocks *b = &m->blocks;
+    const int64_t columns = b->columns ? b->columns : m->cols;
+    const int bytes = mx_scale_bytes(b->scale), sides = b->sides ? 2 : 1;
+    m->bf16_safe = true;
+    for (int64_t n = 0; n < m->rows; n++) {
+        const int of_row = (int)rng_below(r, 9);
+        for (int64_t block = 0; block < m->cols / columns; block++) {
+            uint8_t *at = scales ? scales + n * m->scale_stride + block * bytes * sides : NULL;
+            const int zero = zeros ? random_zero(r, m->format, kind) : 0;
+            for (int i = 0; at && i < sides; i++) write_scale(r, m->format, b, at + i * bytes, kind, of_row);
+            if (zeros) zeros[n * m->zero_stride + block] = (int8_t)zero;
+            fill_block(r, w, data + n * m->row_stride, n, block * columns, (block + 1) * columns, at, zero, kind);
+        }
+    }
+    if (kind == WIDE) assert_true(m->bf16_safe);
+}
+
+static const int64_t pads[] = {0, 0, 1, 2, 16};
+
+/* At most 1, so that what is lost below the smallest floats stays as little. */
+static void random_post(rng *r, mx_matrix *m) {
+    m->post_step = rng_below(r, 2);
+    float *post = guarded_row(m->post_step ? m->rows : 1, "post");
+    for (int64_t n = 0; n < (m->post_step ? m->rows : 1); n++) post[n] = rng_uniform(r, 0.1f, 1.0f);
+    m->post = post;
+}
+
+weights weights_of_blocks(rng *r, mx_format format, mx_blocks blocks, int64_t rows, int64_t cols, weight_kind kind) {
+    weights w = {.matrix = {.format = format, .rows = rows, .cols = cols, .blocks = blocks}};
+    mx_matrix *m = &w.matrix;
+    const int64_t row = mx_columns_bytes(format, cols), scale_row = mx_row_scale_bytes(&blocks, cols),
+                  zero_row = mx_row_zero_bytes(&blocks, cols);
+    uint8_t *scales = NULL;
+    int8_t *zeros = NULL;
+    w.exact = guarded(rows * cols * (int64_t)sizeof *w.exact, 8, "exact weights");
+    m->row_stride = row + pads[rng_below(r, 5)];
+    uint8_t *data = guarded((rows - 1) * m->row_stride + row, 1, "weights");
+    m->data = data;
+    if (blocks.columns) {
+        m->scale_stride = scale_row + pads[rng_below(r, 5)];
+        m->scales = scales = guarded((rows - 1) * m->scale_stride + scale_row, 1, "scales");
+    }
+    if (blocks.zeros) {
+        m->zero_stride = zero_row + pads[rng_below(r, 5)];
+        m->zeros = zeros = guarded((rows - 1) * m->zero_stride + zero_row, 1, "zeros");
+    }
+    if (rng_below(r, 4)) random_post(r, m);
+    fill_blocks(r, &w, data, scales, zeros, kind);
+    return w;
+}
+
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind) {
-    static const int64_t pads[] = {0, 0, 1, 2, 16};
+    if (mx_is_block_format(format)) {
+        return weights_of_blocks(r, format, blocks_random(r, format, cols), rows, cols, kind);
+    }
     weights w = {.matrix = {.format = format, .rows = rows, .cols = cols}};
     int64_t row = mx_columns_bytes(format, cols);
     w.matrix.row_stride = row + pads[rng_below(r, 5)];

@@ -28,7 +28,7 @@ typedef struct test_group {
     size_t count;
     CMFixtureFunction setup;
 } test_group;
-extern const test_group matmul_group, int8_group, attention_group, elementwise_group;
+extern const test_group mx_group, matmul_group, int8_group, attention_group, elementwise_group;
 
 /* The tiers to test: those this machine can run, scalar first; the others are named in a printed line. A new tier's
  * name goes into the table in support.c. */
@@ -52,14 +52,25 @@ typedef enum weight_kind {
     WIDE,    /* scale bytes 2 ... 252 only, each row near one end or all of them in one row; else as EXTREME */
 } weight_kind;
 
+/* Of element codes (kernels/mx.h), independently of the kernels: value of a code, finite or not. */
+double exact_element(mx_format format, unsigned code);
+double exact_scale(mx_scale_type type, const uint8_t *at);
+
 /* A matrix that lies at any address, its rows not always one behind the other; the last byte is the end of the last
  * row. Belongs to the case. */
 typedef struct weights {
     mx_matrix matrix;
-    double *exact; /* [rows, cols]: the same values in double */
+    double *exact; /* [rows, cols]: the same values in double, with post */
 } weights;
 
+/* Element codes get one of the blocks that fit `cols` and are in use for them (blocks_random), mostly a post, and
+ * bf16_safe where it is true: always when the kind is WIDE, for integers too. */
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind);
+weights weights_of_blocks(rng *r, mx_format format, mx_blocks blocks, int64_t rows, int64_t cols, weight_kind kind);
+mx_blocks blocks_random(rng *r, mx_format format, int64_t cols);
+
+/* For messages: "e2m1:16:e4m3:post". In one buffer, which the next call uses again. */
+const char *matrix_name(const mx_matrix *w);
 
 double exact_f16(uint16_t v);
 double exact_value(const uint8_t *at, mx_format format); /* one element of F32, F16 or BF16 */

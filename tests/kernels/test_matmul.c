@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/threads.h"
+#include "kernels/mx.h"
 #include "kernels/mxfp4.h"
 
 enum { MAX_THREADS = 3 };
@@ -36,7 +37,6 @@ typedef struct problem {
     mx_matmul call; /* without x, y and scratch */
 } problem;
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
 static const char *const epilogue_names[] = {"store", "add", "scale", "swiglu", "gated"};
 static const char *const kind_names[] = {"ordinary", "extreme", "largest", "wide"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
@@ -362,25 +362,28 @@ static void run_product(rng *r, const mx_kernels *k, problem *p, mx_precision pr
     case_release(mark);
 }
 
-/* Whether a tier before has the same product and as much scratch: it has been tested then. */
+/* Whether a tier before has the same product and no more scratch: it has been tested then. */
 static bool tested(const mx_kernels *const *tiers, int tier, mx_format format, int precision) {
     for (int i = 0; i < tier; i++) {
         if (tiers[i]->product[format][precision] == tiers[tier]->product[format][precision] &&
-            tiers[i]->matmul_scratch == tiers[tier]->matmul_scratch) {
+            tiers[i]->matmul_scratch <= tiers[tier]->matmul_scratch) {
             return true;
         }
     }
     return false;
 }
 
-/* Scale bytes outside 2 ... 252 are not for products that flush. */
-static bool allowed(const mx_product *product, const test_case *c) {
-    return product && !(product->flushes && mx_is_mxfp4(c->format) && c->kind == EXTREME);
+/* Scale bytes outside 2 ... 252 are not for products that flush, nor element codes that BF16 does not hold. */
+static bool allowed(const mx_product *product, const problem *p) {
+    if (!product || !product->flushes) return product;
+    if (mx_is_block_format(p->c->format)) return p->w.matrix.bf16_safe;
+    return !(mx_is_mxfp4(p->c->format) && p->c->kind == EXTREME);
 }
 
-static void name_case(const mx_kernels *k, const test_case *c, mx_precision precision) {
+static void name_case(const mx_kernels *k, const problem *p, mx_precision precision) {
+    const test_case *c = p->c;
     static const char *const bias_names[] = {"no bias", "f32 bias", "", "bf16 bias"};
-    case_rename("%s %s %s %s, %s, %s: [%lld,%lld], %lld rows", k->name, format_names[c->format],
+    case_rename("%s %s %s %s, %s, %s: [%lld,%lld], %lld rows", k->name, matrix_name(&p->w.matrix),
                 precision_names[precision], epilogue_names[c->epilogue], bias_names[c->bias + 1], kind_names[c->kind],
                 (long long)c->n, (long long)c->cols, (long long)c->rows);
 }
@@ -395,9 +398,9 @@ static void run_case(rng *r, const test_case *c) {
         bool first = true;
         round_x(&p, (mx_precision)precision);
         for (int i = 0; i < count; i++) {
-            if (!allowed(tiers[i]->product[c->format][precision], c)) continue;
+            if (!allowed(tiers[i]->product[c->format][precision], &p)) continue;
             if (tested(tiers, i, c->format, precision)) continue;
-            name_case(tiers[i], c, (mx_precision)precision);
+            name_case(tiers[i], &p, (mx_precision)precision);
             run_product(r, tiers[i], &p, (mx_precision)precision, scalar, &first);
         }
     }
@@ -406,9 +409,13 @@ static void run_case(rng *r, const test_case *c) {
 
 /* ---- tests ------------------------------------------------------------------------------------------------------ */
 
-static const mx_format formats[] = {MX_F32, MX_F16, MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML};
+static const mx_format formats[] = {MX_F32,  MX_F16,  MX_BF16, MX_MXFP4, MX_Q8_0, MX_MXFP4_GGML, MX_E2M1,
+                                    MX_E2M3, MX_E3M2, MX_E4M3, MX_E5M2,  MX_INT8, MX_INT4};
 
-enum { FORMATS = sizeof formats / sizeof *formats };
+enum {
+    FORMATS = sizeof formats / sizeof *formats,
+    CODES = 6, /* where the element codes begin */
+};
 
 /* Sanitizers, and the emulator that aarch64 is tested with, take 10 to 30 times as long. */
 #ifdef __aarch64__
@@ -419,26 +426,35 @@ enum { SLOW = SANITIZED };
 
 #define PICK(table) (table)[rng_below(&r, sizeof(table) / sizeof *(table))]
 
-/* Every format, epilogue and bias, on random shapes. */
-static void test_shapes(void **state) {
-    (void)state;
+/* Each of `count` formats with every epilogue and bias `times` times, on random shapes. */
+static void run_shapes(uint64_t seed, const mx_format *of, int count, int times) {
     static const int64_t cols[] = {32, 64, 96, 160, 512, 544, 576, 608, 1088, 1152, 2880, 2912, 4096};
     static const int64_t outputs[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 95, 97, 130, 193};
     static const int64_t rows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  12, 15,  16,  17,  24,
                                    25, 31, 32, 33, 48, 63, 64, 65, 70, 96, 100, 127, 129, 130};
     const int64_t most = settings.longer ? 80000000 : SLOW ? 1000000 : 8000000;
-    rng r = rng_seeded(1);
-    for (int i = 0; i < 90 * (settings.longer ? 33 : SLOW ? 1 : 2); i++) {
-        test_case c = {.format = formats[i % FORMATS],
+    rng r = rng_seeded(seed);
+    for (int i = 0; i < MX_EPILOGUES * 3 * count * times; i++) {
+        test_case c = {.format = of[i % count],
                        .cols = PICK(cols),
                        .n = PICK(outputs),
                        .rows = PICK(rows),
-                       .epilogue = (mx_epilogue)(i / FORMATS % MX_EPILOGUES),
-                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / (MX_EPILOGUES * FORMATS) % 3]};
+                       .epilogue = (mx_epilogue)(i / count % MX_EPILOGUES),
+                       .bias = (int[]){-1, MX_F32, MX_BF16}[i / (MX_EPILOGUES * count) % 3]};
         while (c.cols * c.n * c.rows > most) c.rows = 1 + c.rows / 2, c.n = 1 + c.n * 2 / 3;
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
     }
+}
+
+static void test_shapes(void **state) {
+    (void)state;
+    run_shapes(1, formats, CODES, settings.longer ? 33 : SLOW ? 1 : 2);
+}
+
+static void test_block_shapes(void **state) {
+    (void)state;
+    run_shapes(11, formats + CODES, FORMATS - CODES, settings.longer ? 33 : 1);
 }
 
 /* More rows than any tier takes at once. */
@@ -455,21 +471,30 @@ static void test_many_rows(void **state) {
 static const int64_t chunk_cols[] = {1536, 1568, 3072, 3104};
 
 /* Codes and scales at the ends of their ranges, subnormals, zeros of both signs, sums that cancel. */
-static void test_extreme_values(void **state) {
-    (void)state;
+static void run_extremes(uint64_t seed, const mx_format *of, int count, int times) {
     static const weight_kind kinds[] = {EXTREME, LARGEST, WIDE};
-    rng r = rng_seeded(3);
-    for (int i = 0; i < 90 * (settings.longer ? 25 : SLOW ? 1 : 2); i++) {
-        test_case c = {.format = formats[i % FORMATS],
+    rng r = rng_seeded(seed);
+    for (int i = 0; i < 3 * MX_EPILOGUES * count * times; i++) {
+        test_case c = {.format = of[i % count],
                        .n = 1 + rng_below(&r, 40),
-                       .cols = i / FORMATS % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / (4 * FORMATS) % 4],
+                       .cols = i / count % 4 ? 32 + 32 * rng_below(&r, 40) : chunk_cols[i / (4 * count) % 4],
                        .rows = 1 + rng_below(&r, 40),
-                       .epilogue = (mx_epilogue)(i / (3 * FORMATS) % MX_EPILOGUES),
+                       .epilogue = (mx_epilogue)(i / (3 * count) % MX_EPILOGUES),
                        .bias = i % 7 ? -1 : MX_F32,
-                       .kind = kinds[i / FORMATS % 3]};
+                       .kind = kinds[i / count % 3]};
         if (c.epilogue == MX_SWIGLU) c.n += c.n & 1;
         run_case(&r, &c);
     }
+}
+
+static void test_extreme_values(void **state) {
+    (void)state;
+    run_extremes(3, formats, CODES, settings.longer ? 25 : SLOW ? 1 : 2);
+}
+
+static void test_block_extremes(void **state) {
+    (void)state;
+    run_extremes(12, formats + CODES, FORMATS - CODES, settings.longer ? 25 : 1);
 }
 
 /* Even rows as gate and odd ones as up, one after the other: the same bits as MX_SWIGLU. */
@@ -504,10 +529,14 @@ static void test_gated(void **state) {
             m.n1 = m.w.rows = c.n / 2;
             m.w.row_stride *= 2;
             m.w.scale_stride *= 2;
+            m.w.zero_stride *= 2;
+            m.w.post_step *= 2;
             m.epilogue = MX_STORE;
             multiply(tiers[k], product, &m);
             m.w.data = p.w.matrix.data + p.w.matrix.row_stride;
-            if (m.w.scales) m.w.scales = p.w.matrix.scales + p.w.matrix.scale_stride;
+            if (m.w.scales) m.w.scales += p.w.matrix.scale_stride;
+            if (m.w.zeros) m.w.zeros += p.w.matrix.zero_stride;
+            if (m.w.post) m.w.post += p.w.matrix.post_step;
             m.epilogue = MX_GATED;
             multiply(tiers[k], product, &m);
             check_same(&p, twice, once, "by two products");
@@ -580,7 +609,7 @@ static void test_threads(void **state) {
         for (int tier = 0; tier < count; tier++) {
             for (int precision = 0; precision < MX_PRECISIONS; precision++) {
                 if (!tiers[tier]->product[c.format][precision] || tested(tiers, tier, c.format, precision)) continue;
-                name_case(tiers[tier], &c, (mx_precision)precision);
+                name_case(tiers[tier], &p, (mx_precision)precision);
                 check_threads(&r, tiers[tier], &p, (mx_precision)precision, pools);
             }
         }
@@ -704,7 +733,7 @@ static void test_mxfp4_layouts(void **state) {
         for (int precision = 0; precision < MX_PRECISIONS; precision++) {
             round_x(&p, (mx_precision)precision);
             for (int k = 0; k < count; k++) {
-                name_case(tiers[k], &c, (mx_precision)precision);
+                name_case(tiers[k], &p, (mx_precision)precision);
                 compare_layouts(tiers[k], &p, &ggml, (mx_precision)precision);
             }
         }
@@ -803,9 +832,12 @@ static void test_swiglu_extremes(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_shapes),        cmocka_unit_test(test_many_rows),      cmocka_unit_test(test_threads),
-    cmocka_unit_test(test_gated),         cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_mxfp4_exact),
-    cmocka_unit_test(test_mxfp4_layouts), cmocka_unit_test(test_q8_0_exact),     cmocka_unit_test(test_swiglu_extremes),
+    cmocka_unit_test(test_shapes),          cmocka_unit_test(test_block_shapes),
+    cmocka_unit_test(test_block_extremes),  cmocka_unit_test(test_many_rows),
+    cmocka_unit_test(test_threads),         cmocka_unit_test(test_gated),
+    cmocka_unit_test(test_extreme_values),  cmocka_unit_test(test_mxfp4_exact),
+    cmocka_unit_test(test_mxfp4_layouts),   cmocka_unit_test(test_q8_0_exact),
+    cmocka_unit_test(test_swiglu_extremes),
 };
 
 const test_group matmul_group = {"matmul", tests, sizeof tests / sizeof *tests, NULL};

@@ -316,7 +316,7 @@ static const struct {
     {"wider heads", wide_heads, MX_INVALID_FILE, "q_proj.weight: is BF16 [512, 192], expected", NULL},
     {"other length of values", other_values, MX_INVALID_FILE,
      "gpt-oss.attention.value_length is 32, expected what gpt-oss.attention.key_length says", NULL},
-    {"no tensors", no_tensors, MX_INVALID_FILE, "tensor model.embed_tokens.weight is missing", NULL},
+    {"no tensors", no_tensors, MX_INVALID_FILE, "gpt-oss.vocab_size is missing", NULL},
     {"no layers", no_layers, MX_INVALID_FILE, "gpt-oss.block_count is 0, expected a whole number from 1 to 512", NULL},
     {"too many layers", many_layers, MX_INVALID_FILE, "gpt-oss.block_count is 4000000000", NULL},
     {"a layer too many", more_layers, MX_INVALID_FILE, "tensor model.layers.4.input_layernorm.weight is missing", NULL},

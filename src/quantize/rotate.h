@@ -1,0 +1,26 @@
+#ifndef MX_QUANTIZE_ROTATE_H
+#define MX_QUANTIZE_ROTATE_H
+
+#include "quantize/source.h"
+
+/* Rotation of a gpt-oss model that leaves what it computes as it is, so that outliers of single channels are spread
+ * over their neighbours before weights are quantised (QuaRot, arXiv 2404.00456, whose R1 and R2 these are; by blocks as
+ * in MR-GPTQ, arXiv 2509.23202, because 2880 is no power of two).
+ *
+ * The residual stream's channels turn by blocks of mx_hadamard_size(hidden, 128): the embedding and what o and down
+ * write are turned; q, k, v, router, gate, up and lm_head turn back what they read. RMSNorm does not see it once its
+ * gain is in the matrices that read it, and is 1. The heads' values turn by blocks of mx_hadamard_size(head_dim, 128)
+ * in v's rows, and back in o's columns. What goes into down is left alone: swiglu lies between. Tied embeddings become
+ * two matrices: lm_head has the last norm's gain in it. */
+
+/* Puts what turns them in front of the modules' `read`, and new vectors in place of norms and biases. Before anybody
+ * keeps a pointer to a module. `out` must live as long as the source is read; free it before the source is closed. */
+typedef struct mx_rotation mx_rotation;
+mx_status mx_rotate(mx_source *source, mx_rotation **out, mx_error *error);
+void mx_rotation_free(mx_rotation *r); /* NULL allowed */
+
+/* The inverse, for a whole matrix in memory: w [rows, cols] of a module that was rotated becomes what it would be in
+ * the model as it was. Columns whose gain is 0 are not known any more, nor needed: they become 0. */
+void mx_rotation_undo(const mx_rotation *r, const mx_module *m, float *w);
+
+#endif
