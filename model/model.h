@@ -360,7 +360,9 @@ typedef struct mx_backend_ops {
      * the logprob of `token` (-1: of none) in *logprob: the bits that `sample` gives it. */
     mx_status (*top)(mx_backend *b, int wanted, int k, mx_alternative *out, int32_t token, float *logprob,
                      mx_error *error);
-    const float *(*logits)(mx_backend *b, int wanted); /* [vocab] in host memory, until the next call */
+    /* [vocab] in host memory, until the next call; where `draw` is NULL until the next step, and then any thread may
+     * call this. NULL: there are none. */
+    const float *(*logits)(mx_backend *b, int wanted);
 
     /* Running ahead, for a device that works while the host does something else; NULL, both: this backend does not.
      * Such a backend's `step` only queues the pass; what the batch points to is copied before it returns. The page_...

@@ -25,6 +25,7 @@ static const mx_command *const commands[] = {
     &mx_command_bench,
     &mx_command_compare,
     &mx_command_convert,
+    &mx_command_perplexity,
     NULL,
 };
 
