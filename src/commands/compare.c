@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include "commands/compare_measure.h"
-#include "commands/corpus.h"
 #include "commands/models.h"
+#include "commands/scoring.h"
 #include "commands/terminal.h"
 
 /* mxrun compare: several models side by side. */
@@ -17,34 +17,24 @@
 
 static struct {
     char **text;
-    char *labels, *protocol, *separator, *precision, *kv_type, *markdown, *csv, *json, *svg;
+    char *labels, *precision, *kv_type, *markdown, *csv, *json, *svg;
     int no_speed;
 } given;
 
-enum { WINDOW, STRIDE, TOKENS, ROUNDS, PROMPT, DECODE, THREADS, NUMBERS };
+enum { ROUNDS, PROMPT, DECODE, THREADS, NUMBERS };
 static mx_number numbers[NUMBERS];
 
-static const struct poptOption options[] = {
+static const struct poptOption compare_options[] = {
     {"text", 'f', POPT_ARG_ARGV, &given.text, 0, "What the models are to predict; may be repeated (- is stdin)",
      "FILE"},
     {"labels", 'l', POPT_ARG_STRING, &given.labels, 0, "Names for the models in table and charts, in their order",
      "A,B,..."},
-    {"protocol", '\0', POPT_ARG_STRING, &given.protocol, 0,
-     "What is scored, with which past: strided (default), llama.cpp, documents or harmony (see mxrun perplexity)",
-     "NAME"},
-    {"window", 'w', POPT_ARG_STRING, &numbers[WINDOW].text, 0,
-     "Tokens that are computed together (default 2048, or what the context allows; llama.cpp: 512)", "N"},
-    {"stride", 's', POPT_ARG_STRING, &numbers[STRIDE].text, 0,
-     "Tokens from the beginning of one window to that of the next (default: half of the window)", "N"},
-    {"separator", '\0', POPT_ARG_STRING, &given.separator, 0,
-     "Text between two documents of a file; \\n is a new line (default: a file is one document)", "TEXT"},
-    {"tokens", '\0', POPT_ARG_STRING, &numbers[TOKENS].text, 0, "Score only the first N tokens", "N"},
     {"no-speed", '\0', POPT_ARG_NONE, &given.no_speed, 0, "Measure no speed and no energy", NULL},
     {"rounds", 'r', POPT_ARG_STRING, &numbers[ROUNDS].text, 0,
      "How often each speed is measured, the models in turn; medians are shown (default 5)", "N"},
-    {"prompt", 'p', POPT_ARG_STRING, &numbers[PROMPT].text, 0,
+    {"prompt", '\0', POPT_ARG_STRING, &numbers[PROMPT].text, 0,
      "Tokens of the prompt whose speed is measured, 0: none (default 512)", "N"},
-    {"decode", 'n', POPT_ARG_STRING, &numbers[DECODE].text, 0,
+    {"decode", '\0', POPT_ARG_STRING, &numbers[DECODE].text, 0,
      "Tokens that are decoded one by one to measure that, 0: none (default 64)", "N"},
     {"threads", 't', POPT_ARG_STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)",
      "N"},
@@ -62,11 +52,15 @@ static const struct poptOption options[] = {
     POPT_TABLEEND,
 };
 
+static const struct poptOption options[] = {
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)compare_options, 0, "Options:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_scoring_options, 0,
+     "Perplexity (see mxrun perplexity --help):", NULL},
+    POPT_TABLEEND,
+};
+
 static void reset_options(void) {
     memset(&given, 0, sizeof given);
-    numbers[WINDOW] = (mx_number){"--window", NULL, 0, 2, 1 << 30, true, false};
-    numbers[STRIDE] = (mx_number){"--stride", NULL, 0, 1, 1 << 30, true, false};
-    numbers[TOKENS] = (mx_number){"--tokens", NULL, 0, 1, 1e15, true, false};
     numbers[ROUNDS] = (mx_number){"--rounds", NULL, 5, 1, 1000, true, false};
     numbers[PROMPT] = (mx_number){"--prompt", NULL, 512, 0, 1 << 24, true, false};
     numbers[DECODE] = (mx_number){"--decode", NULL, 64, 0, 100000, true, false};
@@ -187,26 +181,6 @@ typedef struct comparison {
     output output[OUTPUTS];
 } comparison;
 
-static bool check_protocol(const mx_command *self, mx_evaluate_options *o) {
-    if (given.protocol && !mx_protocol_parse(given.protocol, &o->protocol)) {
-        mx_command_usage(self, "--protocol %s: expected strided, llama.cpp, documents or harmony", given.protocol);
-        return false;
-    }
-    const bool documents = o->protocol == MX_PROTOCOL_DOCUMENTS || o->protocol == MX_PROTOCOL_HARMONY;
-    if (given.separator && (!*given.separator || !documents)) {
-        mx_command_usage(self, "--separator is a text, for --protocol documents or harmony");
-        return false;
-    }
-    if (o->protocol == MX_PROTOCOL_LLAMA_CPP && numbers[STRIDE].text) {
-        mx_command_usage(self, "--stride: the windows of protocol llama.cpp lie side by side");
-        return false;
-    }
-    o->window = (int64_t)numbers[WINDOW].value;
-    o->stride = (int64_t)numbers[STRIDE].value;
-    o->most_tokens = (int64_t)numbers[TOKENS].value;
-    return true;
-}
-
 static bool check_outputs(const mx_command *self, output *o) {
     int shown = 0;
     o[0] = (output){"--markdown", given.markdown, mx_compare_markdown, -1, false};
@@ -243,7 +217,7 @@ static bool check_options(const mx_command *self, const char *const *models, com
         mx_command_usage(self, "--prompt 0 and --decode 0 leave no speed to measure: say --no-speed");
         return false;
     }
-    return w->kv && check_protocol(self, &w->evaluate) && check_outputs(self, c->output);
+    return w->kv && mx_scoring_check(self, &w->evaluate) && check_outputs(self, c->output);
 }
 
 /* The last part of a path or of a name on the hub, without what slashes stand behind it. */
@@ -359,10 +333,7 @@ static mx_status work(const mx_command *self, comparison *c, const char *const *
     mx_status status = MX_OK;
     for (int i = 0; i < OUTPUTS && !status; i++) status = open_output(&c->output[i], error);
     if (!status && given.svg) status = make_folder(given.svg, error);
-    if (!status) {
-        status = mx_corpus_read((const char *const *)given.text, count_of((const char *const *)given.text),
-                                given.separator, w->evaluate.protocol == MX_PROTOCOL_HARMONY, &c->corpus, error);
-    }
+    if (!status) status = mx_corpus_read((const char *const *)given.text, w->evaluate.protocol, &c->corpus, error);
     if (!status && !set_text_names(c)) status = mx_out_of_memory(error);
     if (!status) status = resolve(self, c, models, error);
     if (status) return status;

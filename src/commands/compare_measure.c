@@ -9,6 +9,7 @@
 
 #include "base/cpu.h"
 #include "commands/bench_report.h"
+#include "commands/scoring.h"
 #include "commands/terminal.h"
 
 enum { BATCH = 512, ROOM_BEHIND = 2, SEED = 1 };
@@ -111,9 +112,10 @@ static mx_status open_engine(const mx_compare_work *w, const char *path, mx_mode
     mx_loading loading = {0};
     const mx_load_options load = {
         .threads = w->threads, .progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
-    const mx_engine_options options = {
+    mx_engine_options options = {
         .threads = w->threads, .kv_type = w->kv->type, .precision = w->precision, .stop = &mx_interrupted};
-    mx_status status = mx_model_open(path, &load, model, error);
+    mx_status status = mx_scoring_engine(path, &w->evaluate, &options, error);
+    if (!status) status = mx_model_open(path, &load, model, error);
     mx_loading_end(&loading);
     return status ? status : mx_engine_create(*model, &options, engine, error);
 }
@@ -131,6 +133,7 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
         mx_evaluate_options o = w->evaluate;
         if (!index && w->result->models > 1) o.save_base = b->file;
         if (b->there && !*m->apart) o.base = b->file;
+        o.model = m->label;
         o.progress = show;
         o.user = &s;
         o.stop = &mx_interrupted;

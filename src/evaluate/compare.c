@@ -265,9 +265,17 @@ static const mx_evaluation *any_evaluation(const mx_compare *c) {
 static void note_text(notes *n, const mx_compare *c) {
     const mx_evaluation *e = any_evaluation(c);
     char tokens[32];
+    char kept[120] = "";
     bool against = false;
-    for (int i = 0; i < c->models; i++) against |= c->model[i].evaluated && c->model[i].evaluation.has_base;
     if (!e) return;
+    for (int i = 0; i < c->models; i++) {
+        const mx_evaluation *one = &c->model[i].evaluation;
+        if (!c->model[i].evaluated || !one->has_base) continue;
+        against = true;
+        if (one->base_top)
+            snprintf(kept, sizeof kept, " (of the %d likeliest, all others together as one: a lower bound)",
+                     one->base_top);
+    }
     notef(n, "text: %s, %s tokens scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->protocol);
     note(n, "bits: of all tensors, for each weight; ±: standard error of the mean over tokens. All models see the same "
             "tokens, so their differences are surer than that");

@@ -1,4 +1,4 @@
-#include "commands/corpus.h"
+#include "commands/scoring.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,7 +6,75 @@
 
 #include "commands/common.h"
 
+enum {
+    WINDOW = 2048,
+    LLAMA_CPP_WINDOW = 512,
+    RUNNING = 32,      /* windows at once: enough rows for a step, and not more keys and values */
+    SCORED_ROWS = 256, /* of a step: half of it, as half of a window is scored */
+};
 static const size_t FILE_MOST = (size_t)16 << 30;
+
+/* ---- options ----------------------------------------------------------------------------------------------------- */
+
+static char *protocol, *separator;
+static mx_number window = {"--window", NULL, 0, 2, 1 << 30, true, false};
+static mx_number stride = {"--stride", NULL, 0, 1, 1 << 30, true, false};
+static mx_number most = {"--tokens", NULL, 0, 1, 1e15, true, false};
+
+const struct poptOption mx_scoring_options[] = {
+    {"protocol", 'p', POPT_ARG_STRING, &protocol, 0,
+     "What is scored, with which past: strided (default), llama.cpp, documents or harmony", "NAME"},
+    {"window", 'w', POPT_ARG_STRING, &window.text, 0,
+     "Tokens that are computed together (default 2048, or what the context allows; llama.cpp: 512)", "N"},
+    {"stride", 's', POPT_ARG_STRING, &stride.text, 0,
+     "Tokens from the beginning of one window to that of the next (default: half of the window)", "N"},
+    {"separator", '\0', POPT_ARG_STRING, &separator, 0,
+     "Text between two documents of a file; \\n is a new line (default: a file is one document)", "TEXT"},
+    {"tokens", 'n', POPT_ARG_STRING, &most.text, 0, "Score only the first N tokens", "N"},
+    POPT_TABLEEND,
+};
+
+bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out) {
+    mx_number *const numbers[] = {&window, &stride, &most};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!mx_number_check(command, numbers[i])) return false;
+    out->protocol = MX_PROTOCOL_STRIDED;
+    if (protocol && !mx_protocol_parse(protocol, &out->protocol)) {
+        mx_command_usage(command, "--protocol %s: expected strided, llama.cpp, documents or harmony", protocol);
+        return false;
+    }
+    if (separator &&
+        (!*separator || (out->protocol != MX_PROTOCOL_DOCUMENTS && out->protocol != MX_PROTOCOL_HARMONY))) {
+        mx_command_usage(command, "--separator is a text, for --protocol documents or harmony");
+        return false;
+    }
+    if (out->protocol == MX_PROTOCOL_LLAMA_CPP && stride.text) {
+        mx_command_usage(command, "--stride: the windows of protocol llama.cpp lie side by side");
+        return false;
+    }
+    out->window = (int64_t)window.value;
+    out->stride = (int64_t)stride.value;
+    out->most_tokens = (int64_t)most.value;
+    return true;
+}
+
+mx_status mx_scoring_engine(const char *path, const mx_evaluate_options *options, mx_engine_options *out,
+                            mx_error *error) {
+    mx_config config;
+    mx_status status = mx_config_read(path, &config, error);
+    if (status) return status;
+    int64_t context = options->window;
+    if (!context) context = options->protocol == MX_PROTOCOL_LLAMA_CPP ? LLAMA_CPP_WINDOW : WINDOW;
+    if (context > config.max_positions && !options->window) context = config.max_positions;
+    if (options->window == (int64_t)config.max_positions + 1) context--; /* the last token has no row */
+    out->context = context;
+    out->max_running = RUNNING;
+    out->scored_rows = SCORED_ROWS;
+    out->step_seconds = 1e6;
+    return MX_OK;
+}
+
+/* ---- texts ------------------------------------------------------------------------------------------------------- */
 
 void mx_corpus_free(mx_corpus *c) {
     for (int i = 0; i < c->file_count; i++) mx_bytes_free(&c->files[i]);
@@ -107,9 +175,11 @@ static bool unescape(const char *text, mx_bytes *out) {
     return true;
 }
 
-mx_status mx_corpus_read(const char *const *paths, int count, const char *separator, bool harmony, mx_corpus *out,
-                         mx_error *error) {
+mx_status mx_corpus_read(const char *const *paths, mx_protocol of, mx_corpus *out, mx_error *error) {
     mx_bytes between = {0};
+    const bool harmony = of == MX_PROTOCOL_HARMONY;
+    int count = 0;
+    while (paths[count]) count++;
     *out = (mx_corpus){0};
     out->files = calloc((size_t)count, sizeof *out->files);
     mx_status status = !out->files || (separator && !unescape(separator, &between)) ? mx_out_of_memory(error) : MX_OK;
