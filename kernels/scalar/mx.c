@@ -20,7 +20,7 @@
 #define E2M1(c) FLOAT(c, 2, 1, 0x1p-1f)
 #define E2M3(c) FLOAT(c, 2, 3, 0x1p-3f)
 #define E3M2(c) FLOAT(c, 3, 2, 0x1p-4f)
-#define E4M3(c) (((c) & 0x7f) == 0x7f ? NAN : FLOAT(c, 4, 3, 0x1p-9f))
+#define E4M3(c) (((c)&0x7f) == 0x7f ? NAN : FLOAT(c, 4, 3, 0x1p-9f))
 #define E5M2(c) (((c)&0x7c) != 0x7c ? FLOAT(c, 5, 2, 0x1p-16f) : (c)&3 ? NAN : FLOAT_SIGN(c, 5, 2) * INFINITY)
 
 #define VALUES_4(f, c)   f(c), f((c) + 1), f((c) + 2), f((c) + 3)
@@ -31,7 +31,7 @@
 static const float e2m1[16] = {VALUES_16(E2M1, 0)};
 static const float e2m3[64] = {VALUES_64(E2M3, 0)};
 static const float e3m2[64] = {VALUES_64(E3M2, 0)};
-static const float e4m3[256] = {VALUES_256(E4M3, 0)};
+const float mx_e4m3_values[256] = {VALUES_256(E4M3, 0)};
 static const float e5m2[256] = {VALUES_256(E5M2, 0)};
 
 int mx_element_bits(mx_format format) {
@@ -47,7 +47,7 @@ float mx_element_value(mx_format format, unsigned code) {
     case MX_E3M2:
         return e3m2[code & 63];
     case MX_E4M3:
-        return e4m3[code & 255];
+        return mx_e4m3_values[code & 255];
     case MX_E5M2:
         return e5m2[code & 255];
     case MX_INT8:
@@ -153,7 +153,7 @@ float mx_scale_value(mx_scale_type type, const uint8_t *at) {
     case MX_SCALE_E8M0:
         return *at == 255 ? NAN : (float)power_of_two(*at - 127);
     case MX_SCALE_E4M3:
-        return e4m3[*at];
+        return mx_e4m3_values[*at];
     case MX_SCALE_BF16:
         return mx_bf16_to_f32(mx_load_u16(at));
     default:
@@ -212,7 +212,7 @@ static void widen_elements(float out[32], mx_format format, const uint8_t *at) {
         for (int i = 0; i < 32; i++) out[i] = (float)(int8_t)at[i];
         break;
     default:
-        for (int i = 0; i < 32; i++) out[i] = (format == MX_E4M3 ? e4m3 : e5m2)[at[i]];
+        for (int i = 0; i < 32; i++) out[i] = (format == MX_E4M3 ? mx_e4m3_values : e5m2)[at[i]];
     }
 }
 

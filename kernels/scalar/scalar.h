@@ -14,6 +14,7 @@ extern const mx_product mx_scalar_product[3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF
 #define MX_SCALAR_BLOCK_PRODUCTS                                                                                       \
     [MX_E2M1] = MX_SCALAR_EVERY, [MX_E2M3] = MX_SCALAR_EVERY, [MX_E3M2] = MX_SCALAR_EVERY,                             \
     [MX_E4M3] = MX_SCALAR_EVERY, [MX_E5M2] = MX_SCALAR_EVERY, [MX_INT8] = MX_SCALAR_EVERY, [MX_INT4] = MX_SCALAR_EVERY
+extern const float mx_e4m3_values[256]; /* of codes */
 void mx_scalar_attention(const mx_attention *a);
 void mx_scalar_attention_segment(const mx_attention *a, int64_t segment);
 void mx_scalar_attention_join(const mx_attention *a);

@@ -54,6 +54,7 @@ static inline void mx_finish_gated(const mx_matmul *m, float *y, const float *su
 static inline void mx_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int64_t count, float *sum,
                                  const float *bias) {
     float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
+    for (int64_t i = 0; i < count && m->w.post; i++) sum[i] *= m->w.post[(n0 + i) * m->w.post_step];
     for (int64_t i = 0; i < count; i++) sum[i] += bias[i];
     if (m->epilogue == MX_SWIGLU) {
         memset(sum + count, 0, (size_t)(-count & 15) * sizeof *sum);

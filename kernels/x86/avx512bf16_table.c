@@ -6,6 +6,8 @@
 #include "kernels/x86/avx512bf16.h"
 
 #define AVX512(format, precision) [precision] = &mx_avx512_product[format][precision]
+#define ALL_AVX512(format)                                                                                             \
+    { AVX512(format, MX_X_FP32), AVX512(format, MX_X_BF16X2), AVX512(format, MX_X_BF16) }
 
 const mx_kernels mx_kernels_avx512bf16 = {
     .name = "avx512bf16",
@@ -21,7 +23,13 @@ const mx_kernels mx_kernels_avx512bf16 = {
             [MX_MXFP4_GGML] =
                 {AVX512(MX_MXFP4_GGML, MX_X_FP32), [MX_X_BF16X2] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16X2],
                  [MX_X_BF16] = &mx_avx512bf16_mxfp4_ggml[MX_X_BF16], [MX_X_INT8] = &mx_avx512vnni_int8_ggml},
-            MX_SCALAR_BLOCK_PRODUCTS,
+            [MX_E2M1] = ALL_AVX512(MX_E2M1),
+            [MX_E2M3] = ALL_AVX512(MX_E2M3),
+            [MX_E3M2] = ALL_AVX512(MX_E3M2),
+            [MX_E4M3] = ALL_AVX512(MX_E4M3),
+            [MX_E5M2] = ALL_AVX512(MX_E5M2),
+            [MX_INT8] = ALL_AVX512(MX_INT8),
+            [MX_INT4] = ALL_AVX512(MX_INT4),
         },
     .matmul_scratch = MX_AVX512_MATMUL_SCRATCH,
     MX_AVX512_BUT_PRODUCTS,

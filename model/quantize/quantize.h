@@ -86,7 +86,10 @@ typedef struct mx_quantize_job {
     mx_form form; /* of the result; not F32 or F16 */
     mx_quantize_recipe recipe;
     const mx_statistics *statistics; /* NULL: none */
-    bool allow_nonfinite; /* NaN becomes 0, infinity the largest, and they are counted; else they are refused */
+    const mx_matrix
+        *source;          /* MX_RULE_KEEP: the matrix as it lies, [rows, cols], where it has codes; NULL: it has none */
+    bool allow_nonfinite; /* NaN becomes 0, infinity the largest finite of its block, and they are counted; else they
+                             are refused */
     const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */
     /* Results, dense; NULL where the form has none. */
     uint8_t *data;   /* [rows, mx_columns_bytes(form.format, cols)] */
@@ -102,6 +105,7 @@ typedef struct mx_quantize_report {
     int64_t zero_blocks;
     int64_t nonfinite;
     bool lossless; /* every w' is w (-0 is 0) */
+    bool unseen;   /* statistics were asked for, but of no activation: the recipe did without them */
 } mx_quantize_report;
 
 /* MX_INVALID_ARGUMENT: cols is no multiple of the block; MX_INVALID_FILE: a number is NaN or infinite, named by row and

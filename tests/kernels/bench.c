@@ -13,6 +13,7 @@
 
 #include "base/arena.h"
 #include "base/cpu.h"
+#include "kernels/mx.h"
 #include "support.h"
 
 enum {
@@ -26,14 +27,13 @@ enum {
     CALL_PRODUCTS = 64 << 20, /* multiplications of one call with many rows: the outputs are cut, as in a step */
 };
 
-static const char *const format_names[] = {"f32", "f16", "bf16", "mxfp4", "q8_0", "mxfp4_ggml"};
 static const char *const precision_names[] = {"fp32", "bf16x2", "bf16", "int8"};
 
 typedef struct bench {
     char **words; /* all must occur in a line's name */
     int word_count;
     mx_arena arena;
-    uint8_t *weights, *scales; /* [WEIGHT_BYTES], [WEIGHT_BYTES / 16] */
+    uint8_t *weights, *scales; /* [WEIGHT_BYTES], [WEIGHT_BYTES / 8]: also zeros */
     float *x, *y;              /* [MAX_ROWS, MAX_COLS] or more */
     uint8_t *packed;
     float *scratch;
@@ -97,7 +97,7 @@ static bool wanted(const bench *b, const char *line) {
 }
 
 static void heading(const char *what) {
-    printf("\n%-52s %10s %11s %11s %8s\n", what, "us", "flops/cycle", "bytes/cycle", "GHz");
+    printf("\n%-60s %10s %11s %11s %8s\n", what, "us", "flops/cycle", "bytes/cycle", "GHz");
 }
 
 /* One line. `bytes`: what must be read and written; flops: 0 where they are not what it is about. */
@@ -105,7 +105,7 @@ static void measure(bench *b, const char *line, run_fn *run, void *arg, double f
     if (!wanted(b, line)) return;
     double before = clock_hz(), seconds = best_of(run, arg), after = clock_hz();
     double hz = before > after ? before : after, cycles = seconds * hz;
-    printf("%-52s %10.2f ", line, 1e6 * seconds);
+    printf("%-60s %10.2f ", line, 1e6 * seconds);
     if (flops > 0) {
         printf("%11.2f ", flops / cycles);
     } else {
@@ -128,8 +128,14 @@ static void fill(bench *b, int64_t floats) {
         uint32_t bits = (rng_bits(&r) & 0x80ff80ff) | 0x3c003c00;
         memcpy(b->weights + i, &bits, 4);
     }
-    for (int64_t i = 0; i < WEIGHT_BYTES / 16; i++) b->scales[i] = trained_scale(i);
+    for (int64_t i = 0; i < WEIGHT_BYTES / 8; i++) b->scales[i] = trained_scale(i);
     for (int64_t i = 0; i < floats; i++) b->x[i] = rng_uniform(&r, -1.25f, 1.25f);
+}
+
+/* For element codes; E8M0's go for MXFP4, too. */
+static void fill_scales(bench *b, mx_scale_type type) {
+    for (int64_t i = 0; i < WEIGHT_BYTES / 8; i++)
+        b->scales[i] = type == MX_SCALE_E4M3 ? 0x38 : type == MX_SCALE_BF16 ? 0x3c : trained_scale(i);
 }
 
 static void fill_ggml_scales(bench *b) {
@@ -143,14 +149,15 @@ typedef struct product_run {
     const bench *b;
     const mx_product *product;
     mx_matmul m;
-    int64_t at, call_bytes, call_scales; /* of weights and scales that one call reads */
+    int64_t at, call_bytes, call_scales, call_zeros; /* of what one call reads */
 } product_run;
 
 static void run_product(void *arg) {
     product_run *p = arg;
     int64_t calls = WEIGHT_BYTES / p->call_bytes, call = p->at++ % calls;
     p->m.w.data = p->b->weights + call * p->call_bytes;
-    if (p->m.w.format == MX_MXFP4) p->m.w.scales = p->b->scales + call * p->call_scales;
+    if (p->call_scales) p->m.w.scales = p->b->scales + call * p->call_scales;
+    if (p->call_zeros) p->m.w.zeros = (const int8_t *)p->b->scales + call * p->call_zeros;
     p->product->matmul(&p->m);
 }
 
@@ -159,21 +166,28 @@ typedef struct shape {
     int64_t n, cols;
     mx_epilogue epilogue;
     const char *name;
+    mx_blocks blocks;
 } shape;
 
 static void bench_product(bench *b, const mx_kernels *k, const shape *s, mx_precision precision, int64_t rows) {
-    bool mxfp4 = s->format == MX_MXFP4;
-    int64_t row = mx_columns_bytes(s->format, s->cols), scales = mxfp4 ? s->cols / 32 : 0;
+    static const float post = 0.75f;
+    const mx_matrix w = {.format = s->format,
+                         .cols = s->cols,
+                         .row_stride = mx_columns_bytes(s->format, s->cols),
+                         .scale_stride = s->format == MX_MXFP4 ? s->cols / 32 : mx_row_scale_bytes(&s->blocks, s->cols),
+                         .blocks = s->blocks,
+                         .zero_stride = mx_row_zero_bytes(&s->blocks, s->cols),
+                         .post = mx_is_block_format(s->format) ? &post : NULL};
     int64_t n = CALL_PRODUCTS / (s->cols * rows) / 96 * 96;
     n = n < 96 ? 96 : n > s->n ? s->n : n;
     char line[160], size[32];
     snprintf(size, sizeof size, "%lldx%lld", (long long)s->n, (long long)s->cols);
-    snprintf(line, sizeof line, "%-9s %-10s %-5s %-6s %-11s rows:%lld", s->name, k->name, format_names[s->format],
+    snprintf(line, sizeof line, "%-9s %-10s %-15s %-6s %-10s rows:%lld", s->name, k->name, matrix_name(&w),
              precision_names[precision], size, (long long)rows);
     if (!wanted(b, line)) return;
     product_run p = {.b = b,
                      .product = k->product[s->format][precision],
-                     .m = {.w = {s->format, n, s->cols, b->weights, row, mxfp4 ? b->scales : NULL, scales},
+                     .m = {.w = w,
                            .x = b->packed,
                            .rows = rows,
                            .n1 = n,
@@ -184,11 +198,15 @@ static void bench_product(bench *b, const mx_kernels *k, const shape *s, mx_prec
                            .y = b->y,
                            .y_stride = n,
                            .scratch = b->scratch},
-                     .call_bytes = n * row,
-                     .call_scales = n * scales};
+                     .call_bytes = n * w.row_stride,
+                     .call_scales = n * w.scale_stride,
+                     .call_zeros = n * w.zero_stride};
+    p.m.w.rows = n;
+    p.m.w.data = b->weights;
     p.m.x_stride = p.product->packed_bytes(s->cols);
     p.product->pack(b->packed, b->x, rows, s->cols);
-    measure(b, line, run_product, &p, 2.0 * (double)(n * s->cols * rows), (double)(n * (row + scales)));
+    measure(b, line, run_product, &p, 2.0 * (double)(n * s->cols * rows),
+            (double)(p.call_bytes + p.call_scales + p.call_zeros));
 }
 
 /* Whether a line before says the same: tiers and precisions often share a function. */
@@ -204,21 +222,33 @@ static bool seen(const mx_product *product, const mx_kernels *const *tiers, int 
 
 static void products(bench *b, const mx_kernels *const *tiers, int count) {
     static const shape shapes[] = {
-        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up"},
-        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down"},
-        {MX_BF16, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_BF16, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out"},
-        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o"},
-        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out"},
-        {MX_F16, 4096, HIDDEN, MX_STORE, "q"},
-        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down"}, /* the last: its scales are poor weights for others */
+        {MX_MXFP4, 5760, HIDDEN, MX_SWIGLU, "gate_up", {0}},
+        {MX_MXFP4, 2880, HIDDEN, MX_SCALE, "down", {0}},
+        {MX_BF16, 4096, HIDDEN, MX_STORE, "q", {0}},
+        {MX_BF16, HIDDEN, 4096, MX_ADD, "o", {0}},
+        {MX_BF16, VOCABULARY, HIDDEN, MX_STORE, "out", {0}},
+        {MX_Q8_0, 4096, HIDDEN, MX_STORE, "q", {0}},
+        {MX_Q8_0, HIDDEN, 4096, MX_ADD, "o", {0}},
+        {MX_Q8_0, VOCABULARY, HIDDEN, MX_STORE, "out", {0}},
+        {MX_F16, 4096, HIDDEN, MX_STORE, "q", {0}},
+        {MX_MXFP4, HIDDEN, 4096, MX_ADD, "o", {0}},
+        {MX_E2M1, HIDDEN, 4096, MX_ADD, "o", {16, MX_SCALE_E4M3, false, false}},
+        {MX_E2M1, HIDDEN, 4096, MX_ADD, "o", {64, MX_SCALE_E8M0, false, false}},
+        {MX_E2M3, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, false, false}},
+        {MX_E4M3, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, false, false}},
+        {MX_E4M3, HIDDEN, 4096, MX_ADD, "o", {0, MX_SCALE_NONE, false, false}},
+        {MX_E5M2, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, false, false}},
+        {MX_INT8, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_BF16, false, false}},
+        {MX_INT8, HIDDEN, 4096, MX_ADD, "o", {128, MX_SCALE_BF16, false, true}},
+        {MX_INT4, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_BF16, false, false}},
+        {MX_INT4, HIDDEN, 4096, MX_ADD, "o", {128, MX_SCALE_BF16, false, true}},
+        {MX_MXFP4_GGML, 2880, HIDDEN, MX_SCALE, "down", {0}}, /* the last: its scales are poor weights for others */
     };
     static const int64_t rows[] = {1, 2, 4, 8, 16, 64, 256};
     heading("products");
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         if (shapes[s].format == MX_MXFP4_GGML) fill_ggml_scales(b);
+        fill_scales(b, shapes[s].blocks.scale);
         for (int tier = 0; tier < count; tier++) {
             for (int precision = 0; precision < MX_PRECISIONS; precision++) {
                 const mx_product *product = tiers[tier]->product[shapes[s].format][precision];
@@ -261,7 +291,7 @@ static void bench_attention(bench *b, const mx_kernels *k, mx_format kv, int64_t
         keys += (double)(window && window <= position ? window : position + 1);
     }
     snprintf(line, sizeof line, "%-9s %-10s %-5s depth:%-6lld window:%-4lld rows:%lld", "attention", k->name,
-             format_names[kv], (long long)depth, (long long)window, (long long)rows);
+             matrix_name(&(mx_matrix){.format = kv}), (long long)depth, (long long)window, (long long)rows);
     attention_run p = {.k = k,
                        .a = {.kv = kv,
                              .head_dim = HEAD_DIM,
@@ -377,7 +407,7 @@ static void bench_pack(bench *b, const mx_kernels *k, mx_format format, int prec
     for (int f = 0; f < (int)format; f++) {
         if (k->product[f][precision] && k->product[f][precision]->pack == product->pack) return;
     }
-    snprintf(what, sizeof what, "%s %s", format_names[format], precision_names[precision]);
+    snprintf(what, sizeof what, "%s %s", matrix_name(&(mx_matrix){.format = format}), precision_names[precision]);
     bench_small(b, k, "pack", what, run_pack, (small_run){.product = product, .n = HIDDEN},
                 4.0 + (double)product->packed_bytes(HIDDEN) / HIDDEN);
 }
@@ -396,8 +426,9 @@ static void elementwise(bench *b, const mx_kernels *const *tiers, int count) {
         for (int f = MX_F32; f <= MX_BF16; f++) {
             double size = f == MX_F32 ? 4 : 2;
             small_run p = {.n = HIDDEN, .format = (mx_format)f}, one = {.n = HEAD_DIM, .format = (mx_format)f};
-            bench_small(b, k, "widen", format_names[f], run_widen, p, 4 + size);
-            bench_small(b, k, "kv_write", format_names[f], run_kv_write, one, 8 + 2 * size);
+            bench_small(b, k, "widen", matrix_name(&(mx_matrix){.format = (mx_format)f}), run_widen, p, 4 + size);
+            bench_small(b, k, "kv_write", matrix_name(&(mx_matrix){.format = (mx_format)f}), run_kv_write, one,
+                        8 + 2 * size);
         }
         for (int f = 0; f < MX_FORMATS; f++) {
             for (int precision = 0; precision < MX_PRECISIONS; precision++) bench_pack(b, k, (mx_format)f, precision);
@@ -424,12 +455,12 @@ bool bench_run(char **words, int word_count) {
     const int64_t floats = (int64_t)MAX_ROWS * MAX_COLS;
     size_t scratch = (size_t)most_scratch(tiers, count) * sizeof(float), values = (size_t)floats * sizeof(float);
     mx_error error = {0};
-    if (mx_arena_create(WEIGHT_BYTES + WEIGHT_BYTES / 16 + 4 * values + scratch + 4096, &b.arena, &error)) {
+    if (mx_arena_create(WEIGHT_BYTES + WEIGHT_BYTES / 8 + 4 * values + scratch + 4096, &b.arena, &error)) {
         fprintf(stderr, "checkasm: %s\n", error.text);
         return false;
     }
     b.weights = mx_arena_take(&b.arena, WEIGHT_BYTES);
-    b.scales = mx_arena_take(&b.arena, WEIGHT_BYTES / 16);
+    b.scales = mx_arena_take(&b.arena, WEIGHT_BYTES / 8);
     b.x = mx_arena_take(&b.arena, values);
     b.y = mx_arena_take(&b.arena, 2 * values); /* a call's outputs: at most CALL_PRODUCTS / HIDDEN, or a few rows */
     b.packed = mx_arena_take(&b.arena, values);
