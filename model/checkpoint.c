@@ -15,6 +15,7 @@
 #include "model/gguf_layout.h"
 #include "model/load.h"
 #include "model/metal.h"
+#include "model/quantized.h"
 #include "model/show.h"
 
 /* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
@@ -251,6 +252,8 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
     default:
         status = open_folder(ck, place->path, error);
         if (!status && form != MX_EXPERTS_STORED) status = mx_experts16_read(ck, form, error);
+        if (!status && (form == MX_EXPERTS_IN_PLACE || form == MX_EXPERTS_MXFP4))
+            status = mx_quantized_experts_read(ck, error);
         break;
     }
     return status ? status : sort(ck, error);

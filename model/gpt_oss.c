@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/mx.h"
 #include "model/cpu_backend.h"
 
 enum {
@@ -212,8 +213,11 @@ static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
     int hidden = w->config.hidden, half = w->config.head_dim / 2;
     for (int64_t t = begin; t < end; t++) {
         const mx_row *row = &step->batch->row[t];
-        b->kernels->widen(b->s.x + t * hidden, w->embedding.data + row->token * w->embedding.row_stride,
-                          w->embedding.format, hidden);
+        if (mx_is_block_format(w->embedding.format) || mx_is_mxfp4(w->embedding.format))
+            mx_matrix_widen_row(b->s.x + t * hidden, &w->embedding, row->token);
+        else
+            b->kernels->widen(b->s.x + t * hidden, w->embedding.data + row->token * w->embedding.row_stride,
+                              w->embedding.format, hidden);
         for (int i = 0; i < half; i++) { /* angles in fp64 */
             double angle = row->position * b->inv_freq[i];
             b->s.cos[t * half + i] = (float)(cos(angle) * b->concentration);

@@ -38,6 +38,7 @@ typedef struct mx_config {
      */
     float temperature, top_p;
     int sample_top_k;
+    bool activations_quantized; /* the file wants activations (or keys and values) quantised, which is not done */
 } mx_config;
 
 /* How a model lies on the disk. */
@@ -115,7 +116,9 @@ typedef enum mx_expert_form {
     MX_EXPERTS_MXFP4,    /* BF16 is rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
     MX_EXPERTS_IN_PLACE, /* as KEPT, but GGUF's stay as they are, for which there are kernels: mlp.experts.gate_proj,
                             up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
-                            gate_proj_bias, up_proj_bias, down_proj_bias */
+                            gate_proj_bias, up_proj_bias, down_proj_bias. Of Hugging Face's those that lie in a module
+                            each are put together under these names, too, with all tensors of quantised ones
+                            (docs/quantized.md; so with MXFP4). */
     MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
                             [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
@@ -149,6 +152,13 @@ uint64_t mx_checkpoint_cached(const mx_checkpoint *ck);                /* bytes 
  * memory holds stays small. Any thread, at any time. */
 void mx_checkpoint_forget(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
+/* Weights that a tensor holds: its elements, more where several are packed into one; 0 for scales, zeros and the like.
+ */
+double mx_tensor_weights(const mx_tensor *t);
+/* The format of a module's elements (docs/quantized.md); MX_BF16 where it is not there, or of no known one. */
+mx_format mx_checkpoint_format(const mx_checkpoint *ck, const char *module);
+/* The first tensor of quantised weights other than gpt-oss's own MXFP4 experts and GGUF's; NULL: there is none. */
+const mx_tensor *mx_checkpoint_quantized(const mx_checkpoint *ck);
 
 /* ---- weights: the checkpoint's tensors by their role, every shape and dtype checked -------------------------------
  */
@@ -193,6 +203,10 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
 mx_status mx_weights_from(const char *name, const mx_config *config, mx_checkpoint *checkpoint, mx_pool *pool,
                           mx_weights **out, mx_error *error);
 void mx_weights_close(mx_weights *w);
+
+/* What people call a matrix's format: "NVFP4", "MXFP8 E4M3", "INT4 of 64 asymmetric", "BF16". */
+enum { MX_WEIGHT_NAME = 32 };
+void mx_weight_name(char out[MX_WEIGHT_NAME], const mx_matrix *w);
 
 /* A hash, in letters, of the configuration, of every tensor's name, type and shape, and of all bytes of its content.
  * That reads them all: about 10 GB a second and core, where they are in memory. The same for any number of threads. */
