@@ -220,12 +220,12 @@ static bool check_options(const mx_command *self, const char *const *models, com
     return w->kv && mx_scoring_check(self, &w->evaluate) && check_outputs(self, c->output);
 }
 
-/* The last part of a path or of a name on the hub, without what slashes stand behind it. */
-static void short_name(const char *model, char out[200]) {
+/* The last `parts` parts of a path or of a name on the hub, without what slashes stand behind them. */
+static void short_name(const char *model, int parts, char out[200]) {
     size_t size = strlen(model);
     while (size > 1 && model[size - 1] == '/') size--;
     size_t from = size;
-    while (from && model[from - 1] != '/') from--;
+    for (; from && (model[from - 1] != '/' || parts > 1); from--) parts -= model[from - 1] == '/';
     snprintf(out, 200, "%.*s", (int)(size - from), model + from);
 }
 
@@ -240,10 +240,10 @@ static bool set_labels(const mx_command *self, comparison *c, const char *const 
     const char *at = given.labels;
     for (int i = 0; i < c->result.models; i++) {
         if (!given.labels) {
-            short_name(models[i], c->label[i]);
-            if (is_taken(c, i)) snprintf(c->label[i], sizeof c->label[i], "%.190s", models[i]);
             char name[200];
-            memcpy(name, c->label[i], sizeof name);
+            short_name(models[i], 1, name);
+            memcpy(c->label[i], name, sizeof name);
+            if (is_taken(c, i)) short_name(models[i], 2, c->label[i]); /* A/mxfp4 beside B/mxfp4 */
             for (int k = 2; is_taken(c, i); k++) snprintf(c->label[i], sizeof c->label[i], "%.180s (%d)", name, k);
             continue;
         }
@@ -263,7 +263,7 @@ static bool set_text_names(comparison *c) {
     bool ok = true;
     for (int i = 0; given.text[i] && ok; i++) {
         char name[200];
-        short_name(given.text[i], name);
+        short_name(given.text[i], 1, name);
         ok = mx_bytes_addf(&c->text, "%s%s", i ? ", " : "", strcmp(name, "-") ? name : "stdin");
     }
     c->result.text = c->text.data;

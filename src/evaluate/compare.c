@@ -264,8 +264,7 @@ static const mx_evaluation *any_evaluation(const mx_compare *c) {
 
 static void note_text(notes *n, const mx_compare *c) {
     const mx_evaluation *e = any_evaluation(c);
-    char tokens[32];
-    char kept[120] = "";
+    char tokens[32], kept[120] = "";
     bool against = false;
     if (!e) return;
     for (int i = 0; i < c->models; i++) {
@@ -273,7 +272,7 @@ static void note_text(notes *n, const mx_compare *c) {
         if (!c->model[i].evaluated || !one->has_base) continue;
         against = true;
         if (one->base_top)
-            snprintf(kept, sizeof kept, " (of the %d likeliest, all others together as one: a lower bound)",
+            snprintf(kept, sizeof kept, " (its %d likeliest tokens one by one, all others together: a lower bound)",
                      one->base_top);
     }
     notef(n, "text: %s, %s tokens scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->protocol);
@@ -281,9 +280,9 @@ static void note_text(notes *n, const mx_compare *c) {
             "tokens, so their differences are surer than that");
     if (!against) return;
     notef(n,
-          "KL: divergence of %s's distribution from the model's, mean of nats a token; top-1: tokens of which both "
+          "KL: divergence of %s's distribution from the model's, mean of nats a token%s; top-1: tokens of which both "
           "say the same is likeliest",
-          c->model[0].label);
+          c->model[0].label, kept);
 }
 
 static void note_energy(notes *n, const mx_compare *c) {
