@@ -50,7 +50,7 @@ static bool bar(mx_bytes *out, const mx_chart_bars *c, const mx_chart_axis *x, c
     const int series = series_of(c);
     bool ok = mx_chart_text(out, "strong", "end", x->from - 10,
                             top + (series * (BAR + BETWEEN) - BETWEEN) / 2.0 + MX_CHART_TEXT * 0.36, MX_CHART_TEXT,
-                            (x->from - 10 - MX_CHART_EDGE) / BOLD, b->label);
+                            (x->from - 10 - MX_CHART_EDGE) / BOLD + 0.5, b->label);
     for (int s = 0; s < series && ok; s++) {
         const double y = top + s * (BAR + BETWEEN);
         if (!(b->value[s] > 0)) {
