@@ -132,8 +132,15 @@ static void place(scene *s, int index) {
 
 static void place_all(scene *s) {
     enum { PASSES = 8 };
-    for (int pass = 0; pass < PASSES; pass++)
-        for (int i = 0; i < s->points; i++) place(s, i);
+    bool moved = true;
+    for (int pass = 0; pass < PASSES && moved; pass++) {
+        moved = false;
+        for (int i = 0; i < s->points; i++) {
+            const box before = s->at[i].label;
+            place(s, i);
+            moved |= before.x0 != s->at[i].label.x0 || before.y0 != s->at[i].label.y0;
+        }
+    }
 }
 
 /* ---- drawing ----------------------------------------------------------------------------------------------------- */

@@ -387,7 +387,7 @@ static int boxes_of(const mx_bytes *svg, const char *prefix, box *out, int most)
 static void twelve_labels_do_not_overlap(void **state) {
     (void)state;
     static const double x[] = {16, 8.61, 8.4, 8.51, 6.66, 4.75, 4.75, 4.75, 4.75, 5, 5, 4.66};
-    enum { POINTS = 12, SETS = 20 };
+    enum { POINTS = 12, SETS = 8 };
     uint32_t random = 1;
     for (int set = 0; set < SETS; set++) {
         mx_chart_point point[POINTS];
@@ -428,7 +428,7 @@ static void odd_numbers_make_charts_too(void **state) {
     for (int kind = 0; kind < 4; kind++) {
         mx_compare c = results();
         c.model = many;
-        c.models = kind == 0 ? 1 : MX_COMPARE_MOST;
+        c.models = kind == 0 ? 1 : kind == 1 ? MX_COMPARE_MOST : 20;
         for (int i = 0; i < c.models; i++) {
             many[i] = i ? small_model : base_model;
             if (kind != 2) continue;
