@@ -136,7 +136,7 @@ static void compare(void *arg, int64_t begin, int64_t end, int thread) {
             for (int64_t n = 0; n < rows; n++)
                 mx_code_row(&w->candidate[k], x + n * job->cols, w->weight, job->cols, data, scales, NULL, &post,
                             &sums);
-            w->chunk[i].objective[k] = sum(sums.objective);
+            w->chunk[i].objective[k] = sum(w->weight ? sums.objective : sums.error);
         }
     }
 }

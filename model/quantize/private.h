@@ -9,7 +9,7 @@ enum { MX_LANES = 16 }; /* sums are kept in as many parts, so that every instruc
 
 typedef struct mx_row_sums {
     double square[MX_LANES], error[MX_LANES]; /* of x^2, (x - x')^2 */
-    double objective[MX_LANES];               /* error with the columns' weights; error where they have none */
+    double objective[MX_LANES];               /* error with the columns' weights; 0 where they have none */
     double largest;                           /* of |x - x'| */
     int64_t saturated, zero_blocks;
     bool lossy;

@@ -1,9 +1,9 @@
-/* A row of numbers into codes. Written for compilers to make vectors of, and compiled for the instruction sets that
- * there are; sums are taken in MX_LANES parts, products and sums are rounded apart (-ffp-contract=off), so that every
- * one of them gives the same bits.
+/* A row of numbers into codes, in vectors of 16 that compilers cut to what a processor has, and compiled for each of
+ * them. Sums are taken in as many parts; products and sums are rounded apart (-ffp-contract=off): every processor gives
+ * the same bits.
  *
- * A block's numbers are multiplied by the power of two that makes its largest at least 1 and less than 2^(emax + 1)
- * (block_unit), which is exact and keeps squares in range; below, `a` are magnitudes in such units. */
+ * A block's numbers are multiplied by the power of two that makes its largest at least 1 and less than 2^(emax + 1),
+ * which is exact and keeps squares in range; below, `a` are magnitudes in such units, and 2^unit is their unit. */
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -12,9 +12,20 @@
 #include "base/cpu.h"
 #include "model/quantize/private.h"
 
+/* Everything that takes or returns vectors is inlined: there is no ABI of theirs. */
+#pragma GCC diagnostic ignored "-Wpsabi"
 #define INLINE static inline __attribute__((always_inline))
 
-enum { WIDEST = 128 }; /* columns of a block */
+enum { W = MX_LANES, WIDEST = 128 /* columns of a block */, MOST = WIDEST / W };
+
+typedef float V __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef double D __attribute__((vector_size(8 * W)));
+typedef uint8_t B __attribute__((vector_size(W)));
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef int32_t I4 __attribute__((vector_size(16)));
 
 /* Element codes that are floats: mantissa bits, the least normal number, the largest, its exponent, bits in all. */
 typedef struct element {
@@ -32,7 +43,7 @@ typedef struct element {
         3, 0x1p-6f, 448.0f, 8, 8                                                                                       \
     }
 
-static element element_of(mx_format format) {
+INLINE element element_of(mx_format format) {
     switch (format) {
     case MX_E2M3:
         return (element){3, 1.0f, 7.5f, 2, 6};
@@ -72,49 +83,102 @@ INLINE double wide_power(int e) {
     return v;
 }
 
+INLINE int exponent_of(float x) { /* floor(log2 x), x > 0 */
+    const int e = (int)(bits_of_float(x) >> 23);
+    return e ? e - 127 : (int)(31 - __builtin_clz(bits_of_float(x))) - 149;
+}
+
 /* The element nearest to q >= 0, ties to the even code, at most the largest. Adding a number whose last bit is worth
  * what the element's last bit is worth rounds so. */
-INLINE float nearest(float q, const element f) {
+INLINE float nearest_one(float q, const element f) {
     const float base = q > f.normal ? q : f.normal;
     const float magic = float_of_bits((bits_of_float(base) & 0x7F800000) + ((uint32_t)(23 - f.mantissa) << 23));
     const float v = (q + magic) - magic;
     return v < f.largest ? v : f.largest;
 }
 
-/* The code, without sign, of an element v >= 0. */
-INLINE uint32_t code_of(float v, const element f) {
-    const bool below = v < f.normal;
-    const float t = v + (below ? f.normal : 0.0f);
-    return ((bits_of_float(t) - bits_of_float(f.normal)) >> (23 - f.mantissa)) + (below ? 0u : 1u << f.mantissa);
-}
-
+/* E4M3's value of a code 0 .. 126, and the code of x > 0: never 0, for a block that is not zeros. */
 INLINE float value_of_e4m3(int code) {
     return code < 8 ? (float)code * 0x1p-9f : float_of_bits((uint32_t)(code + (120 << 3)) << 20);
 }
 
-/* Of x > 0; never 0, for a block that is not zeros. */
 INLINE int e4m3_of(float x) {
-    const int code = (int)code_of(nearest(x < 1000.0f ? x : 1000.0f, E4M3), E4M3);
+    const float v = nearest_one(x < 1000.0f ? x : 1000.0f, E4M3);
+    const int code = v < 0x1p-6f ? (int)(v * 0x1p9f) : (int)(bits_of_float(v) >> 20) - (120 << 3);
     return code ? code : 1;
 }
 
-/* ---- blocks of floats -------------------------------------------------------------------------------------------- */
+/* ---- vectors ----------------------------------------------------------------------------------------------------- */
+
+INLINE V load(const float *p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE V all(float x) {
+    return x - (V){0};
+}
+
+INLINE V pick(I mask, V yes, V no) {
+    return (V)((mask & (I)yes) | (~mask & (I)no));
+}
+
+INLINE V magnitude(V x) {
+    return (V)((I)x & 0x7FFFFFFF);
+}
+
+INLINE V greater(V a, V b) { /* of numbers that are not negative */
+    return pick((I)a > (I)b, a, b);
+}
+
+INLINE V nearest(V q, const element f) {
+    const V base = greater(q, all(f.normal));
+    const V magic = (V)(((I)base & 0x7F800000) + ((23 - f.mantissa) << 23));
+    const V v = (q + magic) - magic;
+    return pick(v < all(f.largest), v, all(f.largest));
+}
+
+/* The codes of elements v >= 0, with x's signs. */
+INLINE B codes_of(V v, V x, const element f) {
+    const I below = v < all(f.normal);
+    const V t = v + (V)(below & (I)all(f.normal));
+    const I code = (((I)t - (I)all(f.normal)) >> (23 - f.mantissa)) + (~below & (1 << f.mantissa));
+    return __builtin_convertvector(code | (((I)x >> 31) & (1 << (f.bits - 1))), B);
+}
+
+INLINE float sum_of(V v) {
+    const V8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    const V4 q = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+INLINE float largest_in(V v) { /* none is negative */
+    const I8 a = (I8)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+             b = (I8)__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), more = a > b,
+             half = (more & a) | (~more & b);
+    const I4 c = __builtin_shufflevector(half, half, 0, 1, 2, 3), d = __builtin_shufflevector(half, half, 4, 5, 6, 7),
+             most = c > d, q = (most & c) | (~most & d);
+    const int32_t left = q[0] > q[2] ? q[0] : q[2], right = q[1] > q[3] ? q[1] : q[3];
+    return float_of_bits((uint32_t)(left > right ? left : right));
+}
 
 INLINE float largest_of(const float *x, int n) {
-    int32_t most = 0;
-    for (int i = 0; i < n; i++) {
-        const int32_t bits = (int32_t)(bits_of_float(x[i]) & 0x7FFFFFFF);
-        most = bits > most ? bits : most;
-    }
-    return float_of_bits((uint32_t)most);
+    V most = magnitude(load(x));
+    for (int i = W; i < n; i += W) most = greater(magnitude(load(x + i)), most);
+    return largest_in(most);
 }
 
-INLINE float sum_lanes(const float lane[MX_LANES]) {
-    float half[8], quarter[4];
-    for (int j = 0; j < 8; j++) half[j] = lane[j] + lane[j + 8];
-    for (int j = 0; j < 4; j++) quarter[j] = half[j] + half[j + 4];
-    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
-}
+/* What is counted of a row, while it is coded. */
+typedef struct tally {
+    D square, error, objective;
+    double largest;
+    int64_t saturated, zero_blocks;
+    bool lossy;
+} tally;
+
+/* ---- blocks of floats -------------------------------------------------------------------------------------------- */
 
 /* How a block's elements are scaled, in its units. */
 typedef struct scaling {
@@ -123,15 +187,22 @@ typedef struct scaling {
     float post;
 } scaling;
 
-INLINE float block_error(const float *a, const float *w, int n, const element f, const scaling s, bool divide) {
-    float lane[MX_LANES] = {0};
-    for (int i = 0; i < n; i += MX_LANES)
-        for (int j = 0; j < MX_LANES; j++) {
-            const float q = divide ? a[i + j] / s.per : a[i + j] * s.per;
-            const float d = a[i + j] - nearest(q, f) * s.scale * s.post;
-            lane[j] += w ? w[i + j] * (d * d) : d * d;
-        }
-    return sum_lanes(lane);
+INLINE float block_error(const V *a, const float *w, int n, const element f, const scaling s, bool divide) {
+    V sum = {0};
+    for (int i = 0; i < n / W; i++) {
+        const V v = nearest(divide ? a[i] / s.per : a[i] * s.per, f), d = a[i] - v * s.scale * s.post;
+        sum += w ? load(w + W * i) * (d * d) : d * d;
+    }
+    return sum_of(sum);
+}
+
+/* 8 bytes of 4 bits to 4 bytes. */
+INLINE uint32_t nibbles(const uint8_t *code) {
+    uint64_t x;
+    memcpy(&x, code, 8);
+    x = (x | x >> 4) & 0x00FF00FF00FF00FF;
+    x = (x | x >> 8) & 0x0000FFFF0000FFFF;
+    return (uint32_t)(x | x >> 16);
 }
 
 /* One code of `bits` bits after the other; n a multiple of 16. */
@@ -139,7 +210,10 @@ INLINE void pack(uint8_t *out, const uint8_t *code, int n, int bits) {
     if (bits == 8) {
         memcpy(out, code, (size_t)n);
     } else if (bits == 4) {
-        for (int i = 0; i < n / 2; i++) out[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
+        for (int i = 0; i < n / 8; i++) {
+            const uint32_t eight = nibbles(code + 8 * i);
+            memcpy(out + 4 * i, &eight, 4);
+        }
     } else {
         for (int i = 0; i < n / 4; i++) {
             const uint32_t four = (uint32_t)(code[4 * i] | code[4 * i + 1] << 6 | code[4 * i + 2] << 12) |
@@ -151,41 +225,33 @@ INLINE void pack(uint8_t *out, const uint8_t *code, int n, int bits) {
     }
 }
 
-/* Codes of a block and what is lost. `unit`: exponent of the units. */
-INLINE void code_block(uint8_t *code, const float *x, const float *a, const float *w, int n, const element f,
-                       const scaling s, bool divide, int unit, mx_row_sums *sums) {
-    float square[MX_LANES] = {0}, error[MX_LANES] = {0}, objective[MX_LANES] = {0};
-    float most[MX_LANES] = {0};
-    int32_t beyond[MX_LANES] = {0};
-    for (int i = 0; i < n; i += MX_LANES)
-        for (int j = 0; j < MX_LANES; j++) {
-            const float q = divide ? a[i + j] / s.per : a[i + j] * s.per, v = nearest(q, f);
-            const float d = fabsf(a[i + j] - v * s.scale * s.post);
-            square[j] += a[i + j] * a[i + j];
-            error[j] += d * d;
-            if (w) objective[j] += w[i + j] * (d * d);
-            most[j] = d > most[j] ? d : most[j];
-            beyond[j] += q > f.largest;
-            code[i + j] = (uint8_t)(code_of(v, f) | bits_of_float(x[i + j]) >> 31 << (f.bits - 1));
-        }
-    const double squared = wide_power(2 * unit);
-    float largest = 0;
-    for (int j = 0; j < MX_LANES; j++) {
-        sums->square[j] += squared * (double)square[j];
-        sums->error[j] += squared * (double)error[j];
-        sums->objective[j] += squared * (double)(w ? objective[j] : error[j]);
-        sums->saturated += beyond[j];
-        largest = most[j] > largest ? most[j] : largest;
+/* Codes of a block and what is lost. */
+INLINE void code_block(uint8_t *code, const float *x, const V *a, const float *w, int n, const element f,
+                       const scaling s, bool divide, int unit, tally *t) {
+    V square = {0}, error = {0}, objective = {0}, most = {0};
+    I beyond = {0};
+    for (int i = 0; i < n / W; i++) {
+        const V q = divide ? a[i] / s.per : a[i] * s.per, v = nearest(q, f);
+        const V d = magnitude(a[i] - v * s.scale * s.post), lost = d * d;
+        const B codes = codes_of(v, load(x + W * i), f);
+        memcpy(code + W * i, &codes, W);
+        square += a[i] * a[i];
+        error += lost;
+        if (w) objective += load(w + W * i) * lost;
+        most = greater(d, most);
+        beyond += q > all(f.largest);
     }
-    sums->largest = fmax(sums->largest, (double)largest * wide_power(unit));
-    sums->lossy |= largest > 0;
-    /* Units may have lost what is far below the largest: a number that is not 0 then, but codes as 0. */
-    for (int i = 0; unit > 0 && i < n; i++) sums->lossy |= a[i] <= 0 && fabsf(x[i]) > 0;
-}
-
-INLINE int exponent_of(float x) { /* floor(log2 x), x > 0 */
-    const int e = (int)(bits_of_float(x) >> 23);
-    return e ? e - 127 : (int)(31 - __builtin_clz(bits_of_float(x))) - 149;
+    const double squared = wide_power(2 * unit);
+    t->square += squared * __builtin_convertvector(square, D);
+    t->error += squared * __builtin_convertvector(error, D);
+    if (w) t->objective += squared * __builtin_convertvector(objective, D);
+    int32_t count = 0;
+    for (int i = 0; i < W; i++) count -= beyond[i];
+    t->saturated += count;
+    const double largest = (double)largest_in(most) * wide_power(unit);
+    t->largest = largest > t->largest ? largest : t->largest;
+    /* Units may lose what is far below the largest: a number that is not 0, but codes as 0. */
+    for (int i = 0; unit > 0 && i < n; i++) t->lossy |= a[i / W][i % W] <= 0 && fabsf(x[i]) > 0;
 }
 
 /* Would q round beyond the largest element, had the code more exponents? In the middle to the even one, which is the
@@ -195,11 +261,11 @@ INLINE bool overflows(float q, const element f) {
     return f.mantissa == 3 && f.emax == 8 ? q > middle : q >= middle;
 }
 
-INLINE void to_units(float *a, const float *x, int n, int unit) {
+INLINE void to_units(V *a, const float *x, int n, int unit) {
     /* In two steps where one number cannot say the power. */
-    const int half = unit < -120 ? -120 : unit;
-    const float first = power(-half), second = power(half - unit);
-    for (int i = 0; i < n; i++) a[i] = fabsf(x[i]) * first * second;
+    const int most = unit < -120 ? -120 : unit;
+    const float first = power(-most), second = power(most - unit);
+    for (int i = 0; i < n / W; i++) a[i] = magnitude(load(x + W * i)) * first * second;
 }
 
 /* ---- E8M0 -------------------------------------------------------------------------------------------------------- */
@@ -207,13 +273,13 @@ INLINE void to_units(float *a, const float *x, int n, int unit) {
 /* May the scale be 2^e? Not where the largest would become infinite. */
 INLINE bool is_finite(float largest, int e, const element f, int unit) {
     if (e < -127 || e > 127) return false;
-    const float v = nearest(largest * power(unit - e < 126 ? unit - e : 126), f);
-    return (double)v * wide_power(e) <= (double)FLT_MAX;
+    if (e + f.emax < 120) return true;
+    return (double)nearest_one(largest * power(unit - e), f) * wide_power(e) <= (double)FLT_MAX;
 }
 
 /* Chooses the exponent of a block's scale; `a` are its numbers over 2^unit, unit being OCP's exponent. */
-INLINE int choose_e8m0(const float *a, const float *w, int n, const element f, int unit, mx_scale_rule rule) {
-    const float largest = largest_of(a, n);
+INLINE int choose_e8m0(const V *a, float largest, const float *w, int n, const element f, int unit,
+                       mx_scale_rule rule) {
     if (rule == MX_RULE_OVERFLOW)
         return overflows(largest, f) && is_finite(largest, unit + 1, f, unit) ? unit + 1 : unit;
     if (rule != MX_RULE_SEARCH && rule != MX_RULE_WEIGHTED) return unit;
@@ -223,8 +289,7 @@ INLINE int choose_e8m0(const float *a, const float *w, int n, const element f, i
     for (int i = 0; i < 5; i++) {
         const int e = unit + steps[i];
         if (!is_finite(largest, e, f, unit)) continue;
-        const scaling s = {power(-steps[i]), power(steps[i]), 1};
-        const float error = block_error(a, w, n, f, s, false);
+        const float error = block_error(a, w, n, f, (scaling){power(-steps[i]), power(steps[i]), 1}, false);
         if (error < least) {
             least = error;
             best = e;
@@ -234,57 +299,48 @@ INLINE int choose_e8m0(const float *a, const float *w, int n, const element f, i
 }
 
 INLINE uint8_t e8m0_block(uint8_t *code, const float *x, const float *w, int n, const element f, mx_scale_rule rule,
-                          mx_row_sums *sums) {
-    float a[WIDEST];
+                          tally *t) {
+    V a[MOST];
     const float largest = largest_of(x, n);
     int unit = largest > 0 ? exponent_of(largest) - f.emax : 0;
     if (unit < -127) unit = -127;
     to_units(a, x, n, unit);
-    const int e = largest > 0 ? choose_e8m0(a, w, n, f, unit, rule) : 0;
-    sums->zero_blocks += !(largest > 0);
-    const scaling s = {power(unit - e), power(e - unit), 1};
-    code_block(code, x, a, w, n, f, s, false, unit, sums);
+    const float in_units = (float)((double)largest * wide_power(-unit));
+    const int e = largest > 0 ? choose_e8m0(a, in_units, w, n, f, unit, rule) : 0;
+    t->zero_blocks += !(largest > 0);
+    code_block(code, x, a, w, n, f, (scaling){power(unit - e), power(e - unit), 1}, false, unit, t);
     return (uint8_t)(e + 127);
 }
 
 INLINE void e8m0_row(const float *x, const float *weight, int64_t cols, int n, const element f, mx_scale_rule rule,
-                     uint8_t *data, uint8_t *scales, mx_row_sums *sums) {
+                     uint8_t *data, uint8_t *scales, tally *t) {
     uint8_t code[WIDEST];
     for (int64_t b = 0; b < cols / n; b++) {
-        scales[b] = e8m0_block(code, x + b * n, weight ? weight + b * n : NULL, n, f, rule, sums);
+        scales[b] = e8m0_block(code, x + b * n, weight ? weight + b * n : NULL, n, f, rule, t);
         pack(data + b * n * f.bits / 8, code, n, f.bits);
     }
 }
 
 /* A block's positive numbers and its negative ones, each side with zeros in the other's places. */
 INLINE void sides_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
-                      uint8_t *scales, mx_row_sums *sums) {
+                      uint8_t *scales, tally *t) {
     const element f = element_of(c->form.format);
     const int n = c->form.blocks.columns;
     for (int64_t b = 0; b < cols / n; b++) {
         float part[2][WIDEST];
         uint8_t code[2][WIDEST];
-        mx_row_sums apart = {0};
+        const int64_t zero_blocks = t->zero_blocks;
         for (int i = 0; i < n; i++) {
             const bool negative = signbit(x[b * n + i]);
             part[0][i] = negative ? 0 : x[b * n + i];
             part[1][i] = negative ? x[b * n + i] : 0;
         }
         for (int side = 0; side < 2; side++)
-            scales[2 * b + side] =
-                e8m0_block(code[side], part[side], weight ? weight + b * n : NULL, n, f, c->rule, &apart);
+            scales[2 * b + side] = e8m0_block(code[side], part[side], weight ? weight + b * n : NULL, n, f, c->rule, t);
+        t->zero_blocks = zero_blocks + (t->zero_blocks == zero_blocks + 2);
         for (int i = 0; i < n; i++)
             if (signbit(x[b * n + i])) code[0][i] = code[1][i];
         pack(data + b * n * f.bits / 8, code[0], n, f.bits);
-        for (int j = 0; j < MX_LANES; j++) {
-            sums->square[j] += apart.square[j];
-            sums->error[j] += apart.error[j];
-            sums->objective[j] += apart.objective[j];
-        }
-        sums->largest = fmax(sums->largest, apart.largest);
-        sums->saturated += apart.saturated;
-        sums->zero_blocks += apart.zero_blocks == 2;
-        sums->lossy |= apart.lossy;
     }
 }
 
@@ -293,12 +349,12 @@ INLINE void sides_row(const mx_coder *c, const float *x, const float *weight, in
 /* As compressed-tensors has it, the scale that elements are divided by is the stored one over `gain`. */
 INLINE scaling e4m3_scaling(const mx_coder *c, int code, int unit) {
     const float value = value_of_e4m3(code);
-    return (scaling){(float)((double)(value / c->gain) * wide_power(-unit)), value,
-                     (float)((double)c->post * wide_power(-unit))};
+    const double units = wide_power(-unit);
+    return (scaling){(float)((double)(value / c->gain) * units), value, (float)((double)c->post * units)};
 }
 
-INLINE int try_e4m3(const mx_coder *c, const float *a, const float *w, int n, const element f, int unit, int code,
-                    int best, float *least) {
+INLINE int try_e4m3(const mx_coder *c, const V *a, const float *w, int n, const element f, int unit, int code, int best,
+                    float *least) {
     const float error = block_error(a, w, n, f, e4m3_scaling(c, code, unit), true);
     if (error < *least) {
         *least = error;
@@ -307,45 +363,39 @@ INLINE int try_e4m3(const mx_coder *c, const float *a, const float *w, int n, co
     return best;
 }
 
-INLINE int choose_e4m3(const mx_coder *c, const float *a, const float *w, int n, const element f, int unit,
-                       float largest, mx_scale_rule rule, bool four_over_six) {
-    enum { MOST = 126 };
-    if (c->powers) {
-        return e4m3_of(power(exponent_of(largest) - f.emax - exponent_of(c->post)));
-    }
+INLINE int choose_e4m3(const mx_coder *c, const V *a, const float *w, int n, const element f, int unit, float largest,
+                       mx_scale_rule rule, bool four_over_six) {
+    enum { LAST = 126 };
+    if (c->powers) return e4m3_of(power(exponent_of(largest) - f.emax - exponent_of(c->post)));
     const int ocp = e4m3_of(c->gain * (largest / f.largest));
+    const bool search = rule == MX_RULE_SEARCH || rule == MX_RULE_WEIGHTED;
     float least = INFINITY;
     int best = ocp;
-    if (rule == MX_RULE_OVERFLOW) {
-        const scaling s = e4m3_scaling(c, ocp, 0);
-        if (ocp < MOST && overflows(largest / s.per, f)) best++;
-    }
-    if (rule == MX_RULE_SEARCH || rule == MX_RULE_WEIGHTED || four_over_six)
-        best = try_e4m3(c, a, w, n, f, unit, best, best, &least);
-    if (rule == MX_RULE_SEARCH || rule == MX_RULE_WEIGHTED)
-        for (int code = ocp - 4 > 1 ? ocp - 4 : 1; code <= ocp + 7 && code <= MOST; code++)
-            if (code != ocp) best = try_e4m3(c, a, w, n, f, unit, code, best, &least);
+    if (rule == MX_RULE_OVERFLOW && ocp < LAST && overflows(largest / (value_of_e4m3(ocp) / c->gain), f)) best++;
+    if (search || four_over_six) best = try_e4m3(c, a, w, n, f, unit, best, best, &least);
+    for (int code = ocp - 4 > 1 ? ocp - 4 : 1; search && code <= ocp + 7 && code <= LAST; code++)
+        if (code != ocp) best = try_e4m3(c, a, w, n, f, unit, code, best, &least);
     if (four_over_six) best = try_e4m3(c, a, w, n, f, unit, e4m3_of(c->gain * (largest / 4.0f)), best, &least);
     return best;
 }
 
 INLINE void e4m3_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, int n, const element f,
-                     mx_scale_rule rule, bool four_over_six, uint8_t *data, uint8_t *scales, mx_row_sums *sums) {
+                     mx_scale_rule rule, bool four_over_six, uint8_t *data, uint8_t *scales, tally *t) {
+    /* Units are not so small that the tensor's scale could not be said in them. */
+    const int least = exponent_of(c->post) - 60;
     for (int64_t b = 0; b < cols / n; b++) {
         uint8_t code[WIDEST];
-        float a[WIDEST];
+        V a[MOST];
         const float *from = x + b * n, *w = weight ? weight + b * n : NULL;
         const float largest = largest_of(from, n);
-        /* Not so small that the tensor's scale could not be said in such units. */
-        const int floor = exponent_of(c->post) - 60;
         int unit = largest > 0 ? exponent_of(largest) - f.emax : 0;
         if (unit < -127) unit = -127;
-        if (unit < floor) unit = floor;
+        if (unit < least) unit = least;
         to_units(a, from, n, unit);
-        sums->zero_blocks += !(largest > 0);
+        t->zero_blocks += !(largest > 0);
         /* Zeros: 2^-3, as compressed-tensors has it. */
         const int scale = largest > 0 ? choose_e4m3(c, a, w, n, f, unit, largest, rule, four_over_six) : 0x20;
-        code_block(code, from, a, w, n, f, e4m3_scaling(c, scale, unit), true, unit, sums);
+        code_block(code, from, a, w, n, f, e4m3_scaling(c, scale, unit), true, unit, t);
         scales[b] = (uint8_t)scale;
         pack(data + b * n * f.bits / 8, code, n, f.bits);
     }
@@ -355,24 +405,31 @@ INLINE void e4m3_row(const mx_coder *c, const float *x, const float *weight, int
 
 enum { SPAN = 32 }; /* cols is a multiple of it */
 
-/* Codes with one scale; data NULL: the objective alone. */
 INLINE void span_row(const float *x, const float *weight, int64_t cols, const element f, float post, uint8_t *data,
-                     mx_row_sums *sums) {
-    int unit = exponent_of(post);
+                     tally *t) {
+    const int unit = exponent_of(post);
+    const float in_units = (float)((double)post * wide_power(-unit));
     for (int64_t k = 0; k < cols; k += SPAN) {
         uint8_t code[SPAN];
-        float a[SPAN];
+        V a[SPAN / W];
         to_units(a, x + k, SPAN, unit);
-        const float in_units = (float)((double)post * wide_power(-unit));
         code_block(code, x + k, a, weight ? weight + k : NULL, SPAN, f, (scaling){in_units, 1, in_units}, true, unit,
-                   sums);
-        if (data) pack(data + k * f.bits / 8, code, SPAN, f.bits);
+                   t);
+        pack(data + k * f.bits / 8, code, SPAN, f.bits);
     }
 }
 
-static double lanes(const double lane[MX_LANES]) {
+/* The objective of a row with one scale. */
+INLINE double span_error(const float *x, const float *weight, int64_t cols, const element f, float post) {
+    const int unit = exponent_of(post);
+    const float in_units = (float)((double)post * wide_power(-unit));
     double sum = 0;
-    for (int j = 0; j < MX_LANES; j++) sum += lane[j];
+    for (int64_t k = 0; k < cols; k += SPAN) {
+        V a[SPAN / W];
+        to_units(a, x + k, SPAN, unit);
+        sum += wide_power(2 * unit) *
+               (double)block_error(a, weight ? weight + k : NULL, SPAN, f, (scaling){in_units, 1, in_units}, true);
+    }
     return sum;
 }
 
@@ -380,16 +437,14 @@ static double lanes(const double lane[MX_LANES]) {
 INLINE float channel_scale(const mx_coder *c, const float *x, const float *weight, int64_t cols, const element f) {
     const float largest = largest_of(x, (int)cols);
     if (!(largest > 0)) return 1;
-    const float ocp = (largest > 0x1p-100f ? largest : 0x1p-100f) / f.largest;
-    const float whole = ocp * f.largest > FLT_MAX ? nextafterf(ocp, 0) : ocp;
+    const float exact = (largest > 0x1p-100f ? largest : 0x1p-100f) / f.largest;
+    const float whole = exact * f.largest > FLT_MAX ? nextafterf(exact, 0) : exact;
     if (c->rule != MX_RULE_SEARCH && c->rule != MX_RULE_WEIGHTED) return whole;
     float best = whole;
     double least = INFINITY;
     for (int i = 0; i <= 10; i++) {
         const float post = whole * (1 - 0.03f * (float)i);
-        mx_row_sums sums = {0};
-        span_row(x, weight, cols, f, post, NULL, &sums);
-        const double error = lanes(sums.objective);
+        const double error = span_error(x, weight, cols, f, post);
         if (error < least) {
             least = error;
             best = post;
@@ -401,7 +456,7 @@ INLINE float channel_scale(const mx_coder *c, const float *x, const float *weigh
 /* ---- integers ---------------------------------------------------------------------------------------------------- */
 
 /* In double: x / scale + zero, to nearest, ties to even, within low..high. */
-INLINE double integer(double x, double scale, double zero, double low, double high) {
+INLINE double integer_one(double x, double scale, double zero, double low, double high) {
     const double magic = 0x1.8p52;
     double q = x / scale + zero;
     q = q < low ? low : q > high ? high : q;
@@ -412,6 +467,19 @@ typedef struct integers {
     double low, high; /* codes */
     bool zeros;
 } integers;
+
+typedef int64_t L __attribute__((vector_size(8 * W)));
+
+INLINE D pick_wide(L mask, D yes, D no) {
+    return (D)((mask & (L)yes) | (~mask & (L)no));
+}
+
+INLINE D within(D q, const integers limits) {
+    const D low = limits.low - (D){0}, high = limits.high - (D){0};
+    q = pick_wide(q < low, low, q);
+    q = pick_wide(q > high, high, q);
+    return (q + 0x1.8p52) - 0x1.8p52;
+}
 
 /* The scale in BF16, positive, as a number: of a block from `least` <= 0 to `most` >= 0, `factor` of what it needs. */
 INLINE float integer_scale(const integers q, float least, float most, float factor) {
@@ -425,18 +493,28 @@ INLINE float integer_scale(const integers q, float least, float most, float fact
 }
 
 INLINE double integer_zero(const integers q, float least, float scale) {
-    return q.zeros ? integer(-(double)least, (double)scale, q.low, q.low, q.high) : 0;
+    return q.zeros ? integer_one(-(double)least, (double)scale, q.low, q.low, q.high) : 0;
 }
 
-INLINE double integer_error(const float *x, const float *w, int n, const integers q, float scale, double zero) {
-    double lane[8] = {0};
-    for (int i = 0; i < n; i += 8)
-        for (int j = 0; j < 8; j++) {
-            const double d = (double)x[i + j] -
-                             (integer((double)x[i + j], (double)scale, zero, q.low, q.high) - zero) * (double)scale;
-            lane[j] += w ? (double)w[i + j] * (d * d) : d * d;
-        }
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+INLINE double sum_wide(D v) {
+    double lane[W], sum = 0;
+    memcpy(lane, &v, sizeof lane);
+    for (int i = 0; i < W; i++) sum += lane[i];
+    return sum;
+}
+
+INLINE D square_of_lost(D x, const float *w, D worth) {
+    const D d = x - worth;
+    return w ? __builtin_convertvector(load(w), D) * (d * d) : d * d;
+}
+
+INLINE double integer_error(const float *x, const float *w, int n, const integers q, double scale, double zero) {
+    D sum = {0};
+    for (int i = 0; i < n; i += W) {
+        const D v = __builtin_convertvector(load(x + i), D);
+        sum += square_of_lost(v, w ? w + i : NULL, (within(v / scale + zero, q) - zero) * scale);
+    }
+    return sum_wide(sum);
 }
 
 INLINE float choose_integer(const float *x, const float *w, int n, const integers q, float least, float most,
@@ -446,7 +524,7 @@ INLINE float choose_integer(const float *x, const float *w, int n, const integer
     double smallest = INFINITY;
     for (int i = 0; i <= 10; i++) {
         const float scale = integer_scale(q, least, most, 1 - 0.03f * (float)i);
-        const double error = integer_error(x, w, n, q, scale, integer_zero(q, least, scale));
+        const double error = integer_error(x, w, n, q, (double)scale, integer_zero(q, least, scale));
         if (error < smallest) {
             smallest = error;
             best = scale;
@@ -455,45 +533,51 @@ INLINE float choose_integer(const float *x, const float *w, int n, const integer
     return best;
 }
 
-INLINE void code_integers(uint8_t *code, const float *x, const float *w, int n, const integers q, float scale,
-                          double zero, mx_row_sums *sums) {
-    double most = 0;
-    for (int i = 0; i < n; i += MX_LANES)
-        for (int j = 0; j < MX_LANES; j++) {
-            const double v = (double)x[i + j], r = integer(v, (double)scale, zero, q.low, q.high);
-            const double d = fabs(v - (r - zero) * (double)scale), wanted = v / (double)scale + zero;
-            sums->square[j] += v * v;
-            sums->error[j] += d * d;
-            sums->objective[j] += w ? (double)w[i + j] * (d * d) : d * d;
-            most = d > most ? d : most;
-            sums->saturated += wanted > q.high + 0.5 || wanted < q.low - 0.5;
-            code[i + j] = (uint8_t)(int)r;
-        }
-    sums->largest = fmax(sums->largest, most);
-    sums->lossy |= most > 0;
+INLINE void code_integers(uint8_t *code, const float *x, const float *w, int n, const integers q, double scale,
+                          double zero, tally *t) {
+    D most = {0};
+    L beyond = {0};
+    for (int i = 0; i < n; i += W) {
+        const D v = __builtin_convertvector(load(x + i), D), wanted = v / scale + zero, r = within(wanted, q);
+        const D worth = (r - zero) * scale, d = v - worth, distance = pick_wide(d < 0, -d, d);
+        t->square += v * v;
+        t->error += d * d;
+        if (w) t->objective += square_of_lost(v, w + i, worth);
+        most = pick_wide(distance > most, distance, most);
+        beyond += (wanted > q.high + 0.5) | (wanted < q.low - 0.5);
+        const B codes = __builtin_convertvector(__builtin_convertvector(r, I), B);
+        memcpy(code + i, &codes, W);
+    }
+    for (int i = 0; i < W; i++) {
+        t->saturated -= beyond[i];
+        t->largest = most[i] > t->largest ? most[i] : t->largest;
+    }
 }
 
 INLINE void integer_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
-                        uint8_t *scales, int8_t *zeros, mx_row_sums *sums) {
+                        uint8_t *scales, int8_t *zeros, tally *t) {
     const bool four = c->form.format == MX_INT4;
     const integers q = {four ? -8 : -128, four ? 7 : 127, c->form.blocks.zeros};
     const int n = c->form.blocks.columns;
     for (int64_t b = 0; b < cols / n; b++) {
         uint8_t code[WIDEST];
         const float *from = x + b * n, *w = weight ? weight + b * n : NULL;
-        float least = 0, most = 0;
-        for (int i = 0; i < n; i++) {
-            least = from[i] < least ? from[i] : least;
-            most = from[i] > most ? from[i] : most;
+        V down = {0}, up = {0};
+        for (int i = 0; i < n; i += W) {
+            const V v = load(from + i);
+            down = greater((V)((I)v & ((I)v >> 31) & 0x7FFFFFFF), down);
+            up = greater((V)((I)v & ~((I)v >> 31)), up);
         }
+        const float least = -largest_in(down), most = largest_in(up);
         const bool none = !(most > least);
         const float scale = none ? 1 : choose_integer(from, w, n, q, least, most, c->rule);
         const double zero = none ? 0 : integer_zero(q, least, scale);
-        sums->zero_blocks += none;
-        code_integers(code, from, w, n, q, scale, zero, sums);
+        t->zero_blocks += none;
+        code_integers(code, from, w, n, q, (double)scale, zero, t);
         for (int i = 0; four && i < n; i++) code[i] = (uint8_t)((code[i] + 8) & 15);
         pack(data + b * n * (four ? 4 : 8) / 8, code, n, four ? 4 : 8);
-        mx_scale_put(MX_SCALE_BF16, scales + 2 * b, scale);
+        const uint16_t bits = mx_f32_to_bf16(scale);
+        memcpy(scales + 2 * b, &bits, 2);
         if (q.zeros) zeros[b] = (int8_t)zero;
     }
 }
@@ -522,30 +606,40 @@ INLINE void code_row(const mx_coder *c, const float *x, const float *weight, int
     const element f = element_of(c->form.format);
     const int n = c->form.blocks.columns;
     const bool plain = !weight && c->rule != MX_RULE_WEIGHTED;
+    tally t = {.largest = 0};
     if (mx_is_integer_format(c->form.format))
-        integer_row(c, x, weight, cols, data, scales, zeros, sums);
+        integer_row(c, x, weight, cols, data, scales, zeros, &t);
     else if (!n) {
         if (c->form.post == MX_POST_ROW) *post = channel_scale(c, x, weight, cols, f);
-        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, sums);
+        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, &t);
     } else if (c->form.blocks.sides)
-        sides_row(c, x, weight, cols, data, scales, sums);
+        sides_row(c, x, weight, cols, data, scales, &t);
     else if (c->form.blocks.scale == MX_SCALE_E4M3) {
         if (n == 16 && plain && c->form.format == MX_E2M1 && c->rule == MX_RULE_OCP && !c->four_over_six)
-            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, sums);
-        else if (n == 16 && c->form.format == MX_E2M1)
-            e4m3_row(c, x, weight, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, sums);
+            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, &t);
+        else if (n == 16 && plain && c->form.format == MX_E2M1)
+            e4m3_row(c, x, NULL, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, &t);
         else
-            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, sums);
+            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, &t);
     } else if (n == 32 && plain && c->form.format == MX_E2M1) {
         if (c->rule == MX_RULE_SEARCH)
-            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, sums);
+            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, &t);
         else
             e8m0_row(x, NULL, cols, 32, E2M1, c->rule == MX_RULE_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP, data,
-                     scales, sums);
-    } else if (n == 32 && c->form.format == MX_E4M3)
-        e8m0_row(x, weight, cols, 32, E4M3, c->rule, data, scales, sums);
+                     scales, &t);
+    } else if (n == 32 && plain && c->form.format == MX_E4M3)
+        e8m0_row(x, NULL, cols, 32, E4M3, c->rule, data, scales, &t);
     else
-        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, sums);
+        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, &t);
+    for (int j = 0; j < W; j++) {
+        sums->square[j] += t.square[j];
+        sums->error[j] += t.error[j];
+        sums->objective[j] += t.objective[j];
+    }
+    sums->largest = fmax(sums->largest, t.largest);
+    sums->saturated += t.saturated;
+    sums->zero_blocks += t.zero_blocks;
+    sums->lossy |= t.lossy || t.largest > 0;
 }
 
 #define TIER(name)                                                                                                     \
@@ -595,7 +689,7 @@ bool mx_row_is_e2m1(const float *x, int64_t cols, int columns, int *low, int *hi
         const int e = exponent_of(largest) - 2;
         for (int i = 0; i < columns; i++) {
             const double q = (double)fabsf(x[k + i]) * wide_power(-e);
-            const float v = nearest((float)q, E2M1);
+            const float v = nearest_one((float)q, E2M1);
             if ((double)v > q || (double)v < q) return false;
         }
         *low = e < *low ? e : *low;

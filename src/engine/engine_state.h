@@ -27,11 +27,11 @@ typedef struct mx_flight {
 } mx_flight;
 
 /* A row whose logits a request's prompt_logits is to see. */
-typedef struct mx_observed {
+typedef struct mx_observed_row {
     mx_task *task;
     int64_t position;
     int wanted; /* of the step's */
-} mx_observed;
+} mx_observed_row;
 
 enum { MX_OBSERVED_COPIES = 32 }; /* rows that are fetched from a device before they are looked at together */
 
@@ -52,8 +52,8 @@ struct mx_engine {
     mx_lookup *lookup;       /* [max_running]; NULL: nothing is guessed ahead */
     mx_lookup **free_lookup; /* stack of those that no running task has */
     int free_lookups;
-    mx_observed *observed; /* [max_wanted] of this step: rows that prompt_logits is to see */
-    float *observed_copy;  /* [MX_OBSERVED_COPIES][vocab] of a device's; NULL: not wanted so far */
+    mx_observed_row *observed; /* [max_wanted] of this step: rows that prompt_logits is to see */
+    float *observed_copy;      /* [MX_OBSERVED_COPIES][vocab] of a device's; NULL: not wanted so far */
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
     double last_seconds;   /* of the step before */

@@ -19,14 +19,14 @@ static int list_rows(mx_engine *e, mx_task **tasks, int count) {
         const int64_t wanted_from = from > first ? from : first;
         int64_t position = task->observed > wanted_from ? task->observed : wanted_from;
         for (; position < end && position < task->request.prompt_count; position++)
-            e->observed[n++] = (mx_observed){task, position, task->first_wanted + (int)(position - wanted_from)};
+            e->observed[n++] = (mx_observed_row){task, position, task->first_wanted + (int)(position - wanted_from)};
     }
     return n;
 }
 
 struct shown {
     const mx_engine *e;
-    const mx_observed *row;
+    const mx_observed_row *row;
     const float *copy; /* [rows][vocab]; NULL: the backend has them */
 };
 
@@ -42,7 +42,7 @@ static void show_range(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-static void show(const mx_engine *e, const mx_observed *row, const float *copy, int count) {
+static void show(const mx_engine *e, const mx_observed_row *row, const float *copy, int count) {
     struct shown s = {e, row, copy};
     mx_pool *pool = e->parts.pool;
     if (pool && count > 1) {
@@ -54,7 +54,7 @@ static void show(const mx_engine *e, const mx_observed *row, const float *copy, 
     }
 }
 
-static mx_status fetch(mx_engine *e, const mx_observed *row, int count, mx_error *error) {
+static mx_status fetch(mx_engine *e, const mx_observed_row *row, int count, mx_error *error) {
     mx_backend *backend = e->parts.backend;
     const size_t vocab = (size_t)e->parts.config->vocab;
     for (int i = 0; i < count; i++) {

@@ -21,7 +21,7 @@ const char mx_budget_default_formats[] = "mxfp4,nvfp4,mxfp8,bf16";
 enum {
     TOKENS = 4096,
     WINDOW = 512,
-    STEP_ROWS = 512,
+    STEP_ROWS = 2048,
     WIDEN_GRAIN = 16,
 };
 static const int64_t LOGIT_BYTES = 512 << 20; /* for the model's own logits; fewer tokens are compared beyond */
@@ -36,7 +36,7 @@ typedef struct measuring {
     mx_weights *weights; /* the model's */
     mx_weights view;     /* the same with other matrices, which `forward` runs */
     mx_forward forward;
-    mx_windows text;
+    mx_passages text;
     int64_t every, rows; /* each how many tokens a prediction is compared; how many are */
     float *logits;       /* [rows, vocab] of the model */
     float *scratch;      /* [threads, 2, vocab rounded up] */
@@ -482,14 +482,14 @@ static mx_status prepare(measuring *m) {
     if (!status) {
         int64_t window = o->window ? o->window : WINDOW;
         if (window > m->weights->config.max_positions) window = m->weights->config.max_positions;
-        status = mx_windows_read(o->calibrate, tokenizer, o->tokens ? o->tokens : TOKENS, window, &m->text, m->error);
+        status = mx_passages_read(o->calibrate, tokenizer, o->tokens ? o->tokens : TOKENS, window, &m->text, m->error);
     }
     mx_tokenizer_close(tokenizer);
     if (status) return status;
     m->view = *m->weights;
     const mx_config *c = &m->view.config;
     const int64_t vocab = c->vocab, most = LOGIT_BYTES / (vocab * 4);
-    int64_t longest = STEP_ROWS;
+    int64_t longest = m->text.ids.count < STEP_ROWS ? m->text.ids.count : STEP_ROWS;
     m->every = (m->text.ids.count + most - 1) / (most > 0 ? most : 1);
     for (int i = 0; i < m->text.count; i++) {
         if (m->text.first[i + 1] - m->text.first[i] > longest) longest = m->text.first[i + 1] - m->text.first[i];
@@ -598,7 +598,7 @@ mx_status mx_budget_choose(const mx_source *source, const mx_budget_options *opt
     report->seconds = mx_seconds() - started;
     mx_calibration_free(m.calibration);
     mx_forward_close(&m.forward);
-    mx_windows_free(&m.text);
+    mx_passages_free(&m.text);
     free(m.view.layer);
     free(m.logits);
     free(m.scratch);

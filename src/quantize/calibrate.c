@@ -291,7 +291,7 @@ static mx_status watcher_open(watcher *w, int64_t rows, mx_arena *memory, mx_err
     return MX_OK;
 }
 
-static mx_status run(const mx_weights *weights, mx_pool *pool, const mx_windows *text, const mx_calibrate_options *o,
+static mx_status run(const mx_weights *weights, mx_pool *pool, const mx_passages *text, const mx_calibrate_options *o,
                      mx_calibration *c, mx_error *error) {
     watcher w = {.calibration = c, .pool = pool, .hessian = o->hessian, .rotated = o->rotated};
     const mx_observer observer = {.see = see, .user = &w, .plain = o->rotated};
@@ -325,7 +325,7 @@ mx_status mx_calibrate(const char *path, const mx_calibrate_options *options, in
     mx_pool *pool = NULL;
     mx_weights *weights = NULL;
     mx_tokenizer *tokenizer = NULL;
-    mx_windows text = {0};
+    mx_passages text = {0};
     mx_calibration *c = calloc(1, sizeof *c);
     *out = NULL;
     if (!c) return mx_fail(error, MX_NO_MEMORY, "no memory for statistics");
@@ -336,15 +336,15 @@ mx_status mx_calibrate(const char *path, const mx_calibrate_options *options, in
     if (!status) {
         int64_t window = options->window ? options->window : WINDOW;
         if (window > weights->config.max_positions) window = weights->config.max_positions;
-        status = mx_windows_read(options->text_path, tokenizer, options->tokens ? options->tokens : TOKENS, window,
-                                 &text, error);
+        status = mx_passages_read(options->text_path, tokenizer, options->tokens ? options->tokens : TOKENS, window,
+                                  &text, error);
     }
     if (!status) {
         *c = (mx_calibration){.config = weights->config, .first = first, .last = last};
         status = take_slots(c, options->hessian, error);
     }
     if (!status) status = run(weights, pool, &text, options, c, error);
-    mx_windows_free(&text);
+    mx_passages_free(&text);
     mx_tokenizer_close(tokenizer);
     mx_weights_close(weights);
     mx_pool_destroy(pool);

@@ -47,7 +47,7 @@ void mx_forward_close(mx_forward *f) {
     *f = (mx_forward){0};
 }
 
-mx_status mx_forward_step(mx_forward *f, const mx_windows *w, int at, int64_t every, int *next, int *wanted,
+mx_status mx_forward_step(mx_forward *f, const mx_passages *w, int at, int64_t every, int *next, int *wanted,
                           mx_error *error) {
     int rows = 0, sequences = 0;
     int64_t pages = 0;

@@ -23,7 +23,7 @@ void mx_forward_close(mx_forward *f); /* all zeros allowed */
 /* One step with the windows from `at` on that it holds; *next: the first that it does not. `every`: the logits of
  * tokens whose place in `w` is a multiple of it are wanted (backend->ops->logits, in ascending order), as far as the
  * token after them is in the same window; 0: none but that of the last row. */
-mx_status mx_forward_step(mx_forward *f, const mx_windows *w, int at, int64_t every, int *next, int *wanted,
+mx_status mx_forward_step(mx_forward *f, const mx_passages *w, int at, int64_t every, int *next, int *wanted,
                           mx_error *error);
 
 /* Is the prediction of the token at place i wanted? */

@@ -16,7 +16,7 @@ static mx_status no_memory(const char *path, mx_error *error) {
 }
 
 /* Ids from `begin` on are cut into windows; a rest of one token, which predicts nothing, is dropped. */
-static bool cut(mx_windows *w, int64_t begin, int64_t window) {
+static bool cut(mx_passages *w, int64_t begin, int64_t window) {
     while (w->ids.count - begin >= 2) {
         int64_t end = w->ids.count - begin > window ? begin + window : w->ids.count;
         int64_t *first = realloc(w->first, ((size_t)w->count + 2) * sizeof *first);
@@ -49,7 +49,7 @@ static size_t piece_size(const mx_bytes *text, size_t from, size_t size) {
 }
 
 /* Appends the first `window` ids of the text from a byte on. */
-static mx_status add_piece(const mx_tokenizer *t, const mx_bytes *text, size_t from, int64_t window, mx_windows *out,
+static mx_status add_piece(const mx_tokenizer *t, const mx_bytes *text, size_t from, int64_t window, mx_passages *out,
                            mx_error *error) {
     const int64_t begin = out->ids.count;
     mx_status status =
@@ -59,7 +59,7 @@ static mx_status add_piece(const mx_tokenizer *t, const mx_bytes *text, size_t f
 }
 
 static mx_status read_plain(const mx_bytes *text, const char *path, const mx_tokenizer *t, int64_t tokens,
-                            int64_t window, mx_windows *out, mx_error *error) {
+                            int64_t window, mx_passages *out, mx_error *error) {
     const int64_t pieces = (tokens + window - 1) / window;
     if (text->size <= (size_t)tokens * TOKEN_BYTES) { /* perhaps all of it is wanted */
         mx_status status = mx_encode(t, text->data ? text->data : "", text->size, &out->ids, error);
@@ -146,7 +146,7 @@ static mx_status add_line(reader *r, const char *text, size_t size, mx_ids *ids)
 }
 
 static mx_status read_lines(const mx_bytes *text, const char *path, const mx_tokenizer *t, int64_t tokens,
-                            int64_t window, mx_windows *out, mx_error *error) {
+                            int64_t window, mx_passages *out, mx_error *error) {
     reader r = {.path = path, .tokenizer = t, .error = error};
     mx_status status = MX_OK;
     const char *at = text->data, *end = text->data + text->size;
@@ -166,10 +166,10 @@ static mx_status read_lines(const mx_bytes *text, const char *path, const mx_tok
 
 /* ---- all ---- */
 
-mx_status mx_windows_read(const char *path, const mx_tokenizer *tokenizer, int64_t tokens, int64_t window,
-                          mx_windows *out, mx_error *error) {
+mx_status mx_passages_read(const char *path, const mx_tokenizer *tokenizer, int64_t tokens, int64_t window,
+                           mx_passages *out, mx_error *error) {
     mx_bytes text = {0};
-    *out = (mx_windows){0};
+    *out = (mx_passages){0};
     if (tokens < 2 || window < 2 || tokens > INT32_MAX)
         return mx_fail(error, MX_INVALID_ARGUMENT, "calibration: %lld tokens in windows of %lld: expected 2 or more",
                        (long long)tokens, (long long)window);
@@ -180,12 +180,12 @@ mx_status mx_windows_read(const char *path, const mx_tokenizer *tokenizer, int64
     if (!status && !out->count)
         status = mx_fail(error, MX_INVALID_FILE, "%s: no text to calibrate with: expected at least two tokens", path);
     mx_bytes_free(&text);
-    if (status) mx_windows_free(out);
+    if (status) mx_passages_free(out);
     return status;
 }
 
-void mx_windows_free(mx_windows *w) {
+void mx_passages_free(mx_passages *w) {
     mx_ids_free(&w->ids);
     free(w->first);
-    *w = (mx_windows){0};
+    *w = (mx_passages){0};
 }

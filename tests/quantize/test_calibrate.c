@@ -220,7 +220,7 @@ static void test_unseen(void **state) {
     float *logits[2];
     int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5};
     int64_t first[] = {0, 4, 11};
-    const mx_windows text = {{ids, 11, 11}, first, 2};
+    const mx_passages text = {{ids, 11, 11}, first, 2};
     for (int i = 0; i < 2; i++) {
         const mx_observer observer = {remember, &all, false};
         mx_forward f;
@@ -285,12 +285,12 @@ static void see_all(const char *text, bool plain, all_seen *all, mx_config *conf
     mx_pool *pool;
     mx_weights *w;
     mx_tokenizer *tokenizer;
-    mx_windows windows;
+    mx_passages windows;
     mx_forward f;
     ok(mx_pool_create(2, &pool, &error));
     ok(mx_weights_open(path, pool, &w, &error));
     ok(mx_tokenizer_open(path, &tokenizer, &error));
-    ok(mx_windows_read(text, tokenizer, 150, 60, &windows, &error));
+    ok(mx_passages_read(text, tokenizer, 150, 60, &windows, &error));
     assert_int_equal(windows.count, 3);
     const mx_observer observer = {remember, all, plain};
     ok(mx_forward_open(w, pool, &observer, 150, 1, &f, &error));
@@ -299,7 +299,7 @@ static void see_all(const char *text, bool plain, all_seen *all, mx_config *conf
     assert_int_equal(next, 3);
     *config = w->config;
     mx_forward_close(&f);
-    mx_windows_free(&windows);
+    mx_passages_free(&windows);
     mx_tokenizer_close(tokenizer);
     mx_weights_close(w);
     mx_pool_destroy(pool);
@@ -398,8 +398,8 @@ static mx_tokenizer *tokenizer_of_stories(void) {
 static void test_windows(void **state) {
     (void)state;
     mx_tokenizer *t = tokenizer_of_stories();
-    mx_windows w;
-    ok(mx_windows_read(story(), t, 1 << 20, 50, &w, &error)); /* all of it */
+    mx_passages w;
+    ok(mx_passages_read(story(), t, 1 << 20, 50, &w, &error)); /* all of it */
     mx_bytes text = {0};
     mx_ids ids = {0};
     ok(mx_read_file(story(), 1 << 20, &text, &error));
@@ -408,9 +408,9 @@ static void test_windows(void **state) {
     assert_memory_equal(w.ids.data, ids.data, (size_t)w.ids.count * sizeof *ids.data);
     assert_int_equal(w.first[w.count], w.ids.count);
     const int64_t whole = ids.count;
-    mx_windows_free(&w);
+    mx_passages_free(&w);
 
-    ok(mx_windows_read(story(), t, 25, 10, &w, &error)); /* a few places of it */
+    ok(mx_passages_read(story(), t, 25, 10, &w, &error)); /* a few places of it */
     assert_int_equal(w.count, 3);
     assert_int_equal(w.ids.count, 25);
     assert_memory_equal(w.ids.data, ids.data, 10 * sizeof *ids.data);
@@ -418,7 +418,7 @@ static void test_windows(void **state) {
     for (int64_t i = whole / 2; i + 5 <= whole; i++)
         later |= !memcmp(w.ids.data + 20, ids.data + i, 5 * sizeof *ids.data);
     assert_true(later);
-    mx_windows_free(&w);
+    mx_passages_free(&w);
     mx_ids_free(&ids);
     mx_bytes_free(&text);
 
@@ -426,7 +426,7 @@ static void test_windows(void **state) {
         write_file("lines.jsonl", "{\"text\": \"A fox and a lamp.\"}\n\n{\"messages\": [{\"role\": \"system\", "
                                   "\"content\": \"Be kind.\"}, {\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": "
                                   "\"assistant\", \"content\": \"Once\", \"thinking\": \"Hm\"}]}");
-    ok(mx_windows_read(lines, t, 1000, 500, &w, &error));
+    ok(mx_passages_read(lines, t, 1000, 500, &w, &error));
     assert_int_equal(w.count, 2);
     assert_int_equal(w.ids.data[w.first[1]], mx_special_id(t, "<|start|>"));
     mx_bytes shown = {0};
@@ -440,7 +440,7 @@ static void test_windows(void **state) {
     assert_non_null(strstr(shown.data, "analysis<|message|>Hm<|end|>"));
     assert_non_null(strstr(shown.data, "final<|message|>Once"));
     mx_bytes_free(&shown);
-    mx_windows_free(&w);
+    mx_passages_free(&w);
     mx_tokenizer_close(t);
 }
 
@@ -458,14 +458,14 @@ static void test_wrong_texts(void **state) {
     };
     mx_tokenizer *t = tokenizer_of_stories();
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        mx_windows w;
+        mx_passages w;
         const char *path = write_file(wrong[i][0], wrong[i][1]);
-        assert_int_equal(mx_windows_read(path, t, 1000, 100, &w, &error), MX_INVALID_FILE);
+        assert_int_equal(mx_passages_read(path, t, 1000, 100, &w, &error), MX_INVALID_FILE);
         assert_non_null(strstr(error.text, wrong[i][0]));
         assert_null(w.first);
     }
-    mx_windows w;
-    assert_int_equal(mx_windows_read("/nowhere/at.all", t, 1000, 100, &w, &error), MX_IO);
+    mx_passages w;
+    assert_int_equal(mx_passages_read("/nowhere/at.all", t, 1000, 100, &w, &error), MX_IO);
     mx_tokenizer_close(t);
     mx_calibration *c;
     const mx_calibrate_options o = {.text_path = story()};

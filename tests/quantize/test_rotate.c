@@ -146,7 +146,7 @@ static float *logits_of(const mx_weights *w, mx_pool *pool, int rows) {
     int32_t ids[64];
     int64_t first[] = {0, rows};
     for (int i = 0; i < rows; i++) ids[i] = (i * 97 + 13) % w->config.vocab;
-    const mx_windows text = {{ids, rows, rows}, first, 1};
+    const mx_passages text = {{ids, rows, rows}, first, 1};
     ok(mx_forward_open(w, pool, NULL, rows, rows, &f, &error));
     ok(mx_forward_step(&f, &text, 0, 1, &next, &wanted, &error));
     assert_int_equal(wanted, rows - 1);
