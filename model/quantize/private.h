@@ -37,6 +37,8 @@ struct mx_rows {
     /* Is each block of `columns` numbers E2M1 times a power of two? Widens *low .. *high, to begin with INT_MAX ..
      * INT_MIN, by the exponents of those powers. */
     bool (*is_e2m1)(const float *x, int64_t cols, int columns, int *low, int *high);
+    void (*mxfp4)(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step); /* mx_quantize_mxfp4 */
 };
 extern const mx_rows mx_rows_any, mx_rows_avx2, mx_rows_avx512;
 
