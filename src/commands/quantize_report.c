@@ -176,6 +176,8 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     for (int i = 0; i < r->others && ok; i++)
         ok = mx_bytes_add_string(out, i ? "," : "") &&
              mx_bytes_add_json(out, r->other[i].name, strlen(r->other[i].name));
+    if (r->table)
+        ok = ok && mx_bytes_add_string(out, "],\"table\":[") && mx_bytes_add_json(out, r->table, strlen(r->table));
     return ok && mx_bytes_addf(out,
                                "],\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
                                "\"read\":%llu,\"seconds\":%.6g,\"quantize_seconds\":%.6g}\n",
