@@ -682,4 +682,32 @@ static bool is_e2m1(const float *x, int64_t cols, int columns, int *low, int *hi
     return true;
 }
 
-const mx_rows TIER = {code_row, row_largest, is_e2m1};
+INLINE void mxfp4_blocks(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                         uint8_t *scales, int64_t scale_step) {
+    for (int b = 0; b < count; b++) {
+        float wide[32];
+        uint8_t code[32];
+        mx_row_sums unused = {0};
+        for (int i = 0; i < 32; i++) wide[i] = float_of_bits((uint32_t)x[b][i] << 16);
+        if (!isfinite(largest_of(wide, 32))) {
+            if (scales) scales[b * scale_step] = 255;
+            if (data) memset(data + b * data_step, 0, 16);
+            continue;
+        }
+        const uint8_t scale = e8m0_block(code, wide, NULL, 32, E2M1, rule, &unused);
+        if (scales) scales[b * scale_step] = scale;
+        if (data) pack(data + b * data_step, code, 32, 4);
+    }
+}
+
+static void mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step) {
+    if (rule == MX_RULE_SEARCH)
+        mxfp4_blocks(x, count, MX_RULE_SEARCH, data, data_step, scales, scale_step);
+    else if (rule == MX_RULE_OVERFLOW)
+        mxfp4_blocks(x, count, MX_RULE_OVERFLOW, data, data_step, scales, scale_step);
+    else
+        mxfp4_blocks(x, count, MX_RULE_OCP, data, data_step, scales, scale_step);
+}
+
+const mx_rows TIER = {code_row, row_largest, is_e2m1, mxfp4};
