@@ -390,7 +390,10 @@ static mx_status run_all(bench *b, mx_error *error) {
         mx_bench_run_report *out = &r->run[r->runs++];
         out->result = calloc((size_t)p->tests, sizeof *out->result);
         if (!out->result) status = mx_out_of_memory(error);
-        run[k] = (mx_bench_run){pool[k / p->precisions], p->precision[k % p->precisions], &out->machine, out->result};
+        run[k] = (mx_bench_run){.pool = pool[k / p->precisions],
+                                .precision = p->precision[k % p->precisions],
+                                .machine = &out->machine,
+                                .result = out->result};
         out->threads = mx_pool_threads(run[k].pool);
     }
     if (!status) status = measure_runs(b, run, runs, error);
