@@ -287,6 +287,11 @@ typedef struct mx_batch {
     float *residual;       /* [layers + 1, rows, hidden]: before layer 0 and after each layer */
     int32_t *experts;      /* [layers, rows, top_k], best first */
     float *expert_weights; /* [layers, rows, top_k] */
+    /* A part of the model, on the CPU; 0 and NULL: all of it. Layers first ... last - 1 are run (last 0: to the end),
+     * from `before` [rows, hidden], which is the residual stream there, instead of the embedding where first is not 0.
+     * Logits are there only where it is run to the end. */
+    int first, last;
+    const float *before;
 } mx_batch;
 
 /* What enters a product, in fp32, before it is packed. */
