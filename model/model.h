@@ -152,9 +152,6 @@ uint64_t mx_checkpoint_cached(const mx_checkpoint *ck);                /* bytes 
  * memory holds stays small. Any thread, at any time. */
 void mx_checkpoint_forget(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
-/* Weights that a tensor holds: its elements, more where several are packed into one; 0 for scales, zeros and the like.
- */
-double mx_tensor_weights(const mx_tensor *t);
 /* The format of a module's elements (docs/quantized.md); MX_BF16 where it is not there, or of no known one. */
 mx_format mx_checkpoint_format(const mx_checkpoint *ck, const char *module);
 /* The first tensor of quantised weights other than gpt-oss's own MXFP4 experts and GGUF's; NULL: there is none. */

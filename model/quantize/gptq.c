@@ -237,7 +237,7 @@ __attribute__((target("avx2"))) HAND_ON(avx2) __attribute__((target("avx512f")))
     hand_on_any(g, sum, lost, rows, first, count, from);
 }
 
-/* A block's scales as mx_code_row chose them. */
+/* A block's scales as mx_rows.code chose them. */
 typedef struct chosen {
     float scale[2]; /* of positive and of negative elements */
     float divisor[2];
@@ -300,7 +300,7 @@ static void code_block(const mx_gptq *g, const mx_coder *c, const float *weight,
     weights_by_now(g, x, sum, k0, b->columns, now);
     uint8_t *scales = out->scales + k0 / b->columns * mx_scale_bytes(b->scale) * (b->sides ? 2 : 1);
     int8_t *zeros = out->zeros ? out->zeros + k0 / b->columns : NULL;
-    mx_code_row(c, now, weight ? weight + k0 : NULL, b->columns, codes, scales, zeros, &post, &unused);
+    c->rows->code(c, now, weight ? weight + k0 : NULL, b->columns, codes, scales, zeros, &post, &unused);
     sums->zero_blocks += unused.zero_blocks;
     const chosen s = scales_of(c, scales, zeros);
     for (int k = 0; k < b->columns; k++) {
@@ -313,8 +313,8 @@ static void code_block(const mx_gptq *g, const mx_coder *c, const float *weight,
         const float *factor = g->factor + j * g->cols;
         for (int64_t i = j + 1; i < end; i++) sum[i] += lost[k] * factor[i];
         const double w = (double)x[j], d = fabs(w - (double)worth);
-        sums->square[k % MX_LANES] += w * w;
-        sums->error[k % MX_LANES] += d * d;
+        sums->square += w * w;
+        sums->error += d * d;
         sums->largest = fmax(sums->largest, d);
         sums->lossy |= d > 0;
     }

@@ -333,7 +333,8 @@ static mx_status work(const mx_command *self, comparison *c, const char *const *
     mx_status status = MX_OK;
     for (int i = 0; i < OUTPUTS && !status; i++) status = open_output(&c->output[i], error);
     if (!status && given.svg) status = make_folder(given.svg, error);
-    if (!status) status = mx_corpus_read((const char *const *)given.text, w->evaluate.protocol, &c->corpus, error);
+    if (!status)
+        status = mx_corpus_read(self, (const char *const *)given.text, w->evaluate.protocol, &c->corpus, error);
     if (!status && !set_text_names(c)) status = mx_out_of_memory(error);
     if (!status) status = resolve(self, c, models, error);
     if (status) return status;

@@ -85,6 +85,12 @@ static int64_t nonfinite(const mx_model_report *r) {
     return n;
 }
 
+static int unseen(const mx_model_report *r) {
+    int n = 0;
+    for (int i = 0; i < r->classes; i++) n += r->of_class[i].unseen;
+    return n;
+}
+
 static bool last_line(mx_bytes *out, const mx_quantize_shown *shown, const mx_model_report *r) {
     char before[32], after[32], read[32];
     size_text(r->bytes_before, before);
@@ -112,6 +118,11 @@ bool mx_quantize_text(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     if (ok && nonfinite(r))
         ok = mx_bytes_addf(out, "  %lld numbers were NaN (now 0) or infinite (now the largest)\n",
                            (long long)nonfinite(r));
+    if (ok && unseen(r))
+        ok = mx_bytes_addf(out,
+                           "  %d matrices met no token of the calibration text: the recipe did without statistics "
+                           "there\n",
+                           unseen(r));
     return ok && last_line(out, shown, r);
 }
 
@@ -144,7 +155,7 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
              mx_bytes_addf(out, ",\"matrices\":%d,\"weights\":%lld,\"bytes\":%llu,\"bits_per_weight\":%.9g",
                            c->matrices, (long long)c->weights, (unsigned long long)c->bytes,
                            c->weights ? 8 * (double)c->bytes / (double)c->weights : 0);
-        if (done && !c->kept) ok = ok && json_result(out, &c->sum);
+        if (done && !c->kept) ok = ok && json_result(out, &c->sum) && mx_bytes_addf(out, ",\"unseen\":%d", c->unseen);
         ok = ok && mx_bytes_add_string(out, "}");
     }
     ok = ok && mx_bytes_add_string(out, "],\"matrices\":[");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "commands/common.h"
+#include "commands/terminal.h"
 
 enum {
     WINDOW = 2048,
@@ -175,7 +176,8 @@ static bool unescape(const char *text, mx_bytes *out) {
     return true;
 }
 
-mx_status mx_corpus_read(const char *const *paths, mx_protocol of, mx_corpus *out, mx_error *error) {
+mx_status mx_corpus_read(const mx_command *command, const char *const *paths, mx_protocol of, mx_corpus *out,
+                         mx_error *error) {
     mx_bytes between = {0};
     const bool harmony = of == MX_PROTOCOL_HARMONY;
     int count = 0;
@@ -190,6 +192,7 @@ mx_status mx_corpus_read(const char *const *paths, mx_protocol of, mx_corpus *ou
             status = add_lines(out, harmony, paths[i], file, error);
         else if (!status)
             status = add_parts(out, paths[i], file, &between, error);
+        if (!status) mx_warn_invalid_utf8(command, paths[i], file);
     }
     mx_bytes_free(&between);
     return status;

@@ -183,8 +183,10 @@ static void sum_up(run *r) {
     for (int i = 0; i < r->report->matrices; i++) {
         const mx_model_matrix *m = &r->report->matrix[i];
         if (m->kept) continue;
-        mx_quantize_report *sum = &class_of(r, m->group, &m->form, false)->sum;
+        mx_model_class *c = class_of(r, m->group, &m->form, false);
+        mx_quantize_report *sum = &c->sum;
         const mx_quantize_report *of = &m->report;
+        c->unseen += of->unseen;
         sum->square += of->square;
         sum->error += of->error;
         if (of->largest_error > sum->largest_error) sum->largest_error = of->largest_error;

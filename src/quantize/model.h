@@ -31,6 +31,7 @@ typedef struct mx_model_class {
     int64_t weights;
     uint64_t bytes;
     mx_quantize_report sum; /* of quantised ones; lossless: all are */
+    int unseen;             /* of them, matrices that no token of the calibration text went through */
 } mx_model_class;
 
 /* A line of the list of tensors. */

@@ -125,6 +125,7 @@ static mx_work *add_work(mx_plan *p, int module) {
     *w = (mx_work){.module = module, .pair = -1, .rows = m->rows, .cols = m->cols, .choice = p->choice[module]};
     w->data = w->scales = w->zeros = w->post = w->shape = -1;
     w->choice.form = p->form[module];
+    if (is_dense(w->choice.form.format)) w->choice.recipe = (mx_quantize_recipe){0}; /* has no scales to choose */
     return w;
 }
 
