@@ -117,10 +117,12 @@ bool mx_compare_chart_speed(mx_bytes *out, const mx_compare *c, bool *drawn) {
         if (prompt) set_bar(b, decode ? 1 : 0, m->prompt.median, first->prompt.median);
     }
     snprintf(title, sizeof title, "Speed relative to %.200s", first->label);
+    char threads[40] = "";
+    if (!c->gpu) snprintf(threads, sizeof threads, "%d thread%s, ", c->threads, c->threads > 1 ? "s" : "");
     snprintf(subtitle, sizeof subtitle,
-             "Tokens/s, medians of %d rounds%s; %.200s, %d threads, %s kernels, precision %.100s, KV cache %s",
-             c->rounds, c->together ? " in which every model had its turn" : ", one model after the other", c->cpu,
-             c->threads, c->tier, c->precision, c->kv);
+             "Tokens/s, medians of %d rounds%s; %.200s, %s%s kernels, precision %.100s, KV cache %s", c->rounds,
+             c->together ? " in which every model had its turn" : ", one model after the other", c->machine, threads,
+             c->tier, c->precision, c->kv);
     char names[2][60];
     snprintf(names[0], sizeof names[0], "decode (%d tokens one by one)", c->decode_tokens);
     snprintf(names[1], sizeof names[1], "prompt (%d tokens)", c->prompt_tokens);
