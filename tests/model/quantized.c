@@ -322,14 +322,13 @@ static void test_warnings(void **state) {
     static const char *const quiet[] = {
         "{\"quant_method\":\"mxfp4\"}",
         "{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A16\"}",
-        "{\"quant_method\":\"compressed-tensors\",\"transform_config\":{},\"config_groups\":{\"group_0\":{"
-        "\"input_activations\":null,\"targets\":[\"Linear\"]}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"g\":{\"input_activations\":null}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"transform_config\":{}}",
     };
     static const char *const loud[] = {
         "{\"quant_method\":\"modelopt\",\"quant_algo\":\"NVFP4\"}",
         "{\"quant_method\":\"fp8\",\"activation_scheme\":\"dynamic\"}",
-        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"group_0\":{\"input_activations\":{"
-        "\"num_bits\":4}}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"g\":{\"input_activations\":{\"bits\":4}}}}",
         "{\"quant_method\":\"compressed-tensors\",\"kv_cache_scheme\":{\"num_bits\":8}}",
     };
     maker m;
