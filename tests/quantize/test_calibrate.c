@@ -255,6 +255,57 @@ static void test_unseen(void **state) {
     mx_pool_destroy(pool);
 }
 
+/* From a layer on, or up to one: the same numbers, and no logits where it is not run to the end. */
+static void test_parts(void **state) {
+    (void)state;
+    mx_pool *pool;
+    mx_weights *w;
+    mx_forward f;
+    all_seen all = {0};
+    ok(mx_pool_create(2, &pool, &error));
+    ok(mx_weights_open(path_in("MXRUN_SOURCE", "tests/data/base"), pool, &w, &error));
+    const mx_observer observer = {remember, &all, false};
+    ok(mx_forward_open(w, pool, &observer, 16, 16, &f, &error));
+    ok(mx_forward_keep(&f, 11, &error));
+    int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5};
+    int64_t first[] = {0, 4, 11};
+    const mx_passages text = {{ids, 11, 11}, first, 2};
+    const size_t bytes = 3 * (size_t)w->config.vocab * sizeof(float);
+    float *whole = malloc(bytes);
+    assert_non_null(whole);
+    const int layers = w->config.layers;
+    for (int from = 0; from <= layers; from++) {
+        int next, wanted;
+        f.first = from;
+        f.keep = !from;
+        forget(&all);
+        ok(mx_forward_step(&f, &text, 0, 3, &next, &wanted, &error));
+        assert_int_equal(find(&all, MX_CLASS_O, from - 1, -1) != NULL, false);
+        for (int k = 0; k < wanted; k++) {
+            const float *now = f.backend->ops->logits(f.backend, k);
+            assert_non_null(now);
+            if (!from) memcpy(whole + (int64_t)k * w->config.vocab, now, bytes / 3);
+            assert_memory_equal(whole + (int64_t)k * w->config.vocab, now, bytes / 3);
+        }
+    }
+    forget(&all);
+    f.first = 1;
+    f.last = 2;
+    int next, wanted;
+    ok(mx_forward_step(&f, &text, 0, 3, &next, &wanted, &error));
+    assert_null(f.backend->ops->logits(f.backend, 0));
+    assert_non_null(find(&all, MX_CLASS_DOWN, 1, all.at[all.count - 1].o.expert));
+    assert_int_equal(all.at[0].o.layer, 1);
+    assert_int_equal(all.at[all.count - 1].o.layer, 1);
+    f.last = layers + 1;
+    assert_int_equal(mx_forward_step(&f, &text, 0, 3, &next, &wanted, &error), MX_INVALID_ARGUMENT);
+    free(whole);
+    forget(&all);
+    mx_forward_close(&f);
+    mx_weights_close(w);
+    mx_pool_destroy(pool);
+}
+
 /* ---- sums --------------------------------------------------------------------------------------------------------
  */
 
@@ -372,6 +423,10 @@ static void check_sums(bool rotated) {
     assert_null(mx_calibration_of(sums, &m));
     m = module(MX_KIND_EMBEDDING, -1, -1);
     assert_null(mx_calibration_of(sums, &m));
+    mx_calibration_free(sums);
+    sums = calibrate(text, 2, rotated, 1, 2); /* the model is run that far only */
+    m = module(MX_KIND_K, 1, -1);
+    expect_means(mx_calibration_of(sums, &m), find(&all, MX_CLASS_QKV, 1, -1), hidden);
     mx_calibration_free(sums);
     forget(&all);
 }
@@ -512,8 +567,9 @@ static int close_folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),    cmocka_unit_test(test_unseen),  cmocka_unit_test(test_sums),
-        cmocka_unit_test(test_threads), cmocka_unit_test(test_windows), cmocka_unit_test(test_wrong_texts),
+        cmocka_unit_test(test_rows),        cmocka_unit_test(test_unseen),  cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_sums),        cmocka_unit_test(test_threads), cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_wrong_texts),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }
