@@ -184,20 +184,20 @@ static int nvfp4_or_int4(const char *module) {
 static void test_scattered(void **state) {
     (void)state;
     char name[MX_IDENTITY];
-    logits found[2];
+    logits found[3];
     mx_error error;
     mx_pool *pool;
     assert_int_equal(mx_pool_create(2, &pool, &error), MX_OK);
-    for (int scattered = 0; scattered < 2; scattered++) {
+    for (int scattered = 0; scattered < 3; scattered++) { /* in order; in none; in none and in three files */
         maker q;
         q_make(&q, NULL, nvfp4_or_int4, false);
-        if (scattered) q_scatter(&q, 3);
-        q.index = scattered;
+        if (scattered) q_scatter(&q, scattered == 1 ? 1 : 3);
+        q.index = scattered == 2;
         maker_write(&q);
         mx_weights *w = open_folder(&q);
         compute(w, "scalar", &found[scattered]);
         assert_int_equal(mx_weights_identity(w, &(mx_identity_options){.pool = pool}, name, &error), MX_OK);
-        assert_true((mx_checkpoint_made(w->checkpoint) > 0) == (scattered == 1));
+        assert_true((mx_checkpoint_made(w->checkpoint) > 0) == (scattered > 0));
         mx_weights_close(w);
         for (int way = MX_LOAD_MAP; scattered && way <= MX_LOAD_LOOK; way++) {
             if (mx_weights_load(q.folder, &(mx_load_options){.way = (mx_load_way)way}, NULL, &w, &error))
@@ -211,6 +211,7 @@ static void test_scattered(void **state) {
     }
     mx_pool_destroy(pool);
     assert_memory_equal(&found[0], &found[1], sizeof *found);
+    assert_memory_equal(&found[0], &found[2], sizeof *found);
 }
 
 /* ---- another program's tensors --------------------------------------------------------------------------------------
