@@ -307,7 +307,7 @@ static void test_info_of_quantised_weights(void **state) {
     maker_write(&m);
     expect(run("info -m %s", m.folder), 0, "BF16, FP8 E4M3 channel");
     expect(run("info -m %s --json", m.folder), 0, "\"types\":\"BF16, FP8 E4M3 channel\"");
-    expect(run("convert --to gguf %s %s.gguf", m.folder, m.folder), 2, q);
+    expect(run("convert --to gguf %s %s.gguf", m.folder, m.folder), 1, q);
     assert_non_null(strstr(output, "is quantised (F8_E4M3) in a way that the layout GGUF cannot hold"));
     maker_close(&m);
 }
