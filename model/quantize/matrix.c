@@ -467,6 +467,17 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
     return status;
 }
 
+void mx_quantize_mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                       uint8_t *scales, int64_t scale_step) {
+    static const mx_rows *_Atomic chosen;
+    const mx_rows *rows = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!rows) {
+        (void)choose_rows(&rows, NULL); /* where MXRUN_CPU is wrong: those of any processor */
+        atomic_store_explicit(&chosen, rows, memory_order_relaxed);
+    }
+    rows->mxfp4(x, count, rule, data, data_step, scales, scale_step);
+}
+
 /* ---- as a matrix ------------------------------------------------------------------------------------------------- */
 
 /* Are all weights without post 0 or within 2^-126 .. 2^127, and do their significant bits fit into BF16's 8? Said of

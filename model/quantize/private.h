@@ -37,6 +37,8 @@ struct mx_rows {
     /* Is each block of `columns` numbers E2M1 times a power of two? Widens *low .. *high, to begin with INT_MAX ..
      * INT_MIN, by the exponents of those powers. */
     bool (*is_e2m1)(const float *x, int64_t cols, int columns, int *low, int *high);
+    void (*mxfp4)(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step); /* mx_quantize_mxfp4 */
 };
 extern const mx_rows mx_rows_any, mx_rows_avx2, mx_rows_avx512;
 
@@ -49,6 +51,18 @@ static inline void mx_each(mx_pool *pool, int64_t n, int64_t grain, mx_range_fn 
 }
 
 /* ---- GPTQ (gptq.c) ---- */
+
+/* What is compiled for each instruction set (products.c). */
+typedef struct mx_products {
+    /* m [n, n]: of rows begin .. end the columns from the diagonal to `first` lose X X', X being columns first .. first
+     * + width. `first` is a multiple of 4. */
+    void (*update)(double *m, int64_t n, int64_t first, int64_t width, int64_t begin, int64_t end);
+    /* sum [rows, n] += lost [rows, count] factor [count, n], columns `from` .. n, which are multiples of 32 */
+    void (*hand_on)(float *sum, int64_t n, const float *lost, int64_t lost_stride, int rows, const float *factor,
+                    int64_t count, int64_t from);
+} mx_products;
+extern const mx_products mx_products_any, mx_products_avx2, mx_products_avx512;
+
 typedef struct mx_gptq mx_gptq;
 /* What is shared by the rows: the factor of the damped Hessian. MX_INVALID_ARGUMENT: it is not positive. */
 mx_status mx_gptq_create(const mx_quantize_job *job, mx_pool *pool, mx_gptq **out, mx_error *error);

@@ -232,7 +232,7 @@ INLINE void pack(uint8_t *out, const uint8_t *code, int n, int bits) {
     }
 }
 
-/* Codes of a block and what is lost. */
+/* Codes of a block and what is lost; sums NULL: nobody wants to know. */
 INLINE void code_block(uint8_t *code, const float *x, const V *a, const float *w, int n, const element f,
                        const scaling s, bool divide, int unit, mx_row_sums *sums) {
     V square[PARTS] = {{0}}, error[PARTS] = {{0}}, objective[PARTS] = {{0}}, most = {0};
@@ -248,6 +248,7 @@ INLINE void code_block(uint8_t *code, const float *x, const V *a, const float *w
         most = greater(d, most);
         beyond += q > all(f.largest);
     }
+    if (!sums) return;
     const double squared = wide_power(2 * unit);
     sums->square += squared * (double)sum_of(square);
     sums->error += squared * (double)sum_of(error);
@@ -314,7 +315,7 @@ INLINE uint8_t e8m0_block(uint8_t *code, const float *x, const float *w, int n, 
     to_units(a, x, n, unit);
     const float in_units = (float)((double)largest * wide_power(-unit));
     const int e = largest > 0 ? choose_e8m0(a, in_units, w, n, f, unit, rule) : 0;
-    sums->zero_blocks += !(largest > 0);
+    if (sums) sums->zero_blocks += !(largest > 0);
     code_block(code, x, a, w, n, f, (scaling){power(unit - e), power(e - unit), 1}, false, unit, sums);
     return (uint8_t)(e + 127);
 }
@@ -682,4 +683,31 @@ static bool is_e2m1(const float *x, int64_t cols, int columns, int *low, int *hi
     return true;
 }
 
-const mx_rows TIER = {code_row, row_largest, is_e2m1};
+INLINE void mxfp4_blocks(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                         uint8_t *scales, int64_t scale_step) {
+    for (int b = 0; b < count; b++) {
+        float wide[32];
+        uint8_t code[32];
+        for (int i = 0; i < 32; i++) wide[i] = float_of_bits((uint32_t)x[b][i] << 16);
+        if (!isfinite(largest_of(wide, 32))) {
+            if (scales) scales[b * scale_step] = 255;
+            if (data) memset(data + b * data_step, 0, 16);
+            continue;
+        }
+        const uint8_t scale = e8m0_block(code, wide, NULL, 32, E2M1, rule, NULL);
+        if (scales) scales[b * scale_step] = scale;
+        if (data) pack(data + b * data_step, code, 32, 4);
+    }
+}
+
+static void mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step) {
+    if (rule == MX_RULE_SEARCH)
+        mxfp4_blocks(x, count, MX_RULE_SEARCH, data, data_step, scales, scale_step);
+    else if (rule == MX_RULE_OVERFLOW)
+        mxfp4_blocks(x, count, MX_RULE_OVERFLOW, data, data_step, scales, scale_step);
+    else
+        mxfp4_blocks(x, count, MX_RULE_OCP, data, data_step, scales, scale_step);
+}
+
+const mx_rows TIER = {code_row, row_largest, is_e2m1, mxfp4};

@@ -17,7 +17,7 @@
 
 static struct {
     char **text;
-    char *labels, *precision, *kv_type, *markdown, *csv, *json, *svg;
+    char *labels, *device, *precision, *kv_type, *markdown, *csv, *json, *svg;
     int no_speed;
 } given;
 
@@ -36,6 +36,7 @@ static const struct poptOption compare_options[] = {
      "Tokens of the prompt whose speed is measured, 0: none (default 512)", "N"},
     {"decode", '\0', POPT_ARG_STRING, &numbers[DECODE].text, 0,
      "Tokens that are decoded one by one to measure that, 0: none (default 64)", "N"},
+    {"device", 'd', POPT_ARG_STRING, &given.device, 0, "Where the models run: cpu (default), cuda, or cuda:N", "WHERE"},
     {"threads", 't', POPT_ARG_STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)",
      "N"},
     {"precision", '\0', POPT_ARG_STRING, &given.precision, 0,
@@ -208,6 +209,15 @@ static bool check_options(const mx_command *self, const char *const *models, com
         if (!mx_number_check(self, &numbers[i])) return false;
     if (given.precision && mx_precisions_parse(given.precision, &precision, &error)) {
         mx_command_usage(self, "--precision: %s", error.text);
+        return false;
+    }
+    w->device = given.device ? given.device : "cpu";
+    if (mx_device_parse(w->device, &w->on, &error) || w->on.automatic) {
+        mx_command_usage(self, "--device %s: expected cpu, cuda or cuda:N, where all models run", w->device);
+        return false;
+    }
+    if (w->on.cuda && numbers[THREADS].text) {
+        mx_command_usage(self, "--threads is about the CPU: it does not go with --device %s", w->device);
         return false;
     }
     w->kv = given.kv_type ? mx_kv_find(self, given.kv_type) : &mx_kv_names[0];

@@ -110,8 +110,11 @@ static void remove_base(const base *b) {
 static mx_status open_engine(const mx_compare_work *w, const char *path, mx_model **model, mx_engine **engine,
                              mx_error *error) {
     mx_loading loading = {0};
-    const mx_load_options load = {
-        .threads = w->threads, .progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
+    const mx_load_options load = {.threads = w->threads,
+                                  .device = w->device,
+                                  .progress = mx_loading_shown,
+                                  .user = &loading,
+                                  .stop = &mx_interrupted};
     mx_engine_options options = {
         .threads = w->threads, .kv_type = w->kv->type, .precision = w->precision, .stop = &mx_interrupted};
     mx_status status = mx_scoring_engine(path, &w->evaluate, &options, error);
@@ -189,7 +192,9 @@ typedef struct speeds {
     mx_precisions precision;
     mx_bandwidth bandwidth;
     mx_energy energy;
-    bool has_energy;
+    bool has_energy;  /* of the CPU */
+    mx_device device; /* the GPU with the weights that are loaded */
+    mx_nvml nvml;
     mx_bench_test test[TESTS]; /* decode, prompt; those that there are */
     int tests;
     mx_weights *weights[MX_COMPARE_MOST];
@@ -213,21 +218,65 @@ static mx_status make_tests(speeds *s, mx_error *error) {
     return s->tests ? MX_OK : mx_fail(error, MX_INVALID_ARGUMENT, "no speed is left to measure: -p and -n are 0");
 }
 
+/* What computes, for the notes. The strings are static: there is one comparison in a process. */
+static mx_status describe(speeds *s, mx_error *error) {
+    static char precision[MX_PRECISION_NAME], tier[24], machine[200];
+    mx_compare *c = s->w->result;
+    const mx_kernels *kernels;
+    mx_status status = mx_kernels_get(NULL, &kernels, error);
+    if (status) return status;
+    s->precision = mx_device_default_precision(&s->device, kernels);
+    if (s->w->precision) status = mx_precisions_parse(s->w->precision, &s->precision, error);
+    if (status) return status;
+    mx_precisions_name(precision, &s->precision);
+    mx_device_tier(&s->device, kernels, tier);
+    if (c->gpu)
+        snprintf(machine, sizeof machine, "%s", s->device.info.name);
+    else
+        mx_cpu_name(machine);
+    c->precision = precision;
+    c->tier = tier;
+    c->machine = machine;
+    return MX_OK;
+}
+
+static mx_backend_options backend_of(const speeds *s) {
+    return (mx_backend_options){.kv_format = s->w->kv->format,
+                                .pages = 1,
+                                .max_rows = s->w->result->gpu ? MX_GPU_BATCH_TOKENS : 1,
+                                .max_wanted = 1,
+                                .precision = s->w->precision ? &s->precision : NULL};
+}
+
+/* To the GPU, straight from the files. */
+static mx_status load_gpu(speeds *s, int index, mx_error *error) {
+    mx_loading loading = {0};
+    const mx_load_options lazy = {.way = MX_LOAD_LAZY};
+    const mx_cuda_load_options load = {.progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
+    const mx_backend_options shape = backend_of(s);
+    mx_status status = mx_weights_load(s->w->result->model[index].path, &lazy, s->pool, &s->weights[index], error);
+    if (!status) status = mx_device_open(&s->w->on, 0, s->weights[index], &shape, &s->device, error);
+    if (!status) status = mx_device_load(&s->device, s->weights[index], load, error);
+    mx_loading_end(&loading);
+    return status ? status : describe(s, error);
+}
+
 /* Weights in memory, and kernels that take them at this precision. */
 static mx_status load(speeds *s, int index, mx_error *error) {
     mx_loading loading = {0};
     mx_backend *backend = NULL;
     const mx_load_options load = {.progress = mx_loading_shown, .user = &loading, .stop = &mx_interrupted};
+    if (s->w->result->gpu) return load_gpu(s, index, error);
     mx_status status = mx_weights_load(s->w->result->model[index].path, &load, s->pool, &s->weights[index], error);
     mx_loading_end(&loading);
-    const mx_backend_options options = {
-        .kv_format = s->w->kv->format, .pages = 1, .max_rows = 1, .max_wanted = 1, .precision = &s->precision};
+    const mx_backend_options options = backend_of(s);
     if (!status) status = mx_cpu_backend_create(s->weights[index], s->pool, &options, &backend, error);
     if (backend) backend->ops->destroy(backend);
     return status;
 }
 
 static void unload(speeds *s, int index) {
+    if (s->weights[index]) mx_device_close(&s->device);
     mx_weights_close(s->weights[index]);
     s->weights[index] = NULL;
 }
@@ -235,7 +284,9 @@ static void unload(speeds *s, int index) {
 static mx_bench_options options_of(const speeds *s, const mx_weights *weights) {
     return (mx_bench_options){.weights = weights,
                               .kv = s->w->kv->format,
-                              .batch = BATCH,
+                              .device = s->device.plugin ? (mx_device *)&s->device : NULL,
+                              .nvml = s->device.plugin && s->nvml.devices == 1 ? (mx_nvml *)&s->nvml : NULL,
+                              .batch = s->device.plugin ? MX_GPU_BATCH_TOKENS : BATCH,
                               .test = s->test,
                               .tests = s->tests,
                               .repetitions = s->w->result->rounds,
@@ -301,7 +352,7 @@ static mx_status measure(speeds *s, int first, int last, mx_error *error) {
 static mx_status measure_all(speeds *s, mx_error *error) {
     mx_compare *c = s->w->result;
     mx_status status = MX_OK;
-    c->together = fit_together(s);
+    c->together = !c->gpu && fit_together(s);
     for (int i = 0; i < c->models && !status; i++) {
         if (!is_wanted(s->w, i)) continue;
         status = load(s, i, error);
@@ -319,28 +370,23 @@ static mx_status measure_all(speeds *s, mx_error *error) {
     return status;
 }
 
-/* What computes, for the notes. The strings are static: there is one comparison in a process. */
-static mx_status describe(speeds *s, mx_error *error) {
-    static char precision[MX_PRECISION_NAME], tier[24], cpu[100];
+/* What is measured with, and whose energy. */
+static mx_status prepare(speeds *s, mx_error *error) {
     mx_compare *c = s->w->result;
-    const mx_kernels *kernels;
-    mx_status status = mx_kernels_get(NULL, &kernels, error);
-    if (status) return status;
-    s->precision = mx_precisions_default(kernels);
-    if (s->w->precision) status = mx_precisions_parse(s->w->precision, &s->precision, error);
-    if (status) return status;
-    mx_precisions_name(precision, &s->precision);
-    const mx_device on_cpu = {0};
-    mx_device_tier(&on_cpu, kernels, tier);
-    mx_cpu_name(cpu);
-    c->precision = precision;
-    c->tier = tier;
-    c->cpu = cpu;
+    c->gpu = s->w->on.cuda;
     c->kv = s->w->kv->name;
     c->threads = mx_pool_threads(s->pool);
-    c->energy = s->has_energy ? MX_COMPARE_RAPL : MX_COMPARE_BYTES;
+    c->precision = c->tier = c->machine = "";
     c->speed = true;
-    return MX_OK;
+    if (c->gpu) {
+        /* With several GPUs it is not known which of their counters is this one's. */
+        if (mx_nvml_open(&s->nvml, NULL) && s->nvml.devices == 1) c->energy = MX_COMPARE_NVML;
+        return MX_OK;
+    }
+    s->has_energy = mx_energy_open(&s->energy, "");
+    if (s->has_energy) c->energy = MX_COMPARE_RAPL;
+    const mx_status status = describe(s, error);
+    return status ? status : mx_bandwidth_open(s->pool, &s->bandwidth, error);
 }
 
 mx_status mx_compare_measure(mx_compare_work *w, mx_error *error) {
@@ -352,11 +398,10 @@ mx_status mx_compare_measure(mx_compare_work *w, mx_error *error) {
     s->w = w;
     mx_status status = make_tests(s, error);
     if (!status) status = mx_pool_create(w->threads, &s->pool, error);
-    s->has_energy = mx_energy_open(&s->energy, "");
-    if (!status) status = describe(s, error);
-    if (!status) status = mx_bandwidth_open(s->pool, &s->bandwidth, error);
+    if (!status) status = prepare(s, error);
     if (!status) status = measure_all(s, error);
     mx_bandwidth_close(&s->bandwidth);
+    mx_nvml_close(&s->nvml);
     mx_pool_destroy(s->pool);
     free(s);
     return status;

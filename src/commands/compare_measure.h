@@ -14,6 +14,8 @@ typedef struct mx_compare_work {
     const mx_evaluate_text *text; /* [texts] */
     int texts;
     mx_evaluate_options evaluate; /* protocol, window, stride, most_tokens */
+    mx_device_choice on;          /* the CPU or a GPU; not automatic */
+    const char *device;           /* the same as mx_load_options takes it */
     int threads;                  /* 0: all cores */
     const mx_kv_name *kv;
     const char *precision; /* NULL: the default of this machine */

@@ -107,13 +107,16 @@ bool mx_quantize_text(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     const bool done = shown->out != NULL;
     bool ok = !r->table || mx_bytes_add_string(out, r->table);
     for (int i = 0; i < r->matrices && ok && shown->verbose; i++) ok = matrix_line(out, &r->matrix[i], done);
+    for (int i = 0; i < r->others && ok && shown->verbose; i++)
+        ok = mx_bytes_addf(out, "  %-56s %s, %s\n", r->other[i].name, r->other[i].type,
+                           r->other[i].changed ? "rotated" : "as it is");
     if (r->classes && ok)
         ok = mx_bytes_addf(out, "  %-10s %-20s %9s %12s %12s%s\n", "class", "format", "matrices", "bits/weight", "size",
                            done ? "  rel. error    saturated  zero blocks" : "");
     for (int i = 0; i < r->classes && ok; i++) ok = class_line(out, &r->of_class[i], done);
     if (r->others && ok)
-        ok = mx_bytes_addf(out, "  and %d tensor%s that %s no such matrices, as they are\n", r->others,
-                           r->others == 1 ? "" : "s", r->others == 1 ? "is" : "are");
+        ok = mx_bytes_addf(out, "  and %d tensor%s that %s no such matrices%s\n", r->others, r->others == 1 ? "" : "s",
+                           r->others == 1 ? "is" : "are", shown->verbose ? "" : " (--verbose lists them)");
     if (done) ok = ok && lossless_text(out, r);
     if (ok && nonfinite(r))
         ok = mx_bytes_addf(out, "  %lld numbers were NaN (now 0) or infinite (now the largest)\n",
@@ -169,10 +172,16 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
         if (done && !m->kept) ok = ok && json_result(out, &m->report);
         ok = ok && mx_bytes_add_string(out, "}");
     }
+    ok = ok && mx_bytes_add_string(out, "],\"others\":[");
+    for (int i = 0; i < r->others && ok; i++)
+        ok = mx_bytes_add_string(out, i ? "," : "") &&
+             mx_bytes_add_json(out, r->other[i].name, strlen(r->other[i].name));
+    if (r->table)
+        ok = ok && mx_bytes_add_string(out, "],\"table\":[") && mx_bytes_add_json(out, r->table, strlen(r->table));
     return ok && mx_bytes_addf(out,
-                               "],\"others\":%d,\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
+                               "],\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
                                "\"read\":%llu,\"seconds\":%.6g,\"quantize_seconds\":%.6g}\n",
-                               r->others, (unsigned long long)r->bytes_before, (unsigned long long)r->bytes,
+                               (unsigned long long)r->bytes_before, (unsigned long long)r->bytes,
                                (unsigned long long)r->file_bytes, r->files, (unsigned long long)r->read, r->seconds,
                                r->quantize_seconds);
 }

@@ -29,7 +29,8 @@ typedef struct mx_corpus {
 
 /* Files in order (`paths` ends in NULL); "-" is stdin. Each line of a .jsonl is a text of its own: a string, an object
  * with "text", or, for harmony, one with "messages", which stays JSON. Any other file is one text, or the parts between
- * what --separator says that are not empty. Free with mx_corpus_free, also after a failure. */
+ * what --separator says that are not empty. `command` warns of what is not UTF-8. Free with mx_corpus_free, also after
+ * a failure. */
 mx_status mx_corpus_read(const mx_command *command, const char *const *paths, mx_protocol protocol, mx_corpus *out,
                          mx_error *error);
 void mx_corpus_free(mx_corpus *c); /* all zeros is allowed */

@@ -103,7 +103,7 @@ static const char style[] =
     ".standard{stroke:#59636e;stroke-width:1.25;stroke-dasharray:5 4;fill:none}\n"
     ".leader{stroke:#818b98;stroke-width:0.8;fill:none}\n"
     ".frontier{stroke:#0072b2;stroke-opacity:0.35;stroke-width:2;fill:none}\n"
-    ".whisker{stroke:#0072b2;stroke-width:1.5;fill:none}\n"
+    ".whisker{stroke:#0072b2;stroke-opacity:0.6;stroke-width:1.5;fill:none}\n"
     ".a{fill:#0072b2}\n"
     ".b{fill:#e69f00}\n"
     ".ring{fill:#ffffff;stroke:#0072b2;stroke-width:2}\n"

@@ -291,8 +291,10 @@ static void note_energy(notes *n, const mx_compare *c) {
     else if (c->energy == MX_COMPARE_NVML)
         note(n, "J/token: of a decoded token, of the GPU (NVML)");
     else
-        note(n, "MB/token: bytes that a decoded token moves from memory, counted; energy was not measured, for no "
-                "counter (RAPL, /sys/class/powercap/intel-rapl:*) may be read here");
+        notef(n,
+              "MB/token: bytes that a decoded token moves from memory, counted; energy was not measured, for no %s may "
+              "be read here",
+              c->gpu ? "counter of this GPU alone (NVML)" : "counter (RAPL, /sys/class/powercap/intel-rapl:*)");
 }
 
 static void note_speed(notes *n, const mx_compare *c) {
@@ -308,10 +310,13 @@ static void note_speed(notes *n, const mx_compare *c) {
                                                : "decode",
           tests, c->rounds, c->rounds > 1 ? "s" : "",
           c->together ? "in each of which every model had its turn"
+          : c->gpu    ? "of one model after the other on the GPU"
                       : "of one model after the other, for they do not fit into memory together: the machine may have "
                         "been faster or slower for one than for another");
-    notef(n, "%s; %d thread%s, %s kernels, precision %s, KV cache %s", c->cpu, c->threads, c->threads > 1 ? "s" : "",
-          c->tier, c->precision, c->kv);
+    char threads[40] = "";
+    if (!c->gpu) snprintf(threads, sizeof threads, "%d thread%s, ", c->threads, c->threads > 1 ? "s" : "");
+    if (*c->machine)
+        notef(n, "%s; %s%s kernels, precision %s, KV cache %s", c->machine, threads, c->tier, c->precision, c->kv);
     for (int i = 0; i < c->models; i++) unsteady |= c->model[i].unsteady;
     if (unsteady) note(n, "the bandwidth of the memory changed by more than 10 % all the time: speeds may be off");
     if (c->decode_tokens) note_energy(n, c);
@@ -439,7 +444,8 @@ static bool json_speed(mx_bytes *out, const mx_compare *c) {
                          energies[c->energy]) &&
            add_member(out, "precision", c->precision) && mx_bytes_add_string(out, ",") &&
            add_member(out, "kv_type", c->kv) && mx_bytes_add_string(out, ",") && add_member(out, "tier", c->tier) &&
-           mx_bytes_add_string(out, ",") && add_member(out, "cpu", c->cpu) && mx_bytes_add_string(out, "}");
+           mx_bytes_add_string(out, ",") && add_member(out, c->gpu ? "gpu" : "cpu", c->machine) &&
+           mx_bytes_add_string(out, "}");
 }
 
 bool mx_compare_json(mx_bytes *out, const mx_compare *c) {

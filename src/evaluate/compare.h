@@ -40,8 +40,10 @@ typedef struct mx_compare {
     int rounds;        /* of them the medians */
     int prompt_tokens; /* of the prompt; 0: none */
     int decode_tokens; /* decoded one by one, from position 0 on; 0: none */
-    int threads;
-    const char *precision, *kv, *tier, *cpu;
+    bool gpu;          /* computed there */
+    int threads;       /* of the CPU */
+    const char *precision, *kv, *tier;
+    const char *machine; /* the processor's name, or the GPU's */
     mx_compare_energy energy;
 } mx_compare;
 

@@ -62,7 +62,7 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
     mx_chart_point point[MX_COMPARE_MOST];
     char subtitle[1200], before[400];
     int points = 0;
-    bool any = false;
+    bool any = false, zeros = false;
     for (int i = 1; i < c->models && points < MX_COMPARE_MOST; i++) {
         const mx_compare_model *m = &c->model[i];
         const mx_evaluation *e = &m->evaluation;
@@ -70,12 +70,14 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
         const double error = isfinite(e->kl_stderr) ? e->kl_stderr : 0;
         point[points++] = (mx_chart_point){m->label, mx_compare_bits(m), e->kl_mean, error, false};
         any |= e->kl_mean > 0;
+        zeros |= !(e->kl_mean > 0);
     }
     *drawn = any;
     if (!any) return true;
     snprintf(before, sizeof before,
-             "How far each model's predictions are from those of %.100s; lower is better, rings on the axis: 0. Text: ",
-             c->model[0].label);
+             "How far each model's predictions are from those of %.100s; lower is better; whiskers: standard error%s. "
+             "Text: ",
+             c->model[0].label, zeros ? "; rings on the axis: no distance" : "");
     describe(c, before, subtitle);
     return mx_chart_draw_points(out, &(mx_chart_points){.title = "KL divergence by size of the weights",
                                                         .subtitle = subtitle,
@@ -115,10 +117,12 @@ bool mx_compare_chart_speed(mx_bytes *out, const mx_compare *c, bool *drawn) {
         if (prompt) set_bar(b, decode ? 1 : 0, m->prompt.median, first->prompt.median);
     }
     snprintf(title, sizeof title, "Speed relative to %.200s", first->label);
+    char threads[40] = "";
+    if (!c->gpu) snprintf(threads, sizeof threads, "%d thread%s, ", c->threads, c->threads > 1 ? "s" : "");
     snprintf(subtitle, sizeof subtitle,
-             "Tokens/s, medians of %d rounds%s; %.200s, %d threads, %s kernels, precision %.100s, KV cache %s",
-             c->rounds, c->together ? " in which every model had its turn" : ", one model after the other", c->cpu,
-             c->threads, c->tier, c->precision, c->kv);
+             "Tokens/s, medians of %d rounds%s; %.200s, %s%s kernels, precision %.100s, KV cache %s", c->rounds,
+             c->together ? " in which every model had its turn" : ", one model after the other", c->machine, threads,
+             c->tier, c->precision, c->kv);
     char names[2][60];
     snprintf(names[0], sizeof names[0], "decode (%d tokens one by one)", c->decode_tokens);
     snprintf(names[1], sizeof names[1], "prompt (%d tokens)", c->prompt_tokens);

@@ -84,7 +84,7 @@ static mx_compare results(void) {
                         .precision = "mixed",
                         .kv = "f16",
                         .tier = "avx512bf16",
-                        .cpu = "Some CPU"};
+                        .machine = "Some CPU"};
 }
 
 static void expect(const mx_bytes *text, const char *golden) {
@@ -203,6 +203,10 @@ static void energy_is_named_as_what_it_is(void **state) {
     c.together = false;
     assert_true(mx_compare_table(&out, &c));
     expect_part(&out, "after the other, for they do not fit");
+    mx_bytes_clear(&out);
+    c.gpu = true;
+    assert_true(mx_compare_table(&out, &c));
+    expect_part(&out, "of one\n  model after the other on the GPU\nSome CPU; avx512bf16 kernels");
     mx_bytes_free(&out);
 }
 
