@@ -15,6 +15,7 @@
 #include "model/gguf_layout.h"
 #include "model/load.h"
 #include "model/metal.h"
+#include "model/quantized.h"
 #include "model/show.h"
 
 /* The tensors of one or many .safetensors files under one roof, by name. Which file holds what is nobody's business
@@ -234,7 +235,7 @@ static mx_status open_one(mx_checkpoint *ck, const char *path, mx_error *error) 
 static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expert_form form, mx_error *error) {
     mx_status status = MX_OK;
     ck->layout = place->layout;
-    if (form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF) form = MX_EXPERTS_IN_PLACE; /* see mx_weights_load */
+    if (mx_experts_rounded(form) && place->layout != MX_LAYOUT_HF) form = MX_EXPERTS_IN_PLACE; /* see mx_weights_load */
     switch (place->layout) {
     case MX_LAYOUT_TENSORS:
         return open_one(ck, place->path, error);
@@ -251,6 +252,8 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
     default:
         status = open_folder(ck, place->path, error);
         if (!status && form != MX_EXPERTS_STORED) status = mx_experts16_read(ck, form, error);
+        if (!status && (form == MX_EXPERTS_IN_PLACE || form == MX_EXPERTS_MXFP4))
+            status = mx_quantized_experts_read(ck, error);
         break;
     }
     return status ? status : sort(ck, error);

@@ -95,18 +95,47 @@ mx_status mx_config_check(const mx_config *c, const char *path, mx_error *error)
     return status;
 }
 
-static void read_kind(fields *f) {
+/* Is there a group whose activations are quantised? */
+static bool has_activations(const mx_json *groups) {
+    for (const mx_json *g = groups && groups->type == MX_JSON_OBJECT ? groups->child : NULL; g; g = g->next) {
+        const mx_json *a = mx_json_get(g, "input_activations");
+        if (a && a->type != MX_JSON_NULL) return true;
+    }
+    return false;
+}
+
+/* quantization_config: which weights are how its tensors say (docs/quantized.md); here is what they do not. */
+static void read_quantization(fields *f, mx_config *c, const mx_json *quantization) {
+    static const char *const methods[] = {"mxfp4", "compressed-tensors", "modelopt", "mxrun", "fp8"};
+    if (quantization->type != MX_JSON_OBJECT) {
+        refuse(f, MX_INVALID_FILE, "quantization_config", quantization, "an object");
+        return;
+    }
+    fields q = {f->path, "quantization_config.", quantization, f->error, f->status, NULL};
+    const mx_json *method = member(&q, "quant_method");
+    bool known = false;
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) known |= mx_json_is_string(method, methods[i]);
+    if (!known)
+        refuse(&q, MX_UNSUPPORTED, "quant_method", method,
+               "\"mxfp4\", \"compressed-tensors\", \"modelopt\", \"mxrun\" or \"fp8\"");
+    const mx_json *transforms = member(&q, "transform_config");
+    if (transforms && (transforms->type != MX_JSON_OBJECT || transforms->count))
+        refuse(&q, MX_UNSUPPORTED, "transform_config", transforms, "none: mxrun turns no activations on the way");
+    const mx_json *algorithm = member(&q, "quant_algo");
+    c->activations_quantized = has_activations(member(&q, "config_groups")) || member(&q, "activation_scheme") ||
+                               member(&q, "kv_cache_scheme") || mx_json_is_string(algorithm, "NVFP4") ||
+                               mx_json_is_string(algorithm, "FP8");
+    f->status = q.status;
+}
+
+static void read_kind(fields *f, mx_config *c) {
     const mx_json *type = member(f, "model_type");
     if (!mx_json_is_string(type, "gpt_oss"))
         refuse(f, type ? MX_UNSUPPORTED : MX_INVALID_FILE, "model_type", type, "\"gpt_oss\"");
     const mx_json *act = member(f, "hidden_act");
     if (act && !mx_json_is_string(act, "silu")) refuse(f, MX_UNSUPPORTED, "hidden_act", act, "\"silu\"");
     const mx_json *quantization = member(f, "quantization_config");
-    if (quantization) {
-        const mx_json *method = mx_json_get(quantization, "quant_method");
-        if (!mx_json_is_string(method, "mxfp4"))
-            refuse(f, MX_UNSUPPORTED, "quantization_config.quant_method", method, "\"mxfp4\"");
-    }
+    if (quantization && !f->status) read_quantization(f, c, quantization);
 }
 
 static void read_sizes(fields *f, mx_config *c) {
@@ -243,7 +272,7 @@ static void read_generation(fields *f, mx_config *c) {
 }
 
 static void read_config(fields *f, mx_config *c) {
-    read_kind(f);
+    read_kind(f, c);
     if (f->status) return;
     read_sizes(f, c);
     c->max_positions = whole_in(f, "max_position_embeddings", 1, 1 << 24);

@@ -1,10 +1,12 @@
 /* The CPU behind mx_backend: memory for KV pages and activations, checks of every batch. */
 #include "model/cpu_backend.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "kernels/mx.h"
 #include "kernels/openblas/openblas.h"
 #include "model/batch.h"
 #include "model/sampler.h"
@@ -70,6 +72,11 @@ static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *se
 
 static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_error *error) {
     mx_status status = mx_rows_check(&b->weights->config, batch, b->options.max_rows, b->options.max_wanted, 0, error);
+    const int layers = b->weights->config.layers;
+    if (!status && (batch->first < 0 || batch->first > layers || batch->last < 0 || batch->last > layers ||
+                    (batch->first && !batch->before)))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: layers %d to %d of %d", batch->first, batch->last - 1,
+                       layers);
     for (int t = 0, rows; !status && t < batch->rows; t += rows) {
         const mx_row *first = &batch->row[t];
         rows = mx_rows_run(batch, t);
@@ -232,65 +239,98 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
 }
 
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
-    if (b->openblas && !mx_is_mxfp4(format)) return b->openblas;
+    if (b->openblas && !mx_is_mxfp4(format) && !mx_is_block_format(format)) return b->openblas;
     const mx_product *p = b->kernels->product[format][b->precision.of[class]];
     return p && p->flushes && !bf16_safe ? b->kernels->product[format][MX_X_FP32] : p;
+}
+
+/* What check_products finds. */
+typedef struct products {
+    int scales, inexact; /* matrices that are multiplied in fp32 though asked for otherwise: for their scales' sake, or
+                            because their weights are not exact in BF16 */
+    bool slow_int8;
+    char slow[MX_WEIGHT_NAME]; /* a format whose products only scalar code does */
+} products;
+
+static mx_status check_product(const mx_cpu_backend *b, int layer, mx_class class, const mx_matrix *w, bool bf16_safe,
+                               products *found, mx_error *error) {
+    const mx_format f = w->format;
+    const mx_product *p = mx_cpu_product(b, class, f, bf16_safe);
+    const mx_kernels *scalar;
+    char name[MX_PRECISION_NAME], format[MX_WEIGHT_NAME];
+    mx_weight_name(format, w);
+    mx_precisions_name(name, &b->precision);
+    mx_status status = mx_kernels_get("scalar", &scalar, error);
+    if (status) return status;
+    if (!p)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "layer %d: the %s kernels have no product for %s weights at precision %s%s", layer,
+                       b->kernels->name, f == MX_MXFP4_GGML ? "GGUF's MXFP4" : format, name,
+                       b->kernels->product[f][MX_X_FP32] ? ": try --precision fp32" : "");
+    if (!mx_is_mxfp4(f) && !mx_is_block_format(f)) return MX_OK;
+    const mx_precision precision = b->precision.of[class];
+    const bool exact = p != b->kernels->product[f][precision];
+    found->scales += exact && mx_is_mxfp4(f);
+    found->inexact += exact && !mx_is_mxfp4(f);
+    if (b->kernels == scalar) return MX_OK;
+    found->slow_int8 |= mx_is_mxfp4(f) && p == scalar->product[f][MX_X_INT8];
+    if (mx_is_block_format(f) && p->matmul == scalar->product[f][MX_X_FP32]->matmul)
+        snprintf(found->slow, sizeof found->slow, "%s", format);
+    return MX_OK;
+}
+
+static void tell_of_products(const mx_cpu_backend *b, const products *found) {
+    char name[MX_PRECISION_NAME];
+    mx_precisions_name(name, &b->precision);
+    if (found->scales)
+        mx_log(MX_LOG_WARNING,
+               "%d expert tensors have scales outside 2^-125..2^125, which %s would not multiply exactly: they are "
+               "multiplied in fp32, which is slower",
+               found->scales, name);
+    if (found->inexact)
+        mx_log(MX_LOG_INFO,
+               "%d matrices have weights that BF16 does not hold exactly (integers times their scales, or too small or "
+               "large ones): they are multiplied in fp32, not in %s",
+               found->inexact, name);
+    if (found->slow_int8)
+        mx_log(MX_LOG_WARNING,
+               "the %s kernels have no INT8 products of their own: scalar code does them, slowly; try another "
+               "--precision",
+               b->kernels->name);
+    if (*found->slow)
+        mx_log(MX_LOG_WARNING,
+               "the %s kernels have no products of %s weights of their own: scalar code does them, slowly",
+               b->kernels->name, found->slow);
 }
 
 /* Every product of the model can be done; says so where some are done in another precision than asked for. */
 static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
     const mx_weights *w = b->weights;
-    static const char *const formats[MX_FORMATS] = {
-        [MX_F32] = "F32",     [MX_F16] = "F16",   [MX_BF16] = "BF16",
-        [MX_MXFP4] = "MXFP4", [MX_Q8_0] = "Q8_0", [MX_MXFP4_GGML] = "GGUF's MXFP4"};
-    const mx_kernels *scalar;
-    char name[MX_PRECISION_NAME];
-    int exact = 0;
-    bool slow = false;
-    mx_status status = mx_kernels_get("scalar", &scalar, error);
-    if (status) return status;
-    mx_precisions_name(name, &b->precision);
+    products found = {0};
     for (int i = 0; i < w->config.layers; i++) {
         const mx_layer *l = &w->layer[i];
         const struct {
             mx_class class;
-            mx_format format;
+            const mx_matrix *matrix;
             bool bf16_safe;
         } all[] = {
-            {MX_CLASS_QKV, l->q.format, true},
-            {MX_CLASS_QKV, l->k.format, true},
-            {MX_CLASS_QKV, l->v.format, true},
-            {MX_CLASS_O, l->o.format, true},
-            {MX_CLASS_ROUTER, l->router.format, true},
-            {MX_CLASS_GATE_UP, l->gate_up.matrix.format, l->gate_up.bf16_safe},
-            {MX_CLASS_GATE_UP, l->up.matrix.rows ? l->up.matrix.format : l->gate_up.matrix.format,
-             l->gate_up.bf16_safe},
-            {MX_CLASS_DOWN, l->down.matrix.format, l->down.bf16_safe},
-            {MX_CLASS_LM_HEAD, w->lm_head.format, true},
+            {MX_CLASS_QKV, &l->q, l->q.bf16_safe},
+            {MX_CLASS_QKV, &l->k, l->k.bf16_safe},
+            {MX_CLASS_QKV, &l->v, l->v.bf16_safe},
+            {MX_CLASS_O, &l->o, l->o.bf16_safe},
+            {MX_CLASS_ROUTER, &l->router, l->router.bf16_safe},
+            {MX_CLASS_GATE_UP, &l->gate_up.matrix, l->gate_up.bf16_safe},
+            {MX_CLASS_GATE_UP, l->up.matrix.rows ? &l->up.matrix : &l->gate_up.matrix, l->gate_up.bf16_safe},
+            {MX_CLASS_DOWN, &l->down.matrix, l->down.bf16_safe},
+            {MX_CLASS_LM_HEAD, &w->lm_head, w->lm_head.bf16_safe},
         };
         for (size_t j = 0; j < sizeof all / sizeof *all; j++) {
-            const mx_product *p = mx_cpu_product(b, all[j].class, all[j].format, all[j].bf16_safe);
-            if (!p)
-                return mx_fail(error, MX_UNSUPPORTED,
-                               "layer %d: the %s kernels have no product for %s weights at precision %s%s", i,
-                               b->kernels->name, formats[all[j].format], name,
-                               b->kernels->product[all[j].format][MX_X_FP32] ? ": try --precision fp32" : "");
-            const mx_format f = all[j].format;
-            if (!mx_is_mxfp4(f)) continue;
-            slow |= b->kernels != scalar && p == scalar->product[f][MX_X_INT8];
-            exact += p != b->kernels->product[f][b->precision.of[all[j].class]];
+            if (all[j].class == MX_CLASS_LM_HEAD && i) continue;
+            mx_status status = check_product(b, i, all[j].class, all[j].matrix, all[j].bf16_safe, &found, error);
+            if (status) return status;
         }
     }
-    if (exact)
-        mx_log(MX_LOG_WARNING,
-               "%d expert tensors have scales outside 2^-125..2^125, which %s would not multiply exactly: they are "
-               "multiplied in fp32, which is slower",
-               exact, name);
-    if (slow)
-        mx_log(MX_LOG_WARNING,
-               "the %s kernels have no INT8 products of their own: scalar code does them, slowly; try another "
-               "--precision",
-               b->kernels->name);
+    tell_of_products(b, &found);
     return MX_OK;
 }
 

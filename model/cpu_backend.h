@@ -83,7 +83,7 @@ typedef struct mx_cpu_backend {
     int wanted; /* rows whose logits are kept */
 } mx_cpu_backend;
 
-/* How weights of this format are multiplied here. `bf16_safe`: see mx_experts; true for dense weights. */
+/* How weights of this format are multiplied here. `bf16_safe`: see mx_matrix and mx_experts. */
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe);
 
 /* One forward pass over a batch that was checked; leaves the wanted rows' logits in s.logits. (gpt_oss.c) */

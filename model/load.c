@@ -288,7 +288,7 @@ static void advise(const uint8_t *from, uint64_t bytes, bool before) {
 
 static void advise_sources(const mx_recipe *r, int64_t first, int64_t count, bool before) {
     for (int64_t i = first; i < first + count; i++) {
-        advise(r->from + (uint64_t)i * r->from_stride, r->from_bytes, before);
+        advise(r->each ? r->each[i] : r->from + (uint64_t)i * r->from_stride, r->from_bytes, before);
         if (r->also) advise(r->also + (uint64_t)i * r->also_stride, r->also_bytes, before);
     }
 }

@@ -11,8 +11,9 @@ struct mx_recipe {
     void (*make)(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out);
     /* MXFP4's blocks and scales come from the same bytes: a recipe of blocks makes both at once. NULL: it makes one. */
     void (*make_both)(const mx_recipe *r, int64_t first, int64_t count, uint8_t *blocks, uint8_t *scales);
-    const mx_tensor *scales;           /* with make_both, once there is room: the tensor that it makes, too */
-    const uint8_t *from, *also;        /* slice 0 of the sources; `also` NULL: there is one */
+    const mx_tensor *scales;    /* with make_both, once there is room: the tensor that it makes, too */
+    const uint8_t *from, *also; /* slice 0 of the sources; `also` NULL: there is one */
+    const uint8_t *const *each; /* slices of the source that lie anywhere, instead of `from`; NULL: they do not */
     uint64_t from_stride, also_stride; /* bytes from one slice to the next */
     uint64_t from_bytes, also_bytes;   /* of one slice */
     int64_t rows, cols;                /* of one slice of the result */

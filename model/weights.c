@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "model/checkpoint_private.h"
 #include "model/load.h"
+#include "model/quantized.h"
 #include "model/scales.h"
 #include "model/show.h"
 
@@ -16,6 +17,12 @@
 
 enum { NAME_ROOM = 160, FLOATS_PER_LINE = 16 };
 
+/* Whose a quantised tensor is, to be told what its bytes say. */
+typedef struct block_owner {
+    mx_matrix *matrix;
+    mx_experts *experts; /* NULL: `matrix` is none of experts */
+} block_owner;
+
 typedef struct loader {
     mx_weights *w;
     const char *folder;
@@ -23,6 +30,9 @@ typedef struct loader {
     float *room;           /* the rest of the owned block */
     mx_scale_view *scales; /* of every expert tensor, to be searched for what is no number */
     int scale_count;
+    mx_block_tensor *blocks; /* [block_count], and whose they are */
+    block_owner *owner;
+    int block_count;
     mx_error *error;
 } loader;
 
@@ -48,6 +58,10 @@ static const char *other_layout(const mx_checkpoint *ck, const char *prefix) {
     return NULL;
 }
 
+static void mark(loader *l, const mx_tensor *t) {
+    if (t) l->used[t - mx_checkpoint_at(l->w->checkpoint, 0)] = true;
+}
+
 /* The tensor `name`, marked as used. */
 static mx_status take(loader *l, const char *name, const mx_tensor **out) {
     mx_checkpoint *ck = l->w->checkpoint;
@@ -58,7 +72,7 @@ static mx_status take(loader *l, const char *name, const mx_tensor **out) {
                        mx_checkpoint_layout(ck) == MX_LAYOUT_HF || mx_checkpoint_layout(ck) == MX_LAYOUT_TENSORS
                            ? ""
                            : " (docs/layouts.md has the names that it has in this layout)");
-    l->used[*out - mx_checkpoint_at(ck, 0)] = true;
+    mark(l, *out);
     return MX_OK;
 }
 
@@ -129,9 +143,24 @@ static void note_scales(loader *l, const mx_tensor *t, int64_t experts, int64_t 
                                                       .per_row = cols / 32};
 }
 
+/* The weight of a module whose tensors are quantised; `experts` 0: of one matrix. */
+static mx_status quantized(loader *l, const char *module, int64_t experts, int64_t rows, int64_t cols,
+                           block_owner owner) {
+    mx_block_tensor *b = &l->blocks[l->block_count];
+    mx_status status = mx_module_read(l->w->checkpoint, l->folder, module, experts, rows, cols, b, l->error);
+    if (status) return status;
+    const mx_tensor *const parts[] = {b->data, b->scale, b->zero, b->post, b->shape};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) mark(l, parts[i]);
+    *owner.matrix = b->matrix;
+    l->owner[l->block_count++] = owner;
+    return MX_OK;
+}
+
 /* A dense matrix [rows, cols], in place. */
 static mx_status matrix(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_matrix *out) {
     char full[NAME_ROOM], expected[80];
+    snprintf(full, sizeof full, "%s%.*s", prefix, (int)(strlen(name) - strlen(".weight")), name);
+    if (mx_module_quantized(l->w->checkpoint, full)) return quantized(l, full, 0, rows, cols, (block_owner){out, NULL});
     snprintf(full, sizeof full, "%s%s", prefix, name);
     const mx_tensor *t;
     mx_status status = take(l, full, &t);
@@ -227,25 +256,48 @@ static mx_status dense_experts(loader *l, const char *prefix, const char *name, 
     return MX_OK;
 }
 
-/* One of a layer's two expert matrices and its bias. `name`: "gate_up_proj" or "down_proj". */
+/* Experts of modules of their own, quantised. */
+static mx_status block_experts(loader *l, const char *module, int64_t rows, int64_t cols, mx_experts *out) {
+    const mx_config *c = &l->w->config;
+    char full[NAME_ROOM + 8];
+    mx_status status = quantized(l, module, c->experts, rows, cols, (block_owner){&out->matrix, out});
+    if (status) return status;
+    const mx_block_tensor *b = &l->blocks[l->block_count - 1];
+    out->data_stride = b->data_stride;
+    out->scale_stride = b->scale_stride;
+    out->zero_stride = b->zero_stride;
+    out->post_stride = b->post_stride;
+    snprintf(full, sizeof full, "%s_bias", module);
+    if (mx_checkpoint_find(l->w->checkpoint, full)) return MX_OK;
+    const char *kind = strrchr(module, '.'); /* its name in the file */
+    return mx_fail(l->error, MX_INVALID_FILE, "%s: tensor %.*s.0%s.bias is missing: is the download complete?",
+                   l->folder, (int)(kind - module), module, kind);
+}
+
+/* One of a layer's two expert matrices and its bias. `name`: "gate_up_proj" or "down_proj"; or "gate_proj" or
+ * "up_proj".
+ */
 static mx_status experts(loader *l, const char *prefix, const char *name, int64_t rows, int64_t cols, mx_experts *out) {
     const mx_checkpoint *ck = l->w->checkpoint;
     const int64_t count = l->w->config.experts;
     const mx_tensor *bias;
-    char full[NAME_ROOM], expected[120];
+    char full[NAME_ROOM + 8], expected[120];
     *out = (mx_experts){0};
 
-    snprintf(full, sizeof full, "%smlp.experts.%s_blocks", prefix, name);
-    const bool mxfp4 = mx_checkpoint_find(ck, full) != NULL;
+    char module[NAME_ROOM];
+    snprintf(module, sizeof module, "%smlp.experts.%s", prefix, name);
+    snprintf(full, sizeof full, "%s_blocks", module);
+    const bool mxfp4 = mx_checkpoint_find(ck, full) != NULL, blocks = !mxfp4 && mx_module_quantized(ck, module);
     const bool apart = !strcmp(name, "gate_proj") || !strcmp(name, "up_proj");
-    const char *other = mxfp4 ? NULL : other_layout(ck, prefix);
+    const char *other = mxfp4 || blocks ? NULL : other_layout(ck, prefix);
     if (other)
         return mx_fail(l->error, MX_UNSUPPORTED,
-                       "%s: %s (no %s): mxrun reads experts as gpt-oss is published, *_blocks and *_scales, or in BF16 "
-                       "[experts, in, out]",
+                       "%s: %s (no %s): mxrun reads experts as gpt-oss is published, *_blocks and *_scales, in BF16 "
+                       "[experts, in, out], or as docs/quantized.md says",
                        l->folder, other, full);
-    snprintf(full, sizeof full, "%smlp.experts.%s.weight", prefix, name);
-    mx_status status = mxfp4 || (!apart && !mx_checkpoint_find(ck, full))
+    snprintf(full, sizeof full, "%s.weight", module);
+    mx_status status = blocks ? block_experts(l, module, rows, cols, out)
+                       : mxfp4 || (!apart && !mx_checkpoint_find(ck, full))
                            ? mxfp4_experts(l, prefix, name, rows, cols, out)
                            : dense_experts(l, prefix, name, rows, cols, out);
     if (status) return status;
@@ -285,6 +337,12 @@ static mx_status attention(loader *l, const char *prefix, mx_layer *layer) {
     return vector(l, prefix, "self_attn.sinks", c->heads, &layer->sinks);
 }
 
+static bool same_type(const mx_matrix *a, const mx_matrix *b) {
+    const mx_blocks *x = &a->blocks, *y = &b->blocks;
+    return a->format == b->format && x->columns == y->columns && x->scale == y->scale && x->sides == y->sides &&
+           x->zeros == y->zeros;
+}
+
 static mx_status one_layer(loader *l, int index) {
     const mx_config *c = &l->w->config;
     mx_layer *layer = &l->w->layer[index];
@@ -295,14 +353,15 @@ static mx_status one_layer(loader *l, int index) {
     if (!status) status = vector(l, prefix, "post_attention_layernorm.weight", c->hidden, &layer->mlp_norm);
     if (!status) status = matrix(l, prefix, "mlp.router.weight", c->experts, c->hidden, &layer->router);
     if (!status) status = vector(l, prefix, "mlp.router.bias", c->experts, &layer->router_bias);
-    char apart[NAME_ROOM];
+    char apart[NAME_ROOM], module[NAME_ROOM];
+    snprintf(module, sizeof module, "%smlp.experts.gate_proj", prefix);
     snprintf(apart, sizeof apart, "%smlp.experts.gate_proj.weight", prefix);
     layer->up = (mx_experts){0};
     if (status) return status;
-    if (mx_checkpoint_find(l->w->checkpoint, apart)) {
+    if (mx_checkpoint_find(l->w->checkpoint, apart) || mx_module_quantized(l->w->checkpoint, module)) {
         status = experts(l, prefix, "gate_proj", c->intermediate, c->hidden, &layer->gate_up);
         if (!status) status = experts(l, prefix, "up_proj", c->intermediate, c->hidden, &layer->up);
-        if (!status && layer->up.matrix.format != layer->gate_up.matrix.format)
+        if (!status && !same_type(&layer->up.matrix, &layer->gate_up.matrix))
             status = mx_fail(l->error, MX_UNSUPPORTED, "%s: %smlp.experts: gate and up have different types", l->folder,
                              prefix);
     } else {
@@ -319,20 +378,27 @@ static mx_status all_tensors(loader *l) {
     for (int i = 0; i < c->layers && !status; i++) status = one_layer(l, i);
     if (!status) status = vector(l, "", "model.norm.weight", c->hidden, &w->norm);
     if (status) return status;
-    if (c->tied_embeddings) {
-        w->lm_head = w->embedding;
-        return MX_OK;
-    }
-    return matrix(l, "", "lm_head.weight", c->vocab, c->hidden, &w->lm_head);
+    return c->tied_embeddings ? MX_OK : matrix(l, "", "lm_head.weight", c->vocab, c->hidden, &w->lm_head);
 }
 
-/* The tensors that no role was found for, in one line. */
+/* The tensors that no role was found for, in one line. Scales of activations are spoken of in one of their own. */
 static void warn_unused(const loader *l) {
     const mx_checkpoint *ck = l->w->checkpoint;
     int unused = 0;
+    bool activations = l->w->config.activations_quantized;
     const char *first = NULL;
-    for (int i = 0; i < mx_checkpoint_count(ck); i++)
-        if (!l->used[i] && !unused++) first = mx_checkpoint_at(ck, i)->name;
+    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+        const char *name = mx_checkpoint_at(ck, i)->name;
+        if (l->used[i]) continue;
+        const bool input = mx_ends_with(name, ".input_scale") || mx_ends_with(name, ".input_global_scale");
+        activations |= input;
+        if (!input && !unused++) first = name;
+    }
+    if (activations)
+        mx_log(MX_LOG_WARNING,
+               "%s: it was made for programs that quantise activations (or keys and values), too: mxrun multiplies its "
+               "weights with activations as --precision says",
+               l->folder);
     if (unused)
         mx_log(MX_LOG_WARNING, "%s: %d tensor%s no part of gpt-oss and ignored: %s%s", l->folder, unused,
                unused == 1 ? " is" : "s are", first, unused > 1 ? ", ..." : "");
@@ -350,6 +416,17 @@ static size_t small_floats(const mx_config *c) {
     return (size_t)total;
 }
 
+/* What the bytes of quantised weights say goes to their matrices. */
+static mx_status finish_blocks(loader *l, bool elements, mx_pool *pool) {
+    mx_status status = mx_blocks_finish(l->blocks, l->block_count, elements, pool, l->error);
+    for (int i = 0; i < l->block_count && !status; i++) {
+        const block_owner *o = &l->owner[i];
+        o->matrix->bf16_safe = l->blocks[i].bf16_safe;
+        if (o->experts) o->experts->bf16_safe = l->blocks[i].bf16_safe;
+    }
+    return status;
+}
+
 /* Gives every tensor of w->checkpoint its role. `name`: the model's, for messages. What only needs the headers comes
  * before the bytes are brought in, for that takes long: `options` says how; NULL: they are there. */
 static mx_status assign(mx_weights *w, const char *name, const mx_load_options *options, mx_pool *pool,
@@ -362,16 +439,22 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     w->layer = calloc((size_t)c->layers, sizeof *w->layer);
     w->owned = aligned_alloc(64, (owned + 63) / 64 * 64);
     l.used = calloc((size_t)tensors + 1, sizeof *l.used);
-    l.scales = calloc(8 * (size_t)c->layers + 2, sizeof *l.scales); /* q k v o, router, experts */
+    const size_t most = 8 * (size_t)c->layers + 2; /* matrices: q k v o, router, gate, up, down */
+    l.scales = calloc(most, sizeof *l.scales);
+    l.blocks = calloc(most, sizeof *l.blocks);
+    l.owner = calloc(most, sizeof *l.owner);
     l.room = w->owned;
-    if (!w->layer || !w->owned || !l.used || !l.scales)
+    if (!w->layer || !w->owned || !l.used || !l.scales || !l.blocks || !l.owner)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for %zu bytes of norms and biases", name, owned);
     if (!status) status = mx_checkpoint_make_room(w->checkpoint, name, error);
     if (!status) status = all_tensors(&l);
     const bool look = options && options->way == MX_LOAD_LOOK;
     if (!status && !look) status = mx_load_checkpoint(w->checkpoint, options, error);
-    if (!status && !(look && mx_checkpoint_made(w->checkpoint)))
+    if (!status && !(look && mx_checkpoint_made(w->checkpoint))) {
         status = mx_scales_check(l.scales, l.scale_count, pool, error);
+        if (!status) status = finish_blocks(&l, !look, pool);
+    }
+    if (c->tied_embeddings) w->lm_head = w->embedding;
     for (int i = 0; i < c->layers && !status; i++) { /* multiplied in the same way */
         mx_layer *layer = &w->layer[i];
         if (layer->up.matrix.rows)
@@ -380,6 +463,8 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     if (!status) warn_unused(&l);
     free(l.used);
     free(l.scales);
+    free(l.blocks);
+    free(l.owner);
     return status;
 }
 
@@ -403,14 +488,14 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
 }
 
 /* What became of --quantize-experts. */
-static void say_rounded(const char *path, const mx_checkpoint *ck) {
+static void say_rounded(const char *path, const mx_checkpoint *ck, mx_rounding rounding, const char *kept) {
     if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF)
         mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are", path);
     else if (!mx_checkpoint_rounded(ck))
         mx_log(MX_LOG_WARNING, "%s: no expert is BF16: there is nothing to round to MXFP4", path);
     else
-        mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4, to nearest (OCP's scales)", path,
-               mx_checkpoint_rounded(ck));
+        mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4 (%s)%s", path,
+               mx_checkpoint_rounded(ck), mx_rounding_name(rounding), kept);
 }
 
 mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_pool *pool, mx_weights **out,
@@ -418,11 +503,24 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     *out = NULL;
     mx_checkpoint *checkpoint;
     mx_config config;
-    const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
-    mx_status status = mx_checkpoint_open_model(path, form, &config, &checkpoint, error);
-    if (status) return status;
-    if (form == MX_EXPERTS_MXFP4) say_rounded(path, checkpoint);
-    return create(path, &config, checkpoint, options, pool, out, error);
+    const mx_rounding rounding = options ? options->quantize_experts : MX_ROUND_NONE;
+    mx_status status = mx_checkpoint_open_model(path, mx_experts_form(rounding), &config, &checkpoint, error);
+    if (status || rounding == MX_ROUND_NONE)
+        return status ? status : create(path, &config, checkpoint, options, pool, out, error);
+    mx_expert_cache *cache = calloc(1, sizeof *cache);
+    if (!cache) {
+        mx_checkpoint_close(checkpoint);
+        return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
+    }
+    mx_expert_cache_find(cache, checkpoint, options);
+    status = create(path, &config, checkpoint, options, pool, out, error);
+    if (!status) {
+        mx_expert_cache_keep(cache, checkpoint, options);
+        say_rounded(path, checkpoint, rounding, cache->said);
+    }
+    mx_expert_cache_free(cache);
+    free(cache);
+    return status;
 }
 
 mx_status mx_weights_open(const char *path, mx_pool *pool, mx_weights **out, mx_error *error) {

@@ -23,7 +23,10 @@ static const mx_command *const commands[] = {
     &mx_command_verify,
     &mx_command_info,
     &mx_command_bench,
+    &mx_command_compare,
+    &mx_command_perplexity,
     &mx_command_convert,
+    &mx_command_quantize,
     NULL,
 };
 

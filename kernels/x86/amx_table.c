@@ -7,6 +7,10 @@
 #include "kernels/x86/avx512bf16.h"
 
 #define AVX512(format, precision) [precision] = &mx_avx512_product[format][precision]
+#define BY_BF16(format, product)                                                                                       \
+    {                                                                                                                  \
+        AVX512(format, MX_X_FP32), [MX_X_BF16X2] = &(product)[MX_X_BF16X2], [MX_X_BF16] = &(product)[MX_X_BF16]        \
+    }
 #define LARGER(a, b)              ((int)(a) > (int)(b) ? (int)(a) : (int)(b))
 
 const mx_kernels MX_AMX(kernels) = {
@@ -26,7 +30,13 @@ const mx_kernels MX_AMX(kernels) = {
             [MX_Q8_0] = {AVX512(MX_Q8_0, MX_X_FP32), AVX512(MX_Q8_0, MX_X_BF16X2), [MX_X_BF16] = &mx_avx512bf16_q8_0},
             [MX_MXFP4_GGML] = {AVX512(MX_MXFP4_GGML, MX_X_FP32), [MX_X_BF16X2] = &MX_AMX(mxfp4_ggml_product)[0],
                                [MX_X_BF16] = &MX_AMX(mxfp4_ggml_product)[1], [MX_X_INT8] = &MX_AMX(int8_ggml_product)},
-            MX_SCALAR_BLOCK_PRODUCTS,
+            [MX_E2M1] = BY_BF16(MX_E2M1, mx_avx512bf16_e2m1),
+            [MX_E2M3] = BY_BF16(MX_E2M3, mx_avx512bf16_fp8),
+            [MX_E3M2] = BY_BF16(MX_E3M2, mx_avx512bf16_fp8),
+            [MX_E4M3] = BY_BF16(MX_E4M3, mx_avx512bf16_fp8),
+            [MX_E5M2] = BY_BF16(MX_E5M2, mx_avx512bf16_fp8),
+            [MX_INT8] = {AVX512(MX_INT8, MX_X_FP32), AVX512(MX_INT8, MX_X_BF16X2), AVX512(MX_INT8, MX_X_BF16)},
+            [MX_INT4] = {AVX512(MX_INT4, MX_X_FP32), AVX512(MX_INT4, MX_X_BF16X2), AVX512(MX_INT4, MX_X_BF16)},
         },
     .matmul_scratch = LARGER(MX_AVX512_MATMUL_SCRATCH, MX_AMX_MATMUL_SCRATCH),
     MX_AVX512_BUT_PRODUCTS,

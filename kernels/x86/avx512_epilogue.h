@@ -61,14 +61,26 @@ MX_INLINE __m512 mx_swiglu512(__m512 gate, __m512 up, float limit, float alpha) 
     return _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), _mm512_add_ps(up, one));
 }
 
-static inline void mx_finish_swiglu(const mx_matmul *m, float *y, const float *sum, const float *bias, int64_t count) {
+/* The finished sums of outputs n ... n + 15 that are in the mask: times post, where there is one, plus bias. */
+MX_INLINE __m512 mx_finished_sums(const mx_matmul *m, int64_t n, const float *sum, const float *bias, __mmask16 mask) {
+    __m512 v = _mm512_maskz_loadu_ps(mask, sum);
+    if (m->w.post) {
+        const float *post = m->w.post + n * m->w.post_step;
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)m->w.post_step));
+        v = _mm512_mul_ps(v, _mm512_mask_i32gather_ps(v, mask, at, post, 4));
+    }
+    return _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias));
+}
+
+static inline void mx_finish_swiglu(const mx_matmul *m, float *y, int64_t n0, const float *sum, const float *bias,
+                                    int64_t count) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     for (int64_t i = 0; i < count; i += 32) {
         __mmask16 first = mx_first_lanes(count - i), second = count - i > 16 ? mx_first_lanes(count - i - 16) : 0;
-        __m512 a = _mm512_add_ps(_mm512_maskz_loadu_ps(first, sum + i), _mm512_maskz_loadu_ps(first, bias + i));
-        __m512 b =
-            _mm512_add_ps(_mm512_maskz_loadu_ps(second, sum + i + 16), _mm512_maskz_loadu_ps(second, bias + i + 16));
+        __m512 a = mx_finished_sums(m, n0 + i, sum + i, bias + i, first);
+        __m512 b = mx_finished_sums(m, n0 + i + 16, sum + i + 16, bias + i + 16, second);
         __m512 gate = _mm512_permutex2var_ps(a, even, b), up = _mm512_permutex2var_ps(a, odd, b);
         _mm512_mask_storeu_ps(y + i / 2, mx_first_lanes((count - i) / 2), mx_swiglu512(gate, up, m->limit, m->alpha));
     }
@@ -79,13 +91,13 @@ static inline void mx_finish_row(const mx_matmul *m, int64_t t, int64_t n0, int6
                                  const float *bias) {
     float *y = m->y + (m->y_row ? m->y_row[t] : t) * m->y_stride;
     if (m->epilogue == MX_SWIGLU) {
-        mx_finish_swiglu(m, y + n0 / 2, sum, bias, count);
+        mx_finish_swiglu(m, y + n0 / 2, n0, sum, bias, count);
         return;
     }
     __m512 factor = _mm512_set1_ps(m->epilogue == MX_SCALE ? m->factor[t] : 1.0f);
     for (int64_t i = 0; i < count; i += 16) {
         __mmask16 mask = mx_first_lanes(count - i);
-        __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), _mm512_maskz_loadu_ps(mask, bias + i));
+        __m512 v = mx_finished_sums(m, n0 + i, sum + i, bias + i, mask);
         if (m->epilogue == MX_SCALE) v = _mm512_mul_ps(v, factor);
         if (m->epilogue == MX_GATED) v = mx_swiglu512(_mm512_maskz_loadu_ps(mask, y + n0 + i), v, m->limit, m->alpha);
         if (m->epilogue == MX_ADD) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + n0 + i), v);

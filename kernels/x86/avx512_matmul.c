@@ -64,4 +64,11 @@ const mx_product mx_avx512_product[MX_FORMATS][3] = {
     [MX_MXFP4_GGML] = {[MX_X_FP32] = {mx_packed_floats, pack_ggml_fp32, mx_avx512_matmul_ggml, false},
                        [MX_X_BF16X2] = {mx_packed_floats, pack_ggml_bf16x2, mx_avx512_matmul_ggml, false},
                        [MX_X_BF16] = {mx_packed_floats, pack_ggml_bf16, mx_avx512_matmul_ggml, false}},
+    [MX_E2M1] = PRODUCTS(mx_avx512_matmul_e2m1),
+    [MX_E2M3] = MX_SCALAR_PACKED(mx_avx512_matmul_any),
+    [MX_E3M2] = MX_SCALAR_PACKED(mx_avx512_matmul_any),
+    [MX_E4M3] = MX_SCALAR_PACKED(mx_avx512_matmul_fp8),
+    [MX_E5M2] = MX_SCALAR_PACKED(mx_avx512_matmul_fp8),
+    [MX_INT8] = MX_SCALAR_PACKED(mx_avx512_matmul_int8),
+    [MX_INT4] = PRODUCTS(mx_avx512_matmul_int4),
 };

@@ -8,13 +8,15 @@
  * - few rows: weights are decoded in registers, several weight rows at a time, straight from the file's bytes;
  * - many rows: blocks of weights are widened once into a panel in the L2 cache that up to 256 rows then share.
  *
- * avx512_matmul.c and avx512_blocks.c compile it for formats of their own: compilers take long over it. */
+ * avx512_matmul.c, avx512_blocks.c, avx512_floats.c and avx512_integers.c compile it for formats of their own:
+ * compilers take long over it. */
 #include <string.h>
 
 #include "base/bytes.h"
 #include "kernels/mxfp4.h"
 #include "kernels/scalar/scalar.h"
 #include "kernels/x86/avx512.h"
+#include "kernels/x86/avx512_codes.h"
 #include "kernels/x86/avx512_epilogue.h"
 
 enum {
@@ -37,38 +39,38 @@ typedef struct scratch {
     float sums[BLOCK_T / TILE][GROUPS][TILE_SUMS]; /* many rows: [tile][group][weight row * tile rows + row] */
     float row[BLOCK_N];                            /* finished sums of one row */
     float bias[BLOCK_N];
-    float power[256]; /* of a scale byte */
+    float table[256]; /* codes.table */
 } scratch;
 
 _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the table says how much is needed");
 
-/* In each 16 columns lane 2 q + i is column 8 i + q: what shifts make of 8 copies of 8 bytes of MXFP4, so that the
- * nibbles need no shuffle to come apart. F16 and Q8_0 have theirs in order. Of GGML's MXFP4 the 16 columns are 0, 16,
- * 1, 17 ... 7, 23, then 8, 24, 9, 25 ... 15, 31. */
-#define COLUMNS _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
+/* The order of columns in packed rows is COLUMNS for most formats. F16, Q8_0 and element codes of a byte have theirs in
+ * order. Of GGML's MXFP4 the 16 columns are 0, 16, 1, 17 ... 7, 23, then 8, 24, 9, 25 ... 15, 31. */
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
-/* power[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
-static void fill_powers(float power[256]) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int s = 0; s < 256; s += 16) {
-        __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(s)), 23);
-        _mm512_store_si512(power + s, _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000)));
-    }
+/* Formats whose scales lie apart, of a matrix that mx_mxfp4_ggml_apart or codes_for was shown. */
+MX_INLINE bool has_scales(mx_format format) {
+    return mx_is_mxfp4(format) || mx_is_block_format(format);
 }
 
-/* 32 weights in the order of their pack; power: their scale, MXFP4 only. */
-MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const float *power) {
+MX_INLINE int64_t scale_at(mx_format format, const codes *k, int64_t b) {
+    return mx_is_block_format(format) ? codes_scale_at(format, k, b) : b * mx_scale_step(format);
+}
+
+MX_INLINE int64_t bytes_of(mx_format format, const mx_matrix *w, int64_t columns) {
+    return mx_columns_bytes(format == (mx_format)MX_ANY_CODES ? w->format : format, columns);
+}
+
+/* 32 weights in the order of their pack. */
+MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const uint8_t *scale,
+                      const int8_t *zero, const codes *k) {
     if (mx_is_mxfp4(format)) {
-        const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
-                                           -2.0f, -3.0f, -4.0f, -6.0f);
-        const __m512i nibble = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-        __m512 values = _mm512_mul_ps(e2m1, _mm512_set1_ps(*power));
-        __m512i low = _mm512_set1_epi64((long long)mx_load_u64(at));
-        __m512i high = _mm512_set1_epi64((long long)mx_load_u64(at + 8));
-        *first = _mm512_permutexvar_ps(_mm512_srlv_epi32(low, nibble), values); /* looks at 4 bits of an index */
-        *second = _mm512_permutexvar_ps(_mm512_srlv_epi32(high, nibble), values);
+        const __m512 values = _mm512_mul_ps(E2M1_VALUES, _mm512_set1_ps(k->table[*scale]));
+        *first = look_up_nibbles(at, values);
+        *second = look_up_nibbles(at + 8, values);
+    } else if (mx_is_block_format(format)) {
+        decode_codes(first, second, format, at, scale, zero, k);
     } else if (format == MX_BF16) {
         const __m512i halves = _mm512_setr_epi32(0x100000, 0x180008, 0x110001, 0x190009, 0x120002, 0x1a000a, 0x130003,
                                                  0x1b000b, 0x140004, 0x1c000c, 0x150005, 0x1d000d, 0x160006, 0x1e000e,
@@ -80,9 +82,9 @@ MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uin
         *first = mx_load16(at, MX_F16);
         *second = mx_load16(at + 32, MX_F16);
     } else if (format == MX_Q8_0) {
-        const __m512 scale = mx_q8_0_scale(at);
-        *first = _mm512_mul_ps(scale, mx_load16_int8(at + 2));
-        *second = _mm512_mul_ps(scale, mx_load16_int8(at + 18));
+        const __m512 by = mx_q8_0_scale(at);
+        *first = _mm512_mul_ps(by, mx_load16_int8(at + 2));
+        *second = _mm512_mul_ps(by, mx_load16_int8(at + 18));
     } else {
         *first = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at));
         *second = _mm512_permutexvar_ps(COLUMNS, _mm512_loadu_ps(at + 64));
@@ -105,12 +107,15 @@ MX_INLINE void fetch(const char *at) {
  * FEW_N further on (the same columns) are fetched, evenly over the way. */
 MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const float *const *x, int R, int C,
                         int64_t c_begin, int64_t c_end, float (*sums)[BLOCK_N], int64_t at, int64_t keep,
-                        const float *power) {
-    const int64_t stride = w->row_stride, scale_stride = w->scale_stride, bytes = mx_columns_bytes(format, 32);
+                        const codes *k) {
+    const int64_t stride = w->row_stride, scale_stride = w->scale_stride, bytes = bytes_of(format, w, 32);
     const int lines = (C * (int)bytes + 63) / 64; /* of 64 bytes, per 32 columns */
-    const uint8_t *data = w->data + n * stride, *scales = mx_is_mxfp4(format) ? w->scales + n * scale_stride : NULL;
+    const uint8_t *data = w->data + n * stride, *scales = has_scales(format) ? w->scales + n * scale_stride : NULL;
+    const int8_t *zeros = mx_is_integer_format(format) ? w->zeros + n * w->zero_stride : NULL;
     const char *ahead = (const char *)data + C * stride;
-    const char *scales_ahead = format == MX_MXFP4 ? (const char *)scales + C * scale_stride : NULL;
+    const bool apart = has_scales(format) && format != MX_MXFP4_GGML;
+    const char *scales_ahead = apart ? (const char *)scales + C * scale_stride : NULL;
+    const int64_t scales_step = mx_is_block_format(format) ? codes_scale_at(format, k, C) : C; /* per 32 columns */
     const int64_t skip = n + FEW_N + C <= w->rows ? FEW_N * stride : 0;
     float out[16] __attribute__((aligned(64)));
     __m512 total = _mm512_setzero_ps();
@@ -121,23 +126,28 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
         for (int64_t b = c0 / 32; b < c0 / 32 + blocks; b++) {
             /* two bases and multiples of a stride that addresses can hold: few registers */
             const uint8_t *base = data + bytes * b, *base4 = base + 4 * stride;
-            const uint8_t *scale = mx_is_mxfp4(format) ? scales + b * mx_scale_step(format) : NULL;
-            const uint8_t *scale4 = mx_is_mxfp4(format) ? scale + 4 * scale_stride : NULL;
+            const uint8_t *scale = has_scales(format) ? scales + scale_at(format, k, b) : NULL;
+            const uint8_t *scale4 = has_scales(format) ? scale + 4 * scale_stride : NULL;
+            const int8_t *zero = mx_is_integer_format(format) ? zeros + (32 * b >> k->zero_shift) : NULL;
             if (R < 4) { /* all activations in registers, weight rows one by one */
                 __m512 x0[2], x1[2], first, second;
                 for (int i = 0; i < lines; i++) fetch(ahead + 64 * i);
                 ahead += C * bytes;
-                if (format == MX_MXFP4) {
+                if (apart) {
                     fetch(scales_ahead);
-                    scales_ahead += C;
+                    scales_ahead += scales_step;
                 }
                 for (int t = 0; t < R; t++) {
                     x0[t] = mx_load_once(x[t] + 32 * b);
                     x1[t] = mx_load_once(x[t] + 32 * b + 16);
                 }
                 for (int c = 0; c < C; c++) {
-                    decode(&first, &second, format, (c < 4 ? base : base4) + (c & 3) * stride,
-                           mx_is_mxfp4(format) ? &power[*((c < 4 ? scale : scale4) + (c & 3) * scale_stride)] : NULL);
+                    if (format == (mx_format)MX_ANY_CODES)
+                        decode_any(&first, &second, w, n + c, b);
+                    else
+                        decode(&first, &second, format, (c < 4 ? base : base4) + (c & 3) * stride,
+                               has_scales(format) ? (c < 4 ? scale : scale4) + (c & 3) * scale_stride : NULL,
+                               mx_is_integer_format(format) ? zero + c * w->zero_stride : NULL, k);
                     for (int t = 0; t < R; t++) {
                         acc[c * R + t] = _mm512_fmadd_ps(first, x0[t], acc[c * R + t]);
                         acc[c * R + t] = _mm512_fmadd_ps(second, x1[t], acc[c * R + t]);
@@ -149,8 +159,12 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
                     const char *next = (const char *)base + skip + c * stride;
                     for (int64_t i = 0; i < bytes && b % (64 / (bytes < 64 ? bytes : 64)) == 0; i += 64)
                         fetch(next + i);
-                    decode(&first[c], &second[c], format, base + c * stride,
-                           mx_is_mxfp4(format) ? &power[scale[c * scale_stride]] : NULL);
+                    if (format == (mx_format)MX_ANY_CODES)
+                        decode_any(&first[c], &second[c], w, n + c, b);
+                    else
+                        decode(&first[c], &second[c], format, base + c * stride,
+                               has_scales(format) ? scale + c * scale_stride : NULL,
+                               mx_is_integer_format(format) ? zero + c * w->zero_stride : NULL, k);
                 }
                 for (int t = 0; t < R; t++) {
                     __m512 x0 = mx_load_once(x[t] + 32 * b), x1 = mx_load_once(x[t] + 32 * b + 16);
@@ -171,29 +185,30 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
  * left alone in a tile. */
 MX_INLINE void few_rows_block(const mx_matrix *w, mx_format format, int64_t n0, int64_t at, int64_t end,
                               const float *const *x, int R, int C, int64_t c_begin, int64_t c_end,
-                              float (*sums)[BLOCK_N], const float *power) {
+                              float (*sums)[BLOCK_N], const codes *k) {
     int64_t i = at;
-    for (; i + C <= end; i += C) few_tile(w, format, n0 + i, x, R, C, c_begin, c_end, sums, i, C, power);
+    for (; i + C <= end; i += C) few_tile(w, format, n0 + i, x, R, C, c_begin, c_end, sums, i, C, k);
     for (; i < end; i++) {
         mx_matrix row = *w;
-        row.row_stride = row.scale_stride = 0; /* the same row C times */
+        row.row_stride = row.scale_stride = row.zero_stride = 0; /* the same row C times */
         row.data += (n0 + i) * w->row_stride;
         if (w->scales) row.scales += (n0 + i) * w->scale_stride;
-        few_tile(&row, format, 0, x, R, C, c_begin, c_end, sums, i, 1, power);
+        if (w->zeros) row.zeros += (n0 + i) * w->zero_stride;
+        few_tile(&row, format, 0, x, R, C, c_begin, c_end, sums, i, 1, k);
     }
 }
 
 /* One or two rows meet whole weight rows, as memory likes best. More of them, whose activations do not all fit the
  * first cache level, meet FEW_N weight rows with a chunk of K after the other. */
-MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
+MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, const codes *k, scratch *s) {
     float(*sums)[BLOCK_N] = (float(*)[BLOCK_N])s->sums;
     const float *x[FEW + TILE];
     for (int64_t i = 0; i < m->rows + TILE; i++) x[i] = x_of_row(m, i < m->rows ? i : m->rows - 1);
     memset(sums, 0, (size_t)((m->rows + TILE - 1) / TILE * TILE) * sizeof *sums);
     if (m->rows == 1) {
-        few_rows_block(&m->w, format, n0, 0, count, x, 1, 8, 0, m->w.cols, sums, s->power);
+        few_rows_block(&m->w, format, n0, 0, count, x, 1, 8, 0, m->w.cols, sums, k);
     } else if (m->rows == 2) {
-        few_rows_block(&m->w, format, n0, 0, count, x, 2, 8, 0, m->w.cols, sums, s->power);
+        few_rows_block(&m->w, format, n0, 0, count, x, 2, 8, 0, m->w.cols, sums, k);
     } else {
         for (int64_t at = 0; at < count; at += FEW_N) {
             const int64_t end = count - at < FEW_N ? count : at + FEW_N;
@@ -201,9 +216,9 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
                 const int64_t c1 = m->w.cols - c0 < CHUNK ? m->w.cols : c0 + CHUNK;
                 for (int64_t t = 0; t < m->rows; t += TILE) {
                     if (m->rows - t <= 4)
-                        few_rows_block(&m->w, format, n0, at, end, x + t, 4, 4, c0, c1, sums + t, s->power);
+                        few_rows_block(&m->w, format, n0, at, end, x + t, 4, 4, c0, c1, sums + t, k);
                     else
-                        few_rows_block(&m->w, format, n0, at, end, x + t, 8, 2, c0, c1, sums + t, s->power);
+                        few_rows_block(&m->w, format, n0, at, end, x + t, 8, 2, c0, c1, sums + t, k);
                 }
             }
         }
@@ -214,15 +229,19 @@ MX_INLINE void few_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_
 /* ---- many rows -------------------------------------------------------------------------------------------------- */
 
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int64_t n0, int64_t count, int64_t c0,
-                           int64_t blocks) {
+                           int64_t blocks, const codes *k) {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = w->data + (n0 + i) * w->row_stride + mx_columns_bytes(format, c0);
-        const uint8_t *scale = NULL;
-        if (mx_is_mxfp4(format)) scale = w->scales + (n0 + i) * w->scale_stride + c0 / 32 * mx_scale_step(format);
+        const uint8_t *from = w->data + (n0 + i) * w->row_stride + bytes_of(format, w, c0);
+        const uint8_t *scales = has_scales(format) ? w->scales + (n0 + i) * w->scale_stride : NULL;
+        const int8_t *zeros = mx_is_integer_format(format) ? w->zeros + (n0 + i) * w->zero_stride : NULL;
         for (int64_t b = 0; b < blocks; b++) {
             __m512 first, second;
-            decode(&first, &second, format, from + mx_columns_bytes(format, 32 * b),
-                   mx_is_mxfp4(format) ? &s->power[scale[b * mx_scale_step(format)]] : NULL);
+            if (format == (mx_format)MX_ANY_CODES)
+                decode_any(&first, &second, w, n0 + i, c0 / 32 + b);
+            else
+                decode(&first, &second, format, from + mx_columns_bytes(format, 32 * b),
+                       has_scales(format) ? scales + scale_at(format, k, c0 / 32 + b) : NULL,
+                       mx_is_integer_format(format) ? zeros + ((c0 + 32 * b) >> k->zero_shift) : NULL, k);
             _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], first);
             _mm512_store_ps(s->panel[i / GROUP][2 * b + 1][i % GROUP], second);
         }
@@ -273,14 +292,14 @@ MX_INLINE void multiply_tile(scratch *s, const mx_matmul *m, int64_t t0, int64_t
     }
 }
 
-MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, scratch *s) {
+MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64_t count, const codes *k, scratch *s) {
     int64_t groups = (count + GROUP - 1) / GROUP;
     for (int64_t t0 = 0; t0 < m->rows; t0 += BLOCK_T) {
         int64_t rows = m->rows - t0 < BLOCK_T ? m->rows - t0 : BLOCK_T;
         memset(s->sums, 0, (size_t)((rows + TILE - 1) / TILE) * sizeof s->sums[0]);
         for (int64_t c0 = 0; c0 < m->w.cols; c0 += CHUNK) {
             int64_t columns = m->w.cols - c0 < CHUNK ? m->w.cols - c0 : CHUNK;
-            widen_panel(s, &m->w, format, n0, count, c0, columns / 32);
+            widen_panel(s, &m->w, format, n0, count, c0, columns / 32, k);
             for (int64_t t = 0; t < rows; t += TILE) {
                 if (rows - t > 4) {
                     multiply_tile(s, m, t0 + t, rows - t, 8, s->sums[t / TILE], groups, c0, columns / 16);
@@ -301,14 +320,21 @@ MX_INLINE void many_rows(const mx_matmul *m, mx_format format, int64_t n0, int64
 
 MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     scratch *s = (scratch *)m->scratch;
-    if (mx_is_mxfp4(format)) fill_powers(s->power);
+    codes k = {.table = s->table};
+    mx_matmul with_scales;
+    if (mx_is_mxfp4(format)) fill_powers(s->table);
+    if (mx_is_block_format(format)) {
+        with_scales = *m;
+        k = codes_for(&with_scales.w, s->table);
+        m = &with_scales;
+    }
     for (int64_t n0 = m->n0; n0 < m->n1; n0 += BLOCK_N) {
         int64_t count = m->n1 - n0 < BLOCK_N ? m->n1 - n0 : BLOCK_N;
         mx_widen_bias(s->bias, m, n0, count);
         if (m->rows <= FEW) {
-            few_rows(m, format, n0, count, s);
+            few_rows(m, format, n0, count, &k, s);
         } else {
-            many_rows(m, format, n0, count, s);
+            many_rows(m, format, n0, count, &k, s);
         }
     }
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "kernels/mx.h"
 #include "model/cuda/loading.h"
 
 /* What the kernels are made for (cuda_kernels.h). */
@@ -48,18 +49,13 @@ static mx_cuda_format laid(mx_format file) {
     return mx_is_mxfp4(file) ? MX_CUDA_MXFP4 : file == MX_Q8_0 ? MX_CUDA_Q8_0 : MX_CUDA_BF16;
 }
 
-static const char *format_name(mx_format format) {
-    static const char *const names[MX_FORMATS] = {[MX_F32] = "F32",     [MX_F16] = "F16",   [MX_BF16] = "BF16",
-                                                  [MX_MXFP4] = "MXFP4", [MX_Q8_0] = "Q8_0", [MX_MXFP4_GGML] = "MXFP4"};
-    return names[format];
-}
-
 /* ---- is there a kernel for all of it ------------------------------------------------------------------------------
  */
 
-/* The file that holds a tensor. */
+/* The file that holds a tensor; where no tensor has that name, the model's first. */
 static const char *file_of(const mx_weights *w, const char *name) {
     const mx_tensor *t = w->checkpoint ? mx_checkpoint_find(w->checkpoint, name) : NULL;
+    if (!t && w->checkpoint && mx_checkpoint_count(w->checkpoint)) t = mx_checkpoint_at(w->checkpoint, 0);
     return t ? t->file : "the model";
 }
 
@@ -82,11 +78,22 @@ static mx_status check_config(const mx_config *c, mx_error *error) {
 }
 
 static mx_status check_dense(const mx_weights *w, int layer, const char *name, const mx_matrix *m, mx_error *error) {
-    if (!mx_is_mxfp4(m->format)) return MX_OK;
-    char full[MX_CUDA_ITEM_NAME];
+    if (!mx_is_mxfp4(m->format) && !mx_is_block_format(m->format)) return MX_OK;
+    char full[MX_CUDA_ITEM_NAME], format[MX_WEIGHT_NAME];
     mx_cuda_item_name(&(mx_cuda_item){.name = name, .layer = layer}, full);
+    mx_weight_name(format, m);
     return mx_fail(error, MX_UNSUPPORTED, "%s: %s: is %s: CUDA has kernels for it in BF16 and Q8_0 only: %s",
-                   file_of(w, full), full, format_name(m->format), another_form);
+                   file_of(w, full), full, format, another_form);
+}
+
+static mx_status check_experts(const mx_weights *w, int layer, const char *name, const mx_experts *e, mx_error *error) {
+    if (!mx_is_block_format(e->matrix.format)) return MX_OK;
+    char full[MX_CUDA_ITEM_NAME], format[MX_WEIGHT_NAME];
+    mx_cuda_item_name(&(mx_cuda_item){.name = name, .layer = layer}, full);
+    mx_weight_name(format, &e->matrix);
+    return mx_fail(error, MX_UNSUPPORTED,
+                   "%s: %s: is %s: CUDA has kernels for experts in MXFP4, BF16 and Q8_0 only: %s", file_of(w, full),
+                   full, format, another_form);
 }
 
 static mx_status check_layer(const mx_weights *w, int i, mx_error *error) {
@@ -102,14 +109,19 @@ static mx_status check_layer(const mx_weights *w, int i, mx_error *error) {
     mx_status status = MX_OK;
     for (size_t k = 0; k < sizeof dense / sizeof *dense && !status; k++)
         status = check_dense(w, i, dense[k].name, dense[k].m, error);
+    if (!status)
+        status = check_experts(w, i, l->up.matrix.rows ? "mlp.experts.gate_proj" : "mlp.experts.gate_up_proj",
+                               &l->gate_up, error);
+    if (!status) status = check_experts(w, i, "mlp.experts.down_proj", &l->down, error);
     for (size_t k = 1; k < 3 && !status; k++) { /* q, k and v become one matrix */
         if (given(dense[k].m->format) == given(l->q.format)) continue;
-        char full[MX_CUDA_ITEM_NAME];
+        char full[MX_CUDA_ITEM_NAME], is[MX_WEIGHT_NAME], other[MX_WEIGHT_NAME];
+        mx_weight_name(is, dense[k].m);
+        mx_weight_name(other, &l->q);
         mx_cuda_item_name(&(mx_cuda_item){.name = dense[k].name, .layer = i}, full);
-        status =
-            mx_fail(error, MX_UNSUPPORTED,
-                    "%s: %s: is %s, but q_proj is %s: CUDA multiplies q, k and v at once, in one type: %s",
-                    file_of(w, full), full, format_name(dense[k].m->format), format_name(l->q.format), another_form);
+        status = mx_fail(error, MX_UNSUPPORTED,
+                         "%s: %s: is %s, but q_proj is %s: CUDA multiplies q, k and v at once, in one type: %s",
+                         file_of(w, full), full, is, other, another_form);
     }
     return status;
 }

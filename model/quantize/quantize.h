@@ -86,7 +86,10 @@ typedef struct mx_quantize_job {
     mx_form form; /* of the result; not F32 or F16 */
     mx_quantize_recipe recipe;
     const mx_statistics *statistics; /* NULL: none */
-    bool allow_nonfinite; /* NaN becomes 0, infinity the largest, and they are counted; else they are refused */
+    const mx_matrix
+        *source;          /* MX_RULE_KEEP: the matrix as it lies, [rows, cols], where it has codes; NULL: it has none */
+    bool allow_nonfinite; /* NaN becomes 0, infinity the largest finite of its block, and they are counted; else they
+                             are refused */
     const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */
     /* Results, dense; NULL where the form has none. */
     uint8_t *data;   /* [rows, mx_columns_bytes(form.format, cols)] */
@@ -102,6 +105,7 @@ typedef struct mx_quantize_report {
     int64_t zero_blocks;
     int64_t nonfinite;
     bool lossless; /* every w' is w (-0 is 0) */
+    bool unseen;   /* statistics were asked for, but of no activation: the recipe did without them */
 } mx_quantize_report;
 
 /* MX_INVALID_ARGUMENT: cols is no multiple of the block; MX_INVALID_FILE: a number is NaN or infinite, named by row and
@@ -110,6 +114,12 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
 
 /* The result as a matrix to multiply with or to widen: a view of job's outputs. */
 mx_matrix mx_quantize_view(const mx_quantize_job *job);
+
+/* `count` blocks of 32 BF16 numbers to MXFP4, with the bits of mx_quantize_matrix: codes to data + i * data_step, 16
+ * bytes, scales to scales + i * scale_step; NULL: not wanted. A rule without statistics. With an infinity or a NaN in
+ * it a block's scale is 255, NaN. On the calling thread. */
+void mx_quantize_mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                       uint8_t *scales, int64_t scale_step);
 
 /* ---- rotation ------------------------------------------------------------------------------------------------------
  */

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "kernels/mx.h"
+
 enum { MOST_EXPERTS = 1 << 14 }; /* what mx_config_read lets through */
 
 static double element_bytes(mx_format format) {
@@ -11,7 +13,13 @@ static double element_bytes(mx_format format) {
 /* ---- one matrix ------------------------------------------------------------------------------------------------- */
 
 static double matrix_bytes(const mx_matrix *m) {
-    return (double)m->rows * (double)(m->row_stride + m->scale_stride);
+    const double post = m->post ? 4.0 * (double)(m->post_step ? m->rows : 1) : 0;
+    return (double)m->rows * (double)(m->row_stride + m->scale_stride + m->zero_stride) + post;
+}
+
+/* Weights that BF16 cannot multiply exactly. */
+static bool is_exact(const mx_matrix *m, bool bf16_safe) {
+    return m->format == MX_F32 || m->format == MX_F16 || (mx_is_block_format(m->format) && !bf16_safe);
 }
 
 /* A dense matrix with its fp32 bias that `rows` rows go through. */
@@ -20,7 +28,7 @@ static void dense(mx_cost *cost, mx_class class, const mx_matrix *m, const float
     cost->bytes += matrix_bytes(m) + (bias ? 4.0 * (double)m->rows : 0);
     const double flops = 2 * rows * (double)m->rows * (double)m->cols;
     cost->flops[class] += flops;
-    if (m->format == MX_F32 || m->format == MX_F16) cost->exact[class] += flops;
+    if (is_exact(m, m->bf16_safe)) cost->exact[class] += flops;
     if (m->format == MX_Q8_0) cost->q8_0[class] += flops;
 }
 
@@ -31,7 +39,7 @@ static void experts_of(mx_cost *cost, mx_class class, const mx_experts *e, doubl
     cost->bytes += read * (matrix_bytes(m) + bias);
     const double flops = 2 * pairs * (double)m->rows * (double)m->cols;
     cost->flops[class] += flops;
-    if (!e->bf16_safe || m->format == MX_F32 || m->format == MX_F16)
+    if (!e->bf16_safe || is_exact(m, e->bf16_safe))
         cost->exact[class] += flops;
     else if (m->format == MX_Q8_0)
         cost->q8_0[class] += flops;
@@ -80,7 +88,7 @@ void mx_cost_add(mx_cost *cost, const mx_weights *w, mx_format kv, const mx_batc
     const double rows = batch->rows, hidden = c->hidden;
     double wanted = 0;
     for (int t = 0; t < batch->rows; t++) wanted += batch->row[t].wanted;
-    cost->bytes += rows * (double)w->embedding.row_stride;
+    cost->bytes += rows * matrix_bytes(&w->embedding) / (double)w->embedding.rows;
     for (int i = 0; i < c->layers; i++) {
         const mx_layer *l = &w->layer[i];
         const bool last = i + 1 == c->layers;
@@ -157,6 +165,7 @@ bool mx_cost_by_fma(const char *tier, mx_format format, mx_precision precision) 
     const bool x86 = !strcmp(tier, "avx512bf16") || !strcmp(tier, "amx");
     if (precision == MX_X_INT8 || on_gpu(tier) || unit_of(tier, precision).loop == unit_of(tier, MX_X_FP32).loop)
         return false;
+    if (mx_is_block_format(format)) return mx_is_integer_format(format) || !x86;
     return format == MX_F32 || format == MX_F16 || (format == MX_Q8_0 && precision == MX_X_BF16X2 && x86);
 }
 

@@ -8,7 +8,7 @@
 typedef struct mx_cost {
     double bytes;             /* memory that must be read, once for each step */
     double flops[MX_CLASSES]; /* multiplications and additions of matrix products, by class */
-    double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 and F16 weights, experts not bf16_safe */
+    double exact[MX_CLASSES]; /* those of them that BF16 cannot do: F32 and F16 weights, those not bf16_safe */
     double q8_0[MX_CLASSES];  /* those of Q8_0 weights, which some tiers' BF16 does at one precision only */
     double attention;         /* those of scores and sums of values */
     double experts;           /* different ones that were read, of all layers together */

@@ -19,7 +19,7 @@
 typedef struct class {
     const char *name, *part; /* `part`: what such a tensor's name contains; the first class that fits takes it */
     int tensors;
-    char types[48];       /* dtypes, "U8" blocks called MXFP4 */
+    char types[120];      /* formats of matrices, dtypes of the rest */
     double bytes, read;   /* in the files; of them, read for one decoded token */
     double count, active; /* parameters; of them, used for one token */
 } class;
@@ -41,6 +41,34 @@ static void add_type(class *c, const char *type) {
     snprintf(c->types + used, sizeof c->types - used, "%s%s", used ? ", " : "", type);
 }
 
+/* The matrix of weights that the tensor's bytes are; NULL: they are none. */
+static const mx_matrix *matrix_of(const mx_weights *w, const mx_tensor *t) {
+    if (w->embedding.data == t->data) return &w->embedding;
+    if (w->lm_head.data == t->data) return &w->lm_head;
+    for (int i = 0; i < w->config.layers; i++) {
+        const mx_layer *l = &w->layer[i];
+        const mx_matrix *const all[] = {&l->q,         &l->k,          &l->v, &l->o, &l->router, &l->gate_up.matrix,
+                                        &l->up.matrix, &l->down.matrix};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+            if (all[k]->data == t->data) return all[k];
+    }
+    return NULL;
+}
+
+/* Numbers of a tensor that are parameters of the model: not those that say how others are to be read. */
+static double parameters(const mx_config *c, const mx_tensor *t, const mx_matrix *matrix) {
+    static const char *const none[] = {"_scales",         ".weight_scale",      ".weight_global_scale",
+                                       ".weight_scale_2", ".weight_shape",      ".weight_zero_point",
+                                       ".input_scale",    ".input_global_scale"};
+    double count = 1;
+    if (matrix)
+        return (double)matrix->rows * (double)matrix->cols * (strstr(t->name, ".mlp.experts.") ? c->experts : 1);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        if (mx_ends_with(t->name, none[i])) return 0;
+    for (int d = 0; d < t->dims; d++) count *= (double)t->shape[d];
+    return count;
+}
+
 /* Sums the checkpoint's tensors up by class. */
 static void classify(const mx_weights *w, class classes[CLASSES]) {
     const mx_config *c = &w->config;
@@ -50,12 +78,9 @@ static void classify(const mx_weights *w, class classes[CLASSES]) {
         int k = 0;
         while (!strstr(t->name, classes[k].part)) k++;
         class *a = &classes[k];
-        bool blocks = strstr(t->name, "_blocks"), scales = strstr(t->name, "_scales");
         bool experts = !strcmp(a->name, "experts"), embedding = !strcmp(a->name, "embedding");
-        double bytes = (double)t->bytes, count = 1, share = 1;
-        for (int d = 0; d < t->dims; d++) count *= (double)t->shape[d];
-        if (blocks) count *= 2;
-        if (scales) count = 0; /* part of the blocks' numbers */
+        const mx_matrix *matrix = t->bytes ? matrix_of(w, t) : NULL;
+        double bytes = (double)t->bytes, count = parameters(c, t, matrix), share = 1;
         if (experts) share = (double)c->top_k / c->experts;
         if (embedding) share = 1.0 / c->vocab;
         if (!strcmp(a->name, "unused") || (!strcmp(a->name, "lm_head") && c->tied_embeddings)) share = 0;
@@ -64,7 +89,9 @@ static void classify(const mx_weights *w, class classes[CLASSES]) {
         a->count += count;
         a->read += bytes * (embedding && c->tied_embeddings ? 1 : share);
         a->active += count * (embedding && c->tied_embeddings ? 1 : share);
-        if (!scales) add_type(a, blocks ? "MXFP4" : t->dtype_name);
+        char type[MX_WEIGHT_NAME];
+        if (matrix) mx_weight_name(type, matrix);
+        if (count > 0) add_type(a, matrix ? type : t->dtype_name);
     }
 }
 
@@ -138,12 +165,13 @@ static void print_model(const char *folder, const mx_weights *w, const class *to
 
 static void print_weights(const class classes[CLASSES], const class *total) {
     char count[16], bytes[16], read[16];
-    printf("Weights       tensors  parameters       bytes  read a token  type\n");
+    printf("Weights       tensors  parameters       bytes   bits  read a token  type\n");
     for (int i = 0; i <= CLASSES; i++) {
         const class *c = i < CLASSES ? &classes[i] : total;
         if (c->tensors)
-            printf("  %-11s %7d %11s %11s %13s%s%s\n", c->name, c->tensors, human(count, c->count, ""),
-                   human(bytes, c->bytes, "B"), human(read, c->read, "B"), *c->types ? "  " : "", c->types);
+            printf("  %-11s %7d %11s %11s %6.2f %13s%s%s\n", c->name, c->tensors, human(count, c->count, ""),
+                   human(bytes, c->bytes, "B"), c->count > 0 ? 8 * c->bytes / c->count : 0, human(read, c->read, "B"),
+                   *c->types ? "  " : "", c->types);
     }
     printf("\n");
 }
@@ -312,8 +340,9 @@ static void json_weights(mx_bytes *out, const class classes[CLASSES], const clas
         const class *c = i < CLASSES ? &classes[i] : total;
         mx_bytes_addf(out,
                       "%s\"%s\":{\"tensors\":%d,\"parameters\":%.0f,\"active_parameters\":%.0f,\"bytes\":%.0f,"
-                      "\"bytes_per_token\":%.0f}",
-                      i ? "," : "", c->name, c->tensors, c->count, c->active, c->bytes, c->read);
+                      "\"bytes_per_token\":%.0f,\"bits_per_weight\":%.6g,\"types\":\"%s\"}",
+                      i ? "," : "", c->name, c->tensors, c->count, c->active, c->bytes, c->read,
+                      c->count > 0 ? 8 * c->bytes / c->count : 0, c->types);
     }
     mx_bytes_add_string(out, "}");
 }

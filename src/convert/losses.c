@@ -82,6 +82,13 @@ static void of_metal(losses *l, const mx_config *c) {
 static mx_status check_kind(const mx_origin *o, mx_layout to) {
     const mx_config *c = &o->config;
     const char *problem = NULL;
+    const mx_tensor *quantized = mx_checkpoint_quantized(o->ck);
+    if (quantized)
+        return mx_fail(
+            o->error, MX_UNSUPPORTED,
+            "%s: %s is quantised (%s) in a way that the layout %s cannot hold: convert the model that it was "
+            "quantised from",
+            quantized->file, quantized->name, quantized->dtype_name, mx_layout_name(to));
     if (!c->attention_bias) problem = "attention without biases";
     if (to != MX_LAYOUT_GGUF && c->tied_embeddings) problem = "an embedding that is lm_head as well";
     if (to != MX_LAYOUT_GGUF && !o->mxfp4) problem = "experts that are not MXFP4";

@@ -63,6 +63,7 @@ void mx_record_make_stale(mx_record *r) {
     r->shards = 0;
     mx_record_drop(r, "model.safetensors.index.json");
     mx_record_drop(r, "config.json");
+    mx_record_drop(r, "hf_quant_config.json");
 }
 
 /* ---- of a folder --------------------------------------------------------------------------------------------------
@@ -84,10 +85,12 @@ static const char *const carried[] = {
     "chat_template.json",
     "config.json",
     "generation_config.json",
+    "hf_quant_config.json",
     "merges.txt",
     "model.safetensors.index.json",
     "special_tokens_map.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
 };

@@ -31,7 +31,7 @@ static bool may_run_ahead(const mx_engine *e) {
     if (e->carefully || e->parts.speculation == MX_SPECULATE_ON) return false;
     for (int i = 0; i < e->running_count; i++) {
         const mx_task *task = e->running[i];
-        if (task->top || task->scored < task->request.prompt_count) return false;
+        if (task->top || task->request.prompt_only || mx_task_is_scored(task)) return false;
     }
     return true;
 }

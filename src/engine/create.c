@@ -114,6 +114,8 @@ static mx_status check_options(const mx_engine_options *o, mx_error *error) {
         return mx_fail(error, MX_INVALID_ARGUMENT, "batch_tokens %d: expected 1 to %d", o->batch_tokens, BATCH_MOST);
     if (o->max_running < 0 || o->max_running > RUNNING_MOST)
         return mx_fail(error, MX_INVALID_ARGUMENT, "max_running %d: expected 1 to %d", o->max_running, RUNNING_MOST);
+    if (o->scored_rows < 0 || o->scored_rows > BATCH_MOST)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "scored_rows %d: expected 1 to %d", o->scored_rows, BATCH_MOST);
     if (!(o->step_seconds >= 0))
         return mx_fail(error, MX_INVALID_ARGUMENT, "step_seconds %g: expected 0 or more", o->step_seconds);
     if (o->speculation != MX_SPECULATE_AUTO && o->speculation != MX_SPECULATE_OFF && o->speculation != MX_SPECULATE_ON)
@@ -135,7 +137,7 @@ static void shape_of(const mx_engine_options *o, bool gpu, const mx_precisions *
     parts->batch_tokens = o->batch_tokens ? o->batch_tokens : gpu ? MX_GPU_BATCH_TOKENS : BATCH_TOKENS;
     parts->max_running = o->max_running ? o->max_running : RUNNING;
     /* Every wanted row is a row: no step has more of them than tokens. */
-    parts->max_wanted = parts->max_running + SCORED;
+    parts->max_wanted = parts->max_running + (o->scored_rows ? o->scored_rows : SCORED);
     if (parts->max_wanted > parts->batch_tokens) parts->max_wanted = parts->batch_tokens;
     *backend = (mx_backend_options){.kv_format = formats[o->kv_type],
                                     .max_rows = parts->batch_tokens,

@@ -50,10 +50,11 @@ static bool allocate(mx_engine *e) {
     e->view = calloc(running, sizeof *e->view);
     e->row = calloc(rows, sizeof *e->row);
     e->draw = calloc(running, sizeof *e->draw);
+    e->observed = calloc((size_t)e->parts.max_wanted, sizeof *e->observed);
     e->mask_words = (e->parts.config->vocab + 31) / 32;
     e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
-    return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->mask &&
-           allocate_lookups(e);
+    return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->observed &&
+           e->mask && allocate_lookups(e);
 }
 
 static void destroy(mx_engine *e) {
@@ -66,6 +67,8 @@ static void destroy(mx_engine *e) {
     free(e->view);
     free(e->row);
     free(e->draw);
+    free(e->observed);
+    free(e->observed_copy);
     free(e->mask);
     for (int i = 0; e->lookup && i < e->parts.max_running; i++) mx_lookup_free(&e->lookup[i]);
     free(e->lookup);
@@ -147,11 +150,18 @@ mx_status mx_submit(mx_engine *e, const mx_request *request, mx_handle *out, mx_
     if ((request->top_logprobs > 0 || request->prompt_logprobs) && !e->parts.backend->ops->top)
         return mx_fail(error, MX_UNSUPPORTED, "the %s backend has no log-probabilities of other tokens",
                        e->parts.backend->ops->name);
+    if (request->prompt_logits && !e->parts.backend->ops->logits)
+        return mx_fail(error, MX_UNSUPPORTED, "the %s backend does not show its logits", e->parts.backend->ops->name);
     const mx_task_options options = {.kv = e->kv, .context = e->parts.plan.context, .vocab = e->parts.config->vocab};
     mx_task *task;
     mx_status status = mx_task_create(request, &options, &task, error);
     if (status) return status;
     pthread_mutex_lock(&e->lock);
+    if (request->prompt_logits && !mx_observe_prepare(e)) {
+        pthread_mutex_unlock(&e->lock);
+        mx_task_free(task);
+        return mx_fail(error, MX_NO_MEMORY, "no memory for logits of prompts");
+    }
     task->handle = *out = ++e->newest;
     mx_task **bucket = bucket_of(e, task->handle);
     task->next_of_bucket = *bucket;

@@ -26,6 +26,15 @@ typedef struct mx_flight {
     double queued;   /* mx_seconds */
 } mx_flight;
 
+/* A row whose logits a request's prompt_logits is to see. */
+typedef struct mx_observed_row {
+    mx_task *task;
+    int64_t position;
+    int wanted; /* of the step's */
+} mx_observed_row;
+
+enum { MX_OBSERVED_COPIES = 32 }; /* rows that are fetched from a device before they are looked at together */
+
 struct mx_engine {
     mx_engine_parts parts;
     mx_kv *kv;
@@ -43,6 +52,8 @@ struct mx_engine {
     mx_lookup *lookup;       /* [max_running]; NULL: nothing is guessed ahead */
     mx_lookup **free_lookup; /* stack of those that no running task has */
     int free_lookups;
+    mx_observed_row *observed; /* [max_wanted] of this step: rows that prompt_logits is to see */
+    float *observed_copy;      /* [MX_OBSERVED_COPIES][vocab] of a device's; NULL: not wanted so far */
     mx_scheduler scheduler;
     mx_draft_cost draft_cost;
     double last_seconds;   /* of the step before */
@@ -114,6 +125,13 @@ mx_status mx_draw_rejected(const mx_engine *e, mx_task *task, mx_draw *draw, mx_
 bool mx_draw_known(mx_engine *e, mx_task *task, const mx_sampled *sampled, mx_verdict verdict);
 /* Of so many fetched draws: `status` where their step failed, MX_OK where only some of them did. */
 mx_status mx_draw_step_status(const mx_engine *e, int draws, mx_status status);
+
+/* ---- observe.c ------------------------------------------------------------------------------------------------------
+ */
+/* With the lock held: memory for what a step needs to show logits. false: there is none. */
+bool mx_observe_prepare(mx_engine *e);
+/* Shows the logits of these tasks' planned and computed rows to those who want to see them. */
+mx_status mx_observe(mx_engine *e, mx_task **tasks, int count, mx_error *error);
 
 /* ---- ahead.c --------------------------------------------------------------------------------------------------------
  */

@@ -48,6 +48,8 @@ typedef struct mx_engine_options {
                               classes that differ, "bf16,router=bf16x2"; NULL: the default for this machine */
     bool openblas;         /* dense products by OpenBLAS, in fp32; results then depend on the batch */
     int max_running;       /* requests that run at once at most, the others wait; 0: 64 */
+    int scored_rows;       /* rows of one step whose logits can be kept beyond one of each request (prompt_logits,
+                              prompt_logprobs, guesses), each with 4 bytes for every token of the vocabulary; 0: 64 */
     double step_seconds; /* a step in which requests decode takes at most so long, or three times what it takes without
                             prompts, if that is more; 0: 0.25. Much, where nobody waits for single tokens */
     mx_speculation speculation;
@@ -115,7 +117,15 @@ typedef struct mx_request {
     double deadline;      /* seconds from now at which it ends with what it has; 0: none */
     int top_logprobs;     /* likeliest tokens reported beside each token, 0 to MX_TOP_LOGPROBS */
     bool prompt_logprobs; /* an MX_EVENT_PROMPT for every token of the prompt; it is then computed anew */
-    void *user;           /* handed back with every event */
+    /* NULL: not wanted. Else called in mx_step for every position of the prompt from `logits_from` on, once, with what
+     * its row says of the token behind it: logits [vocab], valid during the call. Several calls, of this and of other
+     * requests, may run at once, in any order, in threads of the engine; it must not call the engine. From that
+     * position on the prompt is computed anew. */
+    void (*prompt_logits)(void *user, int64_t position, const float *logits, int32_t vocab);
+    int64_t logits_from; /* below prompt_count */
+    bool prompt_only; /* ends with MX_FINISH_LENGTH once the prompt is computed: no token is drawn, and the prompt may
+                         fill the context; max_tokens, sampling and all else about the answer do not matter */
+    void *user;       /* handed back with every event, and to prompt_logits */
 } mx_request;
 
 typedef enum mx_event_type {
@@ -164,8 +174,9 @@ mx_status mx_submit(mx_engine *engine, const mx_request *request, mx_handle *out
  *
  * With a device that computes while the host does something else, a call queues a pass, and tells what the pass that
  * the call before queued has computed: the device is never idle while constraints and callers are busy with tokens. A
- * request that ends by its token had a row more then than it needed. While one runs that has top_logprobs, whose
- * prompt_logprobs are not all told, or with MX_SPECULATE_ON, each call waits for its own pass. */
+ * request that ends by its token had a row more then than it needed. While one runs that has top_logprobs or is
+ * prompt_only, whose prompt_logprobs or prompt_logits are not all told, or with MX_SPECULATE_ON, each call waits for
+ * its own pass. */
 mx_status mx_step(mx_engine *engine, mx_error *error);
 int mx_poll(mx_engine *engine, mx_event *events, int max); /* returns how many were taken; never waits */
 void mx_cancel(mx_engine *engine, mx_handle request);

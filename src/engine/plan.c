@@ -9,7 +9,7 @@ static void guess_ahead(mx_engine *e, int decoders) {
     for (int i = 0; i < e->running_count; i++) {
         mx_task *task = e->running[i];
         task->drafted = 0;
-        if (!mx_task_decodes(task) || (!always && rows >= MX_DRAFT_ROWS)) continue;
+        if (!mx_task_decodes(task) || task->request.prompt_only || (!always && rows >= MX_DRAFT_ROWS)) continue;
         const int64_t left = task->request.prompt_count + task->limit - task->known - 1; /* the last is never a guess */
         const int most = e->parts.draft_tokens < left ? e->parts.draft_tokens : (int)left;
         task->drafted =
@@ -33,7 +33,8 @@ void mx_plan_rows(mx_engine *e, double start) {
                                                .turn = task->turn,
                                                .priority = task->request.priority,
                                                .drafted = task->drafted,
-                                               .scored = task->scored < task->request.prompt_count};
+                                               .scored = mx_task_is_scored(task),
+                                               .unscored = mx_task_wanted_from(task) - task->sequence.count};
     }
     if (count > 0) mx_scheduler_plan(&e->scheduler, e->candidate, count, mx_seconds() - start);
     const mx_candidate *c = e->candidate;

@@ -117,9 +117,14 @@ static int give_decoders(mx_scheduler *s, mx_candidate *candidate, int count, in
     return rows;
 }
 
+/* Rows whose logits are kept, beside one of each candidate, when a scored one has so many. */
+static int64_t keeps(const mx_candidate *c, int64_t rows) {
+    return rows > c->unscored + 1 ? rows - c->unscored - 1 : 0;
+}
+
 /* Rows that a prompt lacks and may have. `kept`: rows whose logits can be kept beside one of each candidate. */
 static int64_t lacks(const mx_candidate *c, int64_t kept) {
-    const int64_t left = c->unknown - c->rows, most = kept + (c->rows == 0);
+    const int64_t left = c->unknown - c->rows, most = c->unscored + 1 + keeps(c, c->rows) + kept - c->rows;
     return c->scored && left > most ? most : left;
 }
 
@@ -141,7 +146,7 @@ static mx_candidate *next_prompt(mx_candidate *candidate, int count, bool neares
 
 static int64_t give(mx_candidate *c, int64_t most, int64_t *kept) {
     const int64_t left = lacks(c, *kept), rows = left < most ? left : most;
-    if (c->scored) *kept -= rows - (c->rows == 0);
+    if (c->scored) *kept -= keeps(c, c->rows + rows) - keeps(c, c->rows);
     c->rows += (int)rows;
     return rows;
 }

@@ -28,8 +28,9 @@ typedef struct mx_candidate {
     int64_t turn; /* in and out: of its last row in a step that had none for some decoders, 0: none; the least first */
     int priority; /* the higher go first */
     int drafted;  /* rows more that it would like, behind its own */
-    bool scored;  /* the logits of all its rows are kept, not of the last alone */
-    int rows;     /* out: of this step, drafted ones included; 0: none */
+    bool scored;  /* the logits of all its rows are kept, not of the last alone ... */
+    int64_t unscored; /* ... but for its first so many */
+    int rows;         /* out: of this step, drafted ones included; 0: none */
 } mx_candidate;
 
 typedef struct mx_scheduler {

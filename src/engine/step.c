@@ -111,7 +111,7 @@ static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *er
     for (int i = 0; i < count; i++) {
         mx_task *task = tasks[i];
         const int64_t last = task->known - 1, first = task->sequence.count; /* the row that says it, the task's first */
-        task->draw = last < first + task->rows ? n++ : -1;
+        task->draw = last < first + task->rows && !task->request.prompt_only ? n++ : -1;
         if (task->draw < 0) continue;
         const int64_t from = mx_task_wanted_from(task);
         mx_draw_prepare(e, task, &e->draw[task->draw],
@@ -176,6 +176,16 @@ static mx_status next_token(mx_engine *e, mx_task *task, int wanted, bool *finis
     return MX_OK;
 }
 
+/* The prompt of a task without an answer is computed; `wanted`: its last row. Fails where a token would not be drawn.
+ */
+static mx_status finish_prompt(mx_engine *e, mx_task *task, int wanted, mx_error *error) {
+    static const mx_sample_spec plain = {.top_p = 1, .repetition_penalty = 1};
+    mx_backend *backend = e->parts.backend;
+    mx_sampled sampled;
+    task->finish = MX_FINISH_LENGTH;
+    return backend->ops->sample(backend, wanted, &plain, &sampled, error);
+}
+
 /* The task's rows were computed: draws tokens as long as those that were guessed are right, and keeps what is valid. */
 static void take_rows(mx_engine *e, mx_task *task) {
     const int64_t first = task->sequence.count, end_of_rows = first + task->rows;
@@ -190,9 +200,17 @@ static void take_rows(mx_engine *e, mx_task *task) {
     mx_error error;
     for (; position < end_of_rows && right && !finished && !status; position++) {
         if (position < mx_task_wanted_from(task)) continue;
+        if (position >= task->observed) task->observed = position + 1;
         if (position + 1 < task->known) {
+            if (position + 1 < task->scored || task->scored == task->request.prompt_count) {
+                wanted++;
+                continue;
+            }
             status = score(e, task, wanted, position + 1, &error);
             if (!status) task->scored = position + 2;
+        } else if (task->request.prompt_only) {
+            status = finish_prompt(e, task, wanted, &error);
+            finished = true;
         } else {
             const int32_t guess = position + 1 < end_of_rows ? task->tokens[position + 1] : -1;
             status = next_token(e, task, wanted, &finished, &error);
@@ -246,7 +264,9 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
     mx_status status = backend->ops->step(backend, &batch, &error);
     double done = mx_seconds();
     if (!status) status = draw_all(e, tasks, count, &error);
-    if (backend->ops->draw) done = mx_seconds();
+    const double drawn = mx_seconds();
+    if (!status) status = mx_observe(e, tasks, count, &error);
+    if (backend->ops->draw) done = drawn;
     e->count.forward_seconds += done - start;
     e->count.computed_rows += batch.rows;
     if (status && count > 1) {

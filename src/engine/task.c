@@ -9,7 +9,7 @@
 static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_error *error) {
     if (r->prompt_count < 1 || !r->prompt)
         return mx_fail(error, MX_INVALID_ARGUMENT, "the prompt is empty: at least one token is needed");
-    if (r->prompt_count >= context)
+    if (r->prompt_count >= context + r->prompt_only)
         return mx_fail(error, MX_CONTEXT_FULL,
                        "the prompt has %lld tokens and the context holds %lld, the answer included: shorten the prompt "
                        "or choose a larger context",
@@ -19,6 +19,9 @@ static mx_status check(const mx_request *r, int64_t context, int32_t vocab, mx_e
             return mx_fail(error, MX_INVALID_ARGUMENT, "token %lld of the prompt is %d: the vocabulary ends at %d",
                            (long long)i, r->prompt[i], vocab - 1);
     }
+    if (r->prompt_logits && (r->logits_from < 0 || r->logits_from >= r->prompt_count))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "logits_from %lld: expected 0 to %lld, the prompt's last position",
+                       (long long)r->logits_from, (long long)r->prompt_count - 1);
     if (r->max_tokens < 0)
         return mx_fail(error, MX_INVALID_ARGUMENT, "max_tokens %lld: expected 0 (until the context is full) or more",
                        (long long)r->max_tokens);
@@ -84,6 +87,7 @@ mx_status mx_task_create(const mx_request *request, const mx_task_options *o, mx
     task->request = *request;
     task->limit = o->context - request->prompt_count;
     if (request->max_tokens > 0 && request->max_tokens < task->limit) task->limit = request->max_tokens;
+    if (request->prompt_only) task->limit = 0;
     task->top_count = request->top_logprobs < o->vocab ? request->top_logprobs : o->vocab;
     if (!allocate(task, o->vocab))
         status =
@@ -98,6 +102,7 @@ mx_status mx_task_create(const mx_request *request, const mx_task_options *o, mx
     task->request.sampling.bias = task->bias;
     task->known = request->prompt_count;
     task->scored = task->visible = task->polled = request->prompt_logprobs ? 0 : task->known;
+    task->observed = request->prompt_logits ? request->logits_from : task->known;
     task->submit_time = mx_seconds();
     if (request->deadline > 0) task->deadline = task->submit_time + request->deadline;
     task->usage.prompt_tokens = request->prompt_count;
@@ -122,8 +127,13 @@ void mx_task_free(mx_task *task) {
 }
 
 int64_t mx_task_wanted_from(const mx_task *task) {
-    if (task->scored < task->request.prompt_count) return task->scored > 0 ? task->scored - 1 : 0;
-    return task->known - 1;
+    int64_t from = task->known - 1;
+    if (task->scored < task->request.prompt_count) from = task->scored > 0 ? task->scored - 1 : 0;
+    return task->observed < from ? task->observed : from;
+}
+
+bool mx_task_is_scored(const mx_task *task) {
+    return task->scored < task->request.prompt_count || task->observed < task->request.prompt_count;
 }
 
 int64_t mx_task_unknown(const mx_task *task) {

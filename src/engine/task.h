@@ -48,6 +48,7 @@ typedef struct mx_task {
     int64_t known;      /* prompt and generated tokens */
     int64_t scored;     /* of the prompt, tokens whose logprob is there; all of it unless prompt_logprobs. Never
                            less than before, nor is what is there written again: mx_poll may have it */
+    int64_t observed;   /* the first position of the prompt that prompt_logits has still to see; prompt_count: none */
     bool started;       /* has had a first step */
     bool reading;       /* runs, but has no rows before what the store has of its prefix was read */
     bool computing;     /* has drawn nothing since it runs: others may wait for its prefix */
@@ -96,8 +97,11 @@ mx_status mx_task_create(const mx_request *request, const mx_task_options *optio
 void mx_task_free(mx_task *task); /* NULL allowed; the constraint is not its business */
 
 /* The first position whose row is wanted, for it says what comes next: the last known token's, with prompt_logprobs
- * that before the first token that was not scored yet. So many known tokens may come out of the cache. */
+ * that before the first token that was not scored yet, with prompt_logits the first that was not observed yet. So many
+ * known tokens may come out of the cache. */
 int64_t mx_task_wanted_from(const mx_task *task);
+/* Are there rows of the prompt, beside the last, whose logits are still to be looked at? */
+bool mx_task_is_scored(const mx_task *task);
 
 /* Tokens that have no row yet, one that is being drawn too. */
 int64_t mx_task_unknown(const mx_task *task);

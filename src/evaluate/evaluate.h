@@ -14,9 +14,14 @@ typedef enum mx_protocol {
     MX_PROTOCOL_STRIDED, /* windows of `window` tokens, each `stride` further; a token is scored once, with the longest
                             past that a window gives it */
     MX_PROTOCOL_LLAMA_CPP, /* windows of 512 side by side, the second half of each scored */
-    MX_PROTOCOL_DOCUMENTS, /* each document apart, from its first token on, windows as in strided */
-    MX_PROTOCOL_HARMONY,   /* each document as a rendered conversation; the answer's tokens are scored */
+    MX_PROTOCOL_DOCUMENTS, /* each document apart, from its first token on (behind <|startoftext|> or <|endoftext|>,
+                              where the vocabulary has one of them), windows as in strided */
+    MX_PROTOCOL_HARMONY,   /* each document as a rendered conversation; the answer's tokens are scored. A text that is a
+                              JSON object with "messages", as in OpenAI's API, is such a conversation, and its last
+                              message the answer; any other text is an answer to MX_HARMONY_PROMPT */
 } mx_protocol;
+
+#define MX_HARMONY_PROMPT "Write a text."
 
 typedef struct mx_evaluate_text {
     const char *name; /* for messages */
@@ -26,11 +31,14 @@ typedef struct mx_evaluate_text {
 
 typedef struct mx_evaluate_options {
     mx_protocol protocol;
-    int64_t window, stride; /* tokens; 0: 2048 (or what the context allows), half of window */
+    int64_t window, stride; /* tokens; 0: 2048 (or what the context allows: one token more than it holds), half of
+                               window; llama.cpp: 512, and no other stride than the window */
     int64_t most_tokens;    /* scored at most; 0: all */
     const char *save_base;  /* file for the distributions of this run; NULL: not kept */
     const char *base;       /* file of a reference run of the same text, tokens and protocol; NULL: none */
-    int base_top;           /* tokens of a distribution that are kept; 0: 64 */
+    int base_top;           /* tokens of a distribution that are kept; 0: 64; at most the vocabulary's */
+    const char *model;      /* its name and hash (mx_weights_identity), for save_base; NULL: not known */
+    const char *identity;
     void (*progress)(void *user, int64_t done, int64_t total); /* tokens, by the calling thread; may be NULL */
     void *user;
     const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */
@@ -45,7 +53,11 @@ typedef struct mx_evaluation {
     bool has_base;                                        /* the rest: against the reference */
     double kl_mean, kl_stderr, kl_median, kl_p99, kl_max; /* nats a token, of reference || this */
     double top1;                                          /* share of tokens whose likeliest is the same */
-    double delta_perplexity, delta_stderr;
+    double delta_perplexity, delta_stderr;                /* this one's less the reference's, paired */
+    double base_perplexity;
+    int base_top;         /* tokens of each of its distributions that are kept */
+    char base_model[200]; /* the reference's name; "": not known */
+    bool same_model;      /* it is this model, by its hash */
 } mx_evaluation;
 
 /* `engine` runs nothing else meanwhile. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/kv.h"
+#include "kernels/mx.h"
 
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
@@ -120,7 +121,7 @@ static void count_products(const mx_plan_model *m, double rows, double wanted, m
         const mx_format format = i == MX_CLASS_GATE_UP || i == MX_CLASS_DOWN ? m->formats.experts
                                  : i == MX_CLASS_ROUTER                      ? m->formats.router
                                                                              : m->formats.dense;
-        if (format == MX_F32 || format == MX_F16) cost->exact[i] = cost->flops[i];
+        if (format == MX_F32 || format == MX_F16 || mx_is_integer_format(format)) cost->exact[i] = cost->flops[i];
         if (format == MX_Q8_0) cost->q8_0[i] = cost->flops[i];
     }
 }

@@ -25,12 +25,15 @@ mx_plan_formats mx_plan_formats_of(mx_plan_layout layout) {
     return layouts[layout].formats;
 }
 
-/* MXFP4 is called so in either layout. */
+/* MXFP4 is called so in either layout. Of the others the elements alone are known. */
 static const struct {
     const char *name, *key;
 } formats[MX_FORMATS] = {
-    [MX_F32] = {"F32", "f32"},       [MX_F16] = {"F16", "f16"},    [MX_BF16] = {"BF16", "bf16"},
-    [MX_MXFP4] = {"MXFP4", "mxfp4"}, [MX_Q8_0] = {"Q8_0", "q8_0"}, [MX_MXFP4_GGML] = {"MXFP4", "mxfp4"},
+    [MX_F32] = {"F32", "f32"},       [MX_F16] = {"F16", "f16"},       [MX_BF16] = {"BF16", "bf16"},
+    [MX_MXFP4] = {"MXFP4", "mxfp4"}, [MX_Q8_0] = {"Q8_0", "q8_0"},    [MX_MXFP4_GGML] = {"MXFP4", "mxfp4"},
+    [MX_E2M1] = {"FP4", "fp4"},      [MX_E2M3] = {"FP6", "fp6_e2m3"}, [MX_E3M2] = {"FP6", "fp6_e3m2"},
+    [MX_E4M3] = {"FP8", "fp8_e4m3"}, [MX_E5M2] = {"FP8", "fp8_e5m2"}, [MX_INT8] = {"INT8", "int8"},
+    [MX_INT4] = {"INT4", "int4"},
 };
 
 const char *mx_plan_format_name(mx_format format) {
@@ -121,24 +124,14 @@ static double *class_of(mx_plan_bytes *b, const char *name) {
     return has(name, "norm.") ? &b->norms : NULL; /* nothing reads it */
 }
 
-static mx_format format_of(const mx_checkpoint *ck, const char *name) {
-    const mx_tensor *t = mx_checkpoint_find(ck, name);
-    switch (t ? t->dtype : MX_DTYPE_BF16) {
-    case MX_DTYPE_F32:
-        return MX_F32;
-    case MX_DTYPE_F16:
-        return MX_F16;
-    case MX_DTYPE_Q8_0:
-        return MX_Q8_0;
-    case MX_DTYPE_MXFP4:
-        return MX_MXFP4;
-    default:
-        return MX_BF16;
-    }
+/* Of the experts' down_proj, which stands for all. */
+static mx_format format_of_experts(const mx_checkpoint *ck) {
+    const mx_tensor *down = mx_checkpoint_find(ck, "model.layers.0.mlp.experts.down_proj_blocks");
+    const mx_format format = mx_checkpoint_format(ck, "model.layers.0.mlp.experts.down_proj");
+    return down ? MX_MXFP4 : format == MX_MXFP4_GGML ? MX_MXFP4 : format;
 }
 
 mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_model *out, mx_error *error) {
-    static const char down[] = "model.layers.0.mlp.experts.down_proj.weight"; /* not there where experts are blocks */
     mx_checkpoint *ck;
     *out = (mx_plan_model){.here = true};
     snprintf(out->name, sizeof out->name, "%s", path);
@@ -150,9 +143,9 @@ mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_mode
         out->weights += (double)t->bytes;
     }
     if (!status)
-        out->formats = (mx_plan_formats){mx_checkpoint_find(ck, down) ? format_of(ck, down) : MX_MXFP4,
-                                         format_of(ck, "model.layers.0.self_attn.q_proj.weight"),
-                                         format_of(ck, "model.layers.0.mlp.router.weight")};
+        out->formats =
+            (mx_plan_formats){format_of_experts(ck), mx_checkpoint_format(ck, "model.layers.0.self_attn.q_proj"),
+                              mx_checkpoint_format(ck, "model.layers.0.mlp.router")};
     mx_checkpoint_close(ck);
     return status;
 }

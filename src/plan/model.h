@@ -20,7 +20,7 @@ typedef struct mx_plan_formats {
 } mx_plan_formats;
 mx_plan_formats mx_plan_formats_of(mx_plan_layout layout);
 
-const char *mx_plan_format_name(mx_format format); /* "BF16"; "MXFP4" of both */
+const char *mx_plan_format_name(mx_format format); /* "BF16"; "MXFP4" of both; "FP4" of NVFP4 and its like */
 enum { MX_PLAN_FORMATS = 32 };
 void mx_plan_formats_name(char out[MX_PLAN_FORMATS], const mx_plan_formats *f); /* "MXFP4 experts, BF16"; "F16" */
 void mx_plan_formats_key(char out[MX_PLAN_FORMATS], const mx_plan_formats *f);  /* "mxfp4_bf16"; "f16": for JSON */

@@ -21,7 +21,7 @@ typedef enum mx_part {
 } mx_part;
 const char *mx_part_name(mx_part part); /* "qkv", "o", "gate_up", "down", "embedding", "lm_head" */
 
-enum { MX_BUDGET_FORMATS = 12, MX_BUDGET_ALL_FORMATS = 32 };
+enum { MX_BUDGET_FORMATS = 12 };
 
 /* A part in one of the formats. */
 typedef struct mx_budget_choice {
@@ -30,6 +30,7 @@ typedef struct mx_budget_choice {
     int64_t bits;  /* of all its weights, with scales, zeros and post */
     double kl;     /* mean over the text's tokens of KL(model || model with this part so), nats */
     double error;  /* sum of (w - w')^2 over sum of w^2 */
+    bool run;      /* kl was measured; else it is 0 (lossless) or an estimate (quick) */
 } mx_budget_choice;
 
 typedef struct mx_budget_part {
@@ -51,13 +52,15 @@ typedef struct mx_budget_report {
 } mx_budget_report;
 
 typedef struct mx_budget_options {
-    double bits;           /* a weight, over all matrices, at most */
-    const char *calibrate; /* text: see mx_calibrate_options */
-    const char *formats;   /* names of mx_form_parse, commas between; NULL: mx_budget_default_formats */
-    int64_t tokens;        /* of the text; 0: 4096 */
-    int64_t window;        /* 0: 512 */
-    mx_quantize_recipe recipe;
-    int threads;                                               /* 0: all */
+    double bits;               /* a weight, over all matrices, at most */
+    const char *calibrate;     /* text: see mx_calibrate_options */
+    const char *formats;       /* names of mx_form_parse, commas between; NULL: mx_budget_default_formats */
+    int64_t tokens;            /* of the text; 0: 4096 */
+    int64_t window;            /* 0: 512 */
+    mx_quantize_recipe recipe; /* what a format cannot have of it is left out for that format */
+    bool quick;  /* only the smallest format of each part is run; the KL of the others is taken to be as much less as
+                    their squared error is (HIGGS, arXiv 2411.17525) */
+    int threads; /* 0: all */
     void (*progress)(void *user, int64_t done, int64_t total); /* tokens through the model, of all there will be; the
                                                                   calling thread; may be NULL */
     void *user;
@@ -77,9 +80,10 @@ void mx_budget_report_free(mx_budget_report *report); /* all zeros allowed */
 bool mx_budget_show(const mx_budget_report *report, mx_bytes *out);
 
 /* The choice alone: sets part[].chosen to possible choices so that their bits are `budget` at most and the sum of KL
- * is least (of equals the fewest bits; the same for the same table). false: not even the smallest fit. Exact where the
- * bits' greatest common divisor goes at most MX_BUDGET_CELLS times into the budget; else each part is counted up to
- * budget / MX_BUDGET_CELLS bits larger than it is, and what is left over is spent afterwards. MX_NO_MEMORY. */
+ * is least (of equals the fewest bits; the same for the same table). MX_INVALID_ARGUMENT: not even the smallest fit.
+ * Exact where the greatest common divisor of the choices' differences goes at most MX_BUDGET_CELLS times into what the
+ * budget leaves beside the smallest; else each part is counted up to a MX_BUDGET_CELLS-th of that larger than it is,
+ * and what is left over is spent afterwards. */
 enum { MX_BUDGET_CELLS = 1 << 16 };
 mx_status mx_budget_solve(mx_budget_part *part, int parts, int formats, int64_t budget, mx_error *error);
 

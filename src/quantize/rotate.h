@@ -13,14 +13,15 @@
  * in v's rows, and back in o's columns. What goes into down is left alone: swiglu lies between. Tied embeddings become
  * two matrices: lm_head has the last norm's gain in it. */
 
-/* Puts what turns them in front of the modules' `read`, and new vectors in place of norms and biases. Before anybody
- * keeps a pointer to a module. `out` must live as long as the source is read; free it before the source is closed. */
+/* Puts what turns them in front of the modules' `read`, and new vectors in place of norms and biases (the source's from
+ * then on). A tied lm_head becomes one more module: source.c keeps room for it. The rotation must live as long as the
+ * source is read. */
 typedef struct mx_rotation mx_rotation;
 mx_status mx_rotate(mx_source *source, mx_rotation **out, mx_error *error);
 void mx_rotation_free(mx_rotation *r); /* NULL allowed */
 
-/* The inverse, for a whole matrix in memory: w [rows, cols] of a module that was rotated becomes what it would be in
- * the model as it was. Columns whose gain is 0 are not known any more, nor needed: they become 0. */
-void mx_rotation_undo(const mx_rotation *r, const mx_module *m, float *w);
+/* The inverse, for a whole matrix in memory: w [rows, cols] of a module becomes what it would be in the model as it
+ * was; nothing, where it was not rotated. Columns whose gain is 0 are not known any more, nor needed: they become 0. */
+void mx_rotation_undo(const mx_module *m, float *w);
 
 #endif

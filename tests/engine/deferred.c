@@ -279,6 +279,12 @@ static mx_status top(mx_backend *b, int wanted, int k, mx_alternative *out, int3
     return d->status ? d->status : d->inner->ops->top(d->inner, wanted, k, out, token, logprob, error);
 }
 
+static const float *logits(mx_backend *b, int wanted) {
+    deferred *d = self(b);
+    do_all(d);
+    return d->status ? NULL : d->inner->ops->logits(d->inner, wanted);
+}
+
 mx_backend *deferred_create(mx_backend *inner, const mx_config *config) {
     deferred *d = calloc(1, sizeof *d);
     assert(d);
@@ -296,6 +302,7 @@ mx_backend *deferred_create(mx_backend *inner, const mx_config *config) {
                               .step = step,
                               .sample = sample,
                               .top = top,
+                              .logits = logits,
                               .draw = draw,
                               .drawn = drawn};
     d->base.ops = &d->ops;

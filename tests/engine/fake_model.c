@@ -190,6 +190,10 @@ static mx_status top(mx_backend *base, int wanted, int k, mx_alternative *out, i
     return status;
 }
 
+static const float *logits(mx_backend *base, int wanted) {
+    return wanted >= 0 && wanted < self(base)->wanted ? self(base)->logits[wanted] : NULL;
+}
+
 fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
     static const mx_backend_ops ops = {.name = "fake",
                                        .destroy = destroy,
@@ -201,7 +205,8 @@ fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
                                        .step = step,
                                        .sample = sample,
                                        .sample_all = sample_all,
-                                       .top = top};
+                                       .top = top,
+                                       .logits = logits};
     fake_backend *b = calloc(1, sizeof *b);
     assert(b);
     b->base.ops = &ops;
@@ -216,6 +221,21 @@ fake_backend *fake_backend_create(const mx_config *config, int64_t pages) {
 
 /* ---- without ------------------------------------------------------------------------------------------------------
  */
+void fake_logits(const mx_config *config, const int32_t *tokens, int64_t count, float (*out)[FAKE_VOCAB]) {
+    uint64_t *past = calloc((size_t)config->layers * FAKE_MOST, sizeof *past);
+    assert(past && count <= FAKE_MOST);
+    for (int64_t p = 0; p < count; p++) {
+        uint64_t state = hash((uint64_t)tokens[p], (uint64_t)p);
+        for (int l = 0; l < config->layers; l++) {
+            past[l * FAKE_MOST + p] = state | 1;
+            int64_t first = config->sliding[l] ? p - config->window + 1 : 0;
+            for (int64_t j = first > 0 ? first : 0; j <= p; j++) state = hash(state, past[l * FAKE_MOST + j]);
+        }
+        logits_of(state, out[p]);
+    }
+    free(past);
+}
+
 void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_count, const mx_sampling *sampling,
                  int32_t *out, int64_t count) {
     uint64_t *past = calloc((size_t)config->layers * FAKE_MOST, sizeof *past);

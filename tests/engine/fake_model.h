@@ -46,5 +46,7 @@ fake_backend *fake_backend_create(const mx_config *config, int64_t pages);
  * temperature, seed and biases alone. */
 void fake_answer(const mx_config *config, const int32_t *prompt, int64_t prompt_count, const mx_sampling *sampling,
                  int32_t *out, int64_t count);
+/* And what it says behind each of the tokens: out [count]. */
+void fake_logits(const mx_config *config, const int32_t *tokens, int64_t count, float (*out)[FAKE_VOCAB]);
 
 #endif

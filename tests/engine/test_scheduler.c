@@ -330,6 +330,28 @@ static void rows_that_cannot_be_kept_go_to_others(void **state) {
     assert_int_equal(m.c[2].rows, 1);
 }
 
+/* Of a prompt of which only the end is scored, the beginning takes no room of what is kept. */
+static void rows_before_the_scored_ones_are_not_kept(void **state) {
+    (void)state;
+    begin(512);
+    m.s.max_wanted = 80;
+    add(&m, 3000, 5, 0);
+    m.c[0].scored = true;
+    m.c[0].unscored = 200;
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 280);
+    m.c[0].unscored = 2000;
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 512);
+    add(&m, 3000, 5, 0);
+    m.c[1].scored = true;
+    m.c[1].unscored = 0;
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 512);
+    m.c[0].unscored = 30;
+    m.c[1].unscored = 50;
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 160);
+    m.c[0].unknown = 31; /* its last row alone is kept */
+    assert_int_equal(mx_scheduler_plan(&m.s, m.c, m.count, 0), 31 + 129);
+}
+
 /* ---- what is not rows --------------------------------------------------------------------------------------------
  */
 /* Chunks grow as they do where nothing is spent before. */
@@ -373,6 +395,7 @@ int main(void) {
         cmocka_unit_test(who_comes_late_has_its_part),
         cmocka_unit_test(drafts_come_last),
         cmocka_unit_test(rows_that_cannot_be_kept_go_to_others),
+        cmocka_unit_test(rows_before_the_scored_ones_are_not_kept),
         cmocka_unit_test(all_of_a_step_keeps_its_time),
         cmocka_unit_test(time_that_is_spent_holds_no_growth_up),
     };
