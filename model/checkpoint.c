@@ -235,7 +235,7 @@ static mx_status open_one(mx_checkpoint *ck, const char *path, mx_error *error) 
 static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expert_form form, mx_error *error) {
     mx_status status = MX_OK;
     ck->layout = place->layout;
-    if (form == MX_EXPERTS_MXFP4 && place->layout != MX_LAYOUT_HF) form = MX_EXPERTS_IN_PLACE; /* see mx_weights_load */
+    if (mx_experts_rounded(form) && place->layout != MX_LAYOUT_HF) form = MX_EXPERTS_IN_PLACE; /* see mx_weights_load */
     switch (place->layout) {
     case MX_LAYOUT_TENSORS:
         return open_one(ck, place->path, error);

@@ -46,6 +46,23 @@ mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_expert_for
 mx_status mx_metal_read(mx_checkpoint *ck, const char *path, mx_error *error);
 /* Hugging Face's: those of the open safetensors, experts of 16 bits in the form asked for. */
 mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *error);
+bool mx_recipe_rounds(const mx_recipe *r); /* is it of a tensor that experts of 16 bits are rounded to? */
+
+/* What experts were rounded to, kept in a file (expert_cache.c). Nothing here fails: what goes wrong is a warning. */
+typedef struct mx_expert_cache {
+    mx_rounding rounding;
+    char key[33];       /* of the files and the rounding; what is kept is of these alone */
+    char file[2][4096]; /* where it is looked for, and kept: beside the model, in the user's cache */
+    int *made;          /* [count] tensors that were not there, by index; owned */
+    int count;
+    char said[4300]; /* what became of it, for the user */
+} mx_expert_cache;
+
+/* Tensors that are to be rounded become those of a file that has them. Before there is room for them. */
+void mx_expert_cache_find(mx_expert_cache *c, mx_checkpoint *ck, const mx_load_options *options);
+/* Keeps what was rounded. After loading. */
+void mx_expert_cache_keep(mx_expert_cache *c, const mx_checkpoint *ck, const mx_load_options *options);
+void mx_expert_cache_free(mx_expert_cache *c); /* all zeros is allowed */
 
 /* Gives tensors with a recipe their place in memory; vectors are made at once. */
 mx_status mx_checkpoint_make_room(mx_checkpoint *ck, const char *name, mx_error *error);

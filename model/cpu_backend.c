@@ -72,6 +72,11 @@ static mx_status check_pages(const mx_cpu_backend *b, const mx_sequence_view *se
 
 static mx_status check_batch(const mx_cpu_backend *b, const mx_batch *batch, mx_error *error) {
     mx_status status = mx_rows_check(&b->weights->config, batch, b->options.max_rows, b->options.max_wanted, 0, error);
+    const int layers = b->weights->config.layers;
+    if (!status && (batch->first < 0 || batch->first > layers || batch->last < 0 || batch->last > layers ||
+                    (batch->first && !batch->before)))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "batch: layers %d to %d of %d", batch->first, batch->last - 1,
+                       layers);
     for (int t = 0, rows; !status && t < batch->rows; t += rows) {
         const mx_row *first = &batch->row[t];
         rows = mx_rows_run(batch, t);

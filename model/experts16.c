@@ -1,13 +1,13 @@
 /* Repositories whose experts are in 16 bits ("-BF16"): mlp.experts.gate_up_proj [experts, in, 2 * intermediate] and
  * down_proj [experts, in, out], transposed against all other weights (transformers multiplies x W there). They become
  * [experts, out, in] as the kernels read them, in BF16, or MXFP4 blocks and scales. */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "model/checkpoint_private.h"
+#include "model/quantize/quantize.h"
 #include "model/show.h"
 
 enum { TILE = 32 }; /* rows and columns that are turned at once: an MXFP4 block each */
@@ -39,38 +39,8 @@ static void make_turned(const mx_recipe *r, int64_t first, int64_t count, uint8_
 
 /* ---- rounded to MXFP4 ------------------------------------------------------------------------------------------- */
 
-/* OCP MX v1.0, section 6.3: the scale is 2^(floor(log2(largest)) - 2), 2 being the exponent of E2M1's largest; values
- * round to the nearest, ties to the even code, and saturate at 6. A block of zeros has the scale 2^0. The largest is a
- * BF16 value: its exponent field is floor(log2) + 127, but for subnormals, which round to a scale of 2^-127. With an
- * infinity or a NaN in it a block is NaN, which the search for such scales refuses. */
-static uint8_t block_scale(const uint16_t block[TILE]) {
-    int16_t largest = 0;
-    for (int i = 0; i < TILE; i++) {
-        const int16_t magnitude = block[i] & 0x7FFF;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    const int exponent = largest >> 7;
-    if (exponent == 255) return 255;
-    return !largest ? 127 : exponent > 2 ? (uint8_t)(exponent - 2) : 0;
-}
-
-/* 0, 0.5, 1, 1.5, 2, 3, 4, 6: what lies in the middle of two goes to the even code. Written for the compiler to make
- * vectors of. */
-static void round_block(const uint16_t block[TILE], uint8_t scale, uint8_t out[16]) {
-    const float per_scale = ldexpf(1.0f, 127 - scale);
-    int32_t code[TILE];
-    for (int i = 0; i < TILE; i++) {
-        const uint32_t bits = (uint32_t)(block[i] & 0x7FFF) << 16;
-        float x;
-        memcpy(&x, &bits, sizeof x);
-        x *= per_scale;
-        code[i] = (x > 0.25f) + (x >= 0.75f) + (x > 1.25f) + (x >= 1.75f) + (x > 2.5f) + (x >= 3.5f) + (x > 5.0f) +
-                  (block[i] >> 15 << 3);
-    }
-    for (int i = 0; i < 16; i++) out[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
-}
-
-/* Either output may be NULL. */
+/* Either output may be NULL. A block with an infinity or a NaN gets a scale that is NaN, which the search for such
+ * scales refuses. */
 static void round_both(const mx_recipe *r, int64_t first, int64_t count, uint8_t *blocks, uint8_t *scales) {
     const int64_t per_row = r->cols / TILE, per_slice = r->rows * per_row;
     for (int64_t e = 0; e < count; e++) {
@@ -79,12 +49,9 @@ static void round_both(const mx_recipe *r, int64_t first, int64_t count, uint8_t
             for (int64_t b = 0; b < per_row; b++) {
                 uint16_t tile[TILE][TILE];
                 const int rows = load_tile(tile, r, from, n0, b * TILE);
-                for (int n = 0; n < rows; n++) {
-                    const int64_t at = e * per_slice + (n0 + n) * per_row + b;
-                    const uint8_t scale = block_scale(tile[n]);
-                    if (scales) scales[at] = scale;
-                    if (blocks) round_block(tile[n], scale, blocks + 16 * at);
-                }
+                const int64_t at = e * per_slice + n0 * per_row + b;
+                mx_quantize_mxfp4((const uint16_t(*)[TILE])tile, rows, (mx_scale_rule)r->factor,
+                                  blocks ? blocks + 16 * at : NULL, 16 * per_row, scales ? scales + at : NULL, per_row);
             }
     }
 }
@@ -95,6 +62,46 @@ static void round_blocks(const mx_recipe *r, int64_t first, int64_t count, uint8
 
 static void round_scales(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
     round_both(r, first, count, NULL, out);
+}
+
+bool mx_recipe_rounds(const mx_recipe *r) {
+    return r->make == round_blocks || r->make == round_scales;
+}
+
+/* ---- rules by name ------------------------------------------------------------------------------------------------
+ */
+
+static mx_scale_rule rule_of(mx_expert_form form) {
+    return form == MX_EXPERTS_SEARCH ? MX_RULE_SEARCH : form == MX_EXPERTS_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP;
+}
+
+mx_expert_form mx_experts_form(mx_rounding rounding) {
+    static const mx_expert_form forms[] = {[MX_ROUND_NONE] = MX_EXPERTS_IN_PLACE,
+                                           [MX_ROUND_OCP] = MX_EXPERTS_MXFP4,
+                                           [MX_ROUND_OVERFLOW] = MX_EXPERTS_OVERFLOW,
+                                           [MX_ROUND_SEARCH] = MX_EXPERTS_SEARCH};
+    return forms[rounding];
+}
+
+const char *mx_rounding_name(mx_rounding rounding) {
+    static const char *const names[] = {"", "ocp", "overflow", "search"};
+    return names[rounding];
+}
+
+mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error) {
+    const char *recipe = strcmp(text, "mxfp4") ? text : "mxfp4:ocp";
+    if (!strncmp(recipe, "mxfp4:", 6)) {
+        recipe += strcmp(recipe, "mxfp4:nearest") ? 6 : 0;
+        for (mx_rounding r = MX_ROUND_OCP; r <= MX_ROUND_SEARCH; r++)
+            if (!strcmp(recipe, mx_rounding_name(r)) || (r == MX_ROUND_OCP && !strcmp(recipe, "mxfp4:nearest"))) {
+                *out = r;
+                return MX_OK;
+            }
+    }
+    return mx_fail(error, MX_INVALID_ARGUMENT,
+                   "%.60s: expected mxfp4, or mxfp4:ocp (the same), mxfp4:overflow or mxfp4:search; other formats and "
+                   "recipes are for mxrun quantize",
+                   text);
 }
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
@@ -115,14 +122,15 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
                         .from_bytes = mx_tensor_slice_bytes(&whole),
                         .rows = rows,
                         .cols = cols,
+                        .factor = rule_of(form),
                         .dtype = whole.dtype};
     bool ok = true;
-    for (int part = 0; part < (form == MX_EXPERTS_MXFP4 ? 2 : 1) && ok; part++) {
+    for (int part = 0; part < (mx_experts_rounded(form) ? 2 : 1) && ok; part++) {
         static const char *const ends[] = {"_blocks", "_scales"};
         mx_tensor *t =
-            mx_checkpoint_add(ck, whole.file, "%s%s", whole.name, form != MX_EXPERTS_MXFP4 ? ".weight" : ends[part]);
+            mx_checkpoint_add(ck, whole.file, "%s%s", whole.name, !mx_experts_rounded(form) ? ".weight" : ends[part]);
         if (!t) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its tensors", whole.file);
-        if (form != MX_EXPERTS_MXFP4) {
+        if (!mx_experts_rounded(form)) {
             mx_tensor_form(t, MX_DTYPE_BF16, 3, (int64_t[]){experts, rows, cols});
         } else {
             recipe.make = part ? round_scales : round_blocks;
@@ -143,7 +151,7 @@ mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *er
             !(mx_ends_with(t->name, ".mlp.experts.gate_up_proj") || mx_ends_with(t->name, ".mlp.experts.down_proj")))
             continue;
         status = turn(ck, i, form, error);
-        ck->rounded += form == MX_EXPERTS_MXFP4;
+        ck->rounded += mx_experts_rounded(form);
     }
     return status;
 }

@@ -213,7 +213,9 @@ static void begin_rows(void *arg, int64_t begin, int64_t end, int thread) {
     int hidden = w->config.hidden, half = w->config.head_dim / 2;
     for (int64_t t = begin; t < end; t++) {
         const mx_row *row = &step->batch->row[t];
-        if (mx_is_block_format(w->embedding.format) || mx_is_mxfp4(w->embedding.format))
+        if (step->batch->first)
+            memcpy(b->s.x + t * hidden, step->batch->before + t * hidden, (size_t)hidden * sizeof(float));
+        else if (mx_is_block_format(w->embedding.format) || mx_is_mxfp4(w->embedding.format))
             mx_matrix_widen_row(b->s.x + t * hidden, &w->embedding, row->token);
         else
             b->kernels->widen(b->s.x + t * hidden, w->embedding.data + row->token * w->embedding.row_stride,
@@ -580,7 +582,6 @@ static void logits(mx_cpu_backend *b, const mx_batch *batch) {
     const mx_weights *w = b->weights;
     mx_scratch *s = &b->s;
     int hidden = w->config.hidden;
-    b->wanted = 0;
     observe_norm(b, MX_CLASS_LM_HEAD, w->config.layers, s->x, w->norm, batch->rows);
     for (int t = 0; t < batch->rows; t++)
         if (batch->row[t].wanted)
@@ -595,18 +596,20 @@ static void logits(mx_cpu_backend *b, const mx_batch *batch) {
 
 void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
     struct step step = {.b = b, .batch = batch};
-    int layers = b->weights->config.layers, wanted = 0;
+    const int layers = b->weights->config.layers, last = batch->last ? batch->last : layers;
+    int wanted = 0;
     for (int t = 0; t < batch->rows; t++) wanted += batch->row[t].wanted;
     bool recording = batch->residual || batch->experts || batch->expert_weights || b->options.observer;
     mx_parallel_for(b->pool, batch->rows, ROW_GRAIN, begin_rows, &step);
     find_runs(&step);
-    record(&step, 0);
-    for (int i = 0; i < layers; i++) {
+    if (!batch->first) record(&step, 0);
+    for (int i = batch->first; i < last; i++) {
         step.layer = &b->weights->layer[i];
         step.index = i;
         attention(&step, i + 1 == layers && wanted < batch->rows && !recording);
         if (step.batch->rows) experts(&step);
         record(&step, i + 1);
     }
-    logits(b, step.batch);
+    b->wanted = 0;
+    if (last == layers) logits(b, step.batch);
 }

@@ -28,6 +28,15 @@ typedef enum mx_load_way {
     MX_LOAD_LOOK,
 } mx_load_way;
 
+/* How experts of 16 bits are rounded to MXFP4 when a model is loaded: to nearest, the scale of each block by this rule
+ * (model/quantize/recipe.c). */
+typedef enum mx_rounding {
+    MX_ROUND_NONE,     /* they stay as they are */
+    MX_ROUND_OCP,      /* OCP MX v1.0: floor(log2(largest)) - 2 */
+    MX_ROUND_OVERFLOW, /* one more where the largest would round beyond 6 */
+    MX_ROUND_SEARCH,   /* of those within +-2 that of the least squared error */
+} mx_rounding;
+
 typedef struct mx_load_options {
     int threads; /* 0: all cores */
     mx_load_way way;
@@ -36,8 +45,10 @@ typedef struct mx_load_options {
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
     const volatile sig_atomic_t
-        *stop;             /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
-    bool quantize_experts; /* round experts of 16 bits to MXFP4 (OCP's rule, to nearest); others stay as they are */
+        *stop;                    /* once it is not 0, loading ends with MX_CANCELLED; NULL: it cannot be stopped */
+    mx_rounding quantize_experts; /* of experts of 16 bits in the Hugging Face layout; others stay as they are */
+    bool keep_rounded; /* what came of that goes to a file beside the model, or in $XDG_CACHE_HOME/mxrun where that
+                          cannot be written, and is taken from there the next time. What fails there is a warning */
     /* Where the model is to be computed: "cpu", "cuda", "cuda:N", or "auto": the GPU that holds it, else the CPU. NULL:
      * "cpu". For a GPU the way is MX_LOAD_LAZY; the weights go there when the first engine is made, straight from the
      * files. */

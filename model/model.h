@@ -114,6 +114,8 @@ typedef struct mx_checkpoint mx_checkpoint;
 typedef enum mx_expert_form {
     MX_EXPERTS_KEPT,     /* MXFP4 takes that form; BF16 is turned to [experts, out, in] */
     MX_EXPERTS_MXFP4,    /* BF16 is rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
+    MX_EXPERTS_OVERFLOW, /* the same by the rules MX_ROUND_OVERFLOW and _SEARCH */
+    MX_EXPERTS_SEARCH,
     MX_EXPERTS_IN_PLACE, /* as KEPT, but GGUF's stay as they are, for which there are kernels: mlp.experts.gate_proj,
                             up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
                             gate_proj_bias, up_proj_bias, down_proj_bias. Of Hugging Face's those that lie in a module
@@ -122,6 +124,14 @@ typedef enum mx_expert_form {
     MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
                             [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
+static inline bool mx_experts_rounded(mx_expert_form form) {
+    return form == MX_EXPERTS_MXFP4 || form == MX_EXPERTS_OVERFLOW || form == MX_EXPERTS_SEARCH;
+}
+/* In which a model is computed that is loaded with `rounding`. */
+mx_expert_form mx_experts_form(mx_rounding rounding);
+/* "mxfp4", "mxfp4:RECIPE" with a recipe that needs no statistics; MX_INVALID_ARGUMENT names those. And its name. */
+mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error);
+const char *mx_rounding_name(mx_rounding rounding); /* "ocp", "overflow", "search"; "" of none */
 
 /* `path`: what mx_location_find finds. Maps every file and checks every header: lengths, offsets, overlaps, holes,
  * duplicates, dtype sizes. With an index only its files are opened, and each tensor must be in the file it names.
@@ -136,7 +146,7 @@ mx_status mx_checkpoint_open_as(const char *path, mx_expert_form form, mx_checkp
 mx_status mx_checkpoint_open_model(const char *path, mx_expert_form form, mx_config *config, mx_checkpoint **out,
                                    mx_error *error);
 mx_layout mx_checkpoint_layout(const mx_checkpoint *ck);
-/* BF16 expert tensors that MX_EXPERTS_MXFP4 rounds; 0: there are none, or the layout is none of Hugging Face. */
+/* BF16 expert tensors that a form that is rounded rounds; 0: there are none, or the layout is none of Hugging Face. */
 int mx_checkpoint_rounded(const mx_checkpoint *ck);
 /* Bytes of tensors that lie in no file, once weights are open: they were made of what it holds. */
 uint64_t mx_checkpoint_made(const mx_checkpoint *ck);
@@ -152,9 +162,6 @@ uint64_t mx_checkpoint_cached(const mx_checkpoint *ck);                /* bytes 
  * memory holds stays small. Any thread, at any time. */
 void mx_checkpoint_forget(const mx_checkpoint *ck);
 const mx_tensor *mx_checkpoint_find(const mx_checkpoint *ck, const char *name); /* NULL: not there */
-/* Weights that a tensor holds: its elements, more where several are packed into one; 0 for scales, zeros and the like.
- */
-double mx_tensor_weights(const mx_tensor *t);
 /* The format of a module's elements (docs/quantized.md); MX_BF16 where it is not there, or of no known one. */
 mx_format mx_checkpoint_format(const mx_checkpoint *ck, const char *module);
 /* The first tensor of quantised weights other than gpt-oss's own MXFP4 experts and GGUF's; NULL: there is none. */
@@ -280,6 +287,11 @@ typedef struct mx_batch {
     float *residual;       /* [layers + 1, rows, hidden]: before layer 0 and after each layer */
     int32_t *experts;      /* [layers, rows, top_k], best first */
     float *expert_weights; /* [layers, rows, top_k] */
+    /* A part of the model, on the CPU; 0 and NULL: all of it. Layers first ... last - 1 are run (last 0: to the end),
+     * from `before` [rows, hidden], which is the residual stream there, instead of the embedding where first is not 0.
+     * Logits are there only where it is run to the end. */
+    int first, last;
+    const float *before;
 } mx_batch;
 
 /* What enters a product, in fp32, before it is packed. */

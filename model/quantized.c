@@ -88,6 +88,11 @@ __attribute__((format(printf, 3, 4))) static mx_status wrong(const module *m, en
 }
 
 static mx_status missing(const module *m, enum part p) {
+    const mx_tensor *data = m->out->data;
+    if (data)
+        return mx_fail(m->error, MX_INVALID_FILE,
+                       "%s: %s is %s, but tensor %s.%s is missing: is the download complete?", data->file, data->name,
+                       data->dtype_name, m->name, names[p]);
     return mx_fail(m->error, MX_INVALID_FILE, "%s: tensor %s.%s is missing: is the download complete?", m->model,
                    m->name, names[p]);
 }
@@ -236,6 +241,10 @@ static mx_status read_packed(module *m) {
         return wrong(m, PACKED, "U8 %s%lld, %lld] (FP4) or I32 with %lld (INT4)", lead(m, begin), (long long)m->rows,
                      (long long)m->cols / 2, (long long)m->cols / 8);
     }
+    if (has_shape(m, PACKED, 2, m->rows, m->cols / 4 * 3)) { /* compressed-tensors' MXFP6 */
+        mx_status status = take_data(m, PACKED, MX_E2M3, "U8", m->cols / 4 * 3);
+        return status ? status : take_scales(m, MX_SCALE_E8M0, false, of_32);
+    }
     mx_status status = take_data(m, PACKED, MX_E2M1, "U8", m->cols / 2);
     if (status) return status;
     if (scale && scale->dtype == MX_DTYPE_F8_E4M3) {
@@ -344,34 +353,6 @@ void mx_weight_name(char out[MX_WEIGHT_NAME], const mx_matrix *w) {
         snprintf(out, MX_WEIGHT_NAME, "%s of %d%s", plain[w->format], b->columns, b->zeros ? " asymmetric" : "");
     else
         snprintf(out, MX_WEIGHT_NAME, "%s", plain[w->format]);
-}
-
-double mx_tensor_weights(const mx_tensor *t) {
-    static const struct {
-        const char *end;
-        mx_dtype dtype;
-        double each; /* weights in an element; 0: none, they belong to others */
-    } known[] = {{"_blocks", MX_DTYPE_U8, 2},
-                 {"_scales", MX_DTYPE_OTHER, 0},
-                 {".weight", MX_DTYPE_U8, 2},
-                 {".weight_packed", MX_DTYPE_U8, 2},
-                 {".weight_packed", MX_DTYPE_I32, 8},
-                 {".weight_e2m3", MX_DTYPE_U8, 4.0 / 3},
-                 {".weight_e3m2", MX_DTYPE_U8, 4.0 / 3},
-                 {".weight_amxfp4", MX_DTYPE_U8, 2},
-                 {".weight_scale", MX_DTYPE_OTHER, 0},
-                 {".weight_global_scale", MX_DTYPE_OTHER, 0},
-                 {".weight_scale_2", MX_DTYPE_OTHER, 0},
-                 {".weight_zero_point", MX_DTYPE_OTHER, 0},
-                 {".weight_shape", MX_DTYPE_OTHER, 0},
-                 {".input_scale", MX_DTYPE_OTHER, 0},
-                 {".input_global_scale", MX_DTYPE_OTHER, 0}};
-    double count = 1;
-    for (int d = 0; d < t->dims; d++) count *= (double)t->shape[d];
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (mx_ends_with(t->name, known[i].end) && (known[i].dtype == MX_DTYPE_OTHER || known[i].dtype == t->dtype))
-            return count * known[i].each;
-    return count;
 }
 
 const mx_tensor *mx_checkpoint_quantized(const mx_checkpoint *ck) {

@@ -488,14 +488,14 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
 }
 
 /* What became of --quantize-experts. */
-static void say_rounded(const char *path, const mx_checkpoint *ck) {
+static void say_rounded(const char *path, const mx_checkpoint *ck, mx_rounding rounding, const char *kept) {
     if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF)
         mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are", path);
     else if (!mx_checkpoint_rounded(ck))
         mx_log(MX_LOG_WARNING, "%s: no expert is BF16: there is nothing to round to MXFP4", path);
     else
-        mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4, to nearest (OCP's scales)", path,
-               mx_checkpoint_rounded(ck));
+        mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4 (%s)%s", path,
+               mx_checkpoint_rounded(ck), mx_rounding_name(rounding), kept);
 }
 
 mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_pool *pool, mx_weights **out,
@@ -503,11 +503,24 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     *out = NULL;
     mx_checkpoint *checkpoint;
     mx_config config;
-    const mx_expert_form form = options && options->quantize_experts ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
-    mx_status status = mx_checkpoint_open_model(path, form, &config, &checkpoint, error);
-    if (status) return status;
-    if (form == MX_EXPERTS_MXFP4) say_rounded(path, checkpoint);
-    return create(path, &config, checkpoint, options, pool, out, error);
+    const mx_rounding rounding = options ? options->quantize_experts : MX_ROUND_NONE;
+    mx_status status = mx_checkpoint_open_model(path, mx_experts_form(rounding), &config, &checkpoint, error);
+    if (status || rounding == MX_ROUND_NONE)
+        return status ? status : create(path, &config, checkpoint, options, pool, out, error);
+    mx_expert_cache *cache = calloc(1, sizeof *cache);
+    if (!cache) {
+        mx_checkpoint_close(checkpoint);
+        return mx_fail(error, MX_NO_MEMORY, "%s: no memory to open it", path);
+    }
+    mx_expert_cache_find(cache, checkpoint, options);
+    status = create(path, &config, checkpoint, options, pool, out, error);
+    if (!status) {
+        mx_expert_cache_keep(cache, checkpoint, options);
+        say_rounded(path, checkpoint, rounding, cache->said);
+    }
+    mx_expert_cache_free(cache);
+    free(cache);
+    return status;
 }
 
 mx_status mx_weights_open(const char *path, mx_pool *pool, mx_weights **out, mx_error *error) {

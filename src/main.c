@@ -9,12 +9,25 @@
 
 /* In the order of the list that `mxrun --help` prints. */
 static const mx_command *const commands[] = {
-    &mx_command_run,        &mx_command_chat,         &mx_command_batch,
-    &mx_command_plan,       &mx_command_pull,         &mx_command_list,
-    &mx_command_rm,         &mx_command_verify_files, &mx_command_tokenize,
-    &mx_command_detokenize, &mx_command_harmony,      &mx_command_verify,
-    &mx_command_info,       &mx_command_bench,        &mx_command_convert,
-    &mx_command_quantize,   &mx_command_perplexity,   NULL,
+    &mx_command_run,
+    &mx_command_chat,
+    &mx_command_batch,
+    &mx_command_plan,
+    &mx_command_pull,
+    &mx_command_list,
+    &mx_command_rm,
+    &mx_command_verify_files,
+    &mx_command_tokenize,
+    &mx_command_detokenize,
+    &mx_command_harmony,
+    &mx_command_verify,
+    &mx_command_info,
+    &mx_command_bench,
+    &mx_command_compare,
+    &mx_command_perplexity,
+    &mx_command_convert,
+    &mx_command_quantize,
+    NULL,
 };
 
 /* A descriptor that the caller closed would become the next file that is opened, which then gets our output. The

@@ -14,11 +14,12 @@
 extern const mx_product mx_avx2_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 enum { MX_AVX2_MATMUL_SCRATCH = 42928 };                /* floats */
 void mx_avx2_matmul_e2m1(const mx_matmul *m);           /* avx2_blocks.c */
+void mx_avx2_matmul_e2m3(const mx_matmul *m);
+void mx_avx2_matmul_e3m2(const mx_matmul *m);
 void mx_avx2_matmul_e4m3(const mx_matmul *m);
 void mx_avx2_matmul_e5m2(const mx_matmul *m);
 void mx_avx2_matmul_int8(const mx_matmul *m);
 void mx_avx2_matmul_int4(const mx_matmul *m);
-void mx_avx2_matmul_widened(const mx_matmul *m); /* of any format */
 
 void mx_avx2_attention(const mx_attention *a);
 void mx_avx2_attention_segment(const mx_attention *a, int64_t segment);

@@ -41,6 +41,7 @@ typedef struct kind {
     mx_format format;
     /* Of element codes: */
     bool halves;  /* 16 columns to a scale, else a multiple of 32 (or no scales) */
+    int shift;    /* log2 of how many times 32; -1: the matrix says it, which takes a register */
     bool scales;  /* E8M0 or E4M3 in floats, BF16 in integers */
     bool zeros;   /* integers */
     bool widened; /* by mx_matrix_widen_32, whatever they are */
@@ -57,35 +58,37 @@ _Static_assert(sizeof(scratch) == MX_AVX2_MATMUL_SCRATCH * sizeof(float), "the t
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
-/* power[s] = 2^(s - 127) * 2^shift, exactly (s = 0 is a subnormal); from 255 - shift on 2^(s - 127) alone. */
+/* power[s] = 2^(s - 127 + shift), exactly (s = 0 is a subnormal where shift is 0), or infinite. */
 MX_INLINE void fill_powers(float power[256], int shift) {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), most = _mm256_set1_epi32(255);
     for (int s = 0; s < 256; s += 8) {
-        __m256i at = _mm256_add_epi32(lanes, _mm256_set1_epi32(s)), more = _mm256_set1_epi32(shift);
-        at = _mm256_add_epi32(at, _mm256_andnot_si256(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(254 - shift)), more));
-        _mm256_storeu_si256((__m256i *)(power + s),
-                            _mm256_max_epu32(_mm256_slli_epi32(at, 23), _mm256_set1_epi32(0x00400000)));
+        __m256i bits =
+            _mm256_slli_epi32(_mm256_min_epi32(_mm256_add_epi32(lanes, _mm256_set1_epi32(s + shift)), most), 23);
+        _mm256_storeu_si256((__m256i *)(power + s), _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)));
     }
 }
 
-/* The halves that E4M3 is made of lack 2^8, which is put into the power of their scale, where that is a float. */
-enum { E4M3_SHIFT = 8 };
+/* Halves (F16) of these formats' bits lack 2^f16_shift, which is put into the power of their scale: scale bytes from
+ * 255 - f16_shift on are not for these products. */
+MX_INLINE int f16_shift(mx_format format) {
+    return format == MX_E2M3 ? 14 : format == MX_E3M2 ? 12 : format == MX_E4M3 ? 8 : 0;
+}
 
 /* The floats of scale bytes. */
 MX_INLINE const float *scale_table(const mx_matrix *w, kind k, float power[256]) {
     if (mx_is_mxfp4(k.format)) {
         fill_powers(power, 0);
     } else if (k.scales && w->blocks.scale == MX_SCALE_E8M0) {
-        fill_powers(power, k.format == MX_E4M3 ? E4M3_SHIFT : 0);
+        fill_powers(power, f16_shift(k.format));
     } else if (k.scales && w->blocks.scale == MX_SCALE_E4M3) {
         return mx_e4m3_values;
     }
     return power;
 }
 
-/* Blocks of 32 columns to a scale, as a power of two. */
-MX_INLINE int scale_shift(const mx_matrix *w) {
-    return w->blocks.columns == 128 ? 2 : w->blocks.columns == 64 ? 1 : 0;
+/* log2 of the 32 columns to a scale. */
+MX_INLINE int scale_shift(const mx_matrix *w, kind k) {
+    return k.shift >= 0 ? k.shift : w->blocks.columns == 128 ? 2 : w->blocks.columns == 64 ? 1 : 0;
 }
 
 /* Eight E2M1 codes; values: of codes 0 ... 7. */
@@ -97,31 +100,58 @@ MX_INLINE __m256 decode_e2m1(const uint8_t *at, __m256 values) {
     return _mm256_xor_ps(_mm256_permutevar8x32_ps(values, codes), _mm256_castsi256_ps(sign));
 }
 
-/* 32 bytes of E5M2 (the upper halves of F16) or of E4M3 (of which F16 has 2^-8) as F16 to fp32. */
-MX_INLINE void decode_halves(__m256 out[4], mx_format format, const uint8_t *at) {
+/* 32 bytes of E5M2, the upper halves of F16. */
+MX_INLINE void decode_e5m2(__m256 out[4], const uint8_t *at) {
+    const __m128i zero = _mm_setzero_si128();
     for (int i = 0; i < 2; i++) {
         const __m128i bytes = _mm_loadu_si128((const __m128i *)(at + 16 * i));
-        __m128i low = _mm_unpacklo_epi8(_mm_setzero_si128(), bytes),
-                high = _mm_unpackhi_epi8(_mm_setzero_si128(), bytes);
-        if (format == MX_E4M3) { /* one more bit of exponent, whose place the sign is copied to */
-            low = _mm_and_si128(_mm_srai_epi16(low, 1), _mm_set1_epi16((short)0xbfff));
-            high = _mm_and_si128(_mm_srai_epi16(high, 1), _mm_set1_epi16((short)0xbfff));
-        }
-        out[2 * i] = _mm256_cvtph_ps(low);
-        out[2 * i + 1] = _mm256_cvtph_ps(high);
+        out[2 * i] = _mm256_cvtph_ps(_mm_unpacklo_epi8(zero, bytes));
+        out[2 * i + 1] = _mm256_cvtph_ps(_mm_unpackhi_epi8(zero, bytes));
     }
 }
 
-MX_INLINE void multiply4(__m256 out[4], __m256 by) {
-    for (int i = 0; i < 4; i++) out[i] = _mm256_mul_ps(out[i], by);
+/* 32 bytes of E4M3 times 2^-8: the same bits as F16, which has one more of exponent below the sign. */
+MX_INLINE void decode_e4m3(__m256 out[4], const uint8_t *at) {
+    for (int i = 0; i < 2; i++) {
+        __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(at + 16 * i)));
+        v = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16((short)0xbf80));
+        out[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(v));
+        out[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+    }
 }
 
-/* 32 columns of E4M3 or E5M2. */
-MX_INLINE void decode_bytes(__m256 out[4], kind k, const uint8_t *at, const uint8_t *scale, const float *table) {
-    decode_halves(out, k.format, at);
-    if (k.format == MX_E4M3 && (!k.scales || __builtin_expect(*scale >= 255 - E4M3_SHIFT, 0)))
-        multiply4(out, _mm256_set1_ps(0x1p8f));
-    if (k.scales) multiply4(out, _mm256_set1_ps(table[*scale]));
+/* 16 columns of E2M3 or E3M2 times 2^-f16_shift. bytes, twice: 16 that hold their 12 from `first` (0 or 4) on. */
+MX_INLINE __m256i halves_of_sixes(__m256i bytes, mx_format format, int first) {
+    /* Each word gets the two bytes that its six bits are in; the factor brings their sign to the top. */
+    const __m256i places = _mm256_setr_epi8(0, 1, 0, 1, 1, 2, 2, -128, 3, 4, 3, 4, 4, 5, 5, -128, 6, 7, 6, 7, 7, 8, 8,
+                                            -128, 9, 10, 9, 10, 10, 11, 11, -128);
+    const __m256i factors = _mm256_set1_epi64x(0x0100004000100400);
+    __m256i v = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(places, _mm256_set1_epi8((char)first)));
+    v = _mm256_mullo_epi16(v, factors);
+    if (format == MX_E2M3) return _mm256_and_si256(_mm256_srai_epi16(v, 3), _mm256_set1_epi16((short)0x8f80));
+    return _mm256_and_si256(_mm256_srai_epi16(v, 2), _mm256_set1_epi16((short)0x9f00));
+}
+
+MX_INLINE void decode_sixes(__m256 out[4], mx_format format, const uint8_t *at) {
+    const __m128i low = _mm_loadu_si128((const __m128i *)at), high = _mm_loadu_si128((const __m128i *)(at + 8));
+    const __m256i v[2] = {halves_of_sixes(_mm256_broadcastsi128_si256(low), format, 0),
+                          halves_of_sixes(_mm256_broadcastsi128_si256(high), format, 4)};
+    for (int i = 0; i < 2; i++) {
+        out[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(v[i]));
+        out[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(v[i], 1));
+    }
+}
+
+/* 32 columns of floats other than E2M1. */
+MX_INLINE void decode_floats(__m256 out[4], kind k, const uint8_t *at, const uint8_t *scale, const float *table) {
+    if (k.format == MX_E4M3)
+        decode_e4m3(out, at);
+    else if (k.format == MX_E5M2)
+        decode_e5m2(out, at);
+    else
+        decode_sixes(out, k.format, at);
+    const __m256 by = _mm256_set1_ps(k.scales ? table[*scale] : (float)(1 << f16_shift(k.format)));
+    for (int i = 0; i < 4 && (k.scales || f16_shift(k.format)); i++) out[i] = _mm256_mul_ps(out[i], by);
 }
 
 /* 32 columns of integers; scale: in BF16. */
@@ -159,8 +189,8 @@ MX_INLINE void decode(__m256 out[4], kind k, const mx_matrix *w, place p, int64_
             if (k.halves && i == 2) values = _mm256_mul_ps(e2m1, _mm256_set1_ps(table[scale[1]]));
             out[i] = decode_e2m1(at + 4 * i, values);
         }
-    } else if (k.format == MX_E4M3 || k.format == MX_E5M2) {
-        decode_bytes(out, k, at, p.scales + (b >> shift), table);
+    } else if (k.format == MX_E2M3 || k.format == MX_E3M2 || k.format == MX_E4M3 || k.format == MX_E5M2) {
+        decode_floats(out, k, at, p.scales + (b >> shift), table);
     } else if (mx_is_integer_format(k.format)) {
         decode_integers(out, k, at, p.scales + 2 * (b >> shift), k.zeros ? p.zeros[b >> shift] : 0);
     } else if (k.format == MX_Q8_0) {
@@ -216,9 +246,12 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 MX_INLINE void few_tile(const mx_matrix *w, kind k, int64_t n, const float *const *x, int R, int C,
                         float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *table) {
     const int64_t bytes = k.widened ? 0 : C * mx_columns_bytes(k.format, 32); /* per 32 columns */
-    const int shift = scale_shift(w);
+    const int shift = scale_shift(w, k);
     const place first = place_of(w, k, n);
     const char *ahead = (const char *)first.data + C * w->row_stride;
+    /* Fewer than two bytes of scales to 32 columns are not worth it. */
+    const bool dense = R <= 4 && (k.halves || (k.scales && k.shift == 0 && mx_is_integer_format(k.format)));
+    const char *scales_ahead = dense ? (const char *)first.scales + C * w->scale_stride : NULL;
     float out[8];
     __m256 total = _mm256_setzero_ps();
     for (int64_t c0 = 0; c0 < w->cols; c0 += CHUNK) {
@@ -228,6 +261,10 @@ MX_INLINE void few_tile(const mx_matrix *w, kind k, int64_t n, const float *cons
         for (int64_t b = c0 / 32; b < end; b++) {
             for (int64_t i = 0; i < bytes && R <= 4; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
             ahead += bytes;
+            if (dense) {
+                _mm_prefetch(scales_ahead, _MM_HINT_T1);
+                scales_ahead += 2 * C;
+            }
             for (int c = 0; c < C; c++) {
                 place p = {.data = first.data + c * w->row_stride, .n = keep == 1 ? n : n + c};
                 if (k.scales || mx_is_mxfp4(k.format)) p.scales = first.scales + c * w->scale_stride;
@@ -284,7 +321,7 @@ MX_INLINE void few_rows(const mx_matmul *m, kind k, int64_t n0, int64_t count, s
 
 MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, kind k, int64_t n0, int64_t count, int64_t c0,
                            int64_t blocks, const float *table) {
-    const int shift = scale_shift(w);
+    const int shift = scale_shift(w, k);
     for (int64_t i = 0; i < count; i++) {
         const place p = place_of(w, k, n0 + i);
         for (int64_t b = 0; b < blocks; b++) {

@@ -158,6 +158,8 @@ static mx_status queue(mx_cuda_backend *b, const struct block *block, const int3
 }
 
 mx_status mx_cuda_input(mx_cuda_backend *b, const mx_batch *batch, mx_cuda_plan *plan, mx_error *error) {
+    if (batch->first || batch->last)
+        return mx_fail(error, MX_UNSUPPORTED, "batch: a part of the layers can be run on the CPU only");
     mx_status status = mx_rows_check(&b->config, batch, b->options.max_rows, b->options.max_wanted, b->drawn, error);
     if (!status) status = mx_cuda_note(b, mx_gpu_event_wait(b->input_copied[b->input_at], error), error);
     if (status) return status;

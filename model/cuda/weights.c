@@ -52,9 +52,10 @@ static mx_cuda_format laid(mx_format file) {
 /* ---- is there a kernel for all of it ------------------------------------------------------------------------------
  */
 
-/* The file that holds a tensor. */
+/* The file that holds a tensor; where no tensor has that name, the model's first. */
 static const char *file_of(const mx_weights *w, const char *name) {
     const mx_tensor *t = w->checkpoint ? mx_checkpoint_find(w->checkpoint, name) : NULL;
+    if (!t && w->checkpoint && mx_checkpoint_count(w->checkpoint)) t = mx_checkpoint_at(w->checkpoint, 0);
     return t ? t->file : "the model";
 }
 
@@ -90,10 +91,9 @@ static mx_status check_experts(const mx_weights *w, int layer, const char *name,
     char full[MX_CUDA_ITEM_NAME], format[MX_WEIGHT_NAME];
     mx_cuda_item_name(&(mx_cuda_item){.name = name, .layer = layer}, full);
     mx_weight_name(format, &e->matrix);
-    return mx_fail(
-        error, MX_UNSUPPORTED, "%s: %s: is %s: CUDA has kernels for experts in MXFP4, BF16 and Q8_0 only: %s",
-        w->checkpoint && mx_checkpoint_count(w->checkpoint) ? mx_checkpoint_at(w->checkpoint, 0)->file : "the model",
-        full, format, another_form);
+    return mx_fail(error, MX_UNSUPPORTED,
+                   "%s: %s: is %s: CUDA has kernels for experts in MXFP4, BF16 and Q8_0 only: %s", file_of(w, full),
+                   full, format, another_form);
 }
 
 static mx_status check_layer(const mx_weights *w, int i, mx_error *error) {

@@ -14,19 +14,16 @@
 #include "base/cpu.h"
 #include "model/quantize/private.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 enum {
-    BLOCK = 64,  /* of the factorisation */
-    GROUP = 128, /* columns whose errors are handed on at once; a multiple of every block's columns */
-    WIDE = 32    /* columns that are updated at once */
+    BLOCK = 64, /* of the factorisation */
+    GROUP = 128 /* columns whose errors are handed on at once; a multiple of every block's columns */
 };
 
 struct mx_gptq {
     int64_t cols;
     float *factor;  /* [cols, cols] R, of each row what is right of the diagonal; zeros left of it */
     float *inverse; /* [cols] 1 / R_jj */
-    unsigned cpu;
+    const mx_products *products;
 };
 
 /* ---- H = R R' ---------------------------------------------------------------------------------------------------- */
@@ -36,7 +33,7 @@ struct mx_gptq {
 typedef struct factoring {
     double *m;
     int64_t n, first, end; /* the block's columns */
-    unsigned cpu;
+    const mx_products *products;
 } factoring;
 
 /* The block itself. false: a pivot is not positive. */
@@ -71,52 +68,16 @@ static void solve_rows(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* A -= X X', of rows begin .. end the columns from the diagonal to the block. Four columns at once, each sum in 8
- * parts. */
-INLINE void update_rows(const factoring *f, int64_t begin, int64_t end) {
-    const int64_t width = f->end - f->first;
-    for (int64_t i = begin; i < end; i++) {
-        const double *x = f->m + i * f->n + f->first;
-        for (int64_t j = i; j < f->first; j++) {
-            const double *y = f->m + j * f->n + f->first;
-            double lane[8] = {0}, sum = 0;
-            int64_t k = 0;
-            for (; k + 8 <= width; k += 8)
-                for (int l = 0; l < 8; l++) lane[l] += x[k + l] * y[k + l];
-            for (; k < width; k++) sum += x[k] * y[k];
-            f->m[i * f->n + j] -=
-                sum + (((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7])));
-        }
-    }
-}
-
-#define UPDATE(name)                                                                                                   \
-    static void update_##name(const factoring *f, int64_t begin, int64_t end) {                                        \
-        update_rows(f, begin, end);                                                                                    \
-    }
-UPDATE(any)
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) UPDATE(avx2) __attribute__((target("avx512f"))) UPDATE(avx512)
-#endif
-
-    static void update(void *arg, int64_t begin, int64_t end, int thread) {
+/* A -= X X', of rows begin .. end the columns from the diagonal to the block. */
+static void update(void *arg, int64_t begin, int64_t end, int thread) {
     const factoring *f = arg;
     (void)thread;
-#if defined(__x86_64__)
-    if (f->cpu & MX_CPU_AVX512) {
-        update_avx512(f, begin, end);
-        return;
-    }
-    if (f->cpu & MX_CPU_AVX2) {
-        update_avx2(f, begin, end);
-        return;
-    }
-#endif
-    update_any(f, begin, end);
+    f->products->update(f->m, f->n, f->first, f->end - f->first, begin, end);
 }
 
-static mx_status factor(const mx_quantize_job *job, double *m, unsigned cpu, mx_pool *pool, mx_error *error) {
-    factoring f = {.m = m, .n = job->cols, .cpu = cpu};
+static mx_status factor(const mx_quantize_job *job, double *m, const mx_products *products, mx_pool *pool,
+                        mx_error *error) {
+    factoring f = {.m = m, .n = job->cols, .products = products};
     for (f.end = f.n; f.end > 0; f.end = f.first) {
         if (job->stop && *job->stop) return mx_fail(error, MX_CANCELLED, "%s: interrupted", job->name);
         f.first = (f.end - 1) / BLOCK * BLOCK;
@@ -161,6 +122,17 @@ static mx_status damped(const mx_quantize_job *job, double *m, mx_error *error) 
     return MX_OK;
 }
 
+static mx_status choose(const mx_products **out, mx_error *error) {
+    unsigned cpu;
+    *out = &mx_products_any;
+    mx_status status = mx_cpu_allowed(&cpu, error);
+#if defined(__x86_64__)
+    if (!status && cpu & MX_CPU_AVX2) *out = &mx_products_avx2;
+    if (!status && cpu & MX_CPU_AVX512) *out = &mx_products_avx512;
+#endif
+    return status;
+}
+
 mx_status mx_gptq_create(const mx_quantize_job *job, mx_pool *pool, mx_gptq **out, mx_error *error) {
     const int64_t n = job->cols;
     *out = NULL;
@@ -175,9 +147,9 @@ mx_status mx_gptq_create(const mx_quantize_job *job, mx_pool *pool, mx_gptq **ou
     if (!g || !m || !g->factor || !g->inverse)
         status = mx_fail(error, MX_NO_MEMORY, "%s: no memory for the factor of a Hessian of %lld columns", job->name,
                          (long long)n);
-    if (!status) status = mx_cpu_allowed(&g->cpu, error);
+    if (!status) status = choose(&g->products, error);
     if (!status) status = damped(job, m, error);
-    if (!status) status = factor(job, m, g->cpu, pool, error);
+    if (!status) status = factor(job, m, g->products, pool, error);
     for (int64_t i = 0; i < n && !status; i++) {
         for (int64_t j = 0; j < n; j++) g->factor[i * n + j] = j < i ? 0 : (float)m[i * n + j];
         g->inverse[i] = (float)(1 / m[i * n + i]);
@@ -196,48 +168,7 @@ int64_t mx_gptq_floats(const mx_gptq *g, int rows) {
     return rows * (g->cols + GROUP);
 }
 
-/* sum [rows, cols] += errors [rows, GROUP] of columns first .. first + count times R's rows there, from column `from`
- * on. */
-INLINE void hand_on(const mx_gptq *g, float *sum, const float *lost, int rows, int64_t first, int64_t count,
-                    int64_t from) {
-    const int64_t n = g->cols;
-    for (int64_t k = from; k < n; k += WIDE) /* cols is a multiple of WIDE */
-        for (int r = 0; r < rows; r++) {
-            float part[WIDE] = {0};
-            for (int64_t i = 0; i < count; i++) {
-                const float d = lost[r * GROUP + i], *factor = g->factor + (first + i) * n + k;
-                for (int l = 0; l < WIDE; l++) part[l] += d * factor[l];
-            }
-            for (int l = 0; l < WIDE; l++) sum[r * n + k + l] += part[l];
-        }
-}
-
-#define HAND_ON(name)                                                                                                  \
-    static void hand_on_##name(const mx_gptq *g, float *sum, const float *lost, int rows, int64_t first,               \
-                               int64_t count, int64_t from) {                                                          \
-        hand_on(g, sum, lost, rows, first, count, from);                                                               \
-    }
-HAND_ON(any)
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) HAND_ON(avx2) __attribute__((target("avx512f"))) HAND_ON(avx512)
-#endif
-
-    static void hand_on_errors(const mx_gptq *g, float *sum, const float *lost, int rows, int64_t first, int64_t count,
-                               int64_t from) {
-#if defined(__x86_64__)
-    if (g->cpu & MX_CPU_AVX512) {
-        hand_on_avx512(g, sum, lost, rows, first, count, from);
-        return;
-    }
-    if (g->cpu & MX_CPU_AVX2) {
-        hand_on_avx2(g, sum, lost, rows, first, count, from);
-        return;
-    }
-#endif
-    hand_on_any(g, sum, lost, rows, first, count, from);
-}
-
-/* A block's scales as mx_code_row chose them. */
+/* A block's scales as mx_rows.code chose them. */
 typedef struct chosen {
     float scale[2]; /* of positive and of negative elements */
     float divisor[2];
@@ -300,7 +231,7 @@ static void code_block(const mx_gptq *g, const mx_coder *c, const float *weight,
     weights_by_now(g, x, sum, k0, b->columns, now);
     uint8_t *scales = out->scales + k0 / b->columns * mx_scale_bytes(b->scale) * (b->sides ? 2 : 1);
     int8_t *zeros = out->zeros ? out->zeros + k0 / b->columns : NULL;
-    mx_code_row(c, now, weight ? weight + k0 : NULL, b->columns, codes, scales, zeros, &post, &unused);
+    c->rows->code(c, now, weight ? weight + k0 : NULL, b->columns, codes, scales, zeros, &post, &unused);
     sums->zero_blocks += unused.zero_blocks;
     const chosen s = scales_of(c, scales, zeros);
     for (int k = 0; k < b->columns; k++) {
@@ -313,8 +244,8 @@ static void code_block(const mx_gptq *g, const mx_coder *c, const float *weight,
         const float *factor = g->factor + j * g->cols;
         for (int64_t i = j + 1; i < end; i++) sum[i] += lost[k] * factor[i];
         const double w = (double)x[j], d = fabs(w - (double)worth);
-        sums->square[k % MX_LANES] += w * w;
-        sums->error[k % MX_LANES] += d * d;
+        sums->square += w * w;
+        sums->error += d * d;
         sums->largest = fmax(sums->largest, d);
         sums->lossy |= d > 0;
     }
@@ -336,6 +267,6 @@ void mx_gptq_rows(const mx_gptq *g, const mx_coder *c, const float *weight, cons
             for (int64_t k = first; k < end; k += c->form.blocks.columns)
                 code_block(g, c, weight, x + r * n, sum + r * n, lost + r * GROUP + (k - first), k, end, &out, sums);
         }
-        hand_on_errors(g, sum, lost, rows, first, end - first, end);
+        g->products->hand_on(sum, n, lost, GROUP, rows, g->factor + first * n, end - first, end);
     }
 }

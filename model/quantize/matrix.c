@@ -82,11 +82,10 @@ static float *read_chunk(work *w, int64_t index, int thread, int64_t *rows) {
     c->nonfinite = 0;
     c->bad_row = -1;
     for (int64_t n = 0; n < *rows; n++) {
-        bool finite;
-        float largest = mx_row_largest(x + n * job->cols, job->cols, &finite);
-        if (!finite) {
+        float largest = w->coder.rows->largest(x + n * job->cols, job->cols);
+        if (!isfinite(largest)) {
             make_finite(job, x + n * job->cols, first + n, c);
-            largest = mx_row_largest(x + n * job->cols, job->cols, &finite);
+            largest = w->coder.rows->largest(x + n * job->cols, job->cols);
         }
         c->largest = fmaxf(c->largest, largest);
     }
@@ -109,14 +108,8 @@ static void look(void *arg, int64_t begin, int64_t end, int thread) {
         c->high = INT_MIN;
         c->e2m1 = job->form.format == MX_E2M1 && job->form.blocks.scale == MX_SCALE_E4M3;
         for (int64_t n = 0; n < rows && c->e2m1; n++)
-            c->e2m1 = mx_row_is_e2m1(x + n * job->cols, job->cols, job->form.blocks.columns, &c->low, &c->high);
+            c->e2m1 = w->coder.rows->is_e2m1(x + n * job->cols, job->cols, job->form.blocks.columns, &c->low, &c->high);
     }
-}
-
-static double sum(const double lane[MX_LANES]) {
-    double s = 0;
-    for (int j = 0; j < MX_LANES; j++) s += lane[j];
-    return s;
 }
 
 /* The objective of each scale that the tensor might have. */
@@ -134,9 +127,9 @@ static void compare(void *arg, int64_t begin, int64_t end, int thread) {
             mx_row_sums sums = {0};
             float post;
             for (int64_t n = 0; n < rows; n++)
-                mx_code_row(&w->candidate[k], x + n * job->cols, w->weight, job->cols, data, scales, NULL, &post,
-                            &sums);
-            w->chunk[i].objective[k] = sum(w->weight ? sums.objective : sums.error);
+                w->coder.rows->code(&w->candidate[k], x + n * job->cols, w->weight, job->cols, data, scales, NULL,
+                                    &post, &sums);
+            w->chunk[i].objective[k] = w->weight ? sums.objective : sums.error;
         }
     }
 }
@@ -170,7 +163,8 @@ static void code(void *arg, int64_t begin, int64_t end, int thread) {
                              (float *)(void *)(w->memory + (size_t)thread * w->each + w->scratch_at), data, scales,
                              zeros, post, &c->sums);
             else
-                mx_code_row(&w->coder, x + n * job->cols, w->weight, job->cols, data, scales, zeros, post, &c->sums);
+                w->coder.rows->code(&w->coder, x + n * job->cols, w->weight, job->cols, data, scales, zeros, post,
+                                    &c->sums);
         }
     }
 }
@@ -187,8 +181,9 @@ static void set_post(mx_coder *c, float largest, double most, double factor) {
     if (largest < 0x1p-100f) largest = 0x1p-100f;
     const float element = mx_element_largest(c->form.format);
     if (most > 0) {
-        /* compressed-tensors stores the gain: 1 / (1 / (1 / gain)) is 1 / gain, also where gain is not. */
-        c->gain = (float)(most * (double)element) / largest;
+        /* As torch divides in llm-compressor, so that the bytes are the same. compressed-tensors stores the gain: 1 /
+         * (1 / (1 / gain)) is 1 / gain, also where 1 / (1 / gain) is not gain. */
+        c->gain = 1 / largest * (float)(most * (double)element);
         c->post = 1 / c->gain;
     } else {
         c->post = largest / element * (float)factor;
@@ -309,7 +304,7 @@ static void keep(void *arg, int64_t begin, int64_t end, int thread) {
             if (zero_bytes) memcpy(job->zeros + (size_t)n * zero_bytes, m->zeros + n * m->zero_stride, zero_bytes);
             if (job->form.post == MX_POST_ROW) job->post[n] = m->post[n * m->post_step];
             mx_matrix_widen_row(x, m, n);
-            for (int64_t k = 0; k < job->cols; k++) c->sums.square[k % MX_LANES] += (double)x[k] * (double)x[k];
+            for (int64_t k = 0; k < job->cols; k++) c->sums.square += (double)x[k] * (double)x[k];
         }
     }
     if (job->form.post == MX_POST_TENSOR && begin == 0 && end > 0) job->post[0] = m->post[0];
@@ -401,18 +396,16 @@ static void add_up(const work *w, mx_quantize_report *report) {
     mx_row_sums all = {0};
     for (int64_t i = 0; i < w->chunks; i++) {
         const mx_row_sums *s = &w->chunk[i].sums;
-        for (int j = 0; j < MX_LANES; j++) {
-            all.square[j] += s->square[j];
-            all.error[j] += s->error[j];
-        }
+        all.square += s->square;
+        all.error += s->error;
         all.largest = fmax(all.largest, s->largest);
         all.saturated += s->saturated;
         all.zero_blocks += s->zero_blocks;
         all.lossy |= s->lossy;
         report->nonfinite += w->chunk[i].nonfinite;
     }
-    report->square = sum(all.square);
-    report->error = sum(all.error);
+    report->square = all.square;
+    report->error = all.error;
     report->largest_error = all.largest;
     report->saturated = all.saturated;
     report->zero_blocks = all.zero_blocks;
@@ -439,6 +432,17 @@ static mx_status run(work *w, mx_pool *pool, mx_error *error) {
     return status ? status : check_finite(w, error);
 }
 
+static mx_status choose_rows(const mx_rows **out, mx_error *error) {
+    unsigned cpu;
+    *out = &mx_rows_any;
+    mx_status status = mx_cpu_allowed(&cpu, error);
+#if defined(__x86_64__)
+    if (!status && cpu & MX_CPU_AVX2) *out = &mx_rows_avx2;
+    if (!status && cpu & MX_CPU_AVX512) *out = &mx_rows_avx512;
+#endif
+    return status;
+}
+
 mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quantize_report *report, mx_error *error) {
     bool unseen;
     *report = (mx_quantize_report){.lossless = true};
@@ -451,7 +455,7 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
                         .post = 1,
                         .gain = 1}};
     report->unseen = unseen;
-    status = mx_cpu_allowed(&w.coder.cpu, error);
+    status = choose_rows(&w.coder.rows, error);
     if (!status && job->recipe.rule == MX_RULE_WEIGHTED && !unseen) status = set_weight(&w, error);
     if (!status && job->recipe.gptq && !unseen) status = mx_gptq_create(job, pool, &w.gptq, error);
     if (!status) status = run(&w, pool, error);
@@ -461,6 +465,17 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
     free(w.chunk);
     free(w.memory);
     return status;
+}
+
+void mx_quantize_mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                       uint8_t *scales, int64_t scale_step) {
+    static const mx_rows *_Atomic chosen;
+    const mx_rows *rows = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!rows) {
+        (void)choose_rows(&rows, NULL); /* where MXRUN_CPU is wrong: those of any processor */
+        atomic_store_explicit(&chosen, rows, memory_order_relaxed);
+    }
+    rows->mxfp4(x, count, rule, data, data_step, scales, scale_step);
 }
 
 /* ---- as a matrix ------------------------------------------------------------------------------------------------- */

@@ -5,38 +5,42 @@
 
 /* Private to model/quantize/: one row of numbers into codes, and what is counted on the way. */
 
-enum { MX_LANES = 16 }; /* sums are kept in as many parts, so that every instruction set adds in one order */
-
 typedef struct mx_row_sums {
-    double square[MX_LANES], error[MX_LANES]; /* of x^2, (x - x')^2 */
-    double objective[MX_LANES];               /* error with the columns' weights; 0 where they have none */
-    double largest;                           /* of |x - x'| */
+    double square, error; /* of x^2, (x - x')^2 */
+    double objective;     /* error with the columns' weights; 0 where they have none */
+    double largest;       /* of |x - x'| */
     int64_t saturated, zero_blocks;
     bool lossy;
 } mx_row_sums;
 
 /* What there is to know of a matrix before its rows are coded. */
+typedef struct mx_rows mx_rows;
 typedef struct mx_coder {
     mx_form form;
     mx_scale_rule rule;
     bool four_over_six;
-    bool powers;  /* E4M3 scales are powers of two, OCP's: every block is exact so (mx_quantize_matrix found) */
-    float post;   /* of the tensor; 1 where there is none */
-    float gain;   /* what scales of blocks are multiplied with to be stored: 1 / post, before that was rounded */
-    unsigned cpu; /* of mx_cpu_allowed */
+    const mx_rows *rows;
+    bool powers; /* E4M3 scales are powers of two, OCP's: every block is exact so (mx_quantize_matrix found) */
+    float post;  /* of the tensor; 1 where there is none */
+    float gain;  /* what scales of blocks are multiplied with to be stored: 1 / post, before that was rounded */
 } mx_coder;
 
-/* Row `x` [cols] to its codes, scales, zeros and, with MX_POST_ROW, post. `weight` [cols]: of the columns' squares, at
- * most 1; NULL: 1. Finite numbers only. cols may be any multiple of the block: of a part of a row, too. */
-void mx_code_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data, uint8_t *scales,
+/* What is compiled for each instruction set (rows.c); every one of them gives the same bits. */
+struct mx_rows {
+    /* Row `x` [cols] to its codes, scales, zeros and, with MX_POST_ROW, post; adds to *sums. `weight` [cols]: of the
+     * columns' squares, at most 1; NULL: 1. Finite numbers only. cols may be any multiple of the block: of a part of a
+     * row, too. */
+    void (*code)(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data, uint8_t *scales,
                  int8_t *zeros, float *post, mx_row_sums *sums);
-
-/* The largest |x| of finite numbers. *finite: false where one is not. */
-float mx_row_largest(const float *x, int64_t cols, bool *finite);
-
-/* Is each block of `columns` numbers E2M1 times a power of two? Widens *low .. *high, to begin with INT_MAX .. INT_MIN,
- * by the exponents of those powers. */
-bool mx_row_is_e2m1(const float *x, int64_t cols, int columns, int *low, int *high);
+    /* The largest |x|; infinity or NaN where one is that. */
+    float (*largest)(const float *x, int64_t cols);
+    /* Is each block of `columns` numbers E2M1 times a power of two? Widens *low .. *high, to begin with INT_MAX ..
+     * INT_MIN, by the exponents of those powers. */
+    bool (*is_e2m1)(const float *x, int64_t cols, int columns, int *low, int *high);
+    void (*mxfp4)(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step); /* mx_quantize_mxfp4 */
+};
+extern const mx_rows mx_rows_any, mx_rows_avx2, mx_rows_avx512;
 
 /* mx_parallel_for, also without a pool. */
 static inline void mx_each(mx_pool *pool, int64_t n, int64_t grain, mx_range_fn *fn, void *arg) {
@@ -47,6 +51,18 @@ static inline void mx_each(mx_pool *pool, int64_t n, int64_t grain, mx_range_fn 
 }
 
 /* ---- GPTQ (gptq.c) ---- */
+
+/* What is compiled for each instruction set (products.c). */
+typedef struct mx_products {
+    /* m [n, n]: of rows begin .. end the columns from the diagonal to `first` lose X X', X being columns first .. first
+     * + width. `first` is a multiple of 4. */
+    void (*update)(double *m, int64_t n, int64_t first, int64_t width, int64_t begin, int64_t end);
+    /* sum [rows, n] += lost [rows, count] factor [count, n], columns `from` .. n, which are multiples of 32 */
+    void (*hand_on)(float *sum, int64_t n, const float *lost, int64_t lost_stride, int rows, const float *factor,
+                    int64_t count, int64_t from);
+} mx_products;
+extern const mx_products mx_products_any, mx_products_avx2, mx_products_avx512;
+
 typedef struct mx_gptq mx_gptq;
 /* What is shared by the rows: the factor of the damped Hessian. MX_INVALID_ARGUMENT: it is not positive. */
 mx_status mx_gptq_create(const mx_quantize_job *job, mx_pool *pool, mx_gptq **out, mx_error *error);

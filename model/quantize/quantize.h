@@ -115,6 +115,12 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
 /* The result as a matrix to multiply with or to widen: a view of job's outputs. */
 mx_matrix mx_quantize_view(const mx_quantize_job *job);
 
+/* `count` blocks of 32 BF16 numbers to MXFP4, with the bits of mx_quantize_matrix: codes to data + i * data_step, 16
+ * bytes, scales to scales + i * scale_step; NULL: not wanted. A rule without statistics. With an infinity or a NaN in
+ * it a block's scale is 255, NaN. On the calling thread. */
+void mx_quantize_mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                       uint8_t *scales, int64_t scale_step);
+
 /* ---- rotation ------------------------------------------------------------------------------------------------------
  */
 

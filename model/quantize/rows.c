@@ -1,6 +1,6 @@
-/* A row of numbers into codes, in vectors of 16 that compilers cut to what a processor has, and compiled for each of
- * them. Sums are taken in as many parts; products and sums are rounded apart (-ffp-contract=off): every processor gives
- * the same bits.
+/* A row of numbers into codes. Compiled for each instruction set (meson.build), in vectors of its width; sums are
+ * always taken in 16 parts (of doubles 8), which are added in one order, and products and sums are rounded apart
+ * (-ffp-contract=off): every processor gives the same bits.
  *
  * A block's numbers are multiplied by the power of two that makes its largest at least 1 and less than 2^(emax + 1),
  * which is exact and keeps squares in range; below, `a` are magnitudes in such units, and 2^unit is their unit. */
@@ -9,23 +9,29 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/cpu.h"
 #include "model/quantize/private.h"
 
 /* Everything that takes or returns vectors is inlined: there is no ABI of theirs. */
 #pragma GCC diagnostic ignored "-Wpsabi"
 #define INLINE static inline __attribute__((always_inline))
 
-enum { W = MX_LANES, WIDEST = 128 /* columns of a block */, MOST = WIDEST / W };
+#if defined(__AVX512F__)
+#define TIER mx_rows_avx512
+enum { W = 16 };
+#elif defined(__AVX2__)
+#define TIER mx_rows_avx2
+enum { W = 8 };
+#else
+#define TIER mx_rows_any
+enum { W = 4 };
+#endif
+enum { LANES = 16, PARTS = LANES / W, WIDEST = 128 /* columns of a block */, MOST = WIDEST / W, WD = W / 2 };
 
 typedef float V __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
-typedef double D __attribute__((vector_size(8 * W)));
+typedef double D __attribute__((vector_size(8 * WD)));
+typedef int64_t L __attribute__((vector_size(8 * WD)));
 typedef uint8_t B __attribute__((vector_size(W)));
-typedef float V8 __attribute__((vector_size(32)));
-typedef float V4 __attribute__((vector_size(16)));
-typedef int32_t I8 __attribute__((vector_size(32)));
-typedef int32_t I4 __attribute__((vector_size(16)));
 
 /* Element codes that are floats: mantissa bits, the least normal number, the largest, its exponent, bits in all. */
 typedef struct element {
@@ -147,21 +153,30 @@ INLINE B codes_of(V v, V x, const element f) {
     return __builtin_convertvector(code | (((I)x >> 31) & (1 << (f.bits - 1))), B);
 }
 
-INLINE float sum_of(V v) {
-    const V8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    const V4 q = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-    return (q[0] + q[2]) + (q[1] + q[3]);
+/* Of the 16 parts of a sum, part[0] the first: (0 + 8) + (4 + 12) and so on, whatever the width. */
+INLINE float sum_of(const V part[PARTS]) {
+    float lane[LANES];
+    if (PARTS == 4) {
+        const V quarter = (part[0] + part[PARTS / 2]) + (part[PARTS / 4] + part[PARTS / 4 * 3]);
+        memcpy(lane, &quarter, 16);
+    } else if (PARTS == 2) {
+        const V half = part[0] + part[PARTS - 1];
+        memcpy(lane, &half, sizeof half);
+        for (int j = 0; j < 4; j++) lane[j] += lane[j + 4];
+    } else {
+        memcpy(lane, part, sizeof lane);
+        for (int j = 0; j < 8; j++) lane[j] += lane[j + 8];
+        for (int j = 0; j < 4; j++) lane[j] += lane[j + 4];
+    }
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
 INLINE float largest_in(V v) { /* none is negative */
-    const I8 a = (I8)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-             b = (I8)__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), more = a > b,
-             half = (more & a) | (~more & b);
-    const I4 c = __builtin_shufflevector(half, half, 0, 1, 2, 3), d = __builtin_shufflevector(half, half, 4, 5, 6, 7),
-             most = c > d, q = (most & c) | (~most & d);
-    const int32_t left = q[0] > q[2] ? q[0] : q[2], right = q[1] > q[3] ? q[1] : q[3];
-    return float_of_bits((uint32_t)(left > right ? left : right));
+    int32_t lane[W];
+    memcpy(lane, &v, sizeof lane);
+    for (int step = W / 2; step; step /= 2)
+        for (int j = 0; j < step; j++) lane[j] = lane[j + step] > lane[j] ? lane[j + step] : lane[j];
+    return float_of_bits((uint32_t)lane[0]);
 }
 
 INLINE float largest_of(const float *x, int n) {
@@ -169,14 +184,6 @@ INLINE float largest_of(const float *x, int n) {
     for (int i = W; i < n; i += W) most = greater(magnitude(load(x + i)), most);
     return largest_in(most);
 }
-
-/* What is counted of a row, while it is coded. */
-typedef struct tally {
-    D square, error, objective;
-    double largest;
-    int64_t saturated, zero_blocks;
-    bool lossy;
-} tally;
 
 /* ---- blocks of floats -------------------------------------------------------------------------------------------- */
 
@@ -188,10 +195,10 @@ typedef struct scaling {
 } scaling;
 
 INLINE float block_error(const V *a, const float *w, int n, const element f, const scaling s, bool divide) {
-    V sum = {0};
+    V sum[PARTS] = {{0}};
     for (int i = 0; i < n / W; i++) {
         const V v = nearest(divide ? a[i] / s.per : a[i] * s.per, f), d = a[i] - v * s.scale * s.post;
-        sum += w ? load(w + W * i) * (d * d) : d * d;
+        sum[i % PARTS] += w ? load(w + W * i) * (d * d) : d * d;
     }
     return sum_of(sum);
 }
@@ -225,33 +232,34 @@ INLINE void pack(uint8_t *out, const uint8_t *code, int n, int bits) {
     }
 }
 
-/* Codes of a block and what is lost. */
+/* Codes of a block and what is lost; sums NULL: nobody wants to know. */
 INLINE void code_block(uint8_t *code, const float *x, const V *a, const float *w, int n, const element f,
-                       const scaling s, bool divide, int unit, tally *t) {
-    V square = {0}, error = {0}, objective = {0}, most = {0};
+                       const scaling s, bool divide, int unit, mx_row_sums *sums) {
+    V square[PARTS] = {{0}}, error[PARTS] = {{0}}, objective[PARTS] = {{0}}, most = {0};
     I beyond = {0};
     for (int i = 0; i < n / W; i++) {
         const V q = divide ? a[i] / s.per : a[i] * s.per, v = nearest(q, f);
         const V d = magnitude(a[i] - v * s.scale * s.post), lost = d * d;
         const B codes = codes_of(v, load(x + W * i), f);
         memcpy(code + W * i, &codes, W);
-        square += a[i] * a[i];
-        error += lost;
-        if (w) objective += load(w + W * i) * lost;
+        square[i % PARTS] += a[i] * a[i];
+        error[i % PARTS] += lost;
+        if (w) objective[i % PARTS] += load(w + W * i) * lost;
         most = greater(d, most);
         beyond += q > all(f.largest);
     }
+    if (!sums) return;
     const double squared = wide_power(2 * unit);
-    t->square += squared * __builtin_convertvector(square, D);
-    t->error += squared * __builtin_convertvector(error, D);
-    if (w) t->objective += squared * __builtin_convertvector(objective, D);
+    sums->square += squared * (double)sum_of(square);
+    sums->error += squared * (double)sum_of(error);
+    if (w) sums->objective += squared * (double)sum_of(objective);
     int32_t count = 0;
     for (int i = 0; i < W; i++) count -= beyond[i];
-    t->saturated += count;
+    sums->saturated += count;
     const double largest = (double)largest_in(most) * wide_power(unit);
-    t->largest = largest > t->largest ? largest : t->largest;
+    sums->largest = largest > sums->largest ? largest : sums->largest;
     /* Units may lose what is far below the largest: a number that is not 0, but codes as 0. */
-    for (int i = 0; unit > 0 && i < n; i++) t->lossy |= a[i / W][i % W] <= 0 && fabsf(x[i]) > 0;
+    for (int i = 0; unit > 0 && i < n; i++) sums->lossy |= a[i / W][i % W] <= 0 && fabsf(x[i]) > 0;
 }
 
 /* Would q round beyond the largest element, had the code more exponents? In the middle to the even one, which is the
@@ -299,7 +307,7 @@ INLINE int choose_e8m0(const V *a, float largest, const float *w, int n, const e
 }
 
 INLINE uint8_t e8m0_block(uint8_t *code, const float *x, const float *w, int n, const element f, mx_scale_rule rule,
-                          tally *t) {
+                          mx_row_sums *sums) {
     V a[MOST];
     const float largest = largest_of(x, n);
     int unit = largest > 0 ? exponent_of(largest) - f.emax : 0;
@@ -307,37 +315,38 @@ INLINE uint8_t e8m0_block(uint8_t *code, const float *x, const float *w, int n, 
     to_units(a, x, n, unit);
     const float in_units = (float)((double)largest * wide_power(-unit));
     const int e = largest > 0 ? choose_e8m0(a, in_units, w, n, f, unit, rule) : 0;
-    t->zero_blocks += !(largest > 0);
-    code_block(code, x, a, w, n, f, (scaling){power(unit - e), power(e - unit), 1}, false, unit, t);
+    if (sums) sums->zero_blocks += !(largest > 0);
+    code_block(code, x, a, w, n, f, (scaling){power(unit - e), power(e - unit), 1}, false, unit, sums);
     return (uint8_t)(e + 127);
 }
 
 INLINE void e8m0_row(const float *x, const float *weight, int64_t cols, int n, const element f, mx_scale_rule rule,
-                     uint8_t *data, uint8_t *scales, tally *t) {
+                     uint8_t *data, uint8_t *scales, mx_row_sums *sums) {
     uint8_t code[WIDEST];
     for (int64_t b = 0; b < cols / n; b++) {
-        scales[b] = e8m0_block(code, x + b * n, weight ? weight + b * n : NULL, n, f, rule, t);
+        scales[b] = e8m0_block(code, x + b * n, weight ? weight + b * n : NULL, n, f, rule, sums);
         pack(data + b * n * f.bits / 8, code, n, f.bits);
     }
 }
 
 /* A block's positive numbers and its negative ones, each side with zeros in the other's places. */
 INLINE void sides_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
-                      uint8_t *scales, tally *t) {
+                      uint8_t *scales, mx_row_sums *sums) {
     const element f = element_of(c->form.format);
     const int n = c->form.blocks.columns;
     for (int64_t b = 0; b < cols / n; b++) {
         float part[2][WIDEST];
         uint8_t code[2][WIDEST];
-        const int64_t zero_blocks = t->zero_blocks;
+        const int64_t zero_blocks = sums->zero_blocks;
         for (int i = 0; i < n; i++) {
             const bool negative = signbit(x[b * n + i]);
             part[0][i] = negative ? 0 : x[b * n + i];
             part[1][i] = negative ? x[b * n + i] : 0;
         }
         for (int side = 0; side < 2; side++)
-            scales[2 * b + side] = e8m0_block(code[side], part[side], weight ? weight + b * n : NULL, n, f, c->rule, t);
-        t->zero_blocks = zero_blocks + (t->zero_blocks == zero_blocks + 2);
+            scales[2 * b + side] =
+                e8m0_block(code[side], part[side], weight ? weight + b * n : NULL, n, f, c->rule, sums);
+        sums->zero_blocks = zero_blocks + (sums->zero_blocks == zero_blocks + 2);
         for (int i = 0; i < n; i++)
             if (signbit(x[b * n + i])) code[0][i] = code[1][i];
         pack(data + b * n * f.bits / 8, code[0], n, f.bits);
@@ -380,7 +389,7 @@ INLINE int choose_e4m3(const mx_coder *c, const V *a, const float *w, int n, con
 }
 
 INLINE void e4m3_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, int n, const element f,
-                     mx_scale_rule rule, bool four_over_six, uint8_t *data, uint8_t *scales, tally *t) {
+                     mx_scale_rule rule, bool four_over_six, uint8_t *data, uint8_t *scales, mx_row_sums *sums) {
     /* Units are not so small that the tensor's scale could not be said in them. */
     const int least = exponent_of(c->post) - 60;
     for (int64_t b = 0; b < cols / n; b++) {
@@ -392,10 +401,10 @@ INLINE void e4m3_row(const mx_coder *c, const float *x, const float *weight, int
         if (unit < -127) unit = -127;
         if (unit < least) unit = least;
         to_units(a, from, n, unit);
-        t->zero_blocks += !(largest > 0);
+        sums->zero_blocks += !(largest > 0);
         /* Zeros: 2^-3, as compressed-tensors has it. */
         const int scale = largest > 0 ? choose_e4m3(c, a, w, n, f, unit, largest, rule, four_over_six) : 0x20;
-        code_block(code, from, a, w, n, f, e4m3_scaling(c, scale, unit), true, unit, t);
+        code_block(code, from, a, w, n, f, e4m3_scaling(c, scale, unit), true, unit, sums);
         scales[b] = (uint8_t)scale;
         pack(data + b * n * f.bits / 8, code, n, f.bits);
     }
@@ -406,7 +415,7 @@ INLINE void e4m3_row(const mx_coder *c, const float *x, const float *weight, int
 enum { SPAN = 32 }; /* cols is a multiple of it */
 
 INLINE void span_row(const float *x, const float *weight, int64_t cols, const element f, float post, uint8_t *data,
-                     tally *t) {
+                     mx_row_sums *sums) {
     const int unit = exponent_of(post);
     const float in_units = (float)((double)post * wide_power(-unit));
     for (int64_t k = 0; k < cols; k += SPAN) {
@@ -414,7 +423,7 @@ INLINE void span_row(const float *x, const float *weight, int64_t cols, const el
         V a[SPAN / W];
         to_units(a, x + k, SPAN, unit);
         code_block(code, x + k, a, weight ? weight + k : NULL, SPAN, f, (scaling){in_units, 1, in_units}, true, unit,
-                   t);
+                   sums);
         pack(data + k * f.bits / 8, code, SPAN, f.bits);
     }
 }
@@ -468,8 +477,6 @@ typedef struct integers {
     bool zeros;
 } integers;
 
-typedef int64_t L __attribute__((vector_size(8 * W)));
-
 INLINE D pick_wide(L mask, D yes, D no) {
     return (D)((mask & (L)yes) | (~mask & (L)no));
 }
@@ -479,6 +486,13 @@ INLINE D within(D q, const integers limits) {
     q = pick_wide(q < low, low, q);
     q = pick_wide(q > high, high, q);
     return (q + 0x1.8p52) - 0x1.8p52;
+}
+
+INLINE D load_wide(const float *p) {
+    typedef float H __attribute__((vector_size(4 * WD)));
+    H v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, D);
 }
 
 /* The scale in BF16, positive, as a number: of a block from `least` <= 0 to `most` >= 0, `factor` of what it needs. */
@@ -496,23 +510,19 @@ INLINE double integer_zero(const integers q, float least, float scale) {
     return q.zeros ? integer_one(-(double)least, (double)scale, q.low, q.low, q.high) : 0;
 }
 
-INLINE double sum_wide(D v) {
-    double lane[W], sum = 0;
-    memcpy(lane, &v, sizeof lane);
-    for (int i = 0; i < W; i++) sum += lane[i];
-    return sum;
-}
+enum { WIDE_PARTS = 8 / WD };
 
-INLINE D square_of_lost(D x, const float *w, D worth) {
-    const D d = x - worth;
-    return w ? __builtin_convertvector(load(w), D) * (d * d) : d * d;
+INLINE double sum_wide(const D part[WIDE_PARTS]) {
+    double lane[8];
+    memcpy(lane, part, sizeof lane);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 INLINE double integer_error(const float *x, const float *w, int n, const integers q, double scale, double zero) {
-    D sum = {0};
-    for (int i = 0; i < n; i += W) {
-        const D v = __builtin_convertvector(load(x + i), D);
-        sum += square_of_lost(v, w ? w + i : NULL, (within(v / scale + zero, q) - zero) * scale);
+    D sum[WIDE_PARTS] = {{0}};
+    for (int i = 0; i < n / WD; i++) {
+        const D v = load_wide(x + i * WD), d = v - (within(v / scale + zero, q) - zero) * scale;
+        sum[i % WIDE_PARTS] += w ? load_wide(w + i * WD) * (d * d) : d * d;
     }
     return sum_wide(sum);
 }
@@ -534,28 +544,34 @@ INLINE float choose_integer(const float *x, const float *w, int n, const integer
 }
 
 INLINE void code_integers(uint8_t *code, const float *x, const float *w, int n, const integers q, double scale,
-                          double zero, tally *t) {
-    D most = {0};
+                          double zero, mx_row_sums *sums) {
+    D square[WIDE_PARTS] = {{0}}, error[WIDE_PARTS] = {{0}}, objective[WIDE_PARTS] = {{0}}, most = {0};
     L beyond = {0};
-    for (int i = 0; i < n; i += W) {
-        const D v = __builtin_convertvector(load(x + i), D), wanted = v / scale + zero, r = within(wanted, q);
-        const D worth = (r - zero) * scale, d = v - worth, distance = pick_wide(d < 0, -d, d);
-        t->square += v * v;
-        t->error += d * d;
-        if (w) t->objective += square_of_lost(v, w + i, worth);
+    int32_t codes[WIDEST];
+    for (int i = 0; i < n / WD; i++) {
+        typedef int32_t H __attribute__((vector_size(4 * WD)));
+        const D v = load_wide(x + i * WD), wanted = v / scale + zero, r = within(wanted, q);
+        const D d = v - (r - zero) * scale, distance = pick_wide(d < 0, -d, d);
+        const H integer = __builtin_convertvector(r, H);
+        memcpy(codes + i * WD, &integer, sizeof integer);
+        square[i % WIDE_PARTS] += v * v;
+        error[i % WIDE_PARTS] += d * d;
+        if (w) objective[i % WIDE_PARTS] += load_wide(w + i * WD) * (d * d);
         most = pick_wide(distance > most, distance, most);
         beyond += (wanted > q.high + 0.5) | (wanted < q.low - 0.5);
-        const B codes = __builtin_convertvector(__builtin_convertvector(r, I), B);
-        memcpy(code + i, &codes, W);
     }
-    for (int i = 0; i < W; i++) {
-        t->saturated -= beyond[i];
-        t->largest = most[i] > t->largest ? most[i] : t->largest;
+    for (int i = 0; i < n; i++) code[i] = (uint8_t)codes[i];
+    sums->square += sum_wide(square);
+    sums->error += sum_wide(error);
+    if (w) sums->objective += sum_wide(objective);
+    for (int i = 0; i < WD; i++) {
+        sums->saturated -= beyond[i];
+        sums->largest = most[i] > sums->largest ? most[i] : sums->largest;
     }
 }
 
 INLINE void integer_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
-                        uint8_t *scales, int8_t *zeros, tally *t) {
+                        uint8_t *scales, int8_t *zeros, mx_row_sums *sums) {
     const bool four = c->form.format == MX_INT4;
     const integers q = {four ? -8 : -128, four ? 7 : 127, c->form.blocks.zeros};
     const int n = c->form.blocks.columns;
@@ -572,8 +588,8 @@ INLINE void integer_row(const mx_coder *c, const float *x, const float *weight, 
         const bool none = !(most > least);
         const float scale = none ? 1 : choose_integer(from, w, n, q, least, most, c->rule);
         const double zero = none ? 0 : integer_zero(q, least, scale);
-        t->zero_blocks += none;
-        code_integers(code, from, w, n, q, (double)scale, zero, t);
+        sums->zero_blocks += none;
+        code_integers(code, from, w, n, q, (double)scale, zero, sums);
         for (int i = 0; four && i < n; i++) code[i] = (uint8_t)((code[i] + 8) & 15);
         pack(data + b * n * (four ? 4 : 8) / 8, code, n, four ? 4 : 8);
         const uint16_t bits = mx_f32_to_bf16(scale);
@@ -593,96 +609,65 @@ static void bf16_row(const float *x, int64_t cols, uint8_t *data, mx_row_sums *s
         }
         memcpy(data + 2 * k, &bits, 2);
         const double d = fabs((double)x[k] - (double)mx_bf16_to_f32(bits));
-        sums->square[k % MX_LANES] += (double)x[k] * (double)x[k];
-        sums->error[k % MX_LANES] += d * d;
+        sums->square += (double)x[k] * (double)x[k];
+        sums->error += d * d;
         sums->largest = fmax(sums->largest, d);
         sums->lossy |= d > 0;
     }
 }
 
 /* What is common is compiled for its sizes. */
-INLINE void code_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
+static void code_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
                      uint8_t *scales, int8_t *zeros, float *post, mx_row_sums *sums) {
     const element f = element_of(c->form.format);
     const int n = c->form.blocks.columns;
-    const bool plain = !weight && c->rule != MX_RULE_WEIGHTED;
-    tally t = {.largest = 0};
-    if (mx_is_integer_format(c->form.format))
-        integer_row(c, x, weight, cols, data, scales, zeros, &t);
-    else if (!n) {
-        if (c->form.post == MX_POST_ROW) *post = channel_scale(c, x, weight, cols, f);
-        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, &t);
-    } else if (c->form.blocks.sides)
-        sides_row(c, x, weight, cols, data, scales, &t);
-    else if (c->form.blocks.scale == MX_SCALE_E4M3) {
-        if (n == 16 && plain && c->form.format == MX_E2M1 && c->rule == MX_RULE_OCP && !c->four_over_six)
-            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, &t);
-        else if (n == 16 && plain && c->form.format == MX_E2M1)
-            e4m3_row(c, x, NULL, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, &t);
-        else
-            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, &t);
-    } else if (n == 32 && plain && c->form.format == MX_E2M1) {
-        if (c->rule == MX_RULE_SEARCH)
-            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, &t);
-        else
-            e8m0_row(x, NULL, cols, 32, E2M1, c->rule == MX_RULE_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP, data,
-                     scales, &t);
-    } else if (n == 32 && plain && c->form.format == MX_E4M3)
-        e8m0_row(x, NULL, cols, 32, E4M3, c->rule, data, scales, &t);
-    else
-        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, &t);
-    for (int j = 0; j < W; j++) {
-        sums->square[j] += t.square[j];
-        sums->error[j] += t.error[j];
-        sums->objective[j] += t.objective[j];
-    }
-    sums->largest = fmax(sums->largest, t.largest);
-    sums->saturated += t.saturated;
-    sums->zero_blocks += t.zero_blocks;
-    sums->lossy |= t.lossy || t.largest > 0;
-}
-
-#define TIER(name)                                                                                                     \
-    static void row_##name(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,        \
-                           uint8_t *scales, int8_t *zeros, float *post, mx_row_sums *sums) {                           \
-        code_row(c, x, weight, cols, data, scales, zeros, post, sums);                                                 \
-    }
-TIER(any)
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) TIER(avx2) __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) TIER(avx512)
-#endif
-
-    void mx_code_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
-                     uint8_t *scales, int8_t *zeros, float *post, mx_row_sums *sums) {
     if (c->form.format == MX_BF16) {
         bf16_row(x, cols, data, sums);
         return;
     }
-#if defined(__x86_64__)
-    if (c->cpu & MX_CPU_AVX512) {
-        row_avx512(c, x, weight, cols, data, scales, zeros, post, sums);
-        return;
-    }
-    if (c->cpu & MX_CPU_AVX2) {
-        row_avx2(c, x, weight, cols, data, scales, zeros, post, sums);
-        return;
-    }
-#endif
-    row_any(c, x, weight, cols, data, scales, zeros, post, sums);
+    const bool plain = !weight && c->rule != MX_RULE_WEIGHTED;
+    if (mx_is_integer_format(c->form.format))
+        integer_row(c, x, weight, cols, data, scales, zeros, sums);
+    else if (!n) {
+        if (c->form.post == MX_POST_ROW) *post = channel_scale(c, x, weight, cols, f);
+        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, sums);
+    } else if (c->form.blocks.sides)
+        sides_row(c, x, weight, cols, data, scales, sums);
+    else if (c->form.blocks.scale == MX_SCALE_E4M3) {
+        if (n == 16 && plain && c->form.format == MX_E2M1 && c->rule == MX_RULE_OCP && !c->four_over_six)
+            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, sums);
+        else if (n == 16 && plain && c->form.format == MX_E2M1)
+            e4m3_row(c, x, NULL, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, sums);
+        else
+            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, sums);
+    } else if (n == 32 && plain && c->form.format == MX_E2M1) {
+        if (c->rule == MX_RULE_SEARCH)
+            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, sums);
+        else
+            e8m0_row(x, NULL, cols, 32, E2M1, c->rule == MX_RULE_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP, data,
+                     scales, sums);
+    } else if (n == 32 && plain && c->form.format == MX_E4M3)
+        e8m0_row(x, NULL, cols, 32, E4M3, c->rule, data, scales, sums);
+    else
+        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, sums);
+    sums->lossy |= sums->largest > 0;
 }
 
-float mx_row_largest(const float *x, int64_t cols, bool *finite) {
-    int32_t most = 0;
-    for (int64_t k = 0; k < cols; k++) {
-        const int32_t bits = (int32_t)(bits_of_float(x[k]) & 0x7FFFFFFF);
-        most = bits > most ? bits : most;
+/* Of any number of columns. */
+static float row_largest(const float *x, int64_t cols) {
+    V most = {0};
+    int64_t k = 0;
+    for (; k + W <= cols; k += W) most = greater(magnitude(load(x + k)), most);
+    int32_t bits = (int32_t)bits_of_float(largest_in(most));
+    for (; k < cols; k++) {
+        const int32_t one = (int32_t)(bits_of_float(x[k]) & 0x7FFFFFFF);
+        bits = one > bits ? one : bits;
     }
-    *finite = most < 0x7F800000;
-    return float_of_bits((uint32_t)most);
+    return float_of_bits((uint32_t)bits);
 }
 
 /* The exponents with which a block is exact: at the smallest the largest has code 4 or 6, at the others less. */
-bool mx_row_is_e2m1(const float *x, int64_t cols, int columns, int *low, int *high) {
+static bool is_e2m1(const float *x, int64_t cols, int columns, int *low, int *high) {
     for (int64_t k = 0; k < cols; k += columns) {
         const float largest = largest_of(x + k, columns);
         if (!(largest > 0)) continue;
@@ -697,3 +682,32 @@ bool mx_row_is_e2m1(const float *x, int64_t cols, int columns, int *low, int *hi
     }
     return true;
 }
+
+INLINE void mxfp4_blocks(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                         uint8_t *scales, int64_t scale_step) {
+    for (int b = 0; b < count; b++) {
+        float wide[32];
+        uint8_t code[32];
+        for (int i = 0; i < 32; i++) wide[i] = float_of_bits((uint32_t)x[b][i] << 16);
+        if (!isfinite(largest_of(wide, 32))) {
+            if (scales) scales[b * scale_step] = 255;
+            if (data) memset(data + b * data_step, 0, 16);
+            continue;
+        }
+        const uint8_t scale = e8m0_block(code, wide, NULL, 32, E2M1, rule, NULL);
+        if (scales) scales[b * scale_step] = scale;
+        if (data) pack(data + b * data_step, code, 32, 4);
+    }
+}
+
+static void mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
+                  uint8_t *scales, int64_t scale_step) {
+    if (rule == MX_RULE_SEARCH)
+        mxfp4_blocks(x, count, MX_RULE_SEARCH, data, data_step, scales, scale_step);
+    else if (rule == MX_RULE_OVERFLOW)
+        mxfp4_blocks(x, count, MX_RULE_OVERFLOW, data, data_step, scales, scale_step);
+    else
+        mxfp4_blocks(x, count, MX_RULE_OCP, data, data_step, scales, scale_step);
+}
+
+const mx_rows TIER = {code_row, row_largest, is_e2m1, mxfp4};

@@ -22,7 +22,8 @@ typedef struct record {
 } record;
 
 typedef struct runner {
-    const mx_bench_options *o;
+    const mx_bench_options *o; /* `own` */
+    mx_bench_options own;      /* the caller's, with this run's weights */
     mx_pool *pool;
     mx_backend *backend;
     char tier[24];
@@ -399,7 +400,10 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
         mx_status status = MX_OK;
         r->done = &done;
         mx_pool_enter(r->pool); /* the machine is measured with the threads where a step has them */
-        if (!on_gpu(r)) mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
+        if (k && r->pool == runs[0].pool)
+            r->ways = runs[0].ways;
+        else if (!on_gpu(r))
+            mx_bandwidth_choose(o->bandwidth, r->pool, CHOOSING, &r->ways);
         for (int i = 0; i < o->tests && !stopped(r) && !status; i++) {
             status = warm_up(r, i);
             expected += r->record[i].seconds;
@@ -527,7 +531,8 @@ mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, i
     if (!all) return mx_fail(error, MX_NO_MEMORY, "no memory for the measurements");
     for (int k = 0; k < runs; k++) {
         const mx_device cpu = {0};
-        all[k] = (runner){.o = o, .pool = run[k].pool, .error = error};
+        all[k] = (runner){.o = &all[k].own, .own = *o, .pool = run[k].pool, .error = error};
+        if (run[k].weights) all[k].own.weights = run[k].weights;
         mx_device_tier(o->device ? o->device : &cpu, kernels, all[k].tier);
         memset(run[k].result, 0, (size_t)o->tests * sizeof *run[k].result);
     }

@@ -68,8 +68,9 @@ typedef struct mx_bench_machine {
 /* Bytes of keys, values and page tables that these tests take, for each run. */
 uint64_t mx_bench_memory(const mx_bench_options *o);
 
-/* One way of computing: threads and a precision. */
+/* One way of computing: threads, a precision, and perhaps another model. */
 typedef struct mx_bench_run {
+    const mx_weights *weights; /* NULL: those of the options; else other ones, of the CPU */
     mx_pool *pool;
     mx_precisions precision;
     mx_bench_machine *machine; /* filled in, */

@@ -165,8 +165,8 @@ bool mx_cost_by_fma(const char *tier, mx_format format, mx_precision precision) 
     const bool x86 = !strcmp(tier, "avx512bf16") || !strcmp(tier, "amx");
     if (precision == MX_X_INT8 || on_gpu(tier) || unit_of(tier, precision).loop == unit_of(tier, MX_X_FP32).loop)
         return false;
-    return format == MX_F32 || format == MX_F16 || mx_is_integer_format(format) ||
-           (format == MX_Q8_0 && precision == MX_X_BF16X2 && x86);
+    if (mx_is_block_format(format)) return mx_is_integer_format(format) || !x86;
+    return format == MX_F32 || format == MX_F16 || (format == MX_Q8_0 && precision == MX_X_BF16X2 && x86);
 }
 
 /* Multiplications by the same instructions. */

@@ -69,7 +69,7 @@ static const struct poptOption options[] = {
      "when used)",
      "WAY"},
     {"quantize-experts", 0, POPT_ARG_STRING, &given.quantize, 0,
-     "Round experts of -m that are BF16 when loading: mxfp4", "FORMAT"},
+     "Round experts of -m that are BF16 when loading: mxfp4, or mxfp4:RECIPE", "FORMAT"},
     {"numa", 0, POPT_ARG_STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"batch", 0, POPT_ARG_STRING, &numbers[BATCH].text, 0,
@@ -120,6 +120,7 @@ typedef struct plan {
     list prompts, depths, streams, threads;
     const mx_kv_name *kv;
     mx_load_way load;
+    mx_rounding rounding; /* what --quantize-experts names */
     mx_numa numa;
     mx_device_choice on;
     uint64_t gpu_memory;
@@ -180,7 +181,7 @@ static bool check_options(const mx_command *self, plan *p) {
         return false;
     }
     if (given.load && !mx_load_find(self, given.load, &p->load)) return false;
-    if (given.quantize && !mx_quantize_find(self, given.quantize)) return false;
+    if (given.quantize && !mx_quantize_find(self, given.quantize, &p->rounding)) return false;
     if (given.numa && !mx_numa_find(self, given.numa, &p->numa)) return false;
     if (given.json && given.markdown) {
         mx_command_usage(self, "give --json or --markdown, not both");
@@ -280,7 +281,7 @@ static mx_status open_weights(const plan *p, const mx_config *c, const char *fol
         mx_loading loading = {0};
         const mx_load_options load = {.way = p->load,
                                       .numa = p->numa,
-                                      .quantize_experts = given.quantize != NULL,
+                                      .quantize_experts = p->rounding,
                                       .told = told,
                                       .progress = mx_loading_shown,
                                       .user = &loading,
@@ -390,7 +391,10 @@ static mx_status run_all(bench *b, mx_error *error) {
         mx_bench_run_report *out = &r->run[r->runs++];
         out->result = calloc((size_t)p->tests, sizeof *out->result);
         if (!out->result) status = mx_out_of_memory(error);
-        run[k] = (mx_bench_run){pool[k / p->precisions], p->precision[k % p->precisions], &out->machine, out->result};
+        run[k] = (mx_bench_run){.pool = pool[k / p->precisions],
+                                .precision = p->precision[k % p->precisions],
+                                .machine = &out->machine,
+                                .result = out->result};
         out->threads = mx_pool_threads(run[k].pool);
     }
     if (!status) status = measure_runs(b, run, runs, error);
@@ -410,7 +414,7 @@ static bool warn_of_memory(const bench *b) {
                                         .kv_memory = runs_of(p) * (double)mx_bench_memory(&o),
                                         .kv = p->kv->format,
                                         .more = (double)mx_bandwidth_bytes(),
-                                        .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                        .form = mx_experts_form(p->rounding),
                                         .copied = p->load == MX_LOAD_READ});
 }
 
@@ -478,7 +482,7 @@ static mx_status open_gpu(bench *b, bool chosen, mx_pool *pool, mx_error *error)
     if (!mx_device_wanted(&p->on)) return MX_OK;
     p->batch = batch_of(true);
     const mx_backend_options shape = backend_of(p, chosen, 0);
-    const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = given.quantize != NULL};
+    const mx_load_options lazy = {.way = MX_LOAD_LAZY, .quantize_experts = p->rounding};
     mx_error failed = {0};
     mx_status status = given.synthetic ? mx_synthetic_shape(&b->config, &b->weights, error)
                                        : mx_weights_load(b->folder, &lazy, pool, &b->weights, error);

@@ -10,8 +10,7 @@
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 
-/* "AMD EPYC 9554 64-Core Processor", or the architecture where the kernel tells no name. */
-static void cpu_name(char out[100]) {
+void mx_cpu_name(char out[static 100]) {
     char line[300];
     struct utsname system;
     snprintf(out, 100, "%s", uname(&system) == 0 ? system.machine : "unknown");
@@ -330,7 +329,7 @@ static bool print_before(mx_bytes *out, const mx_bench_report *r) {
 
 static bool print_model(mx_bytes *out, const mx_bench_report *r, bool markdown) {
     char cpu[100], size[32], memory[32], layers[40] = "";
-    cpu_name(cpu);
+    mx_cpu_name(cpu);
     bytes_text(size, r->weight_bytes);
     bytes_text(memory, *r->device ? r->gpu_memory : r->memory);
     if (r->layers < r->all_layers)
@@ -407,7 +406,7 @@ static bool json_result(mx_bytes *out, const mx_bench_report *r, const mx_bench_
 
 bool mx_bench_json(mx_bytes *out, const mx_bench_report *r) {
     char cpu[100];
-    cpu_name(cpu);
+    mx_cpu_name(cpu);
     bool ok = mx_bytes_add_string(out, "{\"mxrun\":\"" MX_VERSION "\",\"model\":");
     ok = ok && mx_bytes_add_json(out, r->model, strlen(r->model));
     ok = ok && mx_bytes_addf(out, ",\"synthetic\":%s,", r->synthetic ? "true" : "false");

@@ -36,6 +36,9 @@ typedef struct mx_bench_report {
     const char *before_name;
 } mx_bench_report;
 
+/* "AMD EPYC 9554 64-Core Processor", or the architecture where the kernel tells no name. */
+void mx_cpu_name(char out[static 100]);
+
 /* Does this JSON have the form of ours? `name` is the file's. */
 mx_status mx_bench_before_check(const char *name, const mx_json *root, mx_error *error);
 

@@ -33,9 +33,10 @@ bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out)
     return false;
 }
 
-bool mx_quantize_find(const mx_command *command, const char *name) {
-    if (!strcmp(name, "mxfp4")) return true;
-    mx_command_usage(command, "--quantize-experts %s: expected mxfp4", name);
+bool mx_quantize_find(const mx_command *command, const char *name, mx_rounding *out) {
+    mx_error error;
+    if (!mx_rounding_parse(name, out, &error)) return true;
+    mx_command_usage(command, "--quantize-experts %s", error.text);
     return false;
 }
 

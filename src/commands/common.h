@@ -25,8 +25,8 @@ const mx_kv_name *mx_kv_find(const mx_command *command, const char *name);
 /* What --load names. false: the user has been told. */
 bool mx_load_find(const mx_command *command, const char *name, mx_load_way *out);
 
-/* What --quantize-experts names: mxfp4. false: the user has been told. */
-bool mx_quantize_find(const mx_command *command, const char *name);
+/* What --quantize-experts names: mxfp4, mxfp4:RECIPE. false: the user has been told. */
+bool mx_quantize_find(const mx_command *command, const char *name, mx_rounding *out);
 
 /* What --numa names. false: the user has been told. */
 bool mx_numa_find(const mx_command *command, const char *name, mx_numa *out);

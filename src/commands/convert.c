@@ -10,6 +10,7 @@
 /* mxrun convert: a model in another layout. */
 
 static const char *option_to, *option_quantize;
+static mx_rounding rounding;
 static int option_force, option_allow_loss;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 
@@ -32,7 +33,7 @@ static int convert(const mx_command *self, const char *in, const char *out, mx_l
         const mx_convert_options options = {.to = to,
                                             .force = option_force,
                                             .allow_loss = option_allow_loss,
-                                            .quantize_experts = option_quantize != NULL,
+                                            .quantize_experts = rounding,
                                             .pool = pool,
                                             .stop = &mx_interrupted,
                                             .progress = mx_loading_shown,
@@ -57,13 +58,15 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"force", 'f', POPT_ARG_NONE, &option_force, 0, "Replace OUT, once the new model is whole", NULL},
         {"allow-loss", 0, POPT_ARG_NONE, &option_allow_loss, 0,
          "Convert also where the layout cannot say everything, and warn", NULL},
-        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts: mxfp4", "FORMAT"},
+        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0,
+         "Round BF16 experts: mxfp4, mxfp4:overflow or mxfp4:search", "FORMAT"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all cores)", "N"},
         {NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)mx_hub_options, 0, NULL, NULL},
         POPT_TABLEEND,
     };
     option_to = option_quantize = NULL;
     option_force = option_allow_loss = 0;
+    rounding = MX_ROUND_NONE;
     option_threads.text = NULL;
     option_threads.value = 0;
     const char *const *positional = NULL;
@@ -75,7 +78,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!option_to) return mx_command_usage(self, "--to is missing: hf, gguf, original or metal");
     if (!mx_convert_layout(option_to, &to))
         return mx_command_usage(self, "--to %s: expected hf, gguf, original or metal", option_to);
-    if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
+    if (option_quantize && !mx_quantize_find(self, option_quantize, &rounding)) return MX_EXIT_USAGE;
     if (!mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     return convert(self, positional[0], positional[1], to);
 }

@@ -55,6 +55,20 @@ static const mx_matrix *matrix_of(const mx_weights *w, const mx_tensor *t) {
     return NULL;
 }
 
+/* Numbers of a tensor that are parameters of the model: not those that say how others are to be read. */
+static double parameters(const mx_config *c, const mx_tensor *t, const mx_matrix *matrix) {
+    static const char *const none[] = {"_scales",         ".weight_scale",      ".weight_global_scale",
+                                       ".weight_scale_2", ".weight_shape",      ".weight_zero_point",
+                                       ".input_scale",    ".input_global_scale"};
+    double count = 1;
+    if (matrix)
+        return (double)matrix->rows * (double)matrix->cols * (strstr(t->name, ".mlp.experts.") ? c->experts : 1);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        if (mx_ends_with(t->name, none[i])) return 0;
+    for (int d = 0; d < t->dims; d++) count *= (double)t->shape[d];
+    return count;
+}
+
 /* Sums the checkpoint's tensors up by class. */
 static void classify(const mx_weights *w, class classes[CLASSES]) {
     const mx_config *c = &w->config;
@@ -65,7 +79,8 @@ static void classify(const mx_weights *w, class classes[CLASSES]) {
         while (!strstr(t->name, classes[k].part)) k++;
         class *a = &classes[k];
         bool experts = !strcmp(a->name, "experts"), embedding = !strcmp(a->name, "embedding");
-        double bytes = (double)t->bytes, count = mx_tensor_weights(t), share = 1;
+        const mx_matrix *matrix = t->bytes ? matrix_of(w, t) : NULL;
+        double bytes = (double)t->bytes, count = parameters(c, t, matrix), share = 1;
         if (experts) share = (double)c->top_k / c->experts;
         if (embedding) share = 1.0 / c->vocab;
         if (!strcmp(a->name, "unused") || (!strcmp(a->name, "lm_head") && c->tied_embeddings)) share = 0;
@@ -74,7 +89,6 @@ static void classify(const mx_weights *w, class classes[CLASSES]) {
         a->count += count;
         a->read += bytes * (embedding && c->tied_embeddings ? 1 : share);
         a->active += count * (embedding && c->tied_embeddings ? 1 : share);
-        const mx_matrix *matrix = t->bytes ? matrix_of(w, t) : NULL;
         char type[MX_WEIGHT_NAME];
         if (matrix) mx_weight_name(type, matrix);
         if (count > 0) add_type(a, matrix ? type : t->dtype_name);

@@ -29,9 +29,10 @@ static struct {
     mx_device_choice on;  /* what device and the options that are the CPU's name */
     const char *where;    /* the same for mx_load_options */
     mx_speculation speculation;
-    mx_load_way way; /* what load names */
-    mx_numa placed;  /* what numa names */
-    int greedy;
+    mx_load_way way;      /* what load names */
+    mx_numa placed;       /* what numa names */
+    mx_rounding rounding; /* what quantize names */
+    int forget_rounded, greedy;
     char **logit_bias, **stop;
     char *system, *developer, *reasoning, *date, *tools;
     int keep_thinking;
@@ -94,7 +95,11 @@ const struct poptOption mx_model_options[] = {
     {"numa", '\0', STRING, &given.numa, 0,
      "Weights on several memory nodes: auto (default), off, interleave, or spread: each node its part", "HOW"},
     {"quantize-experts", '\0', STRING, &given.quantize, 0,
-     "Round experts that are BF16 to this format when loading: mxfp4 (a quarter of the memory)", "FORMAT"},
+     "Round experts that are BF16 when loading: mxfp4 (a quarter of the memory), or with scales by mxfp4:overflow or "
+     "mxfp4:search (the least error); kept beside the model for the next start",
+     "FORMAT"},
+    {"no-experts-cache", '\0', POPT_ARG_NONE, &given.forget_rounded, 0,
+     "Neither keep rounded experts nor take those of an earlier start", NULL},
     {"tokenizer", '\0', STRING, &given.tokenizer, 0,
      "Take the vocabulary from here: a tokenizer.json, a folder, a .gguf", "FILE"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
@@ -232,7 +237,7 @@ bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     }
     if (given.speculate && !mx_speculation_find(command, given.speculate, &given.speculation)) return false;
     if (given.load && !mx_load_find(command, given.load, &given.way)) return false;
-    if (given.quantize && !mx_quantize_find(command, given.quantize)) return false;
+    if (given.quantize && !mx_quantize_find(command, given.quantize, &given.rounding)) return false;
     if (given.kv_type && !(given.kv = mx_kv_find(command, given.kv_type))) return false;
     mx_precisions precision;
     mx_error error;
@@ -353,7 +358,7 @@ static bool warn_of_memory(const mx_session *s) {
                                         .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
                                         .kv_memory = (double)given.kv_bytes,
                                         .kv = given.kv ? given.kv->format : MX_F16,
-                                        .form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                        .form = mx_experts_form(given.rounding),
                                         .copied = given.way == MX_LOAD_READ,
                                         .threads = (int)numbers[THREADS].value});
 }
@@ -378,7 +383,8 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     const mx_load_options load_options = {.threads = threads,
                                           .way = given.way,
                                           .numa = given.placed,
-                                          .quantize_experts = given.quantize != NULL,
+                                          .quantize_experts = given.rounding,
+                                          .keep_rounded = !given.forget_rounded,
                                           .device = given.where,
                                           .engine = &engine_options,
                                           .gpu_memory = given.gpu_bytes,
@@ -450,8 +456,7 @@ static mx_status hash_tensors(XXH3_state_t *hash, const char *folder, mx_error *
     char identity[MX_IDENTITY];
     mx_pool *pool;
     mx_loading hashing = {.label = "looking at the model"};
-    mx_status status =
-        mx_checkpoint_open_as(folder, given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE, &checkpoint, error);
+    mx_status status = mx_checkpoint_open_as(folder, mx_experts_form(given.rounding), &checkpoint, error);
     if (status) return status;
     status = mx_pool_create((int)numbers[THREADS].value, &pool, error);
     if (!status) {

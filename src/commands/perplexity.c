@@ -9,27 +9,16 @@
 #include "base/progress.h"
 #include "commands/common.h"
 #include "commands/options.h"
+#include "commands/scoring.h"
 #include "commands/terminal.h"
 #include "engine/model_parts.h"
 #include "evaluate/evaluate.h"
 
-static char *protocol, *separator, *save_base, *base;
+static char *save_base, *base;
 static int json, quiet;
-static mx_number window = {"--window", NULL, 0, 2, 1 << 30, true, false};
-static mx_number stride = {"--stride", NULL, 0, 1, 1 << 30, true, false};
-static mx_number most = {"--tokens", NULL, 0, 1, 1e15, true, false};
 static mx_number base_top = {"--base-top", NULL, 0, 1, 1 << 30, true, false};
 
 static const struct poptOption perplexity_options[] = {
-    {"protocol", 'p', POPT_ARG_STRING, &protocol, 0,
-     "What is scored, with which past: strided (default), llama.cpp, documents or harmony", "NAME"},
-    {"window", 'w', POPT_ARG_STRING, &window.text, 0,
-     "Tokens that are computed together (default 2048, or what the context allows; llama.cpp: 512)", "N"},
-    {"stride", 's', POPT_ARG_STRING, &stride.text, 0,
-     "Tokens from the beginning of one window to that of the next (default: half of the window)", "N"},
-    {"separator", '\0', POPT_ARG_STRING, &separator, 0,
-     "Text between two documents of a file; \\n is a new line (default: a file is one document)", "TEXT"},
-    {"tokens", 'n', POPT_ARG_STRING, &most.text, 0, "Score only the first N tokens", "N"},
     {"save-base", '\0', POPT_ARG_STRING, &save_base, 0, "Keep this run's distributions in a file, for --base", "FILE"},
     {"base", 'b', POPT_ARG_STRING, &base, 0, "Compare with the distributions of another run on the same text", "FILE"},
     {"base-top", '\0', POPT_ARG_STRING, &base_top.text, 0,
@@ -40,146 +29,11 @@ static const struct poptOption perplexity_options[] = {
 };
 
 static const struct poptOption options[] = {
-    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)perplexity_options, 0, "Perplexity:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_scoring_options, 0, "Perplexity:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)perplexity_options, 0, "Distributions and output:", NULL},
     {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_model_options, 0, "Model:", NULL},
     POPT_TABLEEND,
 };
-
-enum {
-    WINDOW = 2048,
-    LLAMA_CPP_WINDOW = 512,
-    RUNNING = 32,      /* windows at once: enough rows for a step, and not more keys and values */
-    SCORED_ROWS = 256, /* of a step: half of it, as half of a window is scored */
-};
-static const size_t FILE_MOST = (size_t)16 << 30;
-
-/* ---- texts ------------------------------------------------------------------------------------------------------- */
-/* All of the files' texts. What they point to lies in `files` and `documents`. */
-typedef struct corpus {
-    mx_bytes *files; /* [file_count] */
-    int file_count;
-    mx_json_document **documents; /* [count]; NULL: the text is a part of a file */
-    mx_evaluate_text *texts;      /* [count] */
-    char **names;                 /* [count]; NULL: the text has the file's */
-    int count, capacity;
-} corpus;
-
-static void free_corpus(corpus *c) {
-    for (int i = 0; i < c->file_count; i++) mx_bytes_free(&c->files[i]);
-    for (int i = 0; i < c->count; i++) {
-        mx_json_free(c->documents[i]);
-        free(c->names[i]);
-    }
-    free(c->files);
-    free(c->documents);
-    free(c->texts);
-    free(c->names);
-}
-
-/* Takes `document` and `name`, which may be NULL, also when this fails. */
-static bool add_text(corpus *c, mx_evaluate_text text, mx_json_document *document, char *name) {
-    if (c->count == c->capacity && c->capacity < 1 << 29) {
-        const int capacity = c->capacity ? 2 * c->capacity : 16;
-        mx_evaluate_text *texts = realloc(c->texts, sizeof *texts * (size_t)capacity);
-        if (texts) c->texts = texts;
-        mx_json_document **documents = realloc(c->documents, sizeof(mx_json_document *) * (size_t)capacity);
-        if (documents) c->documents = documents;
-        char **names = realloc(c->names, sizeof(char *) * (size_t)capacity);
-        if (names) c->names = names;
-        if (texts && documents && names) c->capacity = capacity;
-    }
-    if (c->count == c->capacity) {
-        mx_json_free(document);
-        free(name);
-        return false;
-    }
-    c->documents[c->count] = document;
-    c->names[c->count] = name;
-    c->texts[c->count++] = text;
-    return true;
-}
-
-/* A line of a .jsonl: a string, an object with "text", or, for harmony, one with "messages", which stays JSON. */
-static mx_status add_line(corpus *c, bool harmony, char *name, const char *line, size_t size, mx_error *error) {
-    mx_json_document *document;
-    mx_status status = mx_json_parse(name, line, size, &document, error);
-    if (status) {
-        free(name);
-        return status;
-    }
-    const mx_json *root = mx_json_root(document),
-                  *text = root->type == MX_JSON_STRING ? root : mx_json_get(root, "text");
-    const bool conversation = harmony && mx_json_get(root, "messages");
-    if (!conversation && (!text || text->type != MX_JSON_STRING)) {
-        status =
-            mx_fail(error, MX_INVALID_FILE, "%s: expected a string, {\"text\": \"...\"}%s", name,
-                    harmony ? " or {\"messages\": [...]}" : ", or, with --protocol harmony, {\"messages\": [...]}");
-        mx_json_free(document);
-        free(name);
-        return status;
-    }
-    const mx_evaluate_text found = {name, conversation ? line : text->text, conversation ? size : text->size};
-    return add_text(c, found, document, name) ? MX_OK : mx_out_of_memory(error);
-}
-
-static mx_status add_lines(corpus *c, bool harmony, const char *path, const mx_bytes *file, mx_error *error) {
-    mx_status status = MX_OK;
-    size_t end;
-    int number = 0;
-    for (size_t at = 0; at < file->size && !status; at = end + 1) {
-        const char *line = file->data + at, *newline = memchr(line, '\n', file->size - at);
-        end = newline ? (size_t)(newline - file->data) : file->size;
-        number++;
-        if (strspn(line, " \t\r") >= end - at) continue;
-        char *name = malloc(strlen(path) + 40);
-        if (!name) return mx_out_of_memory(error);
-        sprintf(name, "%s: line %d", path, number);
-        status = add_line(c, harmony, name, line, end - at, error);
-    }
-    return status;
-}
-
-/* The parts between separators that are not empty. */
-static mx_status add_parts(corpus *c, const char *path, const mx_bytes *file, const mx_bytes *between,
-                           mx_error *error) {
-    const char *at = file->data, *end = file->data + file->size;
-    for (const char *next; at && at < end; at = next ? next + between->size : NULL) {
-        next = between->size ? memmem(at, (size_t)(end - at), between->data, between->size) : NULL;
-        const size_t size = (size_t)((next ? next : end) - at);
-        if (size && !add_text(c, (mx_evaluate_text){path, at, size}, NULL, NULL)) return mx_out_of_memory(error);
-    }
-    return MX_OK;
-}
-
-/* --separator with \n, \t and \\ as what they stand for. */
-static bool unescape(const char *text, mx_bytes *out) {
-    static const char letters[] = "nt\\", meant[] = "\n\t\\";
-    for (bool ok = true; *text && ok; text++) {
-        const char *letter = *text == '\\' && text[1] ? strchr(letters, text[1]) : NULL;
-        ok = mx_bytes_add(out, letter ? &meant[letter - letters] : text, 1);
-        text += letter != NULL;
-        if (!ok) return false;
-    }
-    return true;
-}
-
-static mx_status read_corpus(const char *const *paths, bool harmony, corpus *out, mx_error *error) {
-    mx_bytes between = {0};
-    int count = 0;
-    while (paths[count]) count++;
-    out->files = calloc((size_t)count, sizeof *out->files);
-    mx_status status = !out->files || (separator && !unescape(separator, &between)) ? mx_out_of_memory(error) : MX_OK;
-    for (int i = 0; i < count && !status; i++) {
-        mx_bytes *file = &out->files[out->file_count++];
-        status = mx_read_file(paths[i], FILE_MOST, file, error);
-        if (!status && mx_ends_with(paths[i], ".jsonl"))
-            status = add_lines(out, harmony, paths[i], file, error);
-        else if (!status)
-            status = add_parts(out, paths[i], file, &between, error);
-    }
-    mx_bytes_free(&between);
-    return status;
-}
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 static bool add_number(mx_bytes *out, const char *key, double value) {
@@ -255,19 +109,11 @@ static void show(void *user, int64_t done, int64_t total) {
     mx_progress_update(bar, (double)done);
 }
 
-/* The window, unless --ctx says otherwise: more keys and values than that nobody needs. */
-static mx_status load(mx_session *s, mx_protocol p, bool *loaded, int *exit_code, mx_error *error) {
-    mx_config config;
-    mx_status status = mx_config_read(s->path, &config, error);
-    if (status) return status;
-    int64_t context = (int64_t)window.value;
-    if (!context) context = p == MX_PROTOCOL_LLAMA_CPP ? LLAMA_CPP_WINDOW : WINDOW;
-    if (context > config.max_positions && !window.text) context = config.max_positions;
-    if (window.text && context == (int64_t)config.max_positions + 1) context--; /* the last token has no row */
-    const mx_engine_options engine = {
-        .context = context, .max_running = RUNNING, .scored_rows = SCORED_ROWS, .step_seconds = 1e6};
-    *loaded = mx_session_load(s, &engine, exit_code);
-    return MX_OK;
+static mx_status load(mx_session *s, const mx_evaluate_options *o, bool *loaded, int *exit_code, mx_error *error) {
+    mx_engine_options engine = {0};
+    const mx_status status = mx_scoring_engine(s->path, o, &engine, error);
+    if (!status) *loaded = mx_session_load(s, &engine, exit_code);
+    return status;
 }
 
 static mx_status identify(const mx_session *s, char out[MX_IDENTITY], mx_error *error) {
@@ -282,25 +128,23 @@ static mx_status identify(const mx_session *s, char out[MX_IDENTITY], mx_error *
     return status;
 }
 
-static mx_status evaluate(mx_session *s, mx_protocol p, const corpus *c, mx_evaluation *out, mx_error *error) {
+static mx_status evaluate(mx_session *s, const mx_evaluate_options *scoring, const mx_corpus *c, mx_evaluation *out,
+                          mx_error *error) {
     char identity[MX_IDENTITY] = "";
     mx_progress bar = {0};
     if (save_base || base) {
         const mx_status status = identify(s, identity, error);
         if (status) return status;
     }
-    const mx_evaluate_options o = {.protocol = p,
-                                   .window = (int64_t)window.value,
-                                   .stride = (int64_t)stride.value,
-                                   .most_tokens = (int64_t)most.value,
-                                   .save_base = save_base,
-                                   .base = base,
-                                   .base_top = (int)base_top.value,
-                                   .model = s->name,
-                                   .identity = identity,
-                                   .progress = quiet ? NULL : show,
-                                   .user = &bar,
-                                   .stop = &mx_interrupted};
+    mx_evaluate_options o = *scoring;
+    o.save_base = save_base;
+    o.base = base;
+    o.base_top = (int)base_top.value;
+    o.model = s->name;
+    o.identity = identity;
+    o.progress = quiet ? NULL : show;
+    o.user = &bar;
+    o.stop = &mx_interrupted;
     mx_interrupt_catch(true);
     const mx_status status = mx_evaluate(s->engine, s->tokenizer, c->texts, c->count, &o, out, error);
     mx_interrupt_release();
@@ -308,19 +152,19 @@ static mx_status evaluate(mx_session *s, mx_protocol p, const corpus *c, mx_eval
     return status;
 }
 
-static int work(const mx_command *self, mx_protocol p, const char *const *paths) {
+static int work(const mx_command *self, const mx_evaluate_options *o, const char *const *paths) {
     mx_error error = {0};
     mx_session session;
-    corpus texts = {0};
+    mx_corpus texts = {0};
     mx_evaluation found;
     mx_bytes text = {0};
     int exit_code = MX_EXIT_OK;
     bool loaded = false;
     if (mx_session_prepare(self, true, &session, &exit_code)) {
-        mx_status status = read_corpus(paths, p == MX_PROTOCOL_HARMONY, &texts, &error);
-        if (!status) status = load(&session, p, &loaded, &exit_code, &error);
+        mx_status status = mx_corpus_read(self, paths, o->protocol, &texts, &error);
+        if (!status) status = load(&session, o, &loaded, &exit_code, &error);
         if (!status && loaded) {
-            status = evaluate(&session, p, &texts, &found, &error);
+            status = evaluate(&session, o, &texts, &found, &error);
             if (!status && !(json ? print_json : print_table)(&found, &session, &text))
                 status = mx_out_of_memory(&error);
             if (!status) status = mx_write_stdout(&text, &error);
@@ -331,7 +175,7 @@ static int work(const mx_command *self, mx_protocol p, const char *const *paths)
         if (status) exit_code = status == MX_CANCELLED ? MX_EXIT_INTERRUPTED : mx_command_fail(self, &error);
     }
     mx_bytes_free(&text);
-    free_corpus(&texts);
+    mx_corpus_free(&texts);
     mx_session_close(&session);
     return exit_code;
 }
@@ -339,20 +183,12 @@ static int work(const mx_command *self, mx_protocol p, const char *const *paths)
 static int run(const mx_command *self, int argc, const char **argv) {
     const char *const *positional;
     int exit_code;
-    mx_protocol p = MX_PROTOCOL_STRIDED;
+    mx_evaluate_options o = {0};
     if (!mx_command_parse(self, options, argc, argv, &positional, &exit_code)) return exit_code;
     if (!positional || !*positional) return mx_command_usage(self, "no text given: name files, or - for stdin");
-    mx_number *const numbers[] = {&window, &stride, &most, &base_top};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (!mx_number_check(self, numbers[i])) return MX_EXIT_USAGE;
-    if (protocol && !mx_protocol_parse(protocol, &p))
-        return mx_command_usage(self, "--protocol %s: expected strided, llama.cpp, documents or harmony", protocol);
-    if (separator && (!*separator || (p != MX_PROTOCOL_DOCUMENTS && p != MX_PROTOCOL_HARMONY)))
-        return mx_command_usage(self, "--separator is a text, for --protocol documents or harmony");
-    if (p == MX_PROTOCOL_LLAMA_CPP && stride.text)
-        return mx_command_usage(self, "--stride: the windows of protocol llama.cpp lie side by side");
+    if (!mx_number_check(self, &base_top) || !mx_scoring_check(self, &o)) return MX_EXIT_USAGE;
     if (base_top.text && !save_base) return mx_command_usage(self, "--base-top is for --save-base");
-    return work(self, p, positional);
+    return work(self, &o, positional);
 }
 
 const mx_command mx_command_perplexity = {

@@ -12,6 +12,7 @@ enum { MOST_MODELS = MX_PLAN_KNOWN + 2, MOST_STREAMS = 256, CONTEXT = 8192 };
 
 static struct {
     char *model, *kv_type, *quantize, *peak;
+    mx_rounding rounding; /* what quantize names */
     int json;
 } given;
 
@@ -108,7 +109,7 @@ static int known_model(const char *name) {
 
 /* What -m names: files that are here, or else a known model, which needs none. */
 static mx_status read_asked(plan *p, char folder[MX_PLAN_NAME], mx_error *error) {
-    const mx_expert_form form = given.quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE;
+    const mx_expert_form form = mx_experts_form(given.rounding);
     *folder = 0;
     if (!given.model) return MX_OK;
     mx_status status = mx_find_model(given.model, folder, MX_PLAN_NAME, error);
@@ -186,7 +187,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
         if (!mx_number_check(self, &numbers[i])) return MX_EXIT_USAGE;
     const mx_kv_name *kv = given.kv_type ? mx_kv_find(self, given.kv_type) : &mx_kv_names[0];
     mx_peaks peaks;
-    if (given.quantize && !mx_quantize_find(self, given.quantize)) return MX_EXIT_USAGE;
+    if (given.quantize && !mx_quantize_find(self, given.quantize, &given.rounding)) return MX_EXIT_USAGE;
     if (!kv || (given.peak && !read_peaks(self, given.peak, &peaks))) return MX_EXIT_USAGE;
     p.request = (mx_plan_request){(int64_t)numbers[CTX].value, (int)numbers[STREAMS].value, kv->format};
     mx_error error = {0};

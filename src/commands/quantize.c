@@ -13,7 +13,7 @@
 
 static const char *option_format[MX_GROUPS];
 static const char *option_rules, *option_recipe, *option_calibrate, *option_to;
-static int option_modelopt, option_force, option_nonfinite, option_json, option_dry, option_verbose;
+static int option_modelopt, option_force, option_nonfinite, option_json, option_dry, option_verbose, option_loss;
 static mx_number option_threads = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false};
 static mx_number option_bits = {"--target-bits", NULL, 0, 0, 32, false, true};
 static mx_number option_tokens = {"--calibrate-tokens", NULL, 0, 1, 1e9, true, false};
@@ -91,6 +91,7 @@ static mx_status to_gguf(const char *in, const char *out, const mx_model_options
     const mx_convert_options options = {.to = MX_LAYOUT_GGUF,
                                         .force = o->force,
                                         .quantize_experts = !quantized,
+                                        .allow_loss = option_loss,
                                         .pool = o->pool,
                                         .stop = o->stop,
                                         .progress = shown_converting,
@@ -187,6 +188,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
         {"modelopt", 0, POPT_ARG_NONE, &option_modelopt, 0, "Names of NVIDIA's ModelOpt for NVFP4", NULL},
         {"to", 0, POPT_ARG_STRING, &option_to, 0, "hf: a folder; gguf: a file (default: by OUT's name)", "LAYOUT"},
         {"force", 'f', POPT_ARG_NONE, &option_force, 0, "Replace OUT, once the new model is whole", NULL},
+        {"allow-loss", 0, POPT_ARG_NONE, &option_loss, 0, "GGUF: convert also where it cannot say everything, and warn",
+         NULL},
         {"allow-nonfinite", 0, POPT_ARG_NONE, &option_nonfinite, 0,
          "NaN becomes 0 and infinity the largest number, instead of an error", NULL},
         {"dry-run", 'n', POPT_ARG_NONE, &option_dry, 0, "Say what would be written, and write nothing", NULL},
@@ -198,7 +201,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     };
     memset(option_format, 0, sizeof option_format);
     option_rules = option_recipe = option_calibrate = option_to = NULL;
-    option_modelopt = option_force = option_nonfinite = option_json = option_dry = option_verbose = 0;
+    option_modelopt = option_force = option_nonfinite = option_json = option_dry = option_verbose = option_loss = 0;
     option_threads.text = option_bits.text = option_tokens.text = NULL;
     option_threads.value = 0;
     const char *const *positional = NULL;

@@ -85,6 +85,12 @@ static int64_t nonfinite(const mx_model_report *r) {
     return n;
 }
 
+static int unseen(const mx_model_report *r) {
+    int n = 0;
+    for (int i = 0; i < r->classes; i++) n += r->of_class[i].unseen;
+    return n;
+}
+
 static bool last_line(mx_bytes *out, const mx_quantize_shown *shown, const mx_model_report *r) {
     char before[32], after[32], read[32];
     size_text(r->bytes_before, before);
@@ -101,17 +107,25 @@ bool mx_quantize_text(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     const bool done = shown->out != NULL;
     bool ok = !r->table || mx_bytes_add_string(out, r->table);
     for (int i = 0; i < r->matrices && ok && shown->verbose; i++) ok = matrix_line(out, &r->matrix[i], done);
+    for (int i = 0; i < r->others && ok && shown->verbose; i++)
+        ok = mx_bytes_addf(out, "  %-56s %s, %s\n", r->other[i].name, r->other[i].type,
+                           r->other[i].changed ? "rotated" : "as it is");
     if (r->classes && ok)
         ok = mx_bytes_addf(out, "  %-10s %-20s %9s %12s %12s%s\n", "class", "format", "matrices", "bits/weight", "size",
                            done ? "  rel. error    saturated  zero blocks" : "");
     for (int i = 0; i < r->classes && ok; i++) ok = class_line(out, &r->of_class[i], done);
     if (r->others && ok)
-        ok = mx_bytes_addf(out, "  and %d tensor%s that %s no such matrices, as they are\n", r->others,
-                           r->others == 1 ? "" : "s", r->others == 1 ? "is" : "are");
+        ok = mx_bytes_addf(out, "  and %d tensor%s that %s no such matrices%s\n", r->others, r->others == 1 ? "" : "s",
+                           r->others == 1 ? "is" : "are", shown->verbose ? "" : " (--verbose lists them)");
     if (done) ok = ok && lossless_text(out, r);
     if (ok && nonfinite(r))
         ok = mx_bytes_addf(out, "  %lld numbers were NaN (now 0) or infinite (now the largest)\n",
                            (long long)nonfinite(r));
+    if (ok && unseen(r))
+        ok = mx_bytes_addf(out,
+                           "  %d matrices met no token of the calibration text: the recipe did without statistics "
+                           "there\n",
+                           unseen(r));
     return ok && last_line(out, shown, r);
 }
 
@@ -144,7 +158,7 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
              mx_bytes_addf(out, ",\"matrices\":%d,\"weights\":%lld,\"bytes\":%llu,\"bits_per_weight\":%.9g",
                            c->matrices, (long long)c->weights, (unsigned long long)c->bytes,
                            c->weights ? 8 * (double)c->bytes / (double)c->weights : 0);
-        if (done && !c->kept) ok = ok && json_result(out, &c->sum);
+        if (done && !c->kept) ok = ok && json_result(out, &c->sum) && mx_bytes_addf(out, ",\"unseen\":%d", c->unseen);
         ok = ok && mx_bytes_add_string(out, "}");
     }
     ok = ok && mx_bytes_add_string(out, "],\"matrices\":[");
@@ -158,10 +172,16 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
         if (done && !m->kept) ok = ok && json_result(out, &m->report);
         ok = ok && mx_bytes_add_string(out, "}");
     }
+    ok = ok && mx_bytes_add_string(out, "],\"others\":[");
+    for (int i = 0; i < r->others && ok; i++)
+        ok = mx_bytes_add_string(out, i ? "," : "") &&
+             mx_bytes_add_json(out, r->other[i].name, strlen(r->other[i].name));
+    if (r->table)
+        ok = ok && mx_bytes_add_string(out, "],\"table\":[") && mx_bytes_add_json(out, r->table, strlen(r->table));
     return ok && mx_bytes_addf(out,
-                               "],\"others\":%d,\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
+                               "],\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
                                "\"read\":%llu,\"seconds\":%.6g,\"quantize_seconds\":%.6g}\n",
-                               r->others, (unsigned long long)r->bytes_before, (unsigned long long)r->bytes,
+                               (unsigned long long)r->bytes_before, (unsigned long long)r->bytes,
                                (unsigned long long)r->file_bytes, r->files, (unsigned long long)r->read, r->seconds,
                                r->quantize_seconds);
 }

@@ -580,7 +580,7 @@ static mx_status open_model(runner *r, const char *folder, const mx_device_choic
     if (load->way != MX_LOAD_LAZY)
         load->told = mx_plan_warn(&(mx_plan_load){.path = folder,
                                                   .kv = kv,
-                                                  .form = option_quantize ? MX_EXPERTS_MXFP4 : MX_EXPERTS_IN_PLACE,
+                                                  .form = mx_experts_form(load->quantize_experts),
                                                   .copied = load->way == MX_LOAD_READ,
                                                   .threads = load->threads});
     return mx_weights_load(folder, load, r->pool, &r->weights, error);
@@ -604,8 +604,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
          "Of activations in products: fp32 (default), bf16x2, mixed, bf16, int8", "NAME"},
         {"chunk", 0, POPT_ARG_STRING, &option_chunk.text, 0, "Most rows of a step, 1 to 512 (default 512)", "N"},
         {"load", 0, POPT_ARG_STRING, &option_load, 0, "Weights: map (default), read or lazy", "WAY"},
-        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0, "Round BF16 experts when loading: mxfp4",
-         "FORMAT"},
+        {"quantize-experts", 0, POPT_ARG_STRING, &option_quantize, 0,
+         "Round BF16 experts when loading: mxfp4, or mxfp4:RECIPE", "FORMAT"},
         {"numa", 0, POPT_ARG_STRING, &option_numa, 0, "auto (default), off, interleave or spread", "HOW"},
         {"threads", 't', POPT_ARG_STRING, &option_threads.text, 0, "Threads (default: all physical cores)", "N"},
         {"json", 0, POPT_ARG_NONE, &option_json, 0, "One JSON object instead of the table", NULL},
@@ -624,8 +624,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!kv || !mx_number_check(self, &option_chunk) || !mx_number_check(self, &option_threads)) return MX_EXIT_USAGE;
     mx_loading loading = {0};
     mx_load_options load = {.threads = (int)option_threads.value, .progress = mx_loading_shown, .user = &loading};
-    load.quantize_experts = option_quantize != NULL;
-    if (option_quantize && !mx_quantize_find(self, option_quantize)) return MX_EXIT_USAGE;
+    if (option_quantize && !mx_quantize_find(self, option_quantize, &load.quantize_experts)) return MX_EXIT_USAGE;
     if (option_load && !mx_load_find(self, option_load, &load.way)) return MX_EXIT_USAGE;
     if (option_numa && !mx_numa_find(self, option_numa, &load.numa)) return MX_EXIT_USAGE;
     if (!(option_max_kl >= 0)) return mx_command_usage(self, "--max-kl: expected a number from 0");

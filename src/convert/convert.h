@@ -11,10 +11,10 @@
 
 /* A model from one layout into another, bit for bit, in constant memory: docs of `mxrun convert`. */
 typedef struct mx_convert_options {
-    mx_layout to;          /* HF, ORIGINAL, METAL: a folder; GGUF: a file */
-    bool force;            /* what lies at `out` is replaced, once the new model is whole */
-    bool quantize_experts; /* experts of 16 bits are rounded to MXFP4, as mx_load_options does it */
-    bool allow_loss;       /* also where the layout cannot say everything; a warning says what */
+    mx_layout to;                 /* HF, ORIGINAL, METAL: a folder; GGUF: a file */
+    bool force;                   /* what lies at `out` is replaced, once the new model is whole */
+    mx_rounding quantize_experts; /* experts of 16 bits are rounded to MXFP4, as mx_load_options does it */
+    bool allow_loss;              /* also where the layout cannot say everything; a warning says what */
     mx_pool *pool;
     const volatile sig_atomic_t *stop;                           /* not 0: end with MX_CANCELLED; NULL: never */
     void (*progress)(void *user, uint64_t done, uint64_t total); /* by the calling thread, in bytes; may be NULL */

@@ -106,7 +106,7 @@ static mx_status round_experts(mx_origin *o, const char *path) {
         return mx_fail(o->error, MX_INVALID_ARGUMENT,
                        "%s: its experts are MXFP4 already: leave --quantize-experts away", path);
     mx_checkpoint_close(o->ck);
-    mx_status status = mx_checkpoint_open_as(path, MX_EXPERTS_MXFP4, &o->ck, o->error);
+    mx_status status = mx_checkpoint_open_as(path, mx_experts_form(o->options->quantize_experts), &o->ck, o->error);
     if (!status && !holds_mxfp4(o))
         status = mx_fail(o->error, MX_UNSUPPORTED,
                          "%s: its experts are not rounded: that is done with BF16 in a Hugging Face folder", path);

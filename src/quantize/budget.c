@@ -170,10 +170,12 @@ static void compare_rows(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* The text through the view. `keep`: its logits become the model's; else *kl is the mean distance from them. */
+/* The text through the view, from layer forward.first on. `keep`: its logits, and the residual stream, become the
+ * model's; else *kl is the mean distance from them. */
 static mx_status run_text(measuring *m, bool keep, double *kl) {
     const int64_t vocab = m->view.config.vocab;
     int64_t first = 0;
+    m->forward.keep = keep && m->forward.residual;
     for (int at = 0, wanted; at < m->text.count; first += wanted) {
         const int before = at;
         if (stopped(m)) return mx_fail(m->error, MX_CANCELLED, "stopped");
@@ -407,6 +409,11 @@ static mx_status quantize_part(measuring *m, const mx_budget_part *p, mx_budget_
 
 /* ---- measuring --------------------------------------------------------------------------------------------------- */
 
+/* The layer that first sees the part; `layers`: none, only lm_head. */
+static int first_layer(const measuring *m, const mx_budget_part *p) {
+    return p->part == MX_PART_LM_HEAD ? m->view.config.layers : p->layer < 0 ? 0 : p->layer;
+}
+
 /* The part in one of its forms: how far it moves the predictions. */
 static mx_status measure_choice(measuring *m, const mx_budget_part *p, mx_budget_choice *c, bool estimate, float *w) {
     bool lossless;
@@ -417,7 +424,10 @@ static mx_status measure_choice(measuring *m, const mx_budget_part *p, mx_budget
     }
     put(m, p, w);
     c->run = true;
+    /* What comes before the part is as it was. */
+    if (m->forward.residual) m->forward.first = first_layer(m, p);
     status = run_text(m, false, &c->kl);
+    m->forward.first = 0;
     put(m, p, NULL);
     return status;
 }
@@ -504,12 +514,18 @@ static mx_status prepare(measuring *m) {
     if (!m->view.layer || !m->logits || !m->scratch || !m->kl) return no_memory(m, "predictions");
     memcpy(m->view.layer, m->weights->layer, (size_t)c->layers * sizeof *m->view.layer);
     m->report->tokens = m->rows;
-    return mx_forward_open(&m->view, m->pool, NULL, (int)longest, (int)(longest / m->every + 1), &m->forward, m->error);
+    status =
+        mx_forward_open(&m->view, m->pool, NULL, (int)longest, (int)(longest / m->every + 1), &m->forward, m->error);
+    const uint64_t residual = (uint64_t)m->text.ids.count * (uint64_t)(c->layers + 1) * (uint64_t)c->hidden * 4;
+    if (!status && residual < mx_memory_available() / 4)
+        status = mx_forward_keep(&m->forward, m->text.ids.count, m->error);
+    return status;
 }
 
-static void say_how_long(const measuring *m, double seconds, int runs) {
+/* `whole`: seconds of a run of all layers; `share`: of such runs that all of them are together. */
+static void say_how_long(const measuring *m, double whole, int runs, double share) {
     char time[32];
-    mx_progress_time_left(seconds * runs, time);
+    mx_progress_time_left(whole * share, time);
     char *left = strstr(time, " left");
     if (left) *left = 0;
     mx_log(MX_LOG_INFO,
@@ -519,17 +535,21 @@ static void say_how_long(const measuring *m, double seconds, int runs) {
 
 static mx_status measure(measuring *m) {
     mx_budget_report *r = m->report;
+    const double layers = m->view.config.layers + 1;
     int runs = 0, all = 0;
+    double share = 0;
     for (int i = 0; i < r->parts; i++)
-        for (int j = 0; j < r->formats; j++)
-            if (r->part[i].choice[j].possible) {
-                all++;
-                runs += !m->options->quick || j == fewest_bits(&r->part[i], r->formats);
-            }
+        for (int j = 0; j < r->formats; j++) {
+            if (!r->part[i].choice[j].possible) continue;
+            all++;
+            if (m->options->quick && j != fewest_bits(&r->part[i], r->formats)) continue;
+            runs++;
+            share += m->forward.residual ? (layers - first_layer(m, &r->part[i])) / layers : 1;
+        }
     m->total = (all + 2) * m->text.ids.count;
     const double started = mx_seconds();
     mx_status status = run_text(m, true, NULL);
-    if (!status) say_how_long(m, mx_seconds() - started, runs);
+    if (!status) say_how_long(m, mx_seconds() - started, runs, share);
     for (int i = 0; i < r->parts && !status; i++) status = measure_part(m, &r->part[i]);
     return status;
 }

@@ -302,6 +302,7 @@ static mx_status run(const mx_weights *weights, mx_pool *pool, const mx_passages
         if (text->first[i + 1] - text->first[i] > longest) longest = text->first[i + 1] - text->first[i];
     mx_status status = watcher_open(&w, longest, &memory, error);
     if (!status) status = mx_forward_open(weights, pool, &observer, (int)longest, 1, &f, error);
+    if (c->last <= c->config.layers) f.last = c->last;
     for (int at = 0; at < text->count && !status;) {
         int wanted;
         if (o->stop && *o->stop) status = mx_fail(error, MX_CANCELLED, "calibration: stopped");

@@ -39,16 +39,25 @@ mx_status mx_forward_open(const mx_weights *weights, mx_pool *pool, const mx_obs
     return status;
 }
 
+mx_status mx_forward_keep(mx_forward *f, int64_t tokens, mx_error *error) {
+    f->residual =
+        malloc((size_t)tokens * (size_t)(f->config->layers + 1) * (size_t)f->config->hidden * sizeof *f->residual);
+    if (f->residual) return MX_OK;
+    return mx_fail(error, MX_NO_MEMORY, "no memory for the residual stream of %lld tokens", (long long)tokens);
+}
+
 void mx_forward_close(mx_forward *f) {
     if (f->backend) f->backend->ops->destroy(f->backend);
     free(f->table);
     free(f->row);
     free(f->view);
+    free(f->residual);
     *f = (mx_forward){0};
 }
 
 mx_status mx_forward_step(mx_forward *f, const mx_passages *w, int at, int64_t every, int *next, int *wanted,
                           mx_error *error) {
+    const int64_t hidden = f->config->hidden, token = w->first[at];
     int rows = 0, sequences = 0;
     int64_t pages = 0;
     *wanted = 0;
@@ -68,6 +77,12 @@ mx_status mx_forward_step(mx_forward *f, const mx_passages *w, int at, int64_t e
         return mx_fail(error, MX_INVALID_STATE, "forward: steps of %d rows with %d logits do not hold the windows",
                        f->max_rows, f->max_wanted);
     if (!every) f->row[rows - 1].wanted = true;
-    const mx_batch batch = {.row = f->row, .rows = rows, .sequence = f->view, .sequences = sequences};
+    mx_batch batch = {
+        .row = f->row, .rows = rows, .sequence = f->view, .sequences = sequences, .first = f->first, .last = f->last};
+    float *residual = f->residual ? f->residual + token * (f->config->layers + 1) * hidden : NULL;
+    if (f->first)
+        batch.before = residual + f->first * rows * hidden;
+    else if (f->keep)
+        batch.residual = residual;
     return f->backend->ops->step(f->backend, &batch, error);
 }

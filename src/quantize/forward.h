@@ -9,15 +9,20 @@ typedef struct mx_forward {
     mx_backend *backend;
     const mx_config *config;
     int max_rows, max_wanted;
-    int64_t pages;  /* of a layer */
-    int32_t *table; /* [layers, pages] */
-    mx_row *row;    /* [max_rows] */
+    int first, last; /* layers that steps run; 0 both: all */
+    float *residual; /* [tokens of the text, layers + 1, hidden], by steps; owned; NULL: first is 0 */
+    bool keep;       /* steps of the whole model leave the residual stream there, with which others begin */
+    int64_t pages;   /* of a layer */
+    int32_t *table;  /* [layers, pages] */
+    mx_row *row;     /* [max_rows] */
     mx_sequence_view *view;
 } mx_forward;
 
 /* `max_rows`: of a step; no window is longer. Weights, pool and observer (may be NULL) are borrowed. */
 mx_status mx_forward_open(const mx_weights *weights, mx_pool *pool, const mx_observer *observer, int max_rows,
                           int max_wanted, mx_forward *out, mx_error *error);
+/* Room for the residual stream of `tokens` tokens. */
+mx_status mx_forward_keep(mx_forward *f, int64_t tokens, mx_error *error);
 void mx_forward_close(mx_forward *f); /* all zeros allowed */
 
 /* One step with the windows from `at` on that it holds; *next: the first that it does not. `every`: the logits of

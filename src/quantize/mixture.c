@@ -10,8 +10,8 @@
  *
  * Why the sum is a fair model of what all of them together do: KL is quadratic in small changes of the weights, and
  * rounding errors of different matrices are as good as independent with mean 0, so that the mixed terms nearly vanish
- * (the linearity theorem of HIGGS, arXiv 2411.17525; HAWQ-V3 adds up second-order terms in the same way). The report
- * has what the mixture as a whole was measured to cost beside the sum. */
+ * (the linearity theorem of HIGGS, arXiv 2411.17525; HAWQ-V3, arXiv 2011.10680, adds up second-order terms
+ * likewise). The report has what the mixture as a whole was measured to cost beside the sum. */
 
 const char *mx_part_name(mx_part part) {
     static const char *const names[MX_PARTS] = {[MX_PART_QKV] = "qkv",

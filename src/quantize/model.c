@@ -172,7 +172,16 @@ static mx_status list(run *r) {
         c->weights += m->rows * m->cols;
         c->bytes += (uint64_t)(mx_form_bits(&m->form, m->rows, m->cols) * (double)(m->rows * m->cols) / 8 + 0.5);
     }
-    r->report->others = p->kept;
+    r->report->other = calloc((size_t)s->vectors + 1, sizeof *r->report->other);
+    if (!r->report->other) return no_memory(r);
+    for (int i = 0; i < s->vectors; i++) {
+        const mx_vector *v = &s->vector[i];
+        if (p->taken[i]) continue;
+        mx_model_other *to = &r->report->other[r->report->others++];
+        snprintf(to->name, sizeof to->name, "%s", v->tensor->name);
+        snprintf(to->type, sizeof to->type, "%s", v->tensor->dtype_name);
+        to->changed = v->changed != NULL;
+    }
     r->report->bytes = p->bytes;
     for (int i = 0; i < mx_checkpoint_count(s->checkpoint); i++)
         r->report->bytes_before += mx_checkpoint_at(s->checkpoint, i)->bytes;
@@ -183,8 +192,10 @@ static void sum_up(run *r) {
     for (int i = 0; i < r->report->matrices; i++) {
         const mx_model_matrix *m = &r->report->matrix[i];
         if (m->kept) continue;
-        mx_quantize_report *sum = &class_of(r, m->group, &m->form, false)->sum;
+        mx_model_class *c = class_of(r, m->group, &m->form, false);
+        mx_quantize_report *sum = &c->sum;
         const mx_quantize_report *of = &m->report;
+        c->unseen += of->unseen;
         sum->square += of->square;
         sum->error += of->error;
         if (of->largest_error > sum->largest_error) sum->largest_error = of->largest_error;
@@ -198,6 +209,7 @@ static void sum_up(run *r) {
 void mx_model_report_free(mx_model_report *r) {
     free(r->of_class);
     free(r->matrix);
+    free(r->other);
     free(r->table);
     *r = (mx_model_report){0};
 }

@@ -31,6 +31,7 @@ typedef struct mx_model_class {
     int64_t weights;
     uint64_t bytes;
     mx_quantize_report sum; /* of quantised ones; lossless: all are */
+    int unseen;             /* of them, matrices that no token of the calibration text went through */
 } mx_model_class;
 
 /* A line of the list of tensors. */
@@ -44,12 +45,19 @@ typedef struct mx_model_matrix {
     bool was_mxfp4;            /* then report.lossless says whether its numbers are what they were */
 } mx_model_matrix;
 
+/* A tensor that is no matrix, or none that has a class. */
+typedef struct mx_model_other {
+    char name[200], type[16];
+    bool changed; /* by rotation; else as it was */
+} mx_model_other;
+
 typedef struct mx_model_report {
     mx_model_class *of_class; /* [classes] */
     int classes;
     mx_model_matrix *matrix; /* [matrices] in the order of the model; an expert's gate and up may be one */
     int matrices;
-    int others;                   /* tensors that are no matrices: as they were */
+    mx_model_other *other; /* [others] */
+    int others;
     uint64_t bytes_before, bytes; /* of all tensors */
     uint64_t file_bytes, read;    /* of the files written; of what they were made of */
     int files;

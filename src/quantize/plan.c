@@ -125,6 +125,7 @@ static mx_work *add_work(mx_plan *p, int module) {
     *w = (mx_work){.module = module, .pair = -1, .rows = m->rows, .cols = m->cols, .choice = p->choice[module]};
     w->data = w->scales = w->zeros = w->post = w->shape = -1;
     w->choice.form = p->form[module];
+    if (is_dense(w->choice.form.format)) w->choice.recipe = (mx_quantize_recipe){0}; /* has no scales to choose */
     return w;
 }
 
@@ -246,7 +247,7 @@ static mx_status add_piece(mx_plan *p, const char *stem, const char *name, int v
 }
 
 /* Biases of experts apart; the joined tensor goes. */
-static mx_status add_biases(mx_plan *p, int first, int experts, int parts, const char *stem, bool *taken) {
+static mx_status add_biases(mx_plan *p, int first, int experts, int parts, const char *stem) {
     char name[220];
     int index;
     snprintf(name, sizeof name, "%s_bias", stem);
@@ -261,7 +262,7 @@ static mx_status add_biases(mx_plan *p, int first, int experts, int parts, const
                        mx_show_shape(shape, sizeof shape, v->tensor->shape, v->tensor->dims), experts,
                        (long long)(parts * m->rows));
     }
-    taken[index] = true;
+    p->taken[index] = true;
     mx_status status = MX_OK;
     for (int part = 0; part < parts && !status; part++)
         for (int e = 0; e < experts && !status; e++) {
@@ -273,7 +274,7 @@ static mx_status add_biases(mx_plan *p, int first, int experts, int parts, const
 }
 
 /* Each expert's matrices apart: part by part, of gate and of up, one expert behind the other. */
-static mx_status experts_apart(mx_plan *p, int first, int experts, int parts, const char *stem, bool *taken) {
+static mx_status experts_apart(mx_plan *p, int first, int experts, int parts, const char *stem) {
     const int from = p->works, begin = p->entries;
     for (int i = 0; i < experts * parts; i++)
         if (!add_work(p, first + i)) return p->error->status;
@@ -283,7 +284,7 @@ static mx_status experts_apart(mx_plan *p, int first, int experts, int parts, co
                 mx_status status = add_part(p, &p->work[from + e * parts + m], part);
                 if (status) return status;
             }
-    mx_status status = add_biases(p, first, experts, parts, stem, taken);
+    mx_status status = add_biases(p, first, experts, parts, stem);
     for (int i = begin + 1; i < p->entries; i++) p->entry[i].joined = true;
     return status;
 }
@@ -323,7 +324,7 @@ static mx_status experts_together(mx_plan *p, int first, int experts, int parts,
 }
 
 /* Modules first .. first + count, of one tensor of experts. */
-static mx_status plan_experts(mx_plan *p, int first, int count, bool *taken) {
+static mx_status plan_experts(mx_plan *p, int first, int count) {
     const mx_module *m = &p->source->module[first];
     const int parts = m->kind == MX_KIND_DOWN ? 1 : 2, experts = count / parts;
     char stem[160];
@@ -349,7 +350,7 @@ static mx_status plan_experts(mx_plan *p, int first, int count, bool *taken) {
     }
     return is_mxfp4(&p->form[first]) || is_dense(p->form[first].format)
                ? experts_together(p, first, experts, parts, stem)
-               : experts_apart(p, first, experts, parts, stem, taken);
+               : experts_apart(p, first, experts, parts, stem);
 }
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------
@@ -368,7 +369,6 @@ static mx_status plan_module(mx_plan *p, int i) {
 
 static mx_status plan_vector(mx_plan *p, int i) {
     const mx_vector *v = &p->source->vector[i];
-    p->kept++;
     if (!v->changed) return copy(p, v->tensor, v->tensor->name);
     const mx_piece all = {.step = 1, .count = elements_of(v->tensor)};
     return add_piece(p, v->tensor->name, "", i, &all, v->tensor->dims, v->tensor->shape);
@@ -393,10 +393,10 @@ static mx_status check_names(const mx_plan *p) {
 
 mx_status mx_plan_make(mx_plan *p) {
     const mx_source *s = p->source;
-    bool *taken = calloc((size_t)s->vectors + 1, sizeof *taken);
+    p->taken = calloc((size_t)s->vectors + 1, sizeof *p->taken);
     p->form = calloc((size_t)s->modules + 1, sizeof *p->form);
     p->copied = calloc((size_t)s->modules + 1, sizeof *p->copied);
-    mx_status status = taken && p->form && p->copied ? MX_OK : no_memory(p);
+    mx_status status = p->taken && p->form && p->copied ? MX_OK : no_memory(p);
     for (int i = 0; i < s->modules && !status; i++) resolve(p, i);
     for (int i = 0, end; i < s->modules && !status; i = end) {
         end = i + 1;
@@ -405,11 +405,10 @@ mx_status mx_plan_make(mx_plan *p) {
             continue;
         }
         while (end < s->modules && s->module[end].tensor == s->module[i].tensor) end++;
-        status = plan_experts(p, i, end - i, taken);
+        status = plan_experts(p, i, end - i);
     }
     for (int i = 0; i < s->vectors && !status; i++)
-        if (!taken[i]) status = plan_vector(p, i);
-    free(taken);
+        if (!p->taken[i]) status = plan_vector(p, i);
     return status ? status : check_names(p);
 }
 
@@ -462,5 +461,6 @@ void mx_plan_free(mx_plan *p) {
     free(p->piece);
     free(p->form);
     free(p->copied);
+    free(p->taken);
     *p = (mx_plan){0};
 }

@@ -41,8 +41,8 @@ typedef struct mx_plan {
     int pieces, piece_room;
     mx_form *form;  /* [source->modules] what it becomes; of copied ones: what it is */
     bool *copied;   /* [source->modules] byte for byte */
+    bool *taken;    /* [source->vectors] joined biases that became single ones */
     uint64_t bytes; /* of all tensors */
-    int kept;       /* tensors that are no matrices, or are none that a rule takes */
 } mx_plan;
 
 /* Fills all but the first block, which is given. Free with mx_plan_free in any case. */

@@ -146,29 +146,31 @@ static void read_expert(void *user, int64_t first, int64_t count, float *out) {
     if (made) release(r);
 }
 
-/* Rows of one expert that lie as columns: tensor [experts, in, out]. */
+/* Rows of one expert that lie as columns: tensor [experts, in, out]. By tiles, so that whole lines of cache are read
+ * and written. */
 static void read_turned(void *user, int64_t first, int64_t count, float *out) {
     const reader *r = user;
     const uint8_t *from = slice_at(r->tensor, r->slice);
     const mx_dtype dtype = r->tensor->dtype;
     const int64_t size = dtype == MX_DTYPE_F32 ? 4 : 2, step = r->step * size;
     for (int64_t n0 = 0; n0 < count; n0 += TILE) {
-        const int64_t n1 = count < n0 + TILE ? count : n0 + TILE;
+        const int64_t rows = count - n0 < TILE ? count - n0 : TILE;
         for (int64_t k0 = 0; k0 < r->cols; k0 += TILE) {
-            const int64_t k1 = r->cols < k0 + TILE ? r->cols : k0 + TILE;
-            for (int64_t k = k0; k < k1; k++) {
-                const uint8_t *at = from + (k * r->slice_rows + r->first + (first + n0) * r->step) * size;
-                float *to = out + n0 * r->cols + k;
-                for (int64_t n = n0; n < n1; n++, at += step, to += r->cols) {
-                    if (dtype == MX_DTYPE_BF16) {
-                        const uint32_t bits = (uint32_t)mx_load_u16(at) << 16;
-                        memcpy(to, &bits, 4);
-                    } else if (dtype == MX_DTYPE_F16) {
-                        *to = mx_f16_to_f32(mx_load_u16(at));
-                    } else {
-                        memcpy(to, at, 4);
-                    }
-                }
+            const int64_t cols = r->cols - k0 < TILE ? r->cols - k0 : TILE;
+            uint32_t tile[TILE][TILE];
+            for (int64_t k = 0; k < cols; k++) {
+                const uint8_t *at = from + ((k0 + k) * r->slice_rows + r->first + (first + n0) * r->step) * size;
+                if (dtype == MX_DTYPE_F32)
+                    for (int64_t n = 0; n < rows; n++) tile[n][k] = mx_load_u32(at + n * step);
+                else
+                    for (int64_t n = 0; n < rows; n++) tile[n][k] = (uint32_t)mx_load_u16(at + n * step) << 16;
+            }
+            for (int64_t n = 0; n < rows; n++) {
+                float *to = out + (n0 + n) * r->cols + k0;
+                if (dtype == MX_DTYPE_F16)
+                    for (int64_t k = 0; k < cols; k++) to[k] = mx_f16_to_f32((uint16_t)(tile[n][k] >> 16));
+                else
+                    memcpy(to, tile[n], (size_t)cols * sizeof *to);
             }
         }
     }

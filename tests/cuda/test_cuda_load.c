@@ -555,6 +555,16 @@ static void what_no_kernel_is_for_is_refused_by_name(void **state) {
     x.lm_head.format = MX_MXFP4;
     check_refused(&x, MX_UNSUPPORTED, "lm_head.weight: is MXFP4", "");
     free(x.layer);
+    x = changeable(w);
+    x.layer[0].q.format = MX_INT4;
+    x.layer[0].q.blocks = (mx_blocks){.columns = 64, .scale = MX_SCALE_BF16};
+    check_refused(&x, MX_UNSUPPORTED, "model.layers.0.self_attn.q_proj.weight: is INT4 of 64", "--device cpu");
+    free(x.layer);
+    x = changeable(w);
+    x.layer[1].down.matrix.format = MX_E2M1;
+    x.layer[1].down.matrix.blocks = (mx_blocks){.columns = 16, .scale = MX_SCALE_E4M3};
+    check_refused(&x, MX_UNSUPPORTED, "model.layers.1.mlp.experts.down_proj: is NVFP4", "model.safetensors");
+    free(x.layer);
     mx_weights_close(w);
 }
 

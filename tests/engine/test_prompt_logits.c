@@ -107,9 +107,10 @@ static void little_memory(void **state) {
     (void)state;
     int64_t set_back = 0;
     config = fake_config("sf", 128, FAKE_MOST);
-    const int64_t one = mx_kv_pages_needed(&config, LONGEST + 50, 64);
     for (uint64_t seed = 1; seed <= 6; seed++) {
-        mx_engine *e = start(LONGEST + 50, one + (int64_t)seed, 64);
+        const int batch = seed % 2 ? 64 : 1;
+        const int64_t one = mx_kv_pages_needed(&config, LONGEST + 50, batch);
+        mx_engine *e = start(LONGEST + 50, one + (int64_t)seed, batch);
         make_requests(seed, MANY, LONGEST);
         for (int i = 0; i < MANY; i++) {
             r[i].priority = i / 3;

@@ -157,6 +157,33 @@ static void divergence(void **state) {
     }
 }
 
+/* The same of distributions over the k likeliest tokens and one for all others. */
+static long double kl_of_parts(const float *p, const float *q, int n, int k) {
+    long double sum_p = 0, sum_q = 0, kl = 0, rest_p = 1, rest_q = 1;
+    for (int i = 0; i < n; i++) sum_p += expl((long double)p[i]), sum_q += expl((long double)q[i]);
+    for (int i = 0; i < n; i++) expected[i] = (mx_kept_logit){i, p[i]};
+    qsort(expected, (size_t)n, sizeof *expected, likelier);
+    for (int i = 0; i < k; i++) {
+        const int t = expected[i].token;
+        const long double of_p = expl((long double)p[t]) / sum_p, of_q = expl((long double)q[t]) / sum_q;
+        kl += of_p * logl(of_p / of_q);
+        rest_p -= of_p, rest_q -= of_q;
+    }
+    return kl + rest_p * logl(rest_p / rest_q);
+}
+
+static void divergence_of_parts(void **state) {
+    (void)state;
+    for (int round = 0; round < 10; round++) {
+        fill(logits, 1000, 8);
+        fill(others, 1000, 8);
+        for (int k = 1; k < 500; k *= 4) {
+            const long double exact = kl_of_parts(logits, others, 1000, k);
+            assert_true(exact > 0.001L && fabsl(kl_of(logits, others, 1000, k) - exact) < 1e-12L);
+        }
+    }
+}
+
 /* A reference that is sure of what this one holds impossible: much, but a number. */
 static void far_apart(void **state) {
     (void)state;
@@ -207,6 +234,7 @@ int main(void) {
         cmocka_unit_test(sums),
         cmocka_unit_test(what_is_no_number_is_seen),
         cmocka_unit_test(divergence),
+        cmocka_unit_test(divergence_of_parts),
         cmocka_unit_test(far_apart),
         cmocka_unit_test(statistics),
     };

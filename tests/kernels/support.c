@@ -175,7 +175,7 @@ double exact_element(mx_format format, unsigned code) {
     return sign * ldexp(1.0 + ldexp(fraction, -m), exponent - bias);
 }
 
-mx_blocks blocks_random(rng *r, mx_format format, int64_t cols) {
+const mx_blocks *blocks_of(mx_format format, int *count) {
     static const mx_blocks fours[] = {
         {16, MX_SCALE_E4M3, false, false}, {16, MX_SCALE_E4M3, false, false}, {16, MX_SCALE_E8M0, false, false},
         {32, MX_SCALE_E8M0, false, false}, {64, MX_SCALE_E8M0, false, false}, {32, MX_SCALE_E8M0, true, false},
@@ -193,14 +193,21 @@ mx_blocks blocks_random(rng *r, mx_format format, int64_t cols) {
         {32, MX_SCALE_E8M0, false, false}, {16, MX_SCALE_BF16, false, true},   {64, MX_SCALE_E4M3, false, true},
         {0, MX_SCALE_NONE, false, false},  {128, MX_SCALE_E8M0, false, false}, {64, MX_SCALE_BF16, true, false},
     };
-#define ONE_OF(table) (table)[rng_below(r, sizeof(table) / sizeof *(table))]
+    if (mx_is_integer_format(format)) {
+        *count = sizeof integers / sizeof *integers;
+        return integers;
+    }
+    *count = format == MX_E2M1 ? sizeof fours / sizeof *fours : sizeof floats / sizeof *floats;
+    return format == MX_E2M1 ? fours : floats;
+}
+
+mx_blocks blocks_random(rng *r, mx_format format, int64_t cols) {
+    int count;
+    const mx_blocks *all = blocks_of(format, &count);
     for (;;) {
-        mx_blocks b = mx_is_integer_format(format) ? ONE_OF(integers)
-                      : format == MX_E2M1          ? ONE_OF(fours)
-                                                   : ONE_OF(floats);
+        const mx_blocks b = all[rng_below(r, count)];
         if (!b.columns || cols % b.columns == 0) return b;
     }
-#undef ONE_OF
 }
 
 const char *matrix_name(const mx_matrix *w) {

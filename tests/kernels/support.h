@@ -68,6 +68,7 @@ typedef struct weights {
 weights weights_random(rng *r, mx_format format, int64_t rows, int64_t cols, weight_kind kind);
 weights weights_of_blocks(rng *r, mx_format format, mx_blocks blocks, int64_t rows, int64_t cols, weight_kind kind);
 mx_blocks blocks_random(rng *r, mx_format format, int64_t cols);
+const mx_blocks *blocks_of(mx_format format, int *count); /* those it chooses from */
 
 /* For messages: "e2m1:16:e4m3:post". In one buffer, which the next call uses again. */
 const char *matrix_name(const mx_matrix *w);

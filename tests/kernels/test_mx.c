@@ -346,6 +346,89 @@ static void test_rows(void **state) {
     }
 }
 
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+/* Row of all codes, in blocks with scales that follow `scale`; those that make no number are other codes. */
+static void fill_row(mx_matrix *w, uint8_t *data, uint8_t *scales, int8_t *zeros, int scale) {
+    const mx_blocks *b = &w->blocks;
+    const int64_t bytes = mx_row_scale_bytes(b, w->cols);
+    float values[256];
+    for (int64_t i = 0; i < bytes; i++) scales[i] = (uint8_t)(scale + 37 * (i / mx_scale_bytes(b->scale)));
+    for (int64_t i = 0; i < bytes && b->scale == MX_SCALE_E8M0; i++) scales[i] -= scales[i] == 255;
+    for (int64_t i = 0; i < bytes && b->scale == MX_SCALE_E4M3; i++) scales[i] &= 0x7f, scales[i] -= scales[i] == 0x7f;
+    for (int64_t i = 1; i < bytes && b->scale == MX_SCALE_BF16; i += 2) scales[i] &= 0xbf; /* no infinity */
+    for (int64_t i = 0; i < mx_row_zero_bytes(b, w->cols); i++) zeros[i] = (int8_t)(77 * i + scale);
+    for (int64_t k = 0; k < w->cols; k++) mx_element_put(w->format, data, k, (unsigned)(37 * k + scale));
+    mx_matrix_widen_row(values, w, 0);
+    for (int64_t k = 0; k < w->cols; k++) {
+        if (!isfinite(values[k]))
+            mx_element_put(w->format, data, k, (unsigned)(k % 2) + (w->format == MX_INT4 ? 8 : 0));
+    }
+}
+
+static void check_exact_product(const mx_kernels *k, mx_format format, mx_blocks blocks) {
+    enum { COLS = 256 };
+    const mx_product *product = k->product[format][MX_X_FP32];
+    const int mark = case_mark();
+    const mx_blocks *b = &blocks;
+    uint8_t *data = guarded(mx_columns_bytes(format, COLS), 1, "row");
+    uint8_t *scales = b->columns ? guarded(mx_row_scale_bytes(b, COLS), 1, "scales") : NULL;
+    int8_t *zeros = b->zeros ? guarded(mx_row_zero_bytes(b, COLS), 1, "zeros") : NULL;
+    float *x = guarded_floats(COLS * COLS, "x"), *y = guarded_floats(COLS, "y"), expected[COLS];
+    float *scratch = guarded_floats(k->matmul_scratch, "scratch");
+    uint8_t *packed = guarded(COLS * product->packed_bytes(COLS), 64, "packed x");
+    mx_matrix w = {.format = format, .rows = 1, .cols = COLS, .data = data, .scales = scales, .zeros = zeros};
+    w.blocks = blocks;
+    case_rename("%s %s of every scale", k->name, matrix_name(&w));
+    for (int i = 0; i < COLS * COLS; i++) x[i] = i % (COLS + 1) == 0 ? 1.0f : 0.0f; /* unit vectors */
+    product->pack(packed, x, COLS, COLS);
+    for (int scale = 0; scale < (b->columns ? 256 : 1); scale += 11) {
+        const int most = k->matmul_scratch ? COLS : 8; /* scalar code is slow, and the same for all rows */
+        fill_row(&w, data, scales, zeros, scale);
+        mx_matrix_widen_row(expected, &w, 0);
+        for (int first = 0; first < COLS; first += most) {
+            mx_matmul m = {.w = w,
+                           .x = packed + first * product->packed_bytes(COLS),
+                           .x_stride = product->packed_bytes(COLS),
+                           .rows = most,
+                           .n1 = 1,
+                           .y = y + first,
+                           .y_stride = 1,
+                           .scratch = scratch};
+            product->matmul(&m);
+        }
+        for (int i = 0; i < COLS; i++) check_close(y[i], (double)expected[i], 0.0, "scale %d: %d", scale, i);
+        mx_matmul one = {.w = w,
+                         .x = packed + scale * product->packed_bytes(COLS),
+                         .x_stride = product->packed_bytes(COLS),
+                         .rows = 1,
+                         .n1 = 1,
+                         .y = y,
+                         .y_stride = 1,
+                         .scratch = scratch};
+        product->matmul(&one);
+        check_close(y[0], (double)expected[scale], 0.0, "scale %d, one row", scale);
+    }
+    case_release(mark);
+}
+
+/* Products that are exact in fp32 whatever the order: every code, every scale byte, up to where weights are no floats.
+ */
+static void test_exact_products(void **state) {
+    (void)state;
+    const mx_kernels *tiers[MAX_TIERS];
+    const int tier_count = tiers_here(tiers);
+    for (int i = 0; i < CODES * tier_count; i++) {
+        const mx_format format = codes[i % CODES];
+        const mx_kernels *k = tiers[i / CODES];
+        int count;
+        const mx_blocks *blocks = blocks_of(format, &count);
+        case_begin("exact products");
+        for (int j = 0; j < count; j++) check_exact_product(k, format, blocks[j]);
+        case_end();
+    }
+}
+
 /* Codes that are there become the same codes again. */
 static void test_encode_again(void **state) {
     (void)state;
@@ -438,6 +521,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_encode_again),
     cmocka_unit_test(test_encode_nearest),
     cmocka_unit_test(test_encode_special),
+    cmocka_unit_test(test_exact_products),
 };
 
 const test_group mx_group = {"mx", tests, sizeof tests / sizeof *tests, NULL};

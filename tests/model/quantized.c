@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "model/model.h"
+#include "model/quantized.h"
 #include "quantized_maker.h"
 
 enum { TOKENS = 10 };
@@ -48,20 +48,20 @@ static mx_weights *open_folder(const maker *m) {
     return w;
 }
 
-/* `tier` NULL: the best. In fp32. */
-static void compute(const mx_weights *w, const char *tier, logits *out) {
+/* `tier` NULL: the best. */
+static void compute_at(const mx_weights *w, const char *tier, const char *precision, logits *out) {
     mx_error error;
-    mx_precisions precision;
+    mx_precisions precisions;
     mx_pool *pool;
     mx_backend *b;
     assert_int_equal(mx_pool_create(1, &pool, &error), MX_OK);
-    assert_int_equal(mx_precisions_parse("fp32", &precision, &error), MX_OK);
+    assert_int_equal(mx_precisions_parse(precision, &precisions, &error), MX_OK);
     const mx_backend_options options = {.kv_format = MX_F32,
                                         .pages = Q_LAYERS,
                                         .max_rows = TOKENS,
                                         .max_wanted = TOKENS,
                                         .tier = tier,
-                                        .precision = &precision};
+                                        .precision = &precisions};
     if (mx_cpu_backend_create(w, pool, &options, &b, &error)) fail_msg("%s", error.text);
     const int32_t table[Q_LAYERS] = {0, 1};
     const mx_sequence_view view = {table, 1};
@@ -73,6 +73,10 @@ static void compute(const mx_weights *w, const char *tier, logits *out) {
     for (int i = 0; i < TOKENS; i++) memcpy(out->of[i], b->ops->logits(b, i), sizeof out->of[i]);
     b->ops->destroy(b);
     mx_pool_destroy(pool);
+}
+
+static void compute(const mx_weights *w, const char *tier, logits *out) {
+    compute_at(w, tier, "fp32", out);
 }
 
 /* Opens, runs and removes the folder. */
@@ -131,7 +135,7 @@ static void test_every_format(void **state) {
     for (form_of_all = 0; form_of_all < Q_FORMS; form_of_all++) {
         const q_form *f = &q_forms[form_of_all];
         maker q, twin;
-        logits found, want, fast;
+        logits found, want, fast, parts;
         *said = 0;
         q_make(&q, &twin, all_alike, false);
         run_and_close(&twin, &want);
@@ -139,6 +143,7 @@ static void test_every_format(void **state) {
         mx_weights *w = open_folder(&q);
         compute(w, "scalar", &found);
         compute(w, NULL, &fast);
+        compute_at(w, NULL, "bf16x2", &parts);
         check_name(&w->embedding, w->embedding.bf16_safe);
         check_name(&w->lm_head, w->lm_head.bf16_safe);
         for (int i = 0; i < Q_LAYERS; i++) {
@@ -154,6 +159,7 @@ static void test_every_format(void **state) {
         if (!f->post && memcmp(&found, &want, sizeof want)) fail_msg("%s: other bits than its twin", f->name);
         check_near(f->name, &found, &want, 1e-5);
         check_near(f->name, &fast, &want, 1e-4);
+        check_near(f->name, &parts, &want, 2e-3);
         if (strstr(said, "ignored")) fail_msg("%s: %s", f->name, said);
     }
 }
@@ -205,6 +211,63 @@ static void test_scattered(void **state) {
     }
     mx_pool_destroy(pool);
     assert_memory_equal(&found[0], &found[1], sizeof *found);
+}
+
+/* ---- another program's tensors --------------------------------------------------------------------------------------
+ */
+
+/* tests/data/compressed_tensors.safetensors: what compressed-tensors packs is what it unpacks it to. */
+static void test_compressed_tensors(void **state) {
+    (void)state;
+    static const struct {
+        const char *module, *name;
+        double most; /* relative difference */
+    } golden[] = {
+        {"mxfp4", "MXFP4", 0},
+        {"mxfp6", "MXFP6 E2M3", 0},
+        {"mxfp8", "MXFP8 E4M3", 0},
+        {"nvfp4", "NVFP4", 2e-7},
+        {"fp8_channel", "FP8 E4M3 channel", 0},
+        {"int4_32", "INT4 of 32", 0},
+        {"int4_64", "INT4 of 64", 0},
+        {"int4_128", "INT4 of 128", 0},
+        {"int4_32_asym", "INT4 of 32 asymmetric", 0},
+        {"int4_64_asym", "INT4 of 64 asymmetric", 0},
+        {"int4_128_asym", "INT4 of 128 asymmetric", 0},
+        {"int8_32", "INT8 of 32", 0},
+        {"int8_64", "INT8 of 64", 0},
+        {"int8_128", "INT8 of 128", 0},
+        {"int8_64_asym", "INT8 of 64 asymmetric", 0},
+    };
+    enum { ROWS = 16, COLS = 128 };
+    const char *root = getenv("MXRUN_SOURCE");
+    char path[500];
+    mx_checkpoint *ck;
+    mx_error error;
+    snprintf(path, sizeof path, "%s/tests/data/compressed_tensors.safetensors", root ? root : ".");
+    if (mx_checkpoint_open(path, &ck, &error)) fail_msg("%s", error.text);
+    for (size_t i = 0; i < sizeof golden / sizeof *golden; i++) {
+        mx_block_tensor b;
+        char name[MX_WEIGHT_NAME], want[40];
+        assert_true(mx_module_quantized(ck, golden[i].module));
+        if (mx_module_read(ck, path, golden[i].module, 0, ROWS, COLS, &b, &error)) fail_msg("%s", error.text);
+        if (mx_blocks_finish(&b, 1, true, NULL, &error)) fail_msg("%s", error.text);
+        mx_weight_name(name, &b.matrix);
+        assert_string_equal(name, golden[i].name);
+        snprintf(want, sizeof want, "%s.expected", golden[i].module);
+        const mx_tensor *expected = mx_checkpoint_find(ck, want);
+        assert_non_null(expected);
+        for (int n = 0; n < ROWS; n++) {
+            float row[COLS], right[COLS];
+            mx_matrix_widen_row(row, &b.matrix, n);
+            memcpy(right, expected->data + sizeof right * (size_t)n, sizeof right);
+            for (int k = 0; k < COLS; k++)
+                if (!(fabs((double)row[k] - (double)right[k]) <= golden[i].most * fabs((double)right[k])))
+                    fail_msg("%s: row %d, column %d is %g, expected %g", golden[i].module, n, k, (double)row[k],
+                             (double)right[k]);
+        }
+    }
+    mx_checkpoint_close(ck);
 }
 
 /* ---- gpt-oss's own experts beside others ---------------------------------------------------------------------------
@@ -663,6 +726,7 @@ int main(void) {
         cmocka_unit_test(test_every_format),
         cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_scattered),
+        cmocka_unit_test(test_compressed_tensors),
         cmocka_unit_test(test_published_experts_beside_modules),
         cmocka_unit_test(test_warnings),
         cmocka_unit_test(test_scalar_products_are_told_of),

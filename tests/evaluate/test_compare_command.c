@@ -1,0 +1,175 @@
+/* mxrun compare as a user runs it. */
+#include "support.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+static const char story[] =
+    "Once upon a time there was a small fox named Ruby who lived near the river. Ruby had a red lamp and loved it very "
+    "much. One day the lamp was gone. Ruby looked under the bed and behind the door, but it was not there. Then an old "
+    "owl came by. \"Do not be sad,\" said the owl. \"I can help you.\" And they found the lamp under a tree.\n";
+
+static char text[200], copy[200], folder[200];
+
+static int set_up(void **state) {
+    char target[4096];
+    if (program_set_up(state)) return -1;
+    write_test_file("story.txt", story, text);
+    snprintf(copy, sizeof copy, "%s/copy", test_folder);
+    snprintf(target, sizeof target, "%s/tools/stories/checkpoint", getenv("MXRUN_SOURCE"));
+    snprintf(folder, sizeof folder, "%s/tmp", test_folder);
+    setenv("TMPDIR", folder, 1);
+    return symlink(target, copy) || mkdir(folder, 0777) ? -1 : 0;
+}
+
+static int entries_of(const char *path) {
+    int n = 0;
+    DIR *dir = opendir(path);
+    assert_non_null(dir);
+    for (struct dirent *e; (e = readdir(dir));) n += *e->d_name != '.';
+    closedir(dir);
+    return n;
+}
+
+static double number(const mx_json *object, const char *key) {
+    double x;
+    if (!mx_json_double(mx_json_get(object, key), &x)) fail_msg("no number \"%s\"", key);
+    return x;
+}
+
+static bool exists(const char *name) {
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", test_folder, name);
+    return access(path, F_OK) == 0;
+}
+
+/* A model and its copy: the same perplexity, nothing between them. */
+static void a_copy_is_the_same(void **state) {
+    (void)state;
+    char csv[300], svg[300];
+    snprintf(csv, sizeof csv, "%s/out.csv", test_folder);
+    snprintf(svg, sizeof svg, "%s/charts", test_folder);
+    outcome o = run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20",
+                    "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg);
+    expect_code(&o, 0);
+    assert_int_equal(o.err.size, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *root = mx_json_root(d), *first = mx_json_get(root, "models")->child, *second = first->next;
+    assert_true(mx_json_is_string(mx_json_get(first, "model"), "stories"));
+    assert_true(mx_json_is_string(mx_json_get(second, "model"), "copy"));
+    assert_true(mx_json_is_string(mx_json_get(root, "text"), "story.txt"));
+    assert_true(number(first, "perplexity") > 1 && number(first, "perplexity") == number(second, "perplexity"));
+    assert_true(number(first, "tokens") > 50);
+    assert_true(number(second, "kl_mean") < 1e-9 && number(second, "kl_mean") > -1e-9);
+    assert_true(number(second, "delta_perplexity") == 0 && number(second, "top1") == 1);
+    assert_int_equal(mx_json_get(first, "kl_mean")->type, MX_JSON_NULL);
+    assert_true(number(first, "parameters") == 9754976);
+    assert_true(number(first, "bits_per_weight") > 8 && number(first, "bits_per_weight") < 9);
+    assert_true(number(first, "bytes") >= number(first, "weight_bytes"));
+    for (const mx_json *m = first; m; m = m->next) {
+        assert_true(number(m, "prompt_tokens_per_s") > 0 && number(m, "decode_tokens_per_s") > 0);
+        assert_true(number(m, "bytes_per_token") == number(first, "bytes_per_token"));
+    }
+    assert_true(number(mx_json_get(root, "speed"), "prompt_tokens") == 20);
+    assert_true(exists("out.csv") && exists("charts/perplexity.svg") && exists("charts/speed.svg"));
+    assert_int_equal(entries_of(folder), 0); /* the first one's distributions are gone */
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
+static void a_model_that_fails_keeps_its_line(void **state) {
+    (void)state;
+    char broken[200], path[200];
+    snprintf(broken, sizeof broken, "%s/broken", test_folder);
+    mkdir(broken, 0777);
+    write_test_file("broken/config.json", "{}", path);
+    outcome o = run("compare", "stories", broken, copy, "/nonesuch/model", "--text", text, "--tokens", "20",
+                    "--no-speed", "--labels", "A,B,C,D");
+    expect_code(&o, 1);
+    expect_text(&o.out, "\nA  ");
+    expect_text(&o.out, "\nB  ");
+    expect_text(&o.out, "\nC  ");
+    expect_text(&o.out, "100.0 %"); /* C is there, and the same as A */
+    expect_text(&o.out, "\nB failed: ");
+    expect_text(&o.out, "\nD failed: ");
+    expect_text(&o.err, "mxrun compare: B: ");
+    expect_text(&o.err, "mxrun compare: D: ");
+    expect_no_text(&o.out, "decode");
+    outcome_free(&o);
+    /* The first: the others are there, but held against nothing. */
+    o = run("compare", broken, "stories", "--text", text, "--tokens", "20", "--no-speed", "--json", "-");
+    expect_code(&o, 1);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *second = mx_json_get(mx_json_root(d), "models")->child->next;
+    assert_true(number(second, "perplexity") > 1);
+    assert_int_equal(mx_json_get(second, "kl_mean")->type, MX_JSON_NULL);
+    assert_non_null(mx_json_get(second, "not_compared"));
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
+static void wrong_options_are_named(void **state) {
+    (void)state;
+    static const struct {
+        const char *arguments[8], *said;
+    } cases[] = {
+        {{"stories", "--text", text}, "1 models are given"},
+        {{"stories", copy}, "give --text FILE"},
+        {{"stories", copy, "--text", text, "--labels", "A"}, "expected 2 names"},
+        {{"stories", copy, "--text", text, "--labels", "A,B,C"}, "expected 2 names"},
+        {{"stories", copy, "--text", text, "--labels", "A,"}, "expected 2 names"},
+        {{"stories", copy, "--text", text, "--rounds", "0"}, "--rounds 0"},
+        {{"stories", copy, "--text", text, "--protocol", "x"}, "--protocol x"},
+        {{"stories", copy, "--text", text, "--kv-type", "f8"}, "--kv-type f8"},
+        {{"stories", copy, "--text", text, "--precision", "f8"}, "--precision"},
+        {{"stories", copy, "--text", text, "--json=-", "--csv=-"}, "only one of"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *arguments[10] = {"compare"};
+        for (int k = 0; k < 8; k++) arguments[k + 1] = cases[i].arguments[k];
+        outcome o = run_with(&(surroundings){0}, arguments);
+        expect_code(&o, 2);
+        expect_text(&o.err, cases[i].said);
+        assert_int_equal(o.out.size, 0);
+        outcome_free(&o);
+    }
+}
+
+/* What cannot be written or read is found out before the work; what was begun is taken away. */
+static void files_that_cannot_be_written(void **state) {
+    (void)state;
+    char json[300], csv[300];
+    snprintf(json, sizeof json, "%s/no/such/folder.json", test_folder);
+    snprintf(csv, sizeof csv, "%s/begun.csv", test_folder);
+    outcome o = run("compare", "stories", copy, "--text", text, "--csv", csv, "--json", json);
+    expect_code(&o, 1);
+    expect_text(&o.err, "--json ");
+    expect_text(&o.err, "it cannot be written");
+    assert_false(exists("begun.csv"));
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", text, "--svg", text);
+    expect_code(&o, 1);
+    expect_text(&o.err, "it is no folder");
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", "/nonesuch.txt");
+    expect_code(&o, 1);
+    expect_text(&o.err, "/nonesuch.txt");
+    outcome_free(&o);
+    if (access("/dev/full", W_OK)) return;
+    o = run("compare", "stories", copy, "--text", text, "--tokens", "5", "--no-speed", "--csv", "/dev/full");
+    expect_code(&o, 1);
+    expect_text(&o.out, "copy"); /* the table is there all the same */
+    expect_text(&o.err, "/dev/full: it cannot be written");
+    outcome_free(&o);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_copy_is_the_same),
+        cmocka_unit_test(a_model_that_fails_keeps_its_line),
+        cmocka_unit_test(wrong_options_are_named),
+        cmocka_unit_test(files_that_cannot_be_written),
+    };
+    return cmocka_run_group_tests(tests, set_up, program_tear_down);
+}
