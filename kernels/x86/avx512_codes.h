@@ -4,9 +4,9 @@
 /* Element codes (kernels/mx.h) to fp32, 32 columns at a time, exactly: the element, less its zero, times its scale.
  *
  * Formats of the walk in avx512_matmul.h are MX_E2M1 (scales of a byte, any columns), MX_E4M3 (E5M2 as well: what sets
- * the two apart is in variables; scales of a byte or none), MX_E2M3 (E3M2 as well, likewise), MX_INT8 and MX_INT4 (BF16
+ * the two apart is in variables), MX_E2M3 (E3M2 as well), both with scales of a byte or none, MX_INT8 and MX_INT4 (BF16
  * scales of 32 columns or more, with zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C.
- */
+ * Codes that are NaN, which readers refuse, may become numbers. */
 #include "base/bytes.h"
 #include "kernels/mx.h"
 #include "kernels/x86/avx512.h"
@@ -71,8 +71,12 @@ MX_INLINE codes codes_for(mx_matrix *w, float table[256]) {
                .up = _mm_cvtsi32_si128(w->format == MX_E4M3 ? 7 : 8),
                .mask = _mm512_set1_epi16((short)(w->format == MX_E4M3 ? 0xbf80 : 0xffff)),
                .factor = _mm512_set1_ps(w->format == MX_E4M3 ? 256.0f : 1.0f)};
-    for (unsigned i = 0; i < 32 && mx_columns_bytes(w->format, 32) == 24; i++)
-        ((float *)k.six)[i] = mx_element_value(w->format, i);
+    if (w->format == MX_E2M3 || w->format == MX_E3M2) {
+        float values[32];
+        for (unsigned i = 0; i < 32; i++) values[i] = mx_element_value(w->format, i);
+        k.six[0] = _mm512_loadu_ps(values);
+        k.six[1] = _mm512_loadu_ps(values + 16);
+    }
     k.zero_shift = w->blocks.zeros ? k.shift : 62;
     if (mx_is_integer_format(w->format))
         fill_integers(table);

@@ -2,9 +2,9 @@
 #define MX_KERNELS_X86_AVX512BF16_CODES_H
 
 /* Products with vdpbf16ps of element codes (kernels/mx.h) that are exact in BF16 with their scales
- * (mx_matrix.bf16_safe): all floats with scales of E8M0 or, of 4 and 8 bits, others of a byte or none, and by the
- * specification in scalar C what is left. A block of 32 columns becomes a vector of BF16; from there on the sums are
- * those of BF16 weights (avx512bf16_matmul.h), in the same order:
+ * (mx_matrix.bf16_safe): E2M1 with scales of E8M0 or E4M3, E2M3, E3M2, E4M3 and E5M2 with E8M0, E4M3 and E5M2 without
+ * scales, and by the specification in scalar C what is left. A block of 32 columns becomes a vector of BF16; from there
+ * on the sums are those of BF16 weights (avx512bf16_matmul.h), in the same order:
  *
  * - few rows: weights are decoded in registers, while they meet a tile;
  * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads.
