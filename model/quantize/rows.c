@@ -153,30 +153,47 @@ INLINE B codes_of(V v, V x, const element f) {
     return __builtin_convertvector(code | (((I)x >> 31) & (1 << (f.bits - 1))), B);
 }
 
+typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+
+/* The four quarters of 16 lanes. */
+INLINE void quarters(V4 q[4], const V part[PARTS]) {
+#if defined(__AVX512F__)
+    q[0] = __builtin_shufflevector(part[0], part[0], 0, 1, 2, 3);
+    q[1] = __builtin_shufflevector(part[0], part[0], 4, 5, 6, 7);
+    q[2] = __builtin_shufflevector(part[0], part[0], 8, 9, 10, 11);
+    q[3] = __builtin_shufflevector(part[0], part[0], 12, 13, 14, 15);
+#elif defined(__AVX2__)
+    q[0] = __builtin_shufflevector(part[0], part[0], 0, 1, 2, 3);
+    q[1] = __builtin_shufflevector(part[0], part[0], 4, 5, 6, 7);
+    q[2] = __builtin_shufflevector(part[1], part[1], 0, 1, 2, 3);
+    q[3] = __builtin_shufflevector(part[1], part[1], 4, 5, 6, 7);
+#else
+    for (int i = 0; i < 4; i++) q[i] = part[i];
+#endif
+}
+
 /* Of the 16 parts of a sum, part[0] the first: (0 + 8) + (4 + 12) and so on, whatever the width. */
 INLINE float sum_of(const V part[PARTS]) {
-    float lane[LANES];
-    if (PARTS == 4) {
-        const V quarter = (part[0] + part[PARTS / 2]) + (part[PARTS / 4] + part[PARTS / 4 * 3]);
-        memcpy(lane, &quarter, 16);
-    } else if (PARTS == 2) {
-        const V half = part[0] + part[PARTS - 1];
-        memcpy(lane, &half, sizeof half);
-        for (int j = 0; j < 4; j++) lane[j] += lane[j + 4];
-    } else {
-        memcpy(lane, part, sizeof lane);
-        for (int j = 0; j < 8; j++) lane[j] += lane[j + 8];
-        for (int j = 0; j < 4; j++) lane[j] += lane[j + 4];
-    }
-    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+    V4 q[4];
+    quarters(q, part);
+    const V4 sum = (q[0] + q[2]) + (q[1] + q[3]);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+INLINE V4 greater_of_4(V4 a, V4 b) {
+    const I4 more = (I4)a > (I4)b;
+    return (V4)((more & (I4)a) | (~more & (I4)b));
 }
 
 INLINE float largest_in(V v) { /* none is negative */
-    int32_t lane[W];
-    memcpy(lane, &v, sizeof lane);
-    for (int step = W / 2; step; step /= 2)
-        for (int j = 0; j < step; j++) lane[j] = lane[j + step] > lane[j] ? lane[j + step] : lane[j];
-    return float_of_bits((uint32_t)lane[0]);
+    V all_parts[PARTS];
+    V4 q[4];
+    for (int i = 0; i < PARTS; i++) all_parts[i] = v;
+    quarters(q, all_parts);
+    const V4 most = greater_of_4(greater_of_4(q[0], q[1]), greater_of_4(q[2], q[3]));
+    const V4 pairs = greater_of_4(most, __builtin_shufflevector(most, most, 2, 3, 0, 1));
+    return greater_of_4(pairs, __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2))[0];
 }
 
 INLINE float largest_of(const float *x, int n) {
@@ -617,8 +634,11 @@ static void bf16_row(const float *x, int64_t cols, uint8_t *data, mx_row_sums *s
 }
 
 /* What is common is compiled for its sizes. */
-static void code_row(const mx_coder *c, const float *x, const float *weight, int64_t cols, uint8_t *data,
+static void code_row(const mx_coder *coder, const float *x, const float *weight, int64_t cols, uint8_t *data,
                      uint8_t *scales, int8_t *zeros, float *post, mx_row_sums *sums) {
+    /* Of their own, so that storing bytes cannot change them. */
+    const mx_coder own = *coder, *c = &own;
+    mx_row_sums t = *sums;
     const element f = element_of(c->form.format);
     const int n = c->form.blocks.columns;
     if (c->form.format == MX_BF16) {
@@ -627,30 +647,31 @@ static void code_row(const mx_coder *c, const float *x, const float *weight, int
     }
     const bool plain = !weight && c->rule != MX_RULE_WEIGHTED;
     if (mx_is_integer_format(c->form.format))
-        integer_row(c, x, weight, cols, data, scales, zeros, sums);
+        integer_row(c, x, weight, cols, data, scales, zeros, &t);
     else if (!n) {
         if (c->form.post == MX_POST_ROW) *post = channel_scale(c, x, weight, cols, f);
-        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, sums);
+        span_row(x, weight, cols, f, c->form.post == MX_POST_ROW ? *post : c->post, data, &t);
     } else if (c->form.blocks.sides)
-        sides_row(c, x, weight, cols, data, scales, sums);
+        sides_row(c, x, weight, cols, data, scales, &t);
     else if (c->form.blocks.scale == MX_SCALE_E4M3) {
         if (n == 16 && plain && c->form.format == MX_E2M1 && c->rule == MX_RULE_OCP && !c->four_over_six)
-            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, sums);
+            e4m3_row(c, x, NULL, cols, 16, E2M1, MX_RULE_OCP, false, data, scales, &t);
         else if (n == 16 && plain && c->form.format == MX_E2M1)
-            e4m3_row(c, x, NULL, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, sums);
+            e4m3_row(c, x, NULL, cols, 16, E2M1, c->rule, c->four_over_six, data, scales, &t);
         else
-            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, sums);
+            e4m3_row(c, x, weight, cols, n, f, c->rule, c->four_over_six, data, scales, &t);
     } else if (n == 32 && plain && c->form.format == MX_E2M1) {
         if (c->rule == MX_RULE_SEARCH)
-            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, sums);
+            e8m0_row(x, NULL, cols, 32, E2M1, MX_RULE_SEARCH, data, scales, &t);
         else
             e8m0_row(x, NULL, cols, 32, E2M1, c->rule == MX_RULE_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP, data,
-                     scales, sums);
+                     scales, &t);
     } else if (n == 32 && plain && c->form.format == MX_E4M3)
-        e8m0_row(x, NULL, cols, 32, E4M3, c->rule, data, scales, sums);
+        e8m0_row(x, NULL, cols, 32, E4M3, c->rule, data, scales, &t);
     else
-        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, sums);
-    sums->lossy |= sums->largest > 0;
+        e8m0_row(x, weight, cols, n, f, c->rule, data, scales, &t);
+    t.lossy |= t.largest > 0;
+    *sums = t;
 }
 
 /* Of any number of columns. */
