@@ -266,7 +266,7 @@ const mx_command mx_command_quantize = {
                    "  *.layers.[01].mlp.experts.*.down_proj  mxfp8       # more bits at the beginning\n"
                    "  lm_head                                nvfp4 search+four-over-six\n"
                    "\n"
-                   "Weights are read once, tensor by tensor, and memory is what the largest of them takes.\n"
+                   "Weights are read tensor by tensor, and memory is what the largest of them takes.\n"
                    "NaN and infinity are refused by name. Tensors that are no matrices, and classes that\n"
                    "are kept, are copied byte for byte. The new model grows as OUT.incomplete and gets its\n"
                    "name when it is on the disk.\n"
