@@ -32,12 +32,10 @@ static bool any_large_scale(const mx_matmul *m, mx_format format) {
     return largest >= 255 - f16_shift(format);
 }
 
-/* MXFP6 and MXFP8; or no scales at all. */
+/* MXFP6 and MXFP8. */
 MX_INLINE void matmul_floats(const mx_matmul *m, mx_format format) {
     const mx_blocks *b = &m->w.blocks;
-    if (!b->columns)
-        matmul(m, (kind){.format = format});
-    else if (b->columns != 32 || b->scale != MX_SCALE_E8M0 || b->sides || any_large_scale(m, format))
+    if (b->columns != 32 || b->scale != MX_SCALE_E8M0 || b->sides || any_large_scale(m, format))
         matmul_widened(m);
     else
         matmul(m, (kind){.format = format, .scales = true});
@@ -50,7 +48,10 @@ void mx_avx2_matmul_e3m2(const mx_matmul *m) {
     matmul_floats(m, MX_E3M2);
 }
 void mx_avx2_matmul_e4m3(const mx_matmul *m) {
-    matmul_floats(m, MX_E4M3);
+    if (m->w.blocks.columns)
+        matmul_floats(m, MX_E4M3);
+    else /* FP8 */
+        matmul(m, (kind){.format = MX_E4M3});
 }
 void mx_avx2_matmul_e5m2(const mx_matmul *m) {
     matmul_floats(m, MX_E5M2);

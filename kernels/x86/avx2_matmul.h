@@ -240,14 +240,14 @@ MX_INLINE const float *x_of_row(const mx_matmul *m, int64_t t) {
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-/* sums[t][at + c]: R activation rows x[0..R) times C weight rows from row n on, R * C = 8; the first `keep` of the C
+/* sums[t][at + c]: R activation rows x[0..R) times the first C weight rows of w, R * C = 8; the first `keep` of the C
  * are kept. While it works the C rows behind these are fetched, evenly over the way, into the second cache level: the
  * first one's few outstanding misses would wait for memory too long. */
-MX_INLINE void few_tile(const mx_matrix *w, kind k, int64_t n, const float *const *x, int R, int C,
-                        float sums[FEW][BLOCK_N], int64_t at, int64_t keep, const float *table) {
+MX_INLINE void few_tile(const mx_matrix *w, kind k, const float *const *x, int R, int C, float sums[FEW][BLOCK_N],
+                        int64_t at, int64_t keep, const float *table) {
     const int64_t bytes = k.widened ? 0 : C * mx_columns_bytes(k.format, 32); /* per 32 columns */
     const int shift = scale_shift(w, k);
-    const place first = place_of(w, k, n);
+    const place first = place_of(w, k, 0);
     const char *ahead = (const char *)first.data + C * w->row_stride;
     /* Fewer than two bytes of scales to 32 columns are not worth it. */
     const bool dense = R <= 4 && (k.halves || (k.scales && k.shift == 0 && mx_is_integer_format(k.format)));
@@ -266,7 +266,7 @@ MX_INLINE void few_tile(const mx_matrix *w, kind k, int64_t n, const float *cons
                 scales_ahead += 2 * C;
             }
             for (int c = 0; c < C; c++) {
-                place p = {.data = first.data + c * w->row_stride, .n = keep == 1 ? n : n + c};
+                place p = {.data = first.data + c * w->row_stride, .n = keep == C ? c : 0};
                 if (k.scales || mx_is_mxfp4(k.format)) p.scales = first.scales + c * w->scale_stride;
                 if (k.zeros) p.zeros = first.zeros + c * w->zero_stride;
                 __m256 weight[4];
@@ -287,18 +287,19 @@ MX_INLINE void few_tile(const mx_matrix *w, kind k, int64_t n, const float *cons
     }
 }
 
-/* Rows n0 ... n0 + count - 1 of w: tiles of C rows, then each row that is left alone in a tile. */
+/* Rows n0 ... n0 + count - 1 of w: tiles of C rows, then each row that is left alone in a tile, C times the same. One
+ * few_tile for both: it is what takes compilers their time. */
 MX_INLINE void few_rows_block(const mx_matrix *w, kind k, int64_t n0, int64_t count, const float *const *x, int R,
                               int C, float sums[FEW][BLOCK_N], const float *table) {
-    int64_t i = 0;
-    for (; i + C <= count; i += C) few_tile(w, k, n0 + i, x, R, C, sums, i, C, table);
-    for (; i < count; i++) {
-        mx_matrix row = *w;
-        row.row_stride = row.scale_stride = row.zero_stride = 0; /* the same row C times */
-        row.data += (n0 + i) * w->row_stride;
-        if (w->scales) row.scales += (n0 + i) * w->scale_stride;
-        if (w->zeros) row.zeros += (n0 + i) * w->zero_stride;
-        few_tile(&row, k, 0, x, R, C, sums, i, 1, table);
+    mx_matrix rows = *w;
+    for (int64_t i = 0; i < count;) {
+        const int64_t n = n0 + i, keep = i + C <= count ? C : 1;
+        if (keep < C) rows.row_stride = rows.scale_stride = rows.zero_stride = 0;
+        rows.data = w->data + n * w->row_stride;
+        if (w->scales) rows.scales = w->scales + n * w->scale_stride;
+        if (w->zeros) rows.zeros = w->zeros + n * w->zero_stride;
+        few_tile(&rows, k, x, R, C, sums, i, keep, table);
+        i += keep;
     }
 }
 

@@ -763,7 +763,7 @@ static void test_q8_0_exact(void **state) {
                 row[i / 32 * MX_Q8_0_BYTES + 2 + i % 32] = (uint8_t)(37 * i); /* odd: all of them */
             }
             for (int rows = 1; rows <= COLS; rows += COLS - 1) {
-                mx_matmul m = {.w = {MX_Q8_0, 1, COLS, row, ROW, NULL, 0},
+                mx_matmul m = {.w = {.format = MX_Q8_0, .rows = 1, .cols = COLS, .data = row, .row_stride = ROW},
                                .x = packed,
                                .x_stride = product->packed_bytes(COLS),
                                .rows = rows,
@@ -805,17 +805,18 @@ static void test_swiglu_extremes(void **state) {
                 w[2 * i][0] = values[i];
                 w[2 * i + 1][0] = values[up];
             }
-            mx_matmul m = {.w = {MX_F32, COUNT * 2, 32, (const uint8_t *)w, 128, NULL, 0},
-                           .x = packed,
-                           .x_stride = product->packed_bytes(32),
-                           .rows = 1,
-                           .n1 = COUNT * 2,
-                           .epilogue = MX_SWIGLU,
-                           .limit = 7.0f,
-                           .alpha = 1.702f,
-                           .y = y,
-                           .y_stride = COUNT,
-                           .scratch = scratch};
+            mx_matmul m = {
+                .w = {.format = MX_F32, .rows = COUNT * 2, .cols = 32, .data = (const uint8_t *)w, .row_stride = 128},
+                .x = packed,
+                .x_stride = product->packed_bytes(32),
+                .rows = 1,
+                .n1 = COUNT * 2,
+                .epilogue = MX_SWIGLU,
+                .limit = 7.0f,
+                .alpha = 1.702f,
+                .y = y,
+                .y_stride = COUNT,
+                .scratch = scratch};
             product->matmul(&m);
             for (int i = 0; i < COUNT; i++) {
                 double gate = fmin(values[i], 7.0), linear = fmax(fmin(values[up], 7.0), -7.0);
