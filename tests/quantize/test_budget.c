@@ -145,6 +145,35 @@ static void test_edges(void **state) {
     assert_non_null(strstr(error.text, "layer 1"));
 }
 
+/* What of a recipe each form has. */
+static void test_recipes(void **state) {
+    (void)state;
+    static const struct {
+        const char *recipe, *form, *is;
+        mx_kind kind;
+    } all[] = {
+        {"search+four-over-six+gptq", "nvfp4", "search+four-over-six+gptq", MX_KIND_DOWN},
+        {"search+four-over-six+gptq", "mxfp4", "search+gptq", MX_KIND_DOWN},
+        {"search+four-over-six+gptq", "mxfp8", "search", MX_KIND_DOWN},
+        {"hadamard+weighted", "mxfp4", "hadamard+weighted", MX_KIND_LM_HEAD},
+        {"hadamard+weighted", "mxfp4", "hadamard+search", MX_KIND_EMBEDDING},
+        {"ocp+gptq", "mxfp4", "ocp", MX_KIND_EMBEDDING},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        mx_quantize_recipe recipe, is;
+        mx_form form;
+        char a[MX_RECIPE_NAME], b[MX_RECIPE_NAME];
+        ok(mx_quantize_recipe_parse(all[i].recipe, &recipe, &error));
+        ok(mx_quantize_recipe_parse(all[i].is, &is, &error));
+        ok(mx_form_parse(all[i].form, &form, &error));
+        recipe = mx_budget_recipe(&recipe, &form, all[i].kind);
+        ok(mx_quantize_recipe_check(&recipe, &form, &error));
+        mx_quantize_recipe_name(a, &recipe);
+        mx_quantize_recipe_name(b, &is);
+        assert_string_equal(a, b);
+    }
+}
+
 /* ---- a model ----------------------------------------------------------------------------------------------------- */
 
 static const char *stories_bf16(void) {
@@ -312,8 +341,8 @@ static void test_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exact),   cmocka_unit_test(test_coarse),  cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_model),   cmocka_unit_test(test_rotated), cmocka_unit_test(test_mxfp4),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_recipes), cmocka_unit_test(test_model),   cmocka_unit_test(test_rotated),
+        cmocka_unit_test(test_mxfp4),   cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, write_text, remove_text);
 }
