@@ -13,10 +13,10 @@
 
 void mx_avx512_matmul_mxfp4(const mx_matmul *m), mx_avx512_matmul_q8_0(const mx_matmul *m),
     mx_avx512_matmul_ggml(const mx_matmul *m);
-/* Of element codes: E4M3 and E5M2; all of them, by kernels/mx.h. */
-void mx_avx512_matmul_e2m1(const mx_matmul *m), mx_avx512_matmul_fp8(const mx_matmul *m),
-    mx_avx512_matmul_int8(const mx_matmul *m), mx_avx512_matmul_int4(const mx_matmul *m),
-    mx_avx512_matmul_any(const mx_matmul *m);
+/* Of element codes: E2M3 and E3M2; E4M3 and E5M2; all of them, by kernels/mx.h. */
+void mx_avx512_matmul_e2m1(const mx_matmul *m), mx_avx512_matmul_fp6(const mx_matmul *m),
+    mx_avx512_matmul_fp8(const mx_matmul *m), mx_avx512_matmul_int8(const mx_matmul *m),
+    mx_avx512_matmul_int4(const mx_matmul *m), mx_avx512_matmul_any(const mx_matmul *m);
 extern const mx_product mx_avx512_product[MX_FORMATS][3]; /* MX_X_FP32, MX_X_BF16X2, MX_X_BF16 */
 enum { MX_AVX512_MATMUL_SCRATCH = 84928 };                /* floats */
 void mx_avx512_attention(const mx_attention *a);

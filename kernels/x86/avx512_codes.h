@@ -4,8 +4,9 @@
 /* Element codes (kernels/mx.h) to fp32, 32 columns at a time, exactly: the element, less its zero, times its scale.
  *
  * Formats of the walk in avx512_matmul.h are MX_E2M1 (scales of a byte, any columns), MX_E4M3 (E5M2 as well: what sets
- * the two apart is in variables; scales of a byte or none), MX_INT8 and MX_INT4 (BF16 scales of 32 columns or more,
- * with zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C. */
+ * the two apart is in variables), MX_E2M3 (E3M2 as well), both with scales of a byte or none, MX_INT8 and MX_INT4 (BF16
+ * scales of 32 columns or more, with zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C.
+ * Codes that are NaN, which readers refuse, may become numbers. */
 #include "base/bytes.h"
 #include "kernels/mx.h"
 #include "kernels/x86/avx512.h"
@@ -21,6 +22,7 @@ typedef struct codes {
     __m128i up;         /* E4M3, E5M2: so far to the left is a code, less what mask leaves out, an F16, */
     __m512i mask;
     __m512 factor; /* which times this is the element */
+    __m512 six[2]; /* E2M3, E3M2: the 32 values of a code less its sign */
 } codes;
 
 /* table[s] = 2^(s - 127), exactly (s = 0 is a subnormal). */
@@ -56,8 +58,7 @@ MX_INLINE bool mx_codes_are_fast(const mx_matrix *w) {
     const mx_blocks *b = &w->blocks;
     if (b->sides) return false;
     if (mx_is_integer_format(w->format)) return b->scale == MX_SCALE_BF16 && b->columns >= 32;
-    if (b->zeros || w->format == MX_E2M3 || w->format == MX_E3M2) return false;
-    return b->scale != MX_SCALE_BF16;
+    return b->scale != MX_SCALE_BF16 && !b->zeros;
 }
 
 /* Fills `table` and makes of w a matrix with scales, and of integers one with zeros. For those that are fast. */
@@ -70,6 +71,12 @@ MX_INLINE codes codes_for(mx_matrix *w, float table[256]) {
                .up = _mm_cvtsi32_si128(w->format == MX_E4M3 ? 7 : 8),
                .mask = _mm512_set1_epi16((short)(w->format == MX_E4M3 ? 0xbf80 : 0xffff)),
                .factor = _mm512_set1_ps(w->format == MX_E4M3 ? 256.0f : 1.0f)};
+    if (w->format == MX_E2M3 || w->format == MX_E3M2) {
+        float values[32];
+        for (unsigned i = 0; i < 32; i++) values[i] = mx_element_value(w->format, i);
+        k.six[0] = _mm512_loadu_ps(values);
+        k.six[1] = _mm512_loadu_ps(values + 16);
+    }
     k.zero_shift = w->blocks.zeros ? k.shift : 62;
     if (mx_is_integer_format(w->format))
         fill_integers(table);
@@ -104,6 +111,21 @@ MX_INLINE __m512 look_up_nibbles(const uint8_t *at, __m512 values) {
     return _mm512_permutexvar_ps(indices, values); /* looks at 4 bits of an index */
 }
 
+/* 16 codes of six bits, the first of them in the `skip`th of 16 bytes, and what they are worth. Four codes are three
+ * bytes: each begins in one of them and ends there or in the next. */
+MX_INLINE __m512 look_up_sixes(const uint8_t *at, int skip, const codes *k, __m512 by) {
+    const __m512i bytes = _mm512_setr_epi32(0x80800100, 0x80800100, 0x80800201, 0x80808002, 0x80800403, 0x80800403,
+                                            0x80800504, 0x80808005, 0x80800706, 0x80800706, 0x80800807, 0x80808008,
+                                            0x80800a09, 0x80800a09, 0x80800b0a, 0x8080800b);
+    const __m512i shifts = _mm512_setr_epi32(0, 6, 4, 2, 0, 6, 4, 2, 0, 6, 4, 2, 0, 6, 4, 2);
+    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)at));
+    const __m512i places = _mm512_add_epi8(bytes, _mm512_set1_epi8((char)skip)); /* 0x80 + skip: none, too */
+    const __m512i found = _mm512_srlv_epi32(_mm512_shuffle_epi8(all, places), shifts);
+    const __m512i value = _mm512_castps_si512(_mm512_permutex2var_ps(k->six[0], found, k->six[1])); /* by 5 bits */
+    const __m512i sign = _mm512_slli_epi32(found, 26), mask = _mm512_set1_epi32((int)0x80000000);
+    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(value, sign, mask, 0xf8)), by);
+}
+
 #define E2M1_VALUES                                                                                                    \
     _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f,    \
                    -6.0f)
@@ -115,6 +137,9 @@ MX_INLINE void decode_codes(__m512 *first, __m512 *second, mx_format format, con
     if (format == MX_E2M1) {
         *first = _mm512_mul_ps(look_up_nibbles(at, E2M1_VALUES), _mm512_set1_ps(k->table[scale[0]]));
         *second = _mm512_mul_ps(look_up_nibbles(at + 8, E2M1_VALUES), _mm512_set1_ps(k->table[scale[k->second]]));
+    } else if (format == MX_E2M3) {
+        *first = look_up_sixes(at, 0, k, _mm512_set1_ps(k->table[scale[0]]));
+        *second = look_up_sixes(at + 8, 4, k, _mm512_set1_ps(k->table[scale[k->second]]));
     } else if (format == MX_E4M3) {
         __m512i half = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
         half = _mm512_and_si512(_mm512_sll_epi16(half, k->up), k->mask);

@@ -8,8 +8,8 @@
 /* [precision]; MX_X_BF16X2 and MX_X_BF16 are there. */
 extern const mx_product mx_avx512bf16_bf16[3], mx_avx512bf16_mxfp4[3], mx_avx512bf16_mxfp4_ggml[3];
 extern const mx_product mx_avx512bf16_q8_0; /* MX_X_BF16 */
-/* Of element codes that BF16 holds: E2M1; E4M3, E5M2 and, whatever is their speed, E2M3 and E3M2. */
-extern const mx_product mx_avx512bf16_e2m1[3], mx_avx512bf16_fp8[3];
+/* Of element codes that BF16 holds: E2M1; E2M3 and E3M2; E4M3 and E5M2. */
+extern const mx_product mx_avx512bf16_e2m1[3], mx_avx512bf16_fp6[3], mx_avx512bf16_fp8[3];
 void mx_avx512bf16_codes_any(const mx_matmul *m, bool split); /* rows packed for E2M1, or for all others */
 
 /* Rows of BF16 for BF16 and Q8_0 weights, in the order of their columns. */

@@ -2,9 +2,9 @@
 #define MX_KERNELS_X86_AVX512BF16_CODES_H
 
 /* Products with vdpbf16ps of element codes (kernels/mx.h) that are exact in BF16 with their scales
- * (mx_matrix.bf16_safe): E2M1, E4M3 and E5M2 with scales of a byte or none, and by the specification in scalar C all
- * others. A block of 32 columns becomes a vector of BF16; from there on the sums are those of BF16 weights
- * (avx512bf16_matmul.h), in the same order:
+ * (mx_matrix.bf16_safe): E2M1 with scales of E8M0 or E4M3, E2M3, E3M2, E4M3 and E5M2 with E8M0, E4M3 and E5M2 without
+ * scales, and by the specification in scalar C what is left. A block of 32 columns becomes a vector of BF16; from there
+ * on the sums are those of BF16 weights (avx512bf16_matmul.h), in the same order:
  *
  * - few rows: weights are decoded in registers, while they meet a tile;
  * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads.
@@ -38,7 +38,8 @@ _Static_assert(sizeof(codes_scratch) <= MX_AVX512_MATMUL_SCRATCH * sizeof(float)
 /* How the codes of a matrix become BF16. */
 typedef struct coding {
     const uint8_t *table; /* MX_E2M1: [256][16] BF16, the values of the codes times the scale of that byte; E2M1_WIDE:
-                             [256][32], the same twice; E4M3 and E5M2: [256] of 32 bits, twice what the scale adds to
+                             [256][32], the same twice; MX_E2M3, which is E3M2 as well: [256][32], the values of
+                             the codes but for their sign; E4M3 and E5M2: [256] of 32 bits, twice what the scale adds to
                              the exponent */
     int shift;            /* column k is in block k >> shift of its row */
     __m128i up;           /* E4M3, E5M2: so far to the left a code has the places of a BF16, */
@@ -61,6 +62,19 @@ MX_INLINE void fill_e2m1(uint8_t table[TABLE_BYTES], mx_scale_type type, int str
     }
 }
 
+/* The values without sign of E2M3 or E3M2 times each scale of E8M0. */
+MX_INLINE void fill_fp6(uint8_t table[TABLE_BYTES], mx_format format) {
+    float values[32] __attribute__((aligned(64)));
+    for (unsigned i = 0; i < 32; i++) values[i] = mx_element_value(format, i);
+    for (int s = 0; s < 256; s++) {
+        const uint8_t byte = (uint8_t)s;
+        const __m512 scale = _mm512_set1_ps(mx_scale_value(MX_SCALE_E8M0, &byte));
+        const __m512 low = _mm512_mul_ps(_mm512_load_ps(values), scale);
+        const __m512 high = _mm512_mul_ps(_mm512_load_ps(values + 16), scale);
+        _mm512_store_si512(table + 64 * s, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
 /* Of E4M3 (bias 7) or E5M2 (bias 15): an exponent of e and the scale 2^(s - 127) are BF16's exponent e + s - bias. */
 MX_INLINE void fill_exponents(uint8_t table[TABLE_BYTES], int bias) {
     for (int s = 0; s < 256; s++) {
@@ -78,6 +92,8 @@ static inline mx_format coded_format(const mx_matrix *w) {
         return b->columns == 16 ? MX_E2M1 : (mx_format)E2M1_WIDE;
     const bool fp8 = w->format == MX_E4M3 || w->format == MX_E5M2;
     if (fp8 && (b->scale == MX_SCALE_NONE || (b->scale == MX_SCALE_E8M0 && b->columns >= 32))) return MX_E4M3;
+    const bool fp6 = w->format == MX_E2M3 || w->format == MX_E3M2;
+    if (fp6 && b->scale == MX_SCALE_E8M0 && b->columns >= 32) return MX_E2M3;
     return (mx_format)ANY_CODES;
 }
 
@@ -93,7 +109,9 @@ static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
     /* 1 to 7 times 2^-9, 1 to 3 times 2^-16, beside an exponent of 0 and its bias */
     k.subnormal = _mm512_castsi128_si512(e4m3 ? _mm_setr_epi16(0, -0x100, -0x80, -0x40, 0, 0x20, 0x40, 0x60)
                                               : _mm_setr_epi16(0, -0x80, 0, 0x40, 0, 0, 0, 0));
-    if (w->format != MX_E2M1)
+    if (w->format == MX_E2M3 || w->format == MX_E3M2)
+        fill_fp6(s->table, w->format);
+    else if (w->format != MX_E2M1)
         fill_exponents(s->table, e4m3 ? 7 : 15);
     else if (w->blocks.columns == 16)
         fill_e2m1(s->table, w->blocks.scale, 32);
@@ -118,6 +136,17 @@ MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t colum
     return mx_columns_bytes(format == (mx_format)E2M1_WIDE ? MX_E2M1 : format, columns);
 }
 
+/* 32 codes of six bits, each in the low bits of a word. Four of them are three bytes: each begins in one of these and
+ * ends there or in the next. */
+MX_INLINE __m512i sixes_of(const uint8_t *at) {
+    const __m512i bytes =
+        _mm512_setr_epi64(0x1802020101000100, 0x1805050404030403, 0x1808080707060706, 0x180b0b0a0a090a09,
+                          0x180e0e0d0d0c0d0c, 0x18111110100f100f, 0x1814141313121312, 0x1817171616151615);
+    const __m512i shifts = _mm512_set1_epi64(0x0002000400060000);
+    const __m512i all = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(0xffffff, at));
+    return _mm512_srlv_epi16(_mm512_permutexvar_epi8(bytes, all), shifts);
+}
+
 /* A block in the order of pack, see pack_row; E4M3 and E5M2 in their own. */
 MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, const coding *k) {
     if (format == (mx_format)E2M1_WIDE)
@@ -131,6 +160,11 @@ MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_
         const __m512i index = /* codes & 15 | halves */
             _mm512_ternarylogic_epi64(codes_of(at), _mm512_set1_epi16(15), halves, 0xea);
         return _mm512_permutexvar_epi16(index, values);
+    }
+    if (format == MX_E2M3) {
+        const __m512i found = sixes_of(at);
+        const __m512i value = _mm512_permutexvar_epi16(found, _mm512_load_si512(k->table + ((size_t)*scale << 6)));
+        return _mm512_ternarylogic_epi32(value, _mm512_slli_epi16(found, 10), _mm512_set1_epi16((short)0x8000), 0xf8);
     }
     const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
     const __m512i add = _mm512_set1_epi32((int)mx_load_u32(k->table + 4 * *scale));
@@ -275,6 +309,8 @@ static void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64
             _mm512_store_si512(out, decode_codes(MX_E2M1, data, scale, k));
         else if (format == MX_E4M3)
             _mm512_store_si512(out, decode_codes(MX_E4M3, data, scale, k));
+        else if (format == MX_E2M3)
+            _mm512_store_si512(out, decode_codes(MX_E2M3, data, scale, k));
         else
             _mm512_store_si512(out, decode_codes((mx_format)E2M1_WIDE, data, scale, k));
     }

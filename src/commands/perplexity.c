@@ -79,8 +79,8 @@ static bool print_base(const mx_evaluation *v, const mx_session *s, mx_bytes *ou
                          *v->base_model ? v->base_model : "a model without a name",
                          v->same_model ? ", the same weights" : "", base, v->base_perplexity) &&
            mx_bytes_add_string(out, "  KL divergence   mean ") &&
-           add_with_error(out, "%.6f", v->kl_mean, v->kl_stderr) &&
-           mx_bytes_addf(out, "  median %.6f  99 %% %.6f  max %.6f nats a token\n", v->kl_median, v->kl_p99,
+           add_with_error(out, "%.4g", v->kl_mean, v->kl_stderr) &&
+           mx_bytes_addf(out, "  median %.4g  99 %% %.4g  max %.4g nats a token\n", v->kl_median, v->kl_p99,
                          v->kl_max) &&
            (whole || mx_bytes_addf(out,
                                    "                  (a lower bound: the %s likeliest tokens one by one, all others "

@@ -59,18 +59,24 @@ static mx_status check_gguf(const mx_model_options *o, mx_error *error) {
                        "GGUF holds experts in mxfp4 and all else as it is, not %s in %s: write a folder",
                        mx_group_name((mx_group)g), format);
     }
-    const mx_choice experts = {.form = {.format = MX_E2M1, .blocks = {.columns = 32, .scale = MX_SCALE_E8M0}},
-                               .recipe = o->choice.recipe};
     if (o->choice.rules || o->target_bits > 0 || o->modelopt || o->dry_run || o->allow_nonfinite)
         return mx_fail(error, MX_INVALID_ARGUMENT,
                        "a GGUF is written without --rules, --target-bits, --modelopt, --allow-nonfinite and --dry-run: "
                        "write a folder, and then the file with mxrun convert FOLDER FILE.gguf --to gguf");
-    if (o->choice.recipe.hadamard || experts.recipe.gptq || experts.recipe.rule == MX_RULE_WEIGHTED)
-        return mx_fail(
-            error, MX_INVALID_ARGUMENT,
-            "this recipe writes no GGUF at once: write a folder, and then the file with mxrun convert FOLDER "
-            "FILE.gguf --to gguf");
     return MX_OK;
+}
+
+/* The recipe as converting knows it. `kept`: the experts stay as they are, whatever it is. */
+static mx_status find_rounding(const mx_quantize_recipe *r, bool kept, mx_rounding *out, mx_error *error) {
+    const bool simple = !r->hadamard && !r->gptq && !r->four_over_six && !r->tensor_search;
+    *out = kept                          ? MX_ROUND_NONE
+           : r->rule == MX_RULE_OVERFLOW ? MX_ROUND_OVERFLOW
+           : r->rule == MX_RULE_SEARCH   ? MX_ROUND_SEARCH
+                                         : MX_ROUND_OCP;
+    if (simple && r->rule != MX_RULE_WEIGHTED) return MX_OK;
+    return mx_fail(error, MX_INVALID_ARGUMENT,
+                   "a GGUF is written with the recipes ocp, overflow, search and keep: with others write a folder, and "
+                   "then the file with mxrun convert FOLDER FILE.gguf --to gguf");
 }
 
 static mx_status to_gguf(const char *in, const char *out, const mx_model_options *o, mx_model_report *report,
@@ -88,9 +94,13 @@ static mx_status to_gguf(const char *in, const char *out, const mx_model_options
     for (int i = 0; i < mx_checkpoint_count(source.checkpoint); i++)
         report->bytes_before += mx_checkpoint_at(source.checkpoint, i)->bytes;
     mx_source_close(&source);
+    mx_rounding rounding;
+    const char *experts = o->choice.format[MX_GROUP_EXPERTS];
+    status = find_rounding(&o->choice.recipe, quantized || (experts && !strcmp(experts, "keep")), &rounding, error);
+    if (status) return status;
     const mx_convert_options options = {.to = MX_LAYOUT_GGUF,
                                         .force = o->force,
-                                        .quantize_experts = !quantized,
+                                        .quantize_experts = rounding,
                                         .allow_loss = option_loss,
                                         .pool = o->pool,
                                         .stop = o->stop,

@@ -202,6 +202,7 @@ static const char *mxfp4(const mx_made *m, int64_t first, int64_t count, uint8_t
         const uint8_t *scales = view(m->from[1], e, 1, scratch + mx_tensor_slice_bytes(m->from[0]));
         for (int64_t n = m->part; n < m->rows; n += m->parts)
             for (int64_t b = n * m->cols; b < (n + 1) * m->cols; b++, out += 17) {
+                if (scales[b] == 0xFF) return "holds a block that is NaN: a weight in it is NaN or infinite";
                 *out = scales[b];
                 reorder(out + 1, blocks + 16 * b);
             }

@@ -327,7 +327,7 @@ static bool print_notes(mx_bytes *out, const mx_compare *c, bool markdown) {
     note_text(&n, c);
     if (c->speed) note_speed(&n, c);
     for (int i = 0; i < c->models; i++)
-        if (*c->model[i].apart) notef(&n, "%s: %s", c->model[i].label, c->model[i].apart);
+        if (*c->model[i].apart && !*c->model[i].failed) notef(&n, "%s: %s", c->model[i].label, c->model[i].apart);
     for (int i = 0; i < c->models; i++)
         if (*c->model[i].failed) notef(&n, "%s failed: %s", c->model[i].label, c->model[i].failed);
     return n.ok;

@@ -94,6 +94,12 @@ static int64_t bits_of(const mx_form *f, const mx_module *m) {
     return (int64_t)llround(mx_form_bits(f, m->rows, m->cols) * (double)m->rows * (double)m->cols);
 }
 
+/* Of which a matrix' columns must be a multiple. */
+static int64_t columns_of(const mx_form *f) {
+    const bool block = mx_is_block_format(f->format) || f->format == MX_MXFP4;
+    return !block ? 1 : f->blocks.columns > 32 ? f->blocks.columns : 32;
+}
+
 /* The parts and what they take in each form. */
 static mx_status find_parts(measuring *m, const mx_form *form, int formats) {
     const mx_source *s = m->source;
@@ -117,7 +123,7 @@ static mx_status find_parts(measuring *m, const mx_form *form, int formats) {
         p->weights += module->rows * module->cols;
         for (int j = 0; j < formats; j++) {
             mx_budget_choice *c = &p->choice[j];
-            if (form[j].blocks.columns && module->cols % form[j].blocks.columns) c->possible = false;
+            if (module->cols % columns_of(&form[j])) c->possible = false;
             if (c->possible) c->bits += bits_of(&form[j], module);
         }
     }
@@ -299,18 +305,16 @@ static bool needs_statistics(const mx_quantize_recipe *r) {
     return r->rule == MX_RULE_WEIGHTED || r->gptq;
 }
 
-/* What of the recipe goes with this form and this module: nothing was calibrated for an embedding. */
-static mx_status recipe_for(const measuring *m, const mx_form *form, const mx_module *module, mx_quantize_recipe *out) {
-    *out = m->options->recipe;
-    if (module->kind == MX_KIND_EMBEDDING && out->rule == MX_RULE_WEIGHTED) out->rule = MX_RULE_SEARCH;
-    if (module->kind == MX_KIND_EMBEDDING) out->gptq = false;
-    if (!mx_quantize_recipe_check(out, form, NULL)) return MX_OK;
-    out->four_over_six = out->tensor_search = false;
-    if (!mx_quantize_recipe_check(out, form, NULL)) return MX_OK;
-    out->gptq = false;
-    if (!mx_quantize_recipe_check(out, form, NULL)) return MX_OK;
-    *out = (mx_quantize_recipe){.rule = MX_RULE_OCP, .hadamard = m->options->recipe.hadamard};
-    return mx_quantize_recipe_check(out, form, m->error);
+mx_quantize_recipe mx_budget_recipe(const mx_quantize_recipe *recipe, const mx_form *form, mx_kind kind) {
+    mx_quantize_recipe r = *recipe;
+    if (kind == MX_KIND_EMBEDDING && r.rule == MX_RULE_WEIGHTED) r.rule = MX_RULE_SEARCH;
+    if (kind == MX_KIND_EMBEDDING) r.gptq = false;
+    if (!mx_quantize_recipe_check(&r, form, NULL)) return r;
+    r.four_over_six = r.tensor_search = false;
+    if (!mx_quantize_recipe_check(&r, form, NULL)) return r;
+    r.gptq = false;
+    if (!mx_quantize_recipe_check(&r, form, NULL)) return r;
+    return (mx_quantize_recipe){.rule = MX_RULE_OCP, .hadamard = recipe->hadamard};
 }
 
 /* The statistics of `layer` are there afterwards, with those of as many behind it as half the memory holds. */
@@ -328,6 +332,7 @@ static mx_status calibrate(measuring *m, int layer) {
     while (last <= c->layers && bytes + mx_calibration_bytes(c, last, hessian) <= most)
         bytes += mx_calibration_bytes(c, last++, hessian);
     const mx_calibrate_options options = {.text_path = m->options->calibrate,
+                                          .tokens = m->options->tokens,
                                           .hessian = hessian,
                                           .rotated = m->options->recipe.hadamard,
                                           .threads = m->options->threads,
@@ -359,10 +364,10 @@ static mx_status quantize_module(measuring *m, const mx_module *module, const mx
                            .read = module->read,
                            .user = module->user,
                            .form = *form,
+                           .recipe = mx_budget_recipe(&m->options->recipe, form, module->kind),
                            .statistics = m->calibration ? mx_calibration_of(m->calibration, module) : NULL,
                            .stop = m->options->stop};
-    mx_status status = recipe_for(m, form, module, &job.recipe);
-    if (status) return status;
+    mx_status status = MX_OK;
     int64_t step;
     float *place = place_of(m, module, w, &step), *own = NULL;
     job.data = malloc((size_t)(rows * mx_columns_bytes(form->format, cols)));

@@ -79,6 +79,10 @@ void mx_budget_report_free(mx_budget_report *report); /* all zeros allowed */
 /* Appends the table: a line for each part, with KL of every format and the chosen one. */
 bool mx_budget_show(const mx_budget_report *report, mx_bytes *out);
 
+/* What of a recipe goes with this form, for a module of this kind: flags that the form cannot have are off, and an
+ * embedding, into which no product goes, has no statistics. What parts were measured with. */
+mx_quantize_recipe mx_budget_recipe(const mx_quantize_recipe *recipe, const mx_form *form, mx_kind kind);
+
 /* The choice alone: sets part[].chosen to possible choices so that their bits are `budget` at most and the sum of KL
  * is least (of equals the fewest bits; the same for the same table). MX_INVALID_ARGUMENT: not even the smallest fit.
  * Exact where the greatest common divisor of the choices' differences goes at most MX_BUDGET_CELLS times into what the

@@ -85,7 +85,8 @@ static mx_status choose_by_budget(run *r) {
     mx_bytes table = {0};
     mx_status status = form ? mx_budget_choose(&r->source, &options, form, &report, r->error) : no_memory(r);
     for (int i = 0; i < r->source.modules && !status; i++)
-        r->choice[i] = (mx_choice){.form = form[i], .recipe = o->choice.recipe};
+        r->choice[i] = (mx_choice){.form = form[i],
+                                   .recipe = mx_budget_recipe(&o->choice.recipe, &form[i], r->source.module[i].kind)};
     if (!status && !mx_budget_show(&report, &table)) status = no_memory(r);
     if (!status && table.data) r->report->table = strdup(table.data);
     mx_bytes_free(&table);

@@ -295,6 +295,23 @@ static void test_info(void **state) {
     expect(run("info -m stories 2>&1 >/dev/full #"), 1, "cannot write to stdout");
 }
 
+/* A matrix of another format is called by its name, and no other layout takes it. */
+static void test_info_of_quantised_weights(void **state) {
+    (void)state;
+    static const char q[] = "model.layers.1.self_attn.q_proj.weight";
+    maker m;
+    maker_open(&m);
+    maker_retype(maker_find(&m, q), "F8_E4M3", 2, (int64_t[]){64, 64});
+    maker_add(&m, "model.layers.1.self_attn.q_proj.weight_scale", "F32", 2, (int64_t[]){64, 1});
+    maker_set(&m, "quantization_config", "{\"quant_method\":\"fp8\"}");
+    maker_write(&m);
+    expect(run("info -m %s", m.folder), 0, "BF16, FP8 E4M3 channel");
+    expect(run("info -m %s --json", m.folder), 0, "\"types\":\"BF16, FP8 E4M3 channel\"");
+    expect(run("convert --to gguf %s %s.gguf", m.folder, m.folder), 1, q);
+    assert_non_null(strstr(output, "is quantised (F8_E4M3) in a way that the layout GGUF cannot hold"));
+    maker_close(&m);
+}
+
 static void test_info_json(void **state) {
     (void)state;
     expect(run("info -m stories --json"), 0, "{");
@@ -333,6 +350,7 @@ int main(void) {
         cmocka_unit_test(test_official_greedy),
         cmocka_unit_test(test_two_memory_nodes),
         cmocka_unit_test(test_info),
+        cmocka_unit_test(test_info_of_quantised_weights),
         cmocka_unit_test(test_info_json),
     };
     return cmocka_run_group_tests_name("verify and info", tests, NULL, NULL);

@@ -180,24 +180,32 @@ static int nvfp4_or_int4(const char *module) {
     return strstr(module, "layers.0.") ? Q_NVFP4 : strstr(module, "_proj") ? Q_INT4_ASYM : Q_FP8_CHANNEL;
 }
 
+/* The last expert's tensor comes later than at one distance from those before it. */
+static void last_of_all(maker *m, maker_tensor *t) {
+    const maker_tensor moved = *t;
+    memmove(t, t + 1, (size_t)(m->tensor + --m->tensors - t) * sizeof *t);
+    m->tensor[m->tensors++] = moved;
+}
+
 /* Experts anywhere in several files are put together in memory, to the same bits, however they are loaded. */
 static void test_scattered(void **state) {
     (void)state;
     char name[MX_IDENTITY];
-    logits found[2];
+    logits found[3];
     mx_error error;
     mx_pool *pool;
     assert_int_equal(mx_pool_create(2, &pool, &error), MX_OK);
-    for (int scattered = 0; scattered < 2; scattered++) {
+    for (int scattered = 0; scattered < 3; scattered++) { /* in order; all but one; in none, in three files */
         maker q;
         q_make(&q, NULL, nvfp4_or_int4, false);
-        if (scattered) q_scatter(&q, 3);
-        q.index = scattered;
+        if (scattered == 1) last_of_all(&q, q_part(&q, "model.layers.1.mlp.experts.3.up_proj", "weight_packed"));
+        if (scattered == 2) q_scatter(&q, 3);
+        q.index = scattered == 2;
         maker_write(&q);
         mx_weights *w = open_folder(&q);
         compute(w, "scalar", &found[scattered]);
         assert_int_equal(mx_weights_identity(w, &(mx_identity_options){.pool = pool}, name, &error), MX_OK);
-        assert_true((mx_checkpoint_made(w->checkpoint) > 0) == (scattered == 1));
+        assert_true((mx_checkpoint_made(w->checkpoint) > 0) == (scattered > 0));
         mx_weights_close(w);
         for (int way = MX_LOAD_MAP; scattered && way <= MX_LOAD_LOOK; way++) {
             if (mx_weights_load(q.folder, &(mx_load_options){.way = (mx_load_way)way}, NULL, &w, &error))
@@ -211,6 +219,7 @@ static void test_scattered(void **state) {
     }
     mx_pool_destroy(pool);
     assert_memory_equal(&found[0], &found[1], sizeof *found);
+    assert_memory_equal(&found[0], &found[2], sizeof *found);
 }
 
 /* ---- another program's tensors --------------------------------------------------------------------------------------
@@ -322,14 +331,13 @@ static void test_warnings(void **state) {
     static const char *const quiet[] = {
         "{\"quant_method\":\"mxfp4\"}",
         "{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A16\"}",
-        "{\"quant_method\":\"compressed-tensors\",\"transform_config\":{},\"config_groups\":{\"group_0\":{"
-        "\"input_activations\":null,\"targets\":[\"Linear\"]}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"g\":{\"input_activations\":null}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"transform_config\":{}}",
     };
     static const char *const loud[] = {
         "{\"quant_method\":\"modelopt\",\"quant_algo\":\"NVFP4\"}",
         "{\"quant_method\":\"fp8\",\"activation_scheme\":\"dynamic\"}",
-        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"group_0\":{\"input_activations\":{"
-        "\"num_bits\":4}}}}",
+        "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"g\":{\"input_activations\":{\"bits\":4}}}}",
         "{\"quant_method\":\"compressed-tensors\",\"kv_cache_scheme\":{\"num_bits\":8}}",
     };
     maker m;

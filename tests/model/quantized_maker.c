@@ -41,14 +41,14 @@ const q_form q_forms[Q_FORMS] = {
     [Q_FP8_CHANNEL_BF16] = {"FP8 E4M3 channel", "weight", "F8_E4M3", MX_E4M3, NONE, NULL, "weight_scale", "BF16", 2,
                             false, true},
     [Q_FP8_E5M2] = {"FP8 E5M2", "weight", "F8_E5M2", MX_E5M2, NONE, NULL, "weight_scale", "F32", 1, false, true},
-    [Q_INT8_32] = {"INT8 of 32", "weight", "I8", MX_INT8, BF16(32), "BF16"},
-    [Q_INT8_64] = {"INT8 of 64", "weight", "I8", MX_INT8, BF16(64), "BF16"},
-    [Q_INT8_128] = {"INT8 of 128", "weight", "I8", MX_INT8, BF16(128), "BF16"},
-    [Q_INT8_ASYM] = {"INT8 of 64 asymmetric", "weight", "I8", MX_INT8, ZEROS(64), "BF16"},
-    [Q_INT4_32] = {"INT4 of 32", "weight_packed", "I32", MX_INT4, BF16(32), "BF16"},
-    [Q_INT4_64] = {"INT4 of 64", "weight_packed", "I32", MX_INT4, BF16(64), "BF16"},
-    [Q_INT4_128] = {"INT4 of 128", "weight_packed", "I32", MX_INT4, BF16(128), "BF16"},
-    [Q_INT4_ASYM] = {"INT4 of 32 asymmetric", "weight_packed", "I32", MX_INT4, ZEROS(32), "BF16"},
+    [Q_INT8_32] = {"INT8 of 32", "weight", "I8", MX_INT8, BF16(32), "BF16", .post = NULL},
+    [Q_INT8_64] = {"INT8 of 64", "weight", "I8", MX_INT8, BF16(64), "BF16", .post = NULL},
+    [Q_INT8_128] = {"INT8 of 128", "weight", "I8", MX_INT8, BF16(128), "BF16", .post = NULL},
+    [Q_INT8_ASYM] = {"INT8 of 64 asymmetric", "weight", "I8", MX_INT8, ZEROS(64), "BF16", .post = NULL},
+    [Q_INT4_32] = {"INT4 of 32", "weight_packed", "I32", MX_INT4, BF16(32), "BF16", .post = NULL},
+    [Q_INT4_64] = {"INT4 of 64", "weight_packed", "I32", MX_INT4, BF16(64), "BF16", .post = NULL},
+    [Q_INT4_128] = {"INT4 of 128", "weight_packed", "I32", MX_INT4, BF16(128), "BF16", .post = NULL},
+    [Q_INT4_ASYM] = {"INT4 of 32 asymmetric", "weight_packed", "I32", MX_INT4, ZEROS(32), "BF16", .post = NULL},
 };
 
 static uint64_t random_state;

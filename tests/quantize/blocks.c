@@ -221,6 +221,23 @@ static void nvfp4_has_the_scales_of_its_rule(void **unused) {
     }
 }
 
+/* The tensor's scale of the least error: never more than the usual one's, and mostly less. */
+static void the_tensor_s_scale_is_searched(void **unused) {
+    (void)unused;
+    int better = 0;
+    for (int i = 0; i < 8; i++) {
+        maker *m = maker_new("nvfp4", "ocp", 16, 128);
+        maker_run(m, NULL);
+        const double before = m->report.error;
+        m->job.recipe.tensor_search = true;
+        maker_run(m, NULL);
+        assert_true(m->report.error <= before);
+        better += m->report.error < before;
+        maker_free(m);
+    }
+    assert_true(better > 4);
+}
+
 /* compressed-tensors stores 1 / post: what is read of that is post. */
 static void the_tensor_s_scale_survives_being_inverted(void **unused) {
     (void)unused;
@@ -390,6 +407,7 @@ int main(void) {
         cmocka_unit_test(every_block_has_its_rule_s_scale_and_the_nearest_codes),
         cmocka_unit_test(two_scales_are_those_of_the_sides),
         cmocka_unit_test(nvfp4_has_the_scales_of_its_rule),
+        cmocka_unit_test(the_tensor_s_scale_is_searched),
         cmocka_unit_test(the_tensor_s_scale_survives_being_inverted),
         cmocka_unit_test(fp8_has_a_scale_for_all_or_for_each_row),
         cmocka_unit_test(integers_are_the_nearest),

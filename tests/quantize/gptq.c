@@ -81,6 +81,7 @@ static void less_is_lost_than_by_rounding(void **unused) {
             for (int i = 0; i < 12 * 192; i++)
                 error += ((double)m->x[i] - (double)out[i]) * ((double)m->x[i] - (double)out[i]);
             assert_true(fabs(error - m->report.error) < 1e-5 * error);
+            assert_false(m->report.lossless);
             free(out);
             maker_free(m);
         }
@@ -109,7 +110,7 @@ static void invert(double *a, double *out, int n) {
 
 static void it_is_the_paper_s(void **unused) {
     (void)unused;
-    enum { N = 96, ROWS = 5 };
+    enum { N = 96, ROWS = 60 };
     inputs in = make_inputs(N, 300);
     maker *m = maker_new("mxfp4", "gptq", ROWS, N);
     m->job.statistics = &in.statistics;
@@ -145,7 +146,7 @@ static void it_is_the_paper_s(void **unused) {
         }
     }
     /* Near the middle of two codes fp32 and double may part. */
-    assert_true(different <= 1);
+    assert_true(different <= 3);
     maker_free(m);
     free_inputs(&in);
 }
@@ -165,9 +166,9 @@ static void threads_and_processors_change_no_bit(void **unused) {
             maker *b = maker_new(forms[f], "weighted+gptq", 100, 384);
             memcpy(b->x, a->x, sizeof *a->x * 100 * 384);
             b->job.statistics = &in.statistics;
-            if (t) setenv("MXRUN_CPU", t == 1 ? "scalar" : "avx2", 1);
+            maker_cpu(t == 1 ? "scalar" : t ? "avx2" : NULL);
             maker_run(b, t ? NULL : pool);
-            unsetenv("MXRUN_CPU");
+            maker_cpu(NULL);
             assert_memory_equal(a->job.data, b->job.data, (size_t)mx_columns_bytes(a->job.form.format, 384) * 100);
             assert_memory_equal(a->job.scales, b->job.scales,
                                 (size_t)mx_row_scale_bytes(&a->job.form.blocks, 384) * 100);

@@ -61,9 +61,9 @@ static void threads_and_processors_change_no_bit(void **unused) {
                 maker *b = maker_new(forms[f], nvfp4 ? "search+four-over-six+tensor-search" : rules[r], 300, 512);
                 memcpy(b->x, a->x, sizeof *a->x * 300 * 512);
                 b->job.statistics = &statistics;
-                if (t) setenv("MXRUN_CPU", tiers[t], 1);
+                maker_cpu(t ? tiers[t] : NULL);
                 maker_run(b, t ? NULL : pool);
-                unsetenv("MXRUN_CPU");
+                maker_cpu(NULL);
                 compare(a, b);
                 maker_free(b);
             }

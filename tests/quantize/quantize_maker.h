@@ -3,6 +3,7 @@
 
 /* A matrix in memory, its job with room for every result. Include after cmocka.h. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +56,20 @@ static inline void maker_free(maker *m) {
     free(m->job.zeros);
     free(m->job.post);
     free(m);
+}
+
+/* The instruction set that the tests were started with, again. */
+static inline void maker_cpu(const char *name) {
+    static char *before;
+    static bool known;
+    if (!known && getenv("MXRUN_CPU")) before = strdup(getenv("MXRUN_CPU"));
+    known = true;
+    if (name)
+        setenv("MXRUN_CPU", name, 1);
+    else if (before)
+        setenv("MXRUN_CPU", before, 1);
+    else
+        unsetenv("MXRUN_CPU");
 }
 
 static inline void maker_run(maker *m, mx_pool *pool) {

@@ -257,28 +257,39 @@ static void copy_file(const char *from, const char *to) {
     mx_bytes_free(&bytes);
 }
 
-/* A copy of top1 with a block whose largest code is 0.5, which OCP's rule gives another scale. */
-static const char *write_odd(void) {
-    char from[4200];
+/* Writes over the first bytes of a tensor in NAME/model.safetensors. */
+static void overwrite(const char *name, const char *tensor, const void *bytes, size_t size) {
+    char path[420];
     mx_checkpoint *ck;
+    uint64_t header;
+    snprintf(path, sizeof path, "%s/model.safetensors", in_folder(name));
+    if (mx_checkpoint_open_as(path, MX_EXPERTS_STORED, &ck, &error)) fail_msg("%s", error.text);
+    const mx_tensor *t = mx_checkpoint_find(ck, tensor);
+    const uint8_t *lowest = t->data;
+    for (int i = 0; i < mx_checkpoint_count(ck); i++)
+        if (mx_checkpoint_at(ck, i)->data < lowest) lowest = mx_checkpoint_at(ck, i)->data;
+    FILE *f = fopen(path, "r+b");
+    assert_int_equal(fread(&header, 8, 1, f), 1);
+    assert_int_equal(fseek(f, (long)(8 + header + (uint64_t)(t->data - lowest)), SEEK_SET), 0);
+    assert_int_equal(fwrite(bytes, 1, size, f), size);
+    assert_int_equal(fclose(f), 0);
+    mx_checkpoint_close(ck);
+}
+
+/* A copy of top1 with a block whose largest code is 0.5, which OCP's rule gives another scale. */
+static void write_odd(void) {
+    char from[4200], block[16];
     mkdir(in_folder("odd"), 0777);
     snprintf(from, sizeof from, "%s/config.json", TOP1);
     copy_file(from, in_folder("odd/config.json"));
     snprintf(from, sizeof from, "%s/model.safetensors", TOP1);
     copy_file(from, in_folder("odd/model.safetensors"));
-    if (mx_checkpoint_open(in_folder("odd"), &ck, &error)) fail_msg("%s", error.text);
-    const mx_tensor *t = mx_checkpoint_find(ck, "model.layers.1.mlp.experts.down_proj_blocks");
-    const uint8_t *lowest = t->data;
-    for (int i = 0; i < mx_checkpoint_count(ck); i++)
-        if (mx_checkpoint_at(ck, i)->data < lowest) lowest = mx_checkpoint_at(ck, i)->data;
-    FILE *f = fopen(in_folder("odd/model.safetensors"), "r+b");
-    uint64_t header;
-    assert_int_equal(fread(&header, 8, 1, f), 1);
-    assert_int_equal(fseek(f, (long)(8 + header + (uint64_t)(t->data - lowest)), SEEK_SET), 0);
-    for (int i = 0; i < 16; i++) fputc(0x91, f);
-    assert_int_equal(fclose(f), 0);
-    mx_checkpoint_close(ck);
-    return in_folder("odd");
+    memset(block, 0x91, sizeof block);
+    overwrite("odd", "model.layers.1.mlp.experts.down_proj_blocks", block, sizeof block);
+}
+
+static void write_nan(const char *name) {
+    overwrite(name, "model.layers.1.mlp.experts.down_proj", "\xC0\x7F", 2);
 }
 
 /* MXFP4 as numbers and back, and into itself: the same values, with "keep" the same bytes. */
@@ -670,10 +681,16 @@ static void test_gguf(void **state) {
         outcome_free(&o);
         expect_same_numbers(base, in_folder("made.gguf"));
     }
+    write_nan("plain");
+    outcome o = run("quantize", in_folder("plain"), in_folder("nan.gguf"));
+    expect_code(&o, 1);
+    expect_text(&o.err, "down_proj_blocks: holds a block that is NaN");
+    outcome_free(&o);
+    assert_false(exists(in_folder("nan.gguf")));
     make(in_folder("made.gguf"), in_folder("from-gguf"), "nvfp4", "keep");
     assert_true(exists(in_folder("from-gguf/config.json")));
-    const mx_model_options o = as("mxfp8", "int8:32");
-    mx_model_report report = quantize(in_folder("made.gguf"), in_folder("from-gguf"), &o);
+    const mx_model_options all = as("mxfp8", "int8:32");
+    mx_model_report report = quantize(in_folder("made.gguf"), in_folder("from-gguf"), &all);
     expect_as_reported(base, in_folder("from-gguf"), &report);
     mx_model_report_free(&report);
 }
