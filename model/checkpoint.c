@@ -252,7 +252,7 @@ static mx_status open_place(mx_checkpoint *ck, const mx_location *place, mx_expe
     default:
         status = open_folder(ck, place->path, error);
         if (!status && form != MX_EXPERTS_STORED) status = mx_experts16_read(ck, form, error);
-        if (!status && (form == MX_EXPERTS_IN_PLACE || form == MX_EXPERTS_MXFP4))
+        if (!status && (form == MX_EXPERTS_IN_PLACE || mx_experts_rounded(form)))
             status = mx_quantized_experts_read(ck, error);
         break;
     }
