@@ -9,7 +9,9 @@ static void matmul_widened(const mx_matmul *m) {
 void mx_avx2_matmul_e2m1(const mx_matmul *m) {
     const mx_blocks *b = &m->w.blocks;
     const bool bytes = b->scale == MX_SCALE_E8M0 || b->scale == MX_SCALE_E4M3;
-    if (!bytes || b->sides)
+    if (b->sides && b->columns == 32 && b->scale == MX_SCALE_E8M0)
+        matmul(m, (kind){.format = MX_E2M1, .scales = true, .sides = true});
+    else if (!bytes || b->sides)
         matmul_widened(m);
     else if (b->columns == 16)
         matmul(m, (kind){.format = MX_E2M1, .scales = true, .halves = true});

@@ -41,6 +41,7 @@ typedef struct kind {
     mx_format format;
     /* Of element codes: */
     bool halves;  /* 16 columns to a scale, else a multiple of 32 (or no scales) */
+    bool sides;   /* E2M1: two scales to 32 columns, of the positive and the negative elements */
     int shift;    /* log2 of how many times 32; -1: the matrix says it, which takes a register */
     bool scales;  /* E8M0 or E4M3 in floats, BF16 in integers */
     bool zeros;   /* integers */
@@ -98,6 +99,14 @@ MX_INLINE __m256 decode_e2m1(const uint8_t *at, __m256 values) {
     __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32((int)mx_load_u32(at)), nibble);
     __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
     return _mm256_xor_ps(_mm256_permutevar8x32_ps(values, codes), _mm256_castsi256_ps(sign));
+}
+
+/* The same with other values for the codes 8 ... 15. */
+MX_INLINE __m256 decode_sides(const uint8_t *at, __m256 positive, __m256 negative) {
+    const __m256i nibble = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32((int)mx_load_u32(at)), nibble);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(positive, codes), _mm256_permutevar8x32_ps(negative, codes),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
 }
 
 /* 32 bytes of E5M2, the upper halves of F16. */
@@ -180,6 +189,11 @@ MX_INLINE void decode(__m256 out[4], kind k, const mx_matrix *w, place p, int64_
         float values[32];
         mx_matrix_widen_32(values, w, p.n, 32 * b);
         for (int i = 0; i < 4; i++) out[i] = _mm256_loadu_ps(values + 8 * i);
+    } else if (k.sides) {
+        const uint8_t *scale = p.scales + 2 * b;
+        const __m256 positive = _mm256_mul_ps(e2m1, _mm256_set1_ps(table[scale[0]]));
+        const __m256 negative = _mm256_mul_ps(e2m1, _mm256_set1_ps(-table[scale[1]]));
+        for (int i = 0; i < 4; i++) out[i] = decode_sides(at + 4 * i, positive, negative);
     } else if (mx_is_mxfp4(k.format) || k.format == MX_E2M1) {
         const uint8_t *scale = p.scales + (k.halves              ? 2 * b
                                            : k.format == MX_E2M1 ? b >> shift
@@ -250,7 +264,7 @@ MX_INLINE void few_tile(const mx_matrix *w, kind k, const float *const *x, int R
     const place first = place_of(w, k, 0);
     const char *ahead = (const char *)first.data + C * w->row_stride;
     /* Fewer than two bytes of scales to 32 columns are not worth it. */
-    const bool dense = R <= 4 && (k.halves || (k.scales && k.shift == 0 && mx_is_integer_format(k.format)));
+    const bool dense = R <= 4 && (k.halves || k.sides || (k.scales && k.shift == 0 && mx_is_integer_format(k.format)));
     const char *scales_ahead = dense ? (const char *)first.scales + C * w->scale_stride : NULL;
     float out[8];
     __m256 total = _mm256_setzero_ps();

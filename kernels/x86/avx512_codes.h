@@ -5,13 +5,14 @@
  *
  * Formats of the walk in avx512_matmul.h are MX_E2M1 (scales of a byte, any columns), MX_E4M3 (E5M2 as well: what sets
  * the two apart is in variables), MX_E2M3 (E3M2 as well), both with scales of a byte or none, MX_INT8 and MX_INT4 (BF16
- * scales of 32 columns or more, with zeros and without) and MX_ANY_CODES: all else, by the specification in scalar C.
+ * scales of 32 columns or more, with zeros and without), MX_E2M1_SIDES (two scales to a block) and MX_ANY_CODES: all
+ * else, by the specification in scalar C.
  * Codes that are NaN, which readers refuse, may become numbers. */
 #include "base/bytes.h"
 #include "kernels/mx.h"
 #include "kernels/x86/avx512.h"
 
-enum { MX_ANY_CODES = MX_FORMATS };
+enum { MX_ANY_CODES = MX_FORMATS, MX_E2M1_SIDES };
 
 /* How the codes of a matrix become fp32. MXFP4 uses the table alone. */
 typedef struct codes {
@@ -56,7 +57,7 @@ MX_INLINE void fill_integers(float table[256]) {
 /* Can the walk take the matrix by its own format, or is it one for MX_ANY_CODES? */
 MX_INLINE bool mx_codes_are_fast(const mx_matrix *w) {
     const mx_blocks *b = &w->blocks;
-    if (b->sides) return false;
+    if (b->sides) return w->format == MX_E2M1 && b->scale != MX_SCALE_BF16 && b->columns >= 32;
     if (mx_is_integer_format(w->format)) return b->scale == MX_SCALE_BF16 && b->columns >= 32;
     return b->scale != MX_SCALE_BF16 && !b->zeros;
 }
@@ -97,7 +98,8 @@ MX_INLINE codes codes_for(mx_matrix *w, float table[256]) {
 
 /* From the first scale of a row to that of columns 32 b ..., in bytes. */
 MX_INLINE int64_t codes_scale_at(mx_format format, const codes *k, int64_t b) {
-    return (32 * b >> k->shift) * (mx_is_integer_format(format) ? 2 : 1);
+    const bool two = mx_is_integer_format(format) || format == (mx_format)MX_E2M1_SIDES;
+    return (32 * b >> k->shift) * (two ? 2 : 1);
 }
 
 /* In each 16 columns lane 2 q + i is column 8 i + q: what shifts make of 8 copies of 8 bytes of nibbles, so that these
@@ -134,7 +136,13 @@ MX_INLINE __m512 look_up_sixes(const uint8_t *at, int skip, const codes *k, __m5
  * order of COLUMNS, the others in their own. */
 MX_INLINE void decode_codes(__m512 *first, __m512 *second, mx_format format, const uint8_t *at, const uint8_t *scale,
                             const int8_t *zero, const codes *k) {
-    if (format == MX_E2M1) {
+    if (format == (mx_format)MX_E2M1_SIDES) {
+        const __m512 by =
+            _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(k->table[scale[0]]), _mm512_set1_ps(k->table[scale[1]]));
+        const __m512 values = _mm512_mul_ps(E2M1_VALUES, by);
+        *first = look_up_nibbles(at, values);
+        *second = look_up_nibbles(at + 8, values);
+    } else if (format == MX_E2M1) {
         *first = _mm512_mul_ps(look_up_nibbles(at, E2M1_VALUES), _mm512_set1_ps(k->table[scale[0]]));
         *second = _mm512_mul_ps(look_up_nibbles(at + 8, E2M1_VALUES), _mm512_set1_ps(k->table[scale[k->second]]));
     } else if (format == MX_E2M3) {

@@ -49,17 +49,22 @@ _Static_assert(sizeof(scratch) == MX_AVX512_MATMUL_SCRATCH * sizeof(float), "the
 
 /* ---- weights to fp32 ------------------------------------------------------------------------------------------- */
 
+/* Formats of avx512_codes.h that are not MX_ANY_CODES. */
+MX_INLINE bool is_coded(mx_format format) {
+    return mx_is_block_format(format) || format == (mx_format)MX_E2M1_SIDES;
+}
+
 /* Formats whose scales lie apart, of a matrix that mx_mxfp4_ggml_apart or codes_for was shown. */
 MX_INLINE bool has_scales(mx_format format) {
-    return mx_is_mxfp4(format) || mx_is_block_format(format);
+    return mx_is_mxfp4(format) || is_coded(format);
 }
 
 MX_INLINE int64_t scale_at(mx_format format, const codes *k, int64_t b) {
-    return mx_is_block_format(format) ? codes_scale_at(format, k, b) : b * mx_scale_step(format);
+    return is_coded(format) ? codes_scale_at(format, k, b) : b * mx_scale_step(format);
 }
 
 MX_INLINE int64_t bytes_of(mx_format format, const mx_matrix *w, int64_t columns) {
-    return mx_columns_bytes(format == (mx_format)MX_ANY_CODES ? w->format : format, columns);
+    return mx_columns_bytes(format >= MX_FORMATS ? w->format : format, columns);
 }
 
 /* 32 weights in the order of their pack. */
@@ -69,7 +74,7 @@ MX_INLINE void decode(__m512 *first, __m512 *second, mx_format format, const uin
         const __m512 values = _mm512_mul_ps(E2M1_VALUES, _mm512_set1_ps(k->table[*scale]));
         *first = look_up_nibbles(at, values);
         *second = look_up_nibbles(at + 8, values);
-    } else if (mx_is_block_format(format)) {
+    } else if (is_coded(format)) {
         decode_codes(first, second, format, at, scale, zero, k);
     } else if (format == MX_BF16) {
         const __m512i halves = _mm512_setr_epi32(0x100000, 0x180008, 0x110001, 0x190009, 0x120002, 0x1a000a, 0x130003,
@@ -115,7 +120,7 @@ MX_INLINE void few_tile(const mx_matrix *w, mx_format format, int64_t n, const f
     const char *ahead = (const char *)data + C * stride;
     const bool apart = has_scales(format) && format != MX_MXFP4_GGML;
     const char *scales_ahead = apart ? (const char *)scales + C * scale_stride : NULL;
-    const int64_t scales_step = mx_is_block_format(format) ? codes_scale_at(format, k, C) : C; /* per 32 columns */
+    const int64_t scales_step = is_coded(format) ? codes_scale_at(format, k, C) : C; /* per 32 columns */
     const int64_t skip = n + FEW_N + C <= w->rows ? FEW_N * stride : 0;
     float out[16] __attribute__((aligned(64)));
     __m512 total = _mm512_setzero_ps();
@@ -239,7 +244,7 @@ MX_INLINE void widen_panel(scratch *s, const mx_matrix *w, mx_format format, int
             if (format == (mx_format)MX_ANY_CODES)
                 decode_any(&first, &second, w, n0 + i, c0 / 32 + b);
             else
-                decode(&first, &second, format, from + mx_columns_bytes(format, 32 * b),
+                decode(&first, &second, format, from + bytes_of(format, w, 32 * b),
                        has_scales(format) ? scales + scale_at(format, k, c0 / 32 + b) : NULL,
                        mx_is_integer_format(format) ? zeros + ((c0 + 32 * b) >> k->zero_shift) : NULL, k);
             _mm512_store_ps(s->panel[i / GROUP][2 * b][i % GROUP], first);
@@ -323,7 +328,7 @@ MX_INLINE void matmul(const mx_matmul *m, mx_format format) {
     codes k = {.table = s->table};
     mx_matmul with_scales;
     if (mx_is_mxfp4(format)) fill_powers(s->table);
-    if (mx_is_block_format(format)) {
+    if (is_coded(format)) {
         with_scales = *m;
         k = codes_for(&with_scales.w, s->table);
         m = &with_scales;

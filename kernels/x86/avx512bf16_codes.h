@@ -2,9 +2,9 @@
 #define MX_KERNELS_X86_AVX512BF16_CODES_H
 
 /* Products with vdpbf16ps of element codes (kernels/mx.h) that are exact in BF16 with their scales
- * (mx_matrix.bf16_safe): E2M1 with scales of E8M0 or E4M3, E2M3, E3M2, E4M3 and E5M2 with E8M0, E4M3 and E5M2 without
- * scales, and by the specification in scalar C what is left. A block of 32 columns becomes a vector of BF16; from there
- * on the sums are those of BF16 weights (avx512bf16_matmul.h), in the same order:
+ * (mx_matrix.bf16_safe): E2M1 with scales of E8M0 (one or two) or E4M3, E2M3, E3M2, E4M3 and E5M2 with E8M0, E4M3 and
+ * E5M2 without scales, and by the specification in scalar C what is left. A block of 32 columns becomes a vector of
+ * BF16; from there on the sums are those of BF16 weights (avx512bf16_matmul.h), in the same order:
  *
  * - few rows: weights are decoded in registers, while they meet a tile;
  * - more: rows of weights are decoded into a panel in the second cache level, which the walk of BF16 weights reads.
@@ -17,6 +17,7 @@
 
 enum {
     E2M1_WIDE = MX_FORMATS, /* E2M1 with a scale for 32 columns or more; MX_E2M1 is that with one for 16 */
+    E2M1_SIDES,             /* E2M1 with two scales of E8M0 for 32 columns, of positive and of negative elements */
     ANY_CODES,              /* of all formats those that have no way of their own */
     FEW_TILES = 2,          /* up to so many tiles of activation rows are few */
     TABLE_BYTES = 256 * 64,
@@ -87,6 +88,7 @@ MX_INLINE void fill_exponents(uint8_t table[TABLE_BYTES], int bias) {
 /* What the walks call the format of these weights. */
 static inline mx_format coded_format(const mx_matrix *w) {
     const mx_blocks *b = &w->blocks;
+    if (b->sides && w->format == MX_E2M1 && b->scale == MX_SCALE_E8M0 && b->columns == 32) return (mx_format)E2M1_SIDES;
     if (b->sides || b->zeros) return (mx_format)ANY_CODES;
     if (w->format == MX_E2M1 && (b->scale == MX_SCALE_E8M0 || b->scale == MX_SCALE_E4M3))
         return b->columns == 16 ? MX_E2M1 : (mx_format)E2M1_WIDE;
@@ -128,12 +130,14 @@ static inline coding coding_for(mx_matrix *w, codes_scratch *s) {
 
 /* From a row's first scale to that of columns 32 b ... */
 MX_INLINE int64_t coded_scale_at(mx_format format, int64_t b, const coding *k) {
-    return format == MX_E2M1 ? 2 * b : format == (mx_format)ANY_CODES ? 0 : 32 * b >> k->shift;
+    return format == MX_E2M1 || format == (mx_format)E2M1_SIDES ? 2 * b
+           : format == (mx_format)ANY_CODES                     ? 0
+                                                                : 32 * b >> k->shift;
 }
 
 MX_INLINE int64_t code_bytes(mx_format format, const mx_matrix *w, int64_t columns) {
     if (format == (mx_format)ANY_CODES) format = w->format;
-    return mx_columns_bytes(format == (mx_format)E2M1_WIDE ? MX_E2M1 : format, columns);
+    return mx_columns_bytes(format >= MX_FORMATS ? MX_E2M1 : format, columns);
 }
 
 /* 32 codes of six bits, each in the low bits of a word. Four of them are three bytes: each begins in one of these and
@@ -151,6 +155,11 @@ MX_INLINE __m512i sixes_of(const uint8_t *at) {
 MX_INLINE __m512i decode_codes(mx_format format, const uint8_t *at, const uint8_t *scale, const coding *k) {
     if (format == (mx_format)E2M1_WIDE)
         return _mm512_permutexvar_epi16(codes_of(at), _mm512_load_si512(k->table + ((size_t)*scale << 6)));
+    if (format == (mx_format)E2M1_SIDES) {
+        const __m512i positive = _mm512_load_si512(k->table + ((size_t)scale[0] << 6));
+        const __m512i negative = _mm512_load_si512(k->table + ((size_t)scale[1] << 6));
+        return _mm512_permutexvar_epi16(codes_of(at), _mm512_mask_blend_epi16(0xff00ff00, positive, negative));
+    }
     if (format == MX_E2M1) { /* both scales' values as one table; of each 8 words the last 4 are columns 16 ... 31 */
         const __m256i *first = (const __m256i *)(k->table + ((size_t)scale[0] << 5));
         const __m256i *second = (const __m256i *)(k->table + ((size_t)scale[1] << 5));
@@ -311,6 +320,8 @@ static void decode_row(uint8_t *out, const mx_matrix *w, mx_format format, int64
             _mm512_store_si512(out, decode_codes(MX_E4M3, data, scale, k));
         else if (format == MX_E2M3)
             _mm512_store_si512(out, decode_codes(MX_E2M3, data, scale, k));
+        else if (format == (mx_format)E2M1_SIDES)
+            _mm512_store_si512(out, decode_codes((mx_format)E2M1_SIDES, data, scale, k));
         else
             _mm512_store_si512(out, decode_codes((mx_format)E2M1_WIDE, data, scale, k));
     }

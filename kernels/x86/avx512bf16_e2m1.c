@@ -4,6 +4,8 @@ DEFINE_TILES(tiles, MX_E2M1, false)
 DEFINE_TILES(tiles_split, MX_E2M1, true)
 DEFINE_TILES(tiles_wide, (mx_format)E2M1_WIDE, false)
 DEFINE_TILES(tiles_wide_split, (mx_format)E2M1_WIDE, true)
+DEFINE_TILES(tiles_sides, (mx_format)E2M1_SIDES, false)
+DEFINE_TILES(tiles_sides_split, (mx_format)E2M1_SIDES, true)
 
 static int64_t packed_bf16x2(int64_t cols) {
     return packed_bytes_bf16x2(cols);
@@ -18,6 +20,8 @@ static void matmul_of(const mx_matmul *m, bool split) {
     const mx_format format = coded_format(&m->w);
     if (format == (mx_format)ANY_CODES)
         mx_avx512bf16_codes_any(m, split);
+    else if (format == (mx_format)E2M1_SIDES)
+        matmul_codes(m, format, split, split ? tiles_sides_split : tiles_sides);
     else if (format == MX_E2M1)
         matmul_codes(m, format, split, split ? tiles_split : tiles);
     else

@@ -234,6 +234,7 @@ static void products(bench *b, const mx_kernels *const *tiers, int count) {
         {MX_MXFP4, HIDDEN, 4096, MX_ADD, "o", {0}},
         {MX_E2M1, HIDDEN, 4096, MX_ADD, "o", {16, MX_SCALE_E4M3, false, false}},
         {MX_E2M1, HIDDEN, 4096, MX_ADD, "o", {64, MX_SCALE_E8M0, false, false}},
+        {MX_E2M1, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, true, false}},
         {MX_E2M3, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, false, false}},
         {MX_E4M3, HIDDEN, 4096, MX_ADD, "o", {32, MX_SCALE_E8M0, false, false}},
         {MX_E4M3, HIDDEN, 4096, MX_ADD, "o", {0, MX_SCALE_NONE, false, false}},
