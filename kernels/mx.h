@@ -64,6 +64,14 @@ void mx_scale_put(mx_scale_type type, uint8_t *at, float x); /* x > 0, exactly o
  * 2^-127..2^127), ties to even, saturated at the largest finite; as mx_scale_put stores it. */
 unsigned mx_scale_code(mx_scale_type type, float x);
 
+/* ---- in BF16 ---- */
+/* Is every weight with the scale at `at` 0, or within BF16's normal numbers, 2^-126 .. 0x1.FEp127, and exact in BF16,
+ * whatever its element and zero? w: of a block format. */
+bool mx_scale_bf16_safe(const mx_matrix *w, const uint8_t *at);
+/* mx_matrix.bf16_safe of rows n0 ... n1 - 1, of a block format or MX_MXFP4 (of others but MXFP4_GGML: true). Looks at
+ * the elements of blocks whose scales alone leave it open: a block of zeros is safe with any scale. */
+bool mx_rows_bf16_safe(const mx_matrix *w, int64_t n0, int64_t n1);
+
 /* ---- rows ---- */
 /* Columns k0 ... k0 + 31 of row n, without post; k0 is a multiple of 32 (of w->blocks.columns, where that is larger, it
  * need not be one). Any format of mx_matrix. What scalar products multiply with. */

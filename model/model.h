@@ -100,6 +100,8 @@ typedef struct mx_tensor {
     const uint8_t *data;
     uint64_t slice_stride;          /* bytes from one index of the first dimension to the next: slice_bytes or more */
     const struct mx_recipe *recipe; /* how it is made of what the file holds; NULL: the file holds it as it is */
+    /* [shape[0]] what files call its slices, where they are tensors of their own; NULL: they are not */
+    const struct mx_slice_origin { const char *name, *file; } * origin;
 } mx_tensor;
 
 /* Bytes of one index of the first dimension (of all, where it has none). */
@@ -120,7 +122,7 @@ typedef enum mx_expert_form {
                             up_proj and down_proj .weight [experts, out, in], MX_DTYPE_MXFP4 or a dense type, and
                             gate_proj_bias, up_proj_bias, down_proj_bias. Of Hugging Face's those that lie in a module
                             each are put together under these names, too, with all tensors of quantised ones
-                            (docs/quantized.md; so with MXFP4). */
+                            (docs/quantized.md; so with the three that round). */
     MX_EXPERTS_STORED,   /* as KEPT, but in a Hugging Face folder every tensor is what the file says: experts of 16 bits
                             [experts, in, out]; of any model, not of gpt-oss alone */
 } mx_expert_form;
@@ -175,8 +177,9 @@ typedef struct mx_experts {
     const uint8_t *bias;   /* [experts, rows], bias_stride bytes from one expert to the next */
     int64_t bias_stride;   /* 0: rows numbers of bias_format, without gaps */
     mx_format bias_format; /* BF16 or F32 */
-    bool bf16_safe; /* mx_matrix.bf16_safe of all of them; MXFP4: every scale is 2..252: no weight is subnormal or
-                       near infinity, in fp32 and in BF16. True of F32, F16, BF16 and Q8_0 */
+    bool bf16_safe;        /* mx_matrix.bf16_safe of all of them; MXFP4 as published: every scale, but of blocks of
+                              zeros, is 2..252: no weight is subnormal or near infinity, in fp32 and in BF16. True of F32, F16,
+                              BF16 and Q8_0 */
 } mx_experts;
 
 typedef struct mx_layer {

@@ -14,8 +14,8 @@ enum { CHUNK = 1 << 20 }; /* bytes of weights that one task looks at, about */
 
 /* Scales of one tensor as whole numbers in their order: E8M0 and E4M3 their byte, BF16 the bits of its magnitude. */
 typedef struct seen {
-    atomic_uint least, most; /* of those that are not zero */
-    atomic_uint mantissas;   /* BF16: all bits that occur in them */
+    atomic_uint most;
+    atomic_bool inexact; /* a weight is not bf16_safe */
 } seen;
 
 typedef struct search {
@@ -40,12 +40,6 @@ typedef struct range {
     const mx_block_tensor *b;
     int64_t expert, first, count;
 } range;
-
-static void lower(atomic_uint *a, unsigned x) {
-    unsigned now = atomic_load(a);
-    while (x < now && !atomic_compare_exchange_weak(a, &now, x)) {
-    }
-}
 
 static void raise_to(atomic_uint *a, unsigned x) {
     unsigned now = atomic_load(a);
@@ -115,7 +109,7 @@ static bool find_scale(const range *r, const mx_matrix *w, place *out) {
     return false;
 }
 
-/* The smallest and the largest byte. Written for the compiler to make vectors of, as the next two. */
+/* The smallest and the largest byte. Written for the compiler to make vectors of, as most_of_bf16 and elements_fine. */
 static void range_of(const uint8_t *x, int64_t n, uint8_t *low, uint8_t *high) {
     uint8_t least = 255, most = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -126,35 +120,31 @@ static void range_of(const uint8_t *x, int64_t n, uint8_t *low, uint8_t *high) {
     *high = most;
 }
 
-static void range_of_bf16(const uint8_t *x, int64_t n, unsigned *low, unsigned *high, unsigned *mantissas) {
-    uint16_t least = 0xFFFF, most = 0, bits = 0;
+static unsigned most_of_bf16(const uint8_t *x, int64_t n) {
+    uint16_t most = 0;
     for (int64_t i = 0; i < n; i++) {
-        const uint16_t v = mx_load_u16(x + 2 * i) & 0x7FFF, not_zero = v ? v : 0x7FFF;
-        least = not_zero < least ? not_zero : least;
+        const uint16_t v = mx_load_u16(x + 2 * i) & 0x7FFF;
         most = v > most ? v : most;
-        bits |= v;
     }
-    *low = least;
-    *high = most;
-    *mantissas = bits & 0x7F;
+    return most;
 }
 
-/* Are these scales free of what find_scale looks for? Notes what was seen. */
-static bool scales_fine(const range *r, const mx_matrix *w, seen *s) {
+/* Are these scales free of what find_scale looks for? Notes what was seen; *unsure: whether they alone do not say that
+ * the weights are bf16_safe. */
+static bool scales_fine(const range *r, const mx_matrix *w, seen *s, bool *unsure) {
     const mx_scale_type type = w->blocks.scale;
     const uint8_t *at = w->scales + r->first * w->scale_stride;
     const int64_t n = r->count * w->scale_stride; /* rows lie one behind the other */
-    unsigned low, high, mantissas = 0;
+    unsigned high;
+    *unsure = type == MX_SCALE_BF16;
     if (type == MX_SCALE_BF16) {
-        range_of_bf16(at, n / 2, &low, &high, &mantissas);
-        atomic_fetch_or(&s->mantissas, mantissas);
+        high = most_of_bf16(at, n / 2);
     } else {
         uint8_t least, most;
         range_of(at, n, &least, &most);
-        low = least;
         high = most;
+        *unsure = type == MX_SCALE_E8M0 && !(mx_scale_bf16_safe(w, &least) && mx_scale_bf16_safe(w, &most));
     }
-    lower(&s->least, low);
     raise_to(&s->most, high);
     if (type == MX_SCALE_E4M3) return high < 0x7F;
     const uint8_t bytes[2] = {(uint8_t)high, (uint8_t)(high >> 8)};
@@ -229,7 +219,10 @@ static bool fine(const search *s, int64_t chunk) {
     const mx_matrix w = of_expert(r.b, r.expert);
     place ignored;
     if (r.b->zeros) unpack_zeros(&r);
-    if (w.scales && !scales_fine(&r, &w, &s->seen[entry]) && find_scale(&r, &w, &ignored)) return false;
+    bool unsure = false;
+    if (w.scales && !scales_fine(&r, &w, &s->seen[entry], &unsure) && find_scale(&r, &w, &ignored)) return false;
+    if (unsure && !atomic_load(&s->seen[entry].inexact) && !mx_rows_bf16_safe(&w, r.first, r.first + r.count))
+        atomic_store(&s->seen[entry].inexact, true);
     if (!s->elements || (w.format != MX_E4M3 && w.format != MX_E5M2)) return true;
     return elements_fine(w.data + r.first * w.row_stride, r.count * w.row_stride, w.format == MX_E4M3 ? 0x7F : 0x7C);
 }
@@ -245,22 +238,31 @@ static void search_range(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
+/* Where number `e` of the experts has its part of t: its own tensor, where files have one; *which says which expert
+ * where they do not. `b` has t. */
+static struct mx_slice_origin origin_of(const mx_block_tensor *b, const mx_tensor *t, int64_t e, char which[40]) {
+    *which = 0;
+    if (b->experts && t->origin) return t->origin[e];
+    if (b->experts) snprintf(which, 40, "expert %lld, ", (long long)e);
+    return (struct mx_slice_origin){t->name, t->file};
+}
+
 static mx_status refuse(const search *s, int64_t chunk, mx_error *error) {
     int entry;
     const range r = range_of_chunk(s, chunk, &entry);
     const mx_matrix w = of_expert(r.b, r.expert);
-    char which[40] = "";
+    char which[40];
     place p = {0};
     if (!w.scales || !find_scale(&r, &w, &p)) find_element(&r, &w, &p);
     const mx_tensor *t = p.what == SCALE ? r.b->scale : r.b->data;
-    if (r.b->experts) snprintf(which, sizeof which, "expert %lld, ", (long long)r.expert);
+    const struct mx_slice_origin from = origin_of(r.b, t, r.expert, which);
     if (p.what == SCALE)
         return mx_fail(error, MX_INVALID_FILE,
                        "%s: %s: the scale of %srow %lld, block %lld is 0x%02X (%s): the file is "
                        "damaged",
-                       t->file, t->name, which, (long long)p.row, (long long)p.at, p.bits, p.why);
+                       from.file, from.name, which, (long long)p.row, (long long)p.at, p.bits, p.why);
     return mx_fail(error, MX_INVALID_FILE,
-                   "%s: %s: the element of %srow %lld, column %lld is %s%s: the file is damaged", t->file, t->name,
+                   "%s: %s: the element of %srow %lld, column %lld is %s%s: the file is damaged", from.file, from.name,
                    which, (long long)p.row, (long long)p.at, p.why, p.what == WEIGHT ? " with its scale" : "");
 }
 
@@ -297,8 +299,10 @@ static mx_status fill_posts(mx_block_tensor *b, const seen *s, mx_error *error) 
                               : !(largest * (double)post <= FLT_MAX) ? "so that weights are beyond fp32"
                                                                      : NULL;
             if (!why) continue;
-            return mx_fail(error, MX_INVALID_FILE, "%s: %s: number %lld is %g, %s: the file is damaged", b->post->file,
-                           b->post->name, (long long)(e * each + i), (double)x, why);
+            char which[40];
+            const struct mx_slice_origin from = origin_of(b, b->post, e, which);
+            return mx_fail(error, MX_INVALID_FILE, "%s: %s: %snumber %lld is %g, %s: the file is damaged", from.file,
+                           from.name, which, (long long)i, (double)x, why);
         }
     return MX_OK;
 }
@@ -308,31 +312,13 @@ static mx_status check_shape(const mx_block_tensor *b, mx_error *error) {
         const uint8_t *at = b->shape->data + (b->experts ? (uint64_t)e * b->shape->slice_stride : 0);
         const int64_t rows = (int64_t)mx_load_u64(at), cols = (int64_t)mx_load_u64(at + 8);
         if (rows == b->matrix.rows && cols == b->matrix.cols) continue;
-        return mx_fail(error, MX_INVALID_FILE, "%s: %s: says [%lld, %lld], expected [%lld, %lld]", b->shape->file,
-                       b->shape->name, (long long)rows, (long long)cols, (long long)b->matrix.rows,
+        char which[40];
+        const struct mx_slice_origin from = origin_of(b, b->shape, e, which);
+        return mx_fail(error, MX_INVALID_FILE, "%s: %s: %ssays [%lld, %lld], expected [%lld, %lld]", from.file,
+                       from.name, which, (long long)rows, (long long)cols, (long long)b->matrix.rows,
                        (long long)b->matrix.cols);
     }
     return MX_OK;
-}
-
-/* Every product of an element and a scale has at most 8 significant bits and lies within BF16's normal numbers. */
-static bool is_bf16_safe(const mx_block_tensor *b, const seen *s) {
-    static const struct {
-        int bits;
-        float least; /* not zero */
-    } elements[MX_FORMATS] = {
-        [MX_E2M1] = {2, 0.5f},     [MX_E2M3] = {4, 0.125f}, [MX_E3M2] = {3, 0.0625f}, [MX_E4M3] = {4, 0x1p-9f},
-        [MX_E5M2] = {3, 0x1p-16f}, [MX_INT8] = {7, 1},      [MX_INT4] = {3, 1}};
-    const mx_scale_type type = b->blocks.scale;
-    const unsigned least = atomic_load(&s->least), most = atomic_load(&s->most), mantissas = atomic_load(&s->mantissas);
-    int bits = elements[b->coded].bits + b->blocks.zeros; /* -255..255, -15..15 */
-    if (type == MX_SCALE_E4M3) bits += 4;
-    if (type == MX_SCALE_BF16) bits += mantissas ? 8 - __builtin_ctz(mantissas) : 0; /* powers of two: none */
-    if (bits > 8) return false;
-    /* E4M3's go from 2^-9 to 448. */
-    if (type == MX_SCALE_NONE || type == MX_SCALE_E4M3 || least > most) return true;
-    return elements[b->coded].least * scale_of(type, least) >= 0x1p-126f &&
-           (double)largest_element(b) * (double)scale_of(type, most) <= 0x1.FEp127;
 }
 
 /* ---- all of them ---------------------------------------------------------------------------------------------------
@@ -352,7 +338,6 @@ mx_status mx_blocks_finish(mx_block_tensor *list, int count, bool elements, mx_p
     for (int i = 0; i < count && !status; i++) {
         rows_at[i] = rows_of_chunk(&list[i]);
         first[i + 1] = first[i] + (list[i].experts ? list[i].experts : 1) * chunks_of(list[i].matrix.rows, rows_at[i]);
-        atomic_init(&all[i].least, 0xFFFF);
         status = check_shape(&list[i], error);
     }
     const int64_t chunks = status ? 0 : first[count];
@@ -364,7 +349,7 @@ mx_status mx_blocks_finish(mx_block_tensor *list, int count, bool elements, mx_p
     if (!status && atomic_load(&s.found) < chunks) status = refuse(&s, atomic_load(&s.found), error);
     for (int i = 0; i < count && !status; i++) {
         status = fill_posts(&list[i], &all[i], error);
-        list[i].bf16_safe = !status && is_bf16_safe(&list[i], &all[i]);
+        list[i].bf16_safe = !status && !atomic_load(&all[i].inexact);
     }
     free(first);
     free(all);

@@ -12,7 +12,7 @@ enum {
 typedef struct search {
     const mx_scale_view *view;
     const int64_t *first_chunk; /* of each view, an expert each, and their total behind the last */
-    atomic_bool *extreme;       /* of each view: a scale outside 2..252 was seen */
+    atomic_bool *extreme;       /* of each view: a scale outside 2..252 was seen, of a block that is not zeros */
     int count;
     atomic_llong found; /* lowest chunk with a bad scale */
 } search;
@@ -56,6 +56,18 @@ static bool overflows(uint8_t scale, const uint8_t *block) {
     return false;
 }
 
+static bool is_zeros(const uint8_t *block) {
+    uint8_t any = 0;
+    for (int i = 0; i < 16; i++) any |= block[i] & 0x77;
+    return !any;
+}
+
+static bool any_extreme(const mx_scale_view *v, const uint8_t *scale, const uint8_t *block, int64_t n) {
+    for (int64_t i = 0; i < n; i++, scale += v->scale_step, block += v->block_step)
+        if ((*scale < BF16_LEAST_SCALE || *scale > BF16_MOST_SCALE) && !is_zeros(block)) return true;
+    return false;
+}
+
 /* The first of n F16 scales that is no number, or -1. */
 static int64_t find_f16(const uint8_t *scale, int64_t n, uint64_t step) {
     for (int64_t i = 0; i < n; i++, scale += step)
@@ -74,7 +86,9 @@ static int64_t find_in_chunk(search *s, int64_t chunk, int *view) {
     const uint8_t *block = v->block + expert * v->block_stride;
     uint8_t low, high;
     range_of(scale, n, v->scale_step, &low, &high);
-    if (low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) atomic_store(&s->extreme[*view], true);
+    if ((low < BF16_LEAST_SCALE || high > BF16_MOST_SCALE) && !atomic_load(&s->extreme[*view]) &&
+        any_extreme(v, scale, block, n))
+        atomic_store(&s->extreme[*view], true);
     if (high < 253) return -1;
     for (int64_t i = 0; i < n; i++, scale += v->scale_step, block += v->block_step)
         if (*scale == 255 || overflows(*scale, block)) return i;

@@ -10,7 +10,7 @@ typedef struct mx_scale_view {
     uint64_t scale_step, block_step;     /* bytes from one block's to the next one's */
     uint64_t scale_stride, block_stride; /* bytes from one expert to the next */
     int64_t experts, rows, per_row;      /* blocks of a row */
-    bool *bf16_safe;                     /* set: every scale is 2..252, see mx_experts; NULL: the scales are F16 */
+    bool *bf16_safe;                     /* set, see mx_experts; NULL: the scales are F16 */
 } mx_scale_view;
 
 /* 0xFF is NaN, as is an F16 with the largest exponent, or infinite; and a weight beyond fp32 would be infinite, which

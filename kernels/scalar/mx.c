@@ -183,6 +183,78 @@ void mx_scale_put(mx_scale_type type, uint8_t *at, float x) {
     for (int i = 0; i < mx_scale_bytes(type); i++) at[i] = (uint8_t)(code >> 8 * i);
 }
 
+/* ---- in BF16 ---------------------------------------------------------------------------------------------------- */
+
+/* Of the elements: significant bits at most, the smallest that is not 0, the largest. */
+static const struct {
+    int bits;
+    double least, most;
+} reach[MX_FORMATS] = {
+    [MX_E2M1] = {2, 0.5, 6},      [MX_E2M3] = {4, 0.125, 7.5},     [MX_E3M2] = {3, 0.0625, 28},
+    [MX_E4M3] = {4, 0x1p-9, 448}, [MX_E5M2] = {3, 0x1p-16, 57344}, [MX_INT8] = {7, 1, 128},
+    [MX_INT4] = {3, 1, 8},
+};
+
+static const double bf16_least = 0x1p-126, bf16_most = 0x1.FEp127;
+
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+bool mx_scale_bf16_safe(const mx_matrix *w, const uint8_t *at) {
+    const float scale = fabsf(mx_scale_value(w->blocks.scale, at));
+    const uint32_t fraction = bits_of(scale) & 0x7fffff;
+    const int scale_bits = fraction ? 24 - __builtin_ctz(fraction) : 0; /* a power of two adds none */
+    /* An int8 taken off: -255 .. 255. */
+    const int bits = w->blocks.zeros ? 8 : reach[w->format].bits;
+    const double most = w->blocks.zeros ? 255 : reach[w->format].most;
+    return bits + scale_bits <= 8 && reach[w->format].least * (double)scale >= bf16_least &&
+           most * (double)scale <= bf16_most;
+}
+
+static bool is_bf16(double x) {
+    const double size = fabs(x);
+    return size == 0.0 ||
+           (size >= bf16_least && size <= bf16_most && (double)(float)x == x && !(bits_of((float)x) & 0xffff));
+}
+
+/* The elements of a block of row n, its first scale at `at`. */
+static bool block_is_bf16(const mx_matrix *w, int64_t n, int64_t block, const uint8_t *at) {
+    const int columns = w->blocks.columns;
+    const double zero = w->blocks.zeros ? (double)w->zeros[n * w->zero_stride + block] : 0.0;
+    const double positive = (double)mx_scale_value(w->blocks.scale, at);
+    const double negative =
+        w->blocks.sides ? (double)mx_scale_value(w->blocks.scale, at + mx_scale_bytes(w->blocks.scale)) : positive;
+    for (int64_t k = block * columns; k < (block + 1) * columns; k++) {
+        const unsigned code = mx_element_get(w->format, w->data + n * w->row_stride, k);
+        const double x = (double)mx_element_value(w->format, code) - zero;
+        if (!is_bf16(x * (signbit(x) ? negative : positive))) return false;
+    }
+    return true;
+}
+
+bool mx_rows_bf16_safe(const mx_matrix *from, int64_t n0, int64_t n1) {
+    mx_matrix w = *from;
+    if (w.format == MX_MXFP4) {
+        w.format = MX_E2M1;
+        w.blocks = (mx_blocks){.columns = 32, .scale = MX_SCALE_E8M0};
+    }
+    if (!mx_is_block_format(w.format) || !w.blocks.columns) return true; /* E4M3 and E5M2 are numbers of BF16 */
+    const int bytes = mx_scale_bytes(w.blocks.scale), sides = w.blocks.sides ? 2 : 1;
+    bool safe[256]; /* by the scale's byte */
+    for (int i = 0; i < 256 && bytes == 1; i++) safe[i] = mx_scale_bf16_safe(&w, &(uint8_t){(uint8_t)i});
+    for (int64_t n = n0; n < n1; n++)
+        for (int64_t block = 0; block < w.cols / w.blocks.columns; block++) {
+            const uint8_t *at = w.scales + n * w.scale_stride + block * bytes * sides;
+            bool fine = true;
+            for (int i = 0; i < sides; i++) fine &= bytes == 1 ? safe[at[i]] : mx_scale_bf16_safe(&w, at + i * bytes);
+            if (!fine && !block_is_bf16(&w, n, block, at)) return false;
+        }
+    return true;
+}
+
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
 /* 32 elements of which the first begins a byte. */

@@ -480,26 +480,6 @@ void mx_quantize_mxfp4(const uint16_t (*x)[32], int count, mx_scale_rule rule, u
 
 /* ---- as a matrix ------------------------------------------------------------------------------------------------- */
 
-/* Are all weights without post 0 or within 2^-126 .. 2^127, and do their significant bits fit into BF16's 8? Said of
- * what scales there are, whatever elements each block has. */
-static bool is_bf16_safe(const mx_quantize_job *job) {
-    const mx_blocks *b = &job->form.blocks;
-    if (mx_is_integer_format(job->form.format)) return false;
-    if (!b->columns) return true;
-    /* The smallest element that is not 0, and the largest. */
-    const double least = (double)mx_element_value(job->form.format, 1),
-                 most = (double)mx_element_largest(job->form.format);
-    const int64_t bytes = job->rows * mx_row_scale_bytes(b, job->cols);
-    bool used[256] = {false};
-    for (int64_t i = 0; i < bytes; i++) used[job->scales[i]] = true;
-    for (int i = 0; i < 256; i++) {
-        const uint8_t byte = (uint8_t)i;
-        const double scale = used[i] ? (double)mx_scale_value(b->scale, &byte) : 1;
-        if (!(scale * least >= 0x1p-126 && scale * most <= 0x1p127)) return false;
-    }
-    return true;
-}
-
 mx_matrix mx_quantize_view(const mx_quantize_job *job) {
     const mx_form *form = &job->form;
     const bool mxfp4 = form->format == MX_E2M1 && form->blocks.columns == 32 && form->blocks.scale == MX_SCALE_E8M0 &&
@@ -512,11 +492,14 @@ mx_matrix mx_quantize_view(const mx_quantize_job *job) {
     if (form->format == MX_BF16) return m;
     m.scales = job->scales;
     m.scale_stride = mx_row_scale_bytes(&form->blocks, job->cols);
-    m.bf16_safe = is_bf16_safe(job);
-    if (mxfp4) return m;
+    if (mxfp4) {
+        m.bf16_safe = mx_rows_bf16_safe(&m, 0, m.rows);
+        return m;
+    }
     m.blocks = form->blocks;
     m.zeros = form->blocks.zeros ? job->zeros : NULL;
     m.zero_stride = mx_row_zero_bytes(&form->blocks, job->cols);
+    m.bf16_safe = mx_rows_bf16_safe(&m, 0, m.rows);
     m.post = form->post == MX_POST_NONE ? NULL : job->post;
     m.post_step = form->post == MX_POST_ROW;
     return m;

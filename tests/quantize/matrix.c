@@ -311,8 +311,8 @@ static void bf16_safe_is_said_of_what_is(void **unused) {
         const char *form;
         int e;
         bool safe;
-    } all[] = {{"mxfp4", 0, true}, {"mxfp4", -126, false}, {"mxfp4:16", 0, true},  {"mxfp4:16", -126, false},
-               {"nvfp4", 0, true}, {"mxfp8", 0, true},     {"mxfp8", -115, false}, {"int8:32", 0, false},
+    } all[] = {{"mxfp4", 0, true}, {"mxfp4", -128, false}, {"mxfp4:16", 0, true},  {"mxfp4:16", -128, false},
+               {"nvfp4", 0, true}, {"mxfp8", 0, true},     {"mxfp8", -128, false}, {"int8:32", 0, false},
                {"fp8", 0, true},   {"amxfp4", 0, true}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         maker *m = maker_new(all[i].form, "ocp", 2, 64);
