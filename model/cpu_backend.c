@@ -238,9 +238,15 @@ static size_t scratch_bytes(const mx_cpu_backend *b) {
            T * (sizeof(mx_run) + sizeof(int32_t)) + W * sizeof(mx_row) + 64 * 64;
 }
 
+/* What is asked for, but for INT8 with weights that have no such products: they take BF16. */
+static mx_precision precision_for(const mx_cpu_backend *b, mx_class class, mx_format format) {
+    const mx_precision asked = b->precision.of[class];
+    return asked == MX_X_INT8 && !b->kernels->product[format][asked] ? MX_X_BF16 : asked;
+}
+
 const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_format format, bool bf16_safe) {
     if (b->openblas && !mx_is_mxfp4(format) && !mx_is_block_format(format)) return b->openblas;
-    const mx_product *p = b->kernels->product[format][b->precision.of[class]];
+    const mx_product *p = b->kernels->product[format][precision_for(b, class, format)];
     return p && p->flushes && !bf16_safe ? b->kernels->product[format][MX_X_FP32] : p;
 }
 
@@ -248,27 +254,30 @@ const mx_product *mx_cpu_product(const mx_cpu_backend *b, mx_class class, mx_for
 typedef struct products {
     int scales, inexact; /* matrices that are multiplied in fp32 though asked for otherwise: for their scales' sake, or
                             because their weights are not exact in BF16 */
+    int no_int8;         /* matrices that are multiplied in bf16, having no products with INT8 */
     bool slow_int8;
     char slow[MX_WEIGHT_NAME]; /* a format whose products only scalar code does */
 } products;
 
+/* `layer`: -1 where the matrix is in none. */
 static mx_status check_product(const mx_cpu_backend *b, int layer, mx_class class, const mx_matrix *w, bool bf16_safe,
                                products *found, mx_error *error) {
     const mx_format f = w->format;
     const mx_product *p = mx_cpu_product(b, class, f, bf16_safe);
     const mx_kernels *scalar;
-    char name[MX_PRECISION_NAME], format[MX_WEIGHT_NAME];
+    char name[MX_PRECISION_NAME], format[MX_WEIGHT_NAME], where[24] = "lm_head";
+    if (layer >= 0) snprintf(where, sizeof where, "layer %d", layer);
     mx_weight_name(format, w);
     mx_precisions_name(name, &b->precision);
     mx_status status = mx_kernels_get("scalar", &scalar, error);
     if (status) return status;
     if (!p)
-        return mx_fail(error, MX_UNSUPPORTED,
-                       "layer %d: the %s kernels have no product for %s weights at precision %s%s", layer,
-                       b->kernels->name, f == MX_MXFP4_GGML ? "GGUF's MXFP4" : format, name,
+        return mx_fail(error, MX_UNSUPPORTED, "%s: the %s kernels have no product for %s weights at precision %s%s",
+                       where, b->kernels->name, f == MX_MXFP4_GGML ? "GGUF's MXFP4" : format, name,
                        b->kernels->product[f][MX_X_FP32] ? ": try --precision fp32" : "");
+    const mx_precision precision = precision_for(b, class, f);
+    found->no_int8 += precision != b->precision.of[class];
     if (!mx_is_mxfp4(f) && !mx_is_block_format(f)) return MX_OK;
-    const mx_precision precision = b->precision.of[class];
     const bool exact = p != b->kernels->product[f][precision];
     found->scales += exact && mx_is_mxfp4(f);
     found->inexact += exact && !mx_is_mxfp4(f);
@@ -284,14 +293,20 @@ static void tell_of_products(const mx_cpu_backend *b, const products *found) {
     mx_precisions_name(name, &b->precision);
     if (found->scales)
         mx_log(MX_LOG_WARNING,
-               "%d expert tensors have scales outside 2^-125..2^125, which %s would not multiply exactly: they are "
-               "multiplied in fp32, which is slower",
-               found->scales, name);
+               "%d matri%s scales outside 2^-125..2^125, which %s would not multiply exactly: %s multiplied in fp32, "
+               "which is slower",
+               found->scales, found->scales == 1 ? "x has" : "ces have", name,
+               found->scales == 1 ? "it is" : "they are");
     if (found->inexact)
         mx_log(MX_LOG_INFO,
-               "%d matrices have weights that BF16 does not hold exactly (integers times their scales, or too small or "
-               "large ones): they are multiplied in fp32, not in %s",
-               found->inexact, name);
+               "%d matri%s weights that BF16 does not hold exactly (integers times their scales, or too small or "
+               "large ones): %s multiplied in fp32, not in %s",
+               found->inexact, found->inexact == 1 ? "x has" : "ces have", found->inexact == 1 ? "it is" : "they are",
+               name);
+    if (found->no_int8)
+        mx_log(MX_LOG_INFO, "%d matri%s not MXFP4: only that is multiplied in INT8, %s in bf16 instead", found->no_int8,
+               found->no_int8 == 1 ? "x of experts is" : "ces of experts are",
+               found->no_int8 == 1 ? "it is" : "they are");
     if (found->slow_int8)
         mx_log(MX_LOG_WARNING,
                "the %s kernels have no INT8 products of their own: scalar code does them, slowly; try another "
@@ -320,13 +335,14 @@ static mx_status check_products(const mx_cpu_backend *b, mx_error *error) {
             {MX_CLASS_O, &l->o, l->o.bf16_safe},
             {MX_CLASS_ROUTER, &l->router, l->router.bf16_safe},
             {MX_CLASS_GATE_UP, &l->gate_up.matrix, l->gate_up.bf16_safe},
-            {MX_CLASS_GATE_UP, l->up.matrix.rows ? &l->up.matrix : &l->gate_up.matrix, l->gate_up.bf16_safe},
+            {MX_CLASS_GATE_UP, &l->up.matrix, l->up.bf16_safe},
             {MX_CLASS_DOWN, &l->down.matrix, l->down.bf16_safe},
             {MX_CLASS_LM_HEAD, &w->lm_head, w->lm_head.bf16_safe},
         };
         for (size_t j = 0; j < sizeof all / sizeof *all; j++) {
-            if (all[j].class == MX_CLASS_LM_HEAD && i) continue;
-            mx_status status = check_product(b, i, all[j].class, all[j].matrix, all[j].bf16_safe, &found, error);
+            if ((all[j].class == MX_CLASS_LM_HEAD && i) || !all[j].matrix->rows) continue; /* up: where it is apart */
+            mx_status status = check_product(b, all[j].class == MX_CLASS_LM_HEAD ? -1 : i, all[j].class, all[j].matrix,
+                                             all[j].bf16_safe, &found, error);
             if (status) return status;
         }
     }

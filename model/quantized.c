@@ -378,6 +378,8 @@ mx_format mx_checkpoint_format(const mx_checkpoint *ck, const char *name) {
     const mx_tensor *t = find(ck, name, PACKED), *scale = find(ck, name, SCALE);
     if (t && t->dtype == MX_DTYPE_I32) return MX_INT4;
     const int64_t bytes = scale && scale->bytes ? (int64_t)(t ? t->bytes / scale->bytes : 0) : 0;
+    /* Scales of 32 columns: 16 bytes of MXFP4, 24 of compressed-tensors' MXFP6. */
+    if (t && scale && scale->dtype != MX_DTYPE_F8_E4M3 && bytes == 24) return MX_E2M3;
     if (t) return scale && scale->dtype != MX_DTYPE_F8_E4M3 && bytes == 16 ? MX_MXFP4 : MX_E2M1;
     if (find(ck, name, E2M3)) return MX_E2M3;
     if (find(ck, name, E3M2)) return MX_E3M2;

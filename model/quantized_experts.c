@@ -64,26 +64,42 @@ static void make_gathered(const mx_recipe *r, int64_t first, int64_t count, uint
     for (int64_t e = first; e < first + count; e++, out += r->from_bytes) memcpy(out, r->each[e], r->from_bytes);
 }
 
-/* Experts 0 ... count - 1 are all there and alike. */
-static mx_status check_group(const member *m, int count, mx_error *error) {
-    const mx_tensor *first = &m->tensor;
+static bool alike(const mx_tensor *a, const mx_tensor *b) {
+    return a->dtype == b->dtype && a->dims == b->dims && a->bytes == b->bytes &&
+           !memcmp(a->shape, b->shape, sizeof a->shape);
+}
+
+/* Experts 0 ... count - 1 are all there. (No tensor is there twice: mx_checkpoint_open.) */
+static mx_status check_numbers(const member *m, int count, mx_error *error) {
     for (int i = 0; i < count; i++) {
         const mx_tensor *t = &m[i].tensor;
-        char shape[120], expected[120];
-        if (m[i].expert != i)
-            return mx_fail(error, MX_INVALID_FILE,
-                           "%s: tensor model.layers.%d.mlp.experts.%d.%s.%s is missing, but experts up to %d have it: "
-                           "is the download complete?",
-                           t->file, m->layer, i, kinds[m->kind], parts[m->part], m[count - 1].expert);
-        if (t->dtype == first->dtype && t->dims == first->dims && t->bytes == first->bytes && t->dims < 4 &&
-            !memcmp(t->shape, first->shape, sizeof t->shape))
-            continue;
+        if (m[i].expert == i) continue;
         return mx_fail(error, MX_INVALID_FILE,
-                       "%s: %s: is %s %s, expected %s %s like %s: experts of a layer share a form", t->file, t->name,
-                       t->dtype_name, mx_show_shape(shape, sizeof shape, t->shape, t->dims), first->dtype_name,
-                       mx_show_shape(expected, sizeof expected, first->shape, first->dims), first->name);
+                       "%s: tensor model.layers.%d.mlp.experts.%d.%s.%s is missing, but experts up to %d have it: "
+                       "is the download complete?",
+                       t->file, m->layer, i, kinds[m->kind], parts[m->part], m[count - 1].expert);
     }
     return MX_OK;
+}
+
+/* And of one form, the first one's, or, where that is the only one of its form, the second one's. */
+static mx_status check_group(const member *m, int count, mx_error *error) {
+    const bool first_odd = count > 2 && !alike(&m[0].tensor, &m[1].tensor) && alike(&m[1].tensor, &m[2].tensor);
+    const mx_tensor *like = &m[first_odd].tensor;
+    mx_status status = check_numbers(m, count, error);
+    for (int i = 0; i < count && !status; i++) {
+        const mx_tensor *t = &m[i].tensor;
+        char shape[120], expected[120];
+        if (t->dims > 3)
+            return mx_fail(error, MX_INVALID_FILE, "%s: %s: is %s %s, expected at most 3 dimensions", t->file, t->name,
+                           t->dtype_name, mx_show_shape(shape, sizeof shape, t->shape, t->dims));
+        if (alike(t, like)) continue;
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: %s: is %s %s, expected %s %s like %s: experts of a layer share a form", t->file, t->name,
+                       t->dtype_name, mx_show_shape(shape, sizeof shape, t->shape, t->dims), like->dtype_name,
+                       mx_show_shape(expected, sizeof expected, like->shape, like->dims), like->name);
+    }
+    return status;
 }
 
 /* One stride leads from each expert to the next, within one file. */
@@ -115,6 +131,10 @@ static mx_status fuse(mx_checkpoint *ck, const member *m, int count, mx_error *e
     memcpy(t->shape + 1, one->shape, 4 * sizeof *one->shape);
     t->bytes = (uint64_t)count * one->bytes;
     t->data = one->data;
+    struct mx_slice_origin *origin = mx_checkpoint_alloc(ck, (size_t)count * sizeof *origin);
+    if (!origin) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its tensors", one->file);
+    for (int i = 0; i < count; i++) origin[i] = (struct mx_slice_origin){m[i].tensor.name, m[i].tensor.file};
+    t->origin = origin;
     if (in_place(m, count, &t->slice_stride)) return MX_OK;
     t->slice_stride = one->bytes;
     const uint8_t **each = mx_checkpoint_alloc(ck, (size_t)count * sizeof *each);

@@ -381,6 +381,16 @@ static mx_status all_tensors(loader *l) {
     return c->tied_embeddings ? MX_OK : matrix(l, "", "lm_head.weight", c->vocab, c->hidden, &w->lm_head);
 }
 
+/* Scales of activations, and of keys and values. */
+static bool is_of_activations(const char *name) {
+    static const char *const ends[] = {".input_scale",       ".input_global_scale", ".output_scale",
+                                       "_proj.k_scale",      "_proj.v_scale",       ".self_attn.k_scale",
+                                       ".self_attn.v_scale", ".self_attn.q_scale",  ".self_attn.prob_scale"};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (mx_ends_with(name, ends[i])) return true;
+    return false;
+}
+
 /* The tensors that no role was found for, in one line. Scales of activations are spoken of in one of their own. */
 static void warn_unused(const loader *l) {
     const mx_checkpoint *ck = l->w->checkpoint;
@@ -390,9 +400,10 @@ static void warn_unused(const loader *l) {
     for (int i = 0; i < mx_checkpoint_count(ck); i++) {
         const char *name = mx_checkpoint_at(ck, i)->name;
         if (l->used[i]) continue;
-        const bool input = mx_ends_with(name, ".input_scale") || mx_ends_with(name, ".input_global_scale");
-        activations |= input;
-        if (!input && !unused++) first = name;
+        if (is_of_activations(name))
+            activations = true;
+        else if (!unused++)
+            first = name;
     }
     if (activations)
         mx_log(MX_LOG_WARNING,
@@ -452,7 +463,9 @@ static mx_status assign(mx_weights *w, const char *name, const mx_load_options *
     if (!status && !look) status = mx_load_checkpoint(w->checkpoint, options, error);
     if (!status && !(look && mx_checkpoint_made(w->checkpoint))) {
         status = mx_scales_check(l.scales, l.scale_count, pool, error);
-        if (!status) status = finish_blocks(&l, !look, pool);
+        /* Looking for elements that are no numbers reads all of them. */
+        const bool lazy = mx_checkpoint_files(w->checkpoint) && (!options || options->way == MX_LOAD_LAZY);
+        if (!status) status = finish_blocks(&l, !look && !lazy, pool);
     }
     if (c->tied_embeddings) w->lm_head = w->embedding;
     for (int i = 0; i < c->layers && !status; i++) { /* multiplied in the same way */
@@ -487,13 +500,32 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
     return status;
 }
 
+/* Does a layer have experts that are rounded by `mxrun quantize` only? They lie in modules of their own, in 16 or 32
+ * bits. (Experts of one tensor are MXFP4 by now.) */
+static bool has_plain_experts(const mx_weights *w) {
+    for (int i = 0; i < w->config.layers; i++) {
+        const mx_format f[] = {w->layer[i].gate_up.matrix.format, w->layer[i].down.matrix.format};
+        for (int j = 0; j < 2; j++)
+            if (f[j] == MX_BF16 || f[j] == MX_F16 || f[j] == MX_F32) return true;
+    }
+    return false;
+}
+
 /* What became of --quantize-experts. */
-static void say_rounded(const char *path, const mx_checkpoint *ck, mx_rounding rounding, const char *kept) {
-    if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF)
+static void say_rounded(const char *path, const mx_weights *w, mx_rounding rounding, const char *kept) {
+    const mx_checkpoint *ck = w->checkpoint;
+    if (mx_checkpoint_layout(ck) != MX_LAYOUT_HF) {
         mx_log(MX_LOG_WARNING, "%s: experts are rounded in the Hugging Face layout only: these stay as they are", path);
+        return;
+    }
+    if (has_plain_experts(w))
+        mx_log(MX_LOG_WARNING,
+               "%s: experts in modules of their own are not rounded when a model is loaded, they stay as they are: use "
+               "mxrun quantize",
+               path);
     else if (!mx_checkpoint_rounded(ck))
         mx_log(MX_LOG_WARNING, "%s: no expert is BF16: there is nothing to round to MXFP4", path);
-    else
+    if (mx_checkpoint_rounded(ck))
         mx_log(MX_LOG_INFO, "%s: %d expert tensors are rounded from BF16 to MXFP4 (%s)%s", path,
                mx_checkpoint_rounded(ck), mx_rounding_name(rounding), kept);
 }
@@ -516,7 +548,7 @@ mx_status mx_weights_load(const char *path, const mx_load_options *options, mx_p
     status = create(path, &config, checkpoint, options, pool, out, error);
     if (!status) {
         mx_expert_cache_keep(cache, checkpoint, options);
-        say_rounded(path, checkpoint, rounding, cache->said);
+        say_rounded(path, *out, rounding, cache->said);
     }
     mx_expert_cache_free(cache);
     free(cache);

@@ -24,10 +24,11 @@ typedef struct logits {
 /* ---- log ----------------------------------------------------------------------------------------------------------
  */
 static char said[4000];
+static mx_log_level heard = MX_LOG_WARNING; /* and what is worse */
 
 static void listen(void *user, mx_log_level level, const char *line) {
     (void)user;
-    if (level < MX_LOG_WARNING) return;
+    if (level < heard) return;
     const size_t used = strlen(said);
     snprintf(said + used, sizeof said - used, "%s\n", line);
 }
@@ -48,8 +49,9 @@ static mx_weights *open_folder(const maker *m) {
     return w;
 }
 
-/* `tier` NULL: the best. */
-static void compute_at(const mx_weights *w, const char *tier, const char *precision, logits *out) {
+/* By `kernels`, or where they are NULL those of `tier`, NULL: the best. */
+static void compute_by(const mx_weights *w, const mx_kernels *kernels, const char *tier, const char *precision,
+                       logits *out) {
     mx_error error;
     mx_precisions precisions;
     mx_pool *pool;
@@ -61,6 +63,7 @@ static void compute_at(const mx_weights *w, const char *tier, const char *precis
                                         .max_rows = TOKENS,
                                         .max_wanted = TOKENS,
                                         .tier = tier,
+                                        .kernels = kernels,
                                         .precision = &precisions};
     if (mx_cpu_backend_create(w, pool, &options, &b, &error)) fail_msg("%s", error.text);
     const int32_t table[Q_LAYERS] = {0, 1};
@@ -73,6 +76,10 @@ static void compute_at(const mx_weights *w, const char *tier, const char *precis
     for (int i = 0; i < TOKENS; i++) memcpy(out->of[i], b->ops->logits(b, i), sizeof out->of[i]);
     b->ops->destroy(b);
     mx_pool_destroy(pool);
+}
+
+static void compute_at(const mx_weights *w, const char *tier, const char *precision, logits *out) {
+    compute_by(w, NULL, tier, precision, out);
 }
 
 static void compute(const mx_weights *w, const char *tier, logits *out) {
@@ -190,7 +197,7 @@ static void last_of_all(maker *m, maker_tensor *t) {
 /* Experts anywhere in several files are put together in memory, to the same bits, however they are loaded. */
 static void test_scattered(void **state) {
     (void)state;
-    char name[MX_IDENTITY];
+    char name[MX_IDENTITY], second[MX_IDENTITY];
     logits found[3];
     mx_error error;
     mx_pool *pool;
@@ -213,6 +220,8 @@ static void test_scattered(void **state) {
             logits again;
             if (way != MX_LOAD_LOOK) compute(w, "scalar", &again);
             if (way != MX_LOAD_LOOK) assert_memory_equal(&again, found, sizeof again);
+            assert_int_equal(mx_weights_identity(w, &(mx_identity_options){.pool = pool}, second, &error), MX_OK);
+            if (way != MX_LOAD_LOOK) assert_string_equal(second, name);
             mx_weights_close(w);
         }
         maker_close(&q);
@@ -263,6 +272,7 @@ static void test_compressed_tensors(void **state) {
         if (mx_blocks_finish(&b, 1, true, NULL, &error)) fail_msg("%s", error.text);
         mx_weight_name(name, &b.matrix);
         assert_string_equal(name, golden[i].name);
+        assert_int_equal(mx_checkpoint_format(ck, golden[i].module), b.matrix.format);
         snprintf(want, sizeof want, "%s.expected", golden[i].module);
         const mx_tensor *expected = mx_checkpoint_find(ck, want);
         assert_non_null(expected);
@@ -348,8 +358,12 @@ static void test_warnings(void **state) {
         maker_close(&m);
         if (*said) fail_msg("%s: %s", quiet[i], said);
     }
-    for (size_t i = 0; i <= sizeof loud / sizeof *loud; i++) {
+    for (size_t i = 0; i < sizeof loud / sizeof *loud + 2; i++) {
         open_with(&m, i < sizeof loud / sizeof *loud ? loud[i] : quiet[0]);
+        if (i == sizeof loud / sizeof *loud + 1) {
+            maker_add(&m, "model.layers.0.self_attn.k_scale", "F32", 1, (int64_t[]){1});
+            maker_add(&m, "model.layers.1.self_attn.v_proj.v_scale", "F32", 1, (int64_t[]){1});
+        }
         /* Without a word in config.json: scales of activations are there. */
         for (int e = 0; i == sizeof loud / sizeof *loud && e < Q_EXPERTS; e++) {
             char name[100];
@@ -371,6 +385,9 @@ static void test_scalar_products_are_told_of(void **state) {
     logits unused;
     assert_int_equal(mx_kernels_get(NULL, &best, &error), MX_OK);
     assert_int_equal(mx_kernels_get("scalar", &scalar, &error), MX_OK);
+    mx_kernels slow = *best;
+    slow.name = "made-up";
+    memcpy(slow.product[MX_E3M2], scalar->product[MX_E3M2], sizeof slow.product[MX_E3M2]);
     form_of_all = Q_E3M2;
     *said = 0;
     q_make(&m, NULL, all_alike, false);
@@ -378,12 +395,63 @@ static void test_scalar_products_are_told_of(void **state) {
     mx_weights *w = open_folder(&m);
     compute(w, "scalar", &unused);
     assert_string_equal(said, "");
-    compute(w, NULL, &unused);
-    const bool slow =
-        best != scalar && best->product[MX_E3M2][MX_X_FP32]->matmul == scalar->product[MX_E3M2][MX_X_FP32]->matmul;
-    assert_true(slow == (strstr(said, "MXFP6 E3M2 weights of their own: scalar code") != NULL));
+    compute_by(w, &slow, NULL, "fp32", &unused);
+    if (!strstr(said, "the made-up kernels have no products of MXFP6 E3M2 weights of their own: scalar code"))
+        fail_msg("%s", said);
     mx_weights_close(w);
     maker_close(&m);
+}
+
+/* Experts in modules of their own stay what they are, whatever the rounding: said where there is one to be rounded. */
+static void test_rounding_leaves_modules(void **state) {
+    (void)state;
+    static const int forms[] = {Q_NVFP4, Q_BF16};
+    for (int i = 0; i < 2; i++) {
+        maker m;
+        logits want, found;
+        form_of_all = forms[i];
+        q_make(&m, NULL, all_alike, false);
+        maker_write(&m);
+        mx_weights *w = open_folder(&m);
+        compute(w, NULL, &want);
+        mx_weights_close(w);
+        for (int rounding = MX_ROUND_OCP; rounding <= MX_ROUND_SEARCH; rounding++) {
+            mx_error error;
+            *said = 0;
+            const mx_load_options options = {.quantize_experts = (mx_rounding)rounding};
+            if (mx_weights_load(m.folder, &options, NULL, &w, &error)) fail_msg("%d: %s", rounding, error.text);
+            compute(w, NULL, &found);
+            assert_memory_equal(&found, &want, sizeof want);
+            const char *expect = forms[i] == Q_BF16 ? "experts in modules of their own are not rounded when"
+                                                    : "no expert is BF16: there is nothing to round";
+            if (!strstr(said, expect) || strchr(said, '\n')[1]) fail_msg("%d: %s", rounding, said);
+            mx_weights_close(w);
+        }
+        maker_close(&m);
+    }
+}
+
+static int int8_mixture(const char *module) {
+    return strstr(module, "layers.0.mlp.experts.") ? Q_MXFP4 : strstr(module, ".experts.") ? Q_NVFP4 : Q_BF16;
+}
+
+/* --precision int8 takes bf16 for experts that have no products with INT8. */
+static void test_int8_beside_others(void **state) {
+    (void)state;
+    maker m;
+    logits want, found;
+    heard = MX_LOG_INFO;
+    q_make(&m, NULL, int8_mixture, false);
+    maker_write(&m);
+    mx_weights *w = open_folder(&m);
+    compute(w, NULL, &want);
+    *said = 0;
+    compute_at(w, NULL, "int8", &found);
+    if (!strstr(said, "3 matrices of experts are not MXFP4")) fail_msg("%s", said);
+    check_near("int8", &found, &want, 0.05);
+    mx_weights_close(w);
+    maker_close(&m);
+    heard = MX_LOG_WARNING;
 }
 
 /* ---- what is wrong -------------------------------------------------------------------------------------------------
@@ -470,6 +538,9 @@ static void one_expert_wider(maker *m) {
 }
 static void one_expert_other(maker *m) {
     type_of(m, UP, "weight_packed", "I8");
+}
+static void first_expert_other(maker *m) {
+    type_of(m, "model.layers.1.mlp.experts.0.up_proj", "weight_packed", "I8");
 }
 static void packed_bf16(maker *m) {
     type_of(m, Q_PROJ, "weight_packed", "BF16");
@@ -608,6 +679,10 @@ static const wrong cases[] = {
      one_expert_wider, NULL},
     {"an expert of another type", Q_NVFP4, MX_INVALID_FILE, UP ".weight_packed: is I8 [128, 64], expected U8 [128, 64]",
      one_expert_other, NULL},
+    {"the first expert of another type", Q_NVFP4, MX_INVALID_FILE,
+     "experts.0.up_proj.weight_packed: is I8 [128, 64], expected U8 [128, 64] like "
+     "model.layers.1.mlp.experts.1.up_proj",
+     first_expert_other, NULL},
     {"gate and up differ", Q_MXFP4_16, MX_UNSUPPORTED, "gate and up have different types", gate_and_up_differ, NULL},
     {"BF16 packed", Q_NVFP4, MX_INVALID_FILE, "is BF16 [128, 64], expected U8 [128, 64] (FP4) or I32", packed_bf16,
      NULL},
@@ -635,28 +710,27 @@ static const wrong cases[] = {
      zeros_f32, NULL},
     {"too few zero points", Q_INT4_ASYM, MX_INVALID_FILE, "weight_zero_point: is I32 [15, 4], expected I32 [16, 4]",
      zeros_narrow, NULL},
-    {"another weight_shape", Q_INT4_64, MX_INVALID_FILE, "weight_shape: says [129, 128], expected [128, 128]",
+    {"another weight_shape", Q_INT4_64, MX_INVALID_FILE, UP ".weight_shape: says [129, 128], expected [128, 128]",
      other_shape, NULL},
     {"weight_shape of F32", Q_INT4_64, MX_INVALID_FILE, "weight_shape: is F32 [2", shape_f32, NULL},
-    {"NaN scale", Q_MXFP8, MX_INVALID_FILE,
-     "experts.up_proj.weight_scale: the scale of expert 2, row 5, block 2 is 0xFF (NaN)", nan_e8m0, NULL},
-    {"NaN scale of MXFP4", Q_MXFP4, MX_INVALID_FILE, "expert 2, row 5, block 2 is 0xFF (NaN)", nan_e8m0, NULL},
-    {"NaN scale of NVFP4", Q_NVFP4, MX_INVALID_FILE, "expert 2, row 5, block 2 is 0x7F (NaN)", nan_e4m3, NULL},
+    {"NaN scale", Q_MXFP8, MX_INVALID_FILE, "experts.2.up_proj.weight_scale: the scale of row 5, block 2 is 0xFF (NaN)",
+     nan_e8m0, NULL},
+    {"NaN scale of MXFP4", Q_MXFP4, MX_INVALID_FILE, UP ".weight_scale: the scale of row 5, block 2 is 0xFF (NaN)",
+     nan_e8m0, NULL},
+    {"NaN scale of NVFP4", Q_NVFP4, MX_INVALID_FILE, UP ".weight_scale: the scale of row 5, block 2 is 0x7F (NaN)",
+     nan_e4m3, NULL},
     {"negative scale", Q_MODELOPT, MX_INVALID_FILE,
      Q_PROJ ".weight_scale: the scale of row 5, block 2 is 0xB8 (negative)", negative_e4m3, NULL},
     {"infinite scale", Q_INT8_32, MX_INVALID_FILE, "the scale of row 3, block 1 is 0x7F80 (infinite)", infinite_bf16,
      NULL},
     {"a weight beyond fp32", Q_MXFP4, MX_INVALID_FILE,
-     "experts.up_proj.weight_packed: the element of expert 2, row 5, column 79 is beyond fp32 with its scale",
-     beyond_fp32, NULL},
+     UP ".weight_packed: the element of row 5, column 79 is beyond fp32 with its scale", beyond_fp32, NULL},
     {"a negative weight beyond fp32", Q_AMXFP4, MX_INVALID_FILE,
      "weight_amxfp4: the element of row 5, column 38 is beyond fp32", beyond_fp32_sides, NULL},
-    {"NaN element", Q_FP8, MX_INVALID_FILE,
-     "experts.up_proj.weight: the element of expert 2, row 127, column 100 is NaN", nan_element, NULL},
+    {"NaN element", Q_FP8, MX_INVALID_FILE, UP ".weight: the element of row 127, column 100 is NaN", nan_element, NULL},
     {"infinite element", Q_MXFP8_E5M2, MX_INVALID_FILE, Q_PROJ ".weight: the element of row 0, column 9 is infinite",
      infinite_element, NULL},
-    {"NaN global scale", Q_NVFP4, MX_INVALID_FILE, "experts.up_proj.weight_global_scale: number 2 is nan, NaN",
-     nan_global, NULL},
+    {"NaN global scale", Q_NVFP4, MX_INVALID_FILE, UP ".weight_global_scale: number 0 is nan, NaN", nan_global, NULL},
     {"global scale 0", Q_NVFP4, MX_INVALID_FILE, "weight_global_scale: number 0 is 0, zero", zero_global, NULL},
     {"negative global scale", Q_MODELOPT, MX_INVALID_FILE, "weight_scale_2: number 0 is -1, negative", negative_global,
      NULL},
@@ -680,7 +754,7 @@ static void test_wrong(void **state) {
         if (c->config) maker_set(&m, "quantization_config", c->config);
         maker_write(&m);
         assert_int_equal(mx_pool_create(2, &pool, &error), MX_OK);
-        const mx_status status = mx_weights_open(m.folder, pool, &w, &error);
+        const mx_status status = mx_weights_load(m.folder, &(mx_load_options){.way = MX_LOAD_MAP}, pool, &w, &error);
         const bool right = status == c->status && !w && strstr(error.text, c->expect) && strstr(error.text, m.folder) &&
                            !strchr(error.text, '\n');
         if (!right)
@@ -707,9 +781,53 @@ static void test_large_scales_of_small_codes(void **state) {
     mx_weights *w = open_folder(&m);
     assert_true(w->layer[0].q.bf16_safe);
     assert_true(w->layer[1].v.bf16_safe);
-    assert_false(w->layer[1].q.bf16_safe); /* others of its codes would not be */
+    assert_true(w->layer[1].q.bf16_safe);  /* though others of its codes would not be */
     assert_false(w->layer[1].k.bf16_safe); /* 0.5 * 2^-126 */
     mx_weights_close(w);
+    maker_close(&m);
+}
+
+/* Blocks of zeros may have the least scale; elements of the others then decide. In every form of E8M0, experts too. */
+static void test_least_scales_of_zeros(void **state) {
+    (void)state;
+    static const int forms[] = {Q_MXFP4, Q_MXFP4_16, Q_AMXFP4, Q_E2M3, Q_MXFP8, Q_MXFP8_E5M2};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
+        for (int one = 0; one < 2; one++) {
+            maker m;
+            form_of_all = forms[i];
+            const q_form *f = &q_forms[form_of_all];
+            const int64_t bytes = mx_columns_bytes(f->format, f->blocks.columns);
+            q_make(&m, NULL, all_alike, false);
+            static const char *const modules[] = {Q_PROJ, UP};
+            for (int j = 0; j < 2; j++) {
+                maker_tensor *t = q_part(&m, modules[j], f->part);
+                memset(q_part(&m, modules[j], "weight_scale")->data, 0, f->blocks.sides ? 2 : 1);
+                memset(t->data, 0, (size_t)bytes);
+                if (one) t->data[bytes - 1] = mx_element_bits(f->format) == 8 ? 0x01 : 0x10; /* the last column */
+            }
+            maker_write(&m);
+            mx_weights *w = open_folder(&m);
+            if (w->layer[1].q.bf16_safe == (one == 1) || w->layer[1].up.bf16_safe == (one == 1))
+                fail_msg("%s: bf16_safe is %d, of experts %d", f->name, w->layer[1].q.bf16_safe,
+                         w->layer[1].up.bf16_safe);
+            mx_weights_close(w);
+            maker_close(&m);
+        }
+}
+
+/* Elements are looked at where all bytes are brought in anyway. */
+static void test_lazy_leaves_elements_alone(void **state) {
+    (void)state;
+    maker m;
+    mx_error error;
+    mx_weights *w;
+    form_of_all = Q_FP8;
+    q_make(&m, NULL, all_alike, false);
+    nan_element(&m);
+    maker_write(&m);
+    mx_weights_close(open_folder(&m));
+    assert_int_equal(mx_weights_load(m.folder, &(mx_load_options){.way = MX_LOAD_READ}, NULL, &w, &error),
+                     MX_INVALID_FILE);
     maker_close(&m);
 }
 
@@ -739,6 +857,10 @@ int main(void) {
         cmocka_unit_test(test_warnings),
         cmocka_unit_test(test_scalar_products_are_told_of),
         cmocka_unit_test(test_wrong),
+        cmocka_unit_test(test_rounding_leaves_modules),
+        cmocka_unit_test(test_int8_beside_others),
+        cmocka_unit_test(test_least_scales_of_zeros),
+        cmocka_unit_test(test_lazy_leaves_elements_alone),
         cmocka_unit_test(test_large_scales_of_small_codes),
         cmocka_unit_test(test_integers_with_powers_of_two),
     };
