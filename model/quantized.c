@@ -171,12 +171,13 @@ static mx_status take_post(module *m, enum part p, bool of_rows, bool divides) {
     char begin[32];
     if (!t) return missing(m, p);
     m->used[p] = true;
-    const bool rows = of_rows && has_shape(m, p, 2, m->rows, 1),
-               one = has_shape(m, p, 0, 0, 0) || has_shape(m, p, 1, 1, 0);
+    const bool one = has_shape(m, p, 0, 0, 0) || has_shape(m, p, 1, 1, 0),
+               rows = of_rows && !one && (has_shape(m, p, 2, m->rows, 1) || has_shape(m, p, 1, m->rows, 0));
     if ((!rows && !one) || (t->dtype != MX_DTYPE_F32 && (!of_rows || t->dtype != MX_DTYPE_BF16))) {
         if (!of_rows) return wrong(m, p, "F32 %s1]", lead(m, begin));
-        return wrong(m, p, "F32 or BF16 %s1] or [%lld, 1] after it, or U8 or F8_E8M0 %s%lld, %lld / 32]",
-                     lead(m, begin), (long long)m->rows, begin, (long long)m->rows, (long long)m->cols);
+        return wrong(m, p, "F32 or BF16 %s1], %s%lld] or %s%lld, 1], or U8 or F8_E8M0 %s%lld, %lld / 32]",
+                     lead(m, begin), begin, (long long)m->rows, begin, (long long)m->rows, begin, (long long)m->rows,
+                     (long long)m->cols);
     }
     const int64_t count = rows ? m->rows : 1;
     b->posts = mx_checkpoint_alloc(m->ck, (size_t)((m->experts ? m->experts : 1) * count) * sizeof *b->posts);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/bytes.h"
 #include "model/synthetic.h"
 
 /* ---- layouts ----------------------------------------------------------------------------------------------------- */
@@ -139,8 +140,11 @@ mx_status mx_plan_model_read(const char *path, mx_expert_form form, mx_plan_mode
     for (int i = 0; !status && i < mx_checkpoint_count(ck); i++) {
         const mx_tensor *t = mx_checkpoint_at(ck, i);
         double *sum = class_of(&out->bytes, t->name);
-        if (sum) *sum += (double)t->bytes;
-        out->weights += (double)t->bytes;
+        /* INT4's zeros, packed by eight in 4 bytes, are unpacked into memory, a byte each, beside those of the file. */
+        const double bytes =
+            (double)t->bytes * (mx_ends_with(t->name, "weight_zero_point") && t->dtype == MX_DTYPE_I32 ? 3 : 1);
+        if (sum) *sum += bytes;
+        out->weights += bytes;
     }
     if (!status)
         out->formats =

@@ -172,6 +172,67 @@ def model_bin():
     return bytes(out)
 
 
+# ---- quantised folders: docs/quantized.md, of the sizes that quantized.c has ----------------------------------------
+
+SCALED = {  # format: part, type, bits, columns of a scale, its type and byte, its tensors beside
+    "bf16": ("weight", "BF16", 16, 0, None, 0), "mxfp4": ("weight_packed", "U8", 4, 32, "U8", 120),
+    "mxfp4_16": ("weight_packed", "U8", 4, 16, "F8_E8M0", 120), "amxfp4": ("weight_amxfp4", "U8", 4, 16, "U8", 120),
+    "nvfp4": ("weight_packed", "U8", 4, 16, "F8_E4M3", 56), "modelopt": ("weight", "U8", 4, 16, "F8_E4M3", 56),
+    "mxfp8": ("weight", "F8_E4M3", 8, 32, "U8", 120), "e2m3": ("weight_e2m3", "U8", 6, 32, "U8", 120),
+    "e3m2": ("weight_e3m2", "U8", 6, 32, "U8", 120), "fp8": ("weight", "F8_E5M2", 8, 0, None, 0),
+    "fp8_channel": ("weight", "F8_E4M3", 8, 0, None, 0), "int8": ("weight", "I8", 8, 32, "BF16", 60),
+    "int4": ("weight_packed", "I32", 4, 32, "BF16", 60),
+}
+SIZE = {"U8": 1, "I8": 1, "F8_E8M0": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "I32": 4}
+
+
+def module(name, kind, rows, cols):
+    part, dtype, bits, block, scale, byte = SCALED[kind]
+    data = rows * cols * bits // 8
+    out = {f"{name}.{part}": (dtype, [rows, data // rows // SIZE[dtype]], bytes([0x21]) * data)}
+    if block:
+        count = rows * cols // block
+        out[f"{name}.weight_scale"] = (scale, [rows, cols // block], bytes([byte]) * count * SIZE[scale])
+    one = struct.pack("<f", 0.5)
+    if kind.startswith("int"):
+        packed = kind == "int4"
+        shape = [(rows + 7) // 8 if packed else rows, cols // block]
+        out[f"{name}.weight_zero_point"] = (("I32" if packed else "I8"), shape,
+                                            bytes(shape[0] * shape[1] * (4 if packed else 1)))
+    if kind == "int4":
+        out[f"{name}.weight_shape"] = ("I64", [2], struct.pack("<qq", rows, cols))
+    if kind == "nvfp4":
+        out[f"{name}.weight_global_scale"] = ("F32", [1], one)
+    if kind == "modelopt":
+        out[f"{name}.weight_scale_2"] = ("F32", [], one)
+    if kind.startswith("fp8"):
+        out[f"{name}.weight_scale"] = ("F32", [rows, 1] if "channel" in kind else [1], one * (rows if "ch" in kind else 1))
+    return out
+
+
+def quantised(experts, dense, scattered=False, fused=False):
+    h, inter, q, kv, count = 128, 32, 64, 32, 2
+    vector = lambda n: ("BF16", [n], bytes(2 * n))
+    layer = "model.layers.0."
+    out = module("model.embed_tokens", dense, 16, h) | module("lm_head", dense, 16, h)
+    out |= {"model.norm.weight": vector(h), layer + "input_layernorm.weight": vector(h),
+            layer + "post_attention_layernorm.weight": vector(h), layer + "self_attn.sinks": vector(2)}
+    for name, rows, cols in (("self_attn.q_proj", q, h), ("self_attn.k_proj", kv, h), ("self_attn.v_proj", kv, h),
+                             ("self_attn.o_proj", h, q), ("mlp.router", count, h)):
+        out |= module(layer + name, dense, rows, cols) | {layer + name + ".bias": vector(rows)}
+    for name, rows, cols in (("gate_proj", inter, h), ("up_proj", inter, h), ("down_proj", h, inter)):
+        for e in () if fused else range(count):
+            one = f"{layer}mlp.experts.{e}.{name}"
+            out |= module(one, experts, rows, cols) | {one + ".bias": vector(rows)}
+    if fused:
+        for name, rows, cols in (("gate_up_proj", 2 * inter, h), ("down_proj", h, inter)):
+            out[f"{layer}mlp.experts.{name}"] = ("BF16", [count, cols, rows], bytes([0, 60]) * count * rows * cols)
+            out[f"{layer}mlp.experts.{name}_bias"] = ("BF16", [count, rows], bytes(2 * count * rows))
+    if scattered:  # no stride leads from the first expert to the second
+        return safetensors(dict(sorted(out.items(), key=lambda item: item[0][::-1])))
+    return safetensors(dict(sorted(out.items(), key=lambda item: item[0].split(".")[-1])))
+
+
 def seeds():
     small = safetensors({"a": ("BF16", [2, 3], bytes(12)), "b": ("U8", [4], bytes(4)), "c": ("F32", [], bytes(4)),
                          "d": ("F32", [0, 7], b"")})
@@ -186,6 +247,9 @@ def seeds():
                            "strings": tokenizer_json(merges=MERGES), "metal": model[:2500]},
         "weights": {"q8_0": model_gguf(Q8_0, MXFP4), "bf16": model_gguf(BF16, BF16),
                     "f32": model_gguf(F32, MXFP4, names=("attn_sinks",)), "f16": model_gguf(F16, F16), "metal": model},
+        "quantized": {kind: quantised(kind, kind) for kind in SCALED if kind != "bf16"} |
+                     {"scattered": quantised("nvfp4", "mxfp8", scattered=True), "fused": quantised("bf16", "int4", fused=True),
+                      "mixed": quantised("int4", "amxfp4", scattered=True)},
     }
 
 

@@ -460,6 +460,24 @@ static void test_encode_again(void **state) {
     }
 }
 
+/* Against the weights in double that are made with the codes. */
+static void test_safe_in_bf16(void **state) {
+    (void)state;
+    static const weight_kind kinds[] = {ORDINARY, EXTREME, LARGEST, WIDE};
+    rng r = rng_seeded(25);
+    int safe = 0;
+    for (int i = 0; i < CODES * 80; i++) {
+        case_begin("safe in bf16");
+        const weights made = weights_random(&r, codes[i % CODES], 1 + i % 3, 128, kinds[i / CODES % 4]);
+        const mx_matrix *w = &made.matrix;
+        case_rename("bf16_safe of %s", matrix_name(w));
+        check(mx_rows_bf16_safe(w, 0, w->rows) == w->bf16_safe, "%s: is %d", case_name(), w->bf16_safe);
+        safe += w->bf16_safe;
+        case_end();
+    }
+    assert_true(safe > CODES * 10 && safe < CODES * 70);
+}
+
 /* Random numbers, scales and zeros: nearest in double. */
 static void test_encode_nearest(void **state) {
     (void)state;

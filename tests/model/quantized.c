@@ -815,6 +815,21 @@ static void test_least_scales_of_zeros(void **state) {
         }
 }
 
+/* Scales of channels in one dimension. */
+static void test_channels_in_one_dimension(void **state) {
+    (void)state;
+    maker m;
+    logits want, found;
+    form_of_all = Q_FP8_CHANNEL;
+    q_make(&m, NULL, all_alike, false);
+    run_and_close(&m, &want);
+    q_make(&m, NULL, all_alike, false);
+    for (int i = 0; i < m.tensors; i++)
+        if (strstr(m.tensor[i].name, "weight_scale")) m.tensor[i].dims = 1;
+    run_and_close(&m, &found);
+    assert_memory_equal(&found, &want, sizeof want);
+}
+
 /* Elements are looked at where all bytes are brought in anyway. */
 static void test_lazy_leaves_elements_alone(void **state) {
     (void)state;
@@ -860,6 +875,7 @@ int main(void) {
         cmocka_unit_test(test_rounding_leaves_modules),
         cmocka_unit_test(test_int8_beside_others),
         cmocka_unit_test(test_least_scales_of_zeros),
+        cmocka_unit_test(test_channels_in_one_dimension),
         cmocka_unit_test(test_lazy_leaves_elements_alone),
         cmocka_unit_test(test_large_scales_of_small_codes),
         cmocka_unit_test(test_integers_with_powers_of_two),
