@@ -537,6 +537,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_zeros),
     cmocka_unit_test(test_rows),
     cmocka_unit_test(test_encode_again),
+    cmocka_unit_test(test_safe_in_bf16),
     cmocka_unit_test(test_encode_nearest),
     cmocka_unit_test(test_encode_special),
     cmocka_unit_test(test_exact_products),
