@@ -20,7 +20,7 @@ typedef struct chunk {
     int64_t nonfinite, bad_row, bad_col; /* the first; -1: none */
     float bad, largest;
     bool e2m1;
-    int low, high; /* exponents of blocks that are E2M1 */
+    int low, high; /* of blocks that are E2M1: mx_rows.is_e2m1 */
     double objective[CANDIDATES];
 } chunk;
 
@@ -200,8 +200,10 @@ static bool set_powers(mx_coder *c, const work *w) {
         low = w->chunk[i].low < low ? w->chunk[i].low : low;
         high = w->chunk[i].high > high ? w->chunk[i].high : high;
     }
-    /* E4M3 has the powers -9 .. 8; the tensor's must be a number of fp32 whose inverse is one, too. */
-    if (low > high || high - low > 17 || high - 8 < -126 || high - 8 > 125) return false;
+    if (high == INT_MIN) return false; /* zeros */
+    /* E4M3 has the powers -9 .. 8; the tensor's must be a normal number of fp32 whose inverse is one, too. */
+    if (high < -118) high = -118;
+    if (high - low > 17) return false;
     c->powers = true;
     c->post = ldexpf(1, high - 8);
     c->gain = ldexpf(1, 8 - high);

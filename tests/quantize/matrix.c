@@ -111,6 +111,38 @@ static void what_is_mxfp4_stays_what_it_is(void **unused) {
     }
 }
 
+/* E4M3 has 18 powers of two. One block at 2^high, another `span` below, of which half has the codes 0 and `code` alone:
+ * that half is exact with any exponent of which its numbers are halves, not only with the one that OCP gives it. */
+static void nvfp4_loses_nothing_where_its_exponents_suffice(void **unused) {
+    (void)unused;
+    static const struct {
+        int code, most; /* the widest span that is lossless */
+    } all[] = {{1, 17}, {2, 18}, {3, 17}, {4, 19}, {5, 18}, {6, 20}, {7, 19}};
+    static const int highs[] = {0, 100, -100, -125};
+    for (int h = 0; h < 4; h++)
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            for (int span = 7; span <= 21; span++) {
+                /* The tensor's scale is no less than 2^-126, and blocks' no less than 2^-9 times that. */
+                const int most = all[i].most - (highs[h] < -118 ? -118 - highs[h] : 0);
+                maker *m = maker_new("nvfp4", "search", 2, 64);
+                memset(m->x, 0, sizeof *m->x * 128);
+                for (int k = 0; k < 32; k++) {
+                    m->x[k] = ldexpf(mx_element_value(MX_E2M1, maker_any() & 15), highs[h]);
+                    if (k % 3) m->x[64 + k] = ldexpf(mx_element_value(MX_E2M1, (unsigned)all[i].code), highs[h] - span);
+                }
+                m->x[1] = ldexpf(6, highs[h]);
+                m->x[17] = ldexpf(-6, highs[h]);
+                maker_run(m, NULL);
+                if (m->report.lossless != (span <= most))
+                    fail_msg("2^%d, codes 0 and %d at 2^-%d: lossless %d", highs[h], all[i].code, span,
+                             m->report.lossless);
+                float *out = maker_widen(m);
+                for (int k = 0; k < 128 && span <= most; k++) assert_true(same(out[k], m->x[k]));
+                free(out);
+                maker_free(m);
+            }
+}
+
 /* The same bytes again where a block's largest code is 4 or 6; with keep always. */
 static void bytes_are_the_same_again(void **unused) {
     (void)unused;
@@ -329,6 +361,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_and_processors_change_no_bit),
         cmocka_unit_test(what_is_mxfp4_stays_what_it_is),
+        cmocka_unit_test(nvfp4_loses_nothing_where_its_exponents_suffice),
         cmocka_unit_test(bytes_are_the_same_again),
         cmocka_unit_test(every_form_is_kept),
         cmocka_unit_test(what_is_no_number_is_named),
