@@ -22,7 +22,7 @@ typedef struct mx_coder {
     const mx_rows *rows;
     bool powers; /* E4M3 scales are powers of two, with which every block is exact (mx_quantize_matrix found) */
     float post;  /* of the tensor; 1 where there is none */
-    float gain;  /* what scales of blocks are multiplied with to be stored: 1 / post, before that was rounded */
+    float gain;  /* what scales of blocks are multiplied with to be stored; post is 1 / gain in fp32 */
 } mx_coder;
 
 /* What is compiled for each instruction set (rows.c); every one of them gives the same bits. */
