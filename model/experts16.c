@@ -68,6 +68,50 @@ bool mx_recipe_rounds(const mx_recipe *r) {
     return r->make == round_blocks || r->make == round_scales;
 }
 
+/* ---- what no block can hold -------------------------------------------------------------------------------------- */
+
+static const mx_tensor *find_stored(const mx_checkpoint *ck, const char *name, size_t length) {
+    for (int i = 0; i < ck->safetensors_count; i++)
+        for (int j = 0; j < ck->safetensors[i].count; j++) {
+            const mx_tensor *t = &ck->safetensors[i].tensor[j];
+            if (strlen(t->name) == length && !memcmp(t->name, name, length) && t->dtype == MX_DTYPE_BF16) return t;
+        }
+    return NULL;
+}
+
+/* The first number of block `at` of the scales [experts, out, in / 32] that is none. */
+static mx_status refuse_number(const mx_tensor *from, const mx_tensor *scales, int64_t at, mx_error *error) {
+    const int64_t per_row = scales->shape[2], rows = scales->shape[1];
+    const int64_t expert = at / per_row / rows, row = at / per_row % rows;
+    int64_t col = at % per_row * TILE;
+    uint16_t bits = 0;
+    for (int k = 0; k < TILE; k++) {
+        bits = mx_load_u16(from->data + (uint64_t)expert * from->slice_stride + ((col + k) * rows + row) * 2);
+        if ((bits & 0x7F80) != 0x7F80) continue;
+        col += k;
+        break;
+    }
+    return mx_fail(
+        error, MX_INVALID_FILE,
+        "%s: %s: expert %lld, row %lld, column %lld is %s: MXFP4 has no such number; mxrun quantize MODEL OUT "
+        "--allow-nonfinite makes NaN 0 and infinity the largest of its block",
+        from->file, from->name, (long long)expert, (long long)row, (long long)col,
+        bits & 0x7F     ? "NaN"
+        : bits & 0x8000 ? "-infinity"
+                        : "infinity");
+}
+
+mx_status mx_experts16_blame(const mx_checkpoint *ck, mx_status status, mx_error *error) {
+    for (int i = 0; i < ck->count && ck->rounded; i++) {
+        const mx_tensor *t = &ck->tensor[i];
+        if (t->recipe || t->dtype != MX_DTYPE_U8 || t->dims != 3 || !mx_ends_with(t->name, "_scales")) continue;
+        const mx_tensor *from = find_stored(ck, t->name, strlen(t->name) - strlen("_scales"));
+        const uint8_t *nan = from ? memchr(t->data, 255, t->bytes) : NULL;
+        if (nan) return refuse_number(from, t, nan - t->data, error);
+    }
+    return status;
+}
+
 /* ---- rules by name ------------------------------------------------------------------------------------------------
  */
 
