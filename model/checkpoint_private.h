@@ -58,7 +58,8 @@ typedef struct mx_expert_cache {
     char file[2][4096]; /* where it is looked for, and kept: beside the model, in the user's cache */
     int *made;          /* [count] tensors that were not there, by index; owned */
     int count;
-    char said[4300]; /* what became of it, for the user */
+    char wrong[2][4300]; /* with what is there; "": nothing */
+    char said[4400];     /* what became of it, for the user */
 } mx_expert_cache;
 
 /* Tensors that are to be rounded become those of a file that has them. Before there is room for them. */
