@@ -392,10 +392,8 @@ INLINE int try_e4m3(const mx_coder *c, const V *a, const float *w, int n, const 
 INLINE int choose_e4m3(const mx_coder *c, const V *a, const float *w, int n, const element f, int unit, float largest,
                        mx_scale_rule rule, bool four_over_six) {
     enum { LAST = 126 };
-    if (c->powers) { /* OCP's, or the least that E4M3 has */
-        const int e = exponent_of(largest) - f.emax - exponent_of(c->post);
-        return e4m3_of(power(e < -9 ? -9 : e));
-    }
+    /* OCP's, or the least that E4M3 has. */
+    if (c->powers) return e4m3_of(power(exponent_of(largest) - f.emax - exponent_of(c->post)));
     const int ocp = e4m3_of(c->gain * (largest / f.largest));
     const bool search = rule == MX_RULE_SEARCH || rule == MX_RULE_WEIGHTED;
     float least = INFINITY;
