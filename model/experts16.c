@@ -115,33 +115,41 @@ mx_status mx_experts16_blame(const mx_checkpoint *ck, mx_status status, mx_error
 /* ---- rules by name ------------------------------------------------------------------------------------------------
  */
 
+/* What a rounding is to those who open checkpoints and to the quantiser. */
+static const struct {
+    mx_expert_form form;
+    mx_scale_rule rule;
+} ways[] = {[MX_ROUND_NONE] = {MX_EXPERTS_IN_PLACE, MX_RULE_OCP},
+            [MX_ROUND_OCP] = {MX_EXPERTS_MXFP4, MX_RULE_OCP},
+            [MX_ROUND_OVERFLOW] = {MX_EXPERTS_OVERFLOW, MX_RULE_OVERFLOW},
+            [MX_ROUND_SEARCH] = {MX_EXPERTS_SEARCH, MX_RULE_SEARCH}};
+enum { WAYS = sizeof ways / sizeof *ways };
+
 static mx_scale_rule rule_of(mx_expert_form form) {
-    return form == MX_EXPERTS_SEARCH ? MX_RULE_SEARCH : form == MX_EXPERTS_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP;
+    int way = WAYS - 1;
+    while (way && ways[way].form != form) way--;
+    return ways[way].rule;
 }
 
 mx_expert_form mx_experts_form(mx_rounding rounding) {
-    static const mx_expert_form forms[] = {[MX_ROUND_NONE] = MX_EXPERTS_IN_PLACE,
-                                           [MX_ROUND_OCP] = MX_EXPERTS_MXFP4,
-                                           [MX_ROUND_OVERFLOW] = MX_EXPERTS_OVERFLOW,
-                                           [MX_ROUND_SEARCH] = MX_EXPERTS_SEARCH};
-    return forms[rounding];
+    return ways[rounding].form;
 }
 
 const char *mx_rounding_name(mx_rounding rounding) {
-    static const char *const names[] = {"", "ocp", "overflow", "search"};
+    static const char *const names[WAYS] = {"", "ocp", "overflow", "search"};
     return names[rounding];
 }
 
 mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error) {
-    const char *recipe = strcmp(text, "mxfp4") ? text : "mxfp4:ocp";
-    if (!strncmp(recipe, "mxfp4:", 6)) {
-        recipe += strcmp(recipe, "mxfp4:nearest") ? 6 : 0;
-        for (mx_rounding r = MX_ROUND_OCP; r <= MX_ROUND_SEARCH; r++)
-            if (!strcmp(recipe, mx_rounding_name(r)) || (r == MX_ROUND_OCP && !strcmp(recipe, "mxfp4:nearest"))) {
-                *out = r;
-                return MX_OK;
-            }
-    }
+    mx_quantize_recipe r = {.rule = MX_RULE_OCP};
+    const bool known =
+        !strcmp(text, "mxfp4") || (!strncmp(text, "mxfp4:", 6) && !mx_quantize_recipe_parse(text + 6, &r, NULL) &&
+                                   !r.four_over_six && !r.tensor_search && !r.gptq && !r.hadamard);
+    for (mx_rounding way = MX_ROUND_OCP; known && way < WAYS; way++)
+        if (ways[way].rule == r.rule) {
+            *out = way;
+            return MX_OK;
+        }
     return mx_fail(error, MX_INVALID_ARGUMENT,
                    "%.60s: expected mxfp4, or mxfp4:ocp (the same), mxfp4:overflow or mxfp4:search; other formats and "
                    "recipes are for mxrun quantize",
