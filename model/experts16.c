@@ -119,10 +119,11 @@ mx_status mx_experts16_blame(const mx_checkpoint *ck, mx_status status, mx_error
 static const struct {
     mx_expert_form form;
     mx_scale_rule rule;
-} ways[] = {[MX_ROUND_NONE] = {MX_EXPERTS_IN_PLACE, MX_RULE_OCP},
-            [MX_ROUND_OCP] = {MX_EXPERTS_MXFP4, MX_RULE_OCP},
-            [MX_ROUND_OVERFLOW] = {MX_EXPERTS_OVERFLOW, MX_RULE_OVERFLOW},
-            [MX_ROUND_SEARCH] = {MX_EXPERTS_SEARCH, MX_RULE_SEARCH}};
+    const char *name; /* the rule's */
+} ways[] = {[MX_ROUND_NONE] = {MX_EXPERTS_IN_PLACE, MX_RULE_OCP, ""},
+            [MX_ROUND_OCP] = {MX_EXPERTS_MXFP4, MX_RULE_OCP, "ocp"},
+            [MX_ROUND_OVERFLOW] = {MX_EXPERTS_OVERFLOW, MX_RULE_OVERFLOW, "overflow"},
+            [MX_ROUND_SEARCH] = {MX_EXPERTS_SEARCH, MX_RULE_SEARCH, "search"}};
 enum { WAYS = sizeof ways / sizeof *ways };
 
 static mx_scale_rule rule_of(mx_expert_form form) {
@@ -136,8 +137,7 @@ mx_expert_form mx_experts_form(mx_rounding rounding) {
 }
 
 const char *mx_rounding_name(mx_rounding rounding) {
-    static const char *const names[WAYS] = {"", "ocp", "overflow", "search"};
-    return names[rounding];
+    return ways[rounding].name;
 }
 
 mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error) {
@@ -145,9 +145,9 @@ mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error)
     const bool known =
         !strcmp(text, "mxfp4") || (!strncmp(text, "mxfp4:", 6) && !mx_quantize_recipe_parse(text + 6, &r, NULL) &&
                                    !r.four_over_six && !r.tensor_search && !r.gptq && !r.hadamard);
-    for (mx_rounding way = MX_ROUND_OCP; known && way < WAYS; way++)
+    for (int way = MX_ROUND_OCP; known && way < WAYS; way++)
         if (ways[way].rule == r.rule) {
-            *out = way;
+            *out = (mx_rounding)way;
             return MX_OK;
         }
     return mx_fail(error, MX_INVALID_ARGUMENT,

@@ -400,6 +400,7 @@ static void rules_are_read_by_name(void **unused) {
                {"mxfp4:search", MX_ROUND_SEARCH}};
     static const char *const bad[] = {"",           "mxfp4:", "mxfp4:weighted", "mxfp4:keep", "mxfp4:hadamard",
                                       "mxfp4:gptq", "nvfp4",  "mxfp4:16",       "search",     "mxfp4:search+gptq"};
+    static const mx_scale_rule rules[] = {0, MX_RULE_OCP, MX_RULE_OVERFLOW, MX_RULE_SEARCH};
     mx_rounding rounding;
     mx_error error;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
@@ -407,7 +408,7 @@ static void rules_are_read_by_name(void **unused) {
         assert_int_equal(rounding, all[i].is);
         mx_quantize_recipe r; /* the same name, the same rule */
         assert_int_equal(mx_quantize_recipe_parse(mx_rounding_name(rounding), &r, NULL), MX_OK);
-        assert_int_equal(r.rule, (int[]){0, MX_RULE_OCP, MX_RULE_OVERFLOW, MX_RULE_SEARCH}[rounding]);
+        assert_int_equal(r.rule, rules[rounding]);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(mx_rounding_parse(bad[i], &rounding, &error), MX_INVALID_ARGUMENT);
