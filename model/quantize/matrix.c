@@ -186,8 +186,7 @@ static void set_post(mx_coder *c, float largest, double most, double factor) {
         while (!isfinite(1 / c->gain * 448 * element)) c->gain = nextafterf(c->gain, INFINITY);
         c->post = 1 / c->gain;
     } else {
-        c->post = largest / element * (float)factor;
-        while (!isfinite(c->post * element)) c->post = nextafterf(c->post, 0);
+        c->post = largest / element * (float)factor; /* FLT_MAX / 448 * 448 is finite, and 57344 is 448 * 2^7 */
         c->gain = 1;
     }
 }

@@ -464,8 +464,7 @@ INLINE double span_error(const float *x, const float *weight, int64_t cols, cons
 INLINE float channel_scale(const mx_coder *c, const float *x, const float *weight, int64_t cols, const element f) {
     const float largest = largest_of(x, (int)cols);
     if (!(largest > 0)) return 1;
-    const float exact = (largest > 0x1p-100f ? largest : 0x1p-100f) / f.largest;
-    const float whole = exact * f.largest > FLT_MAX ? nextafterf(exact, 0) : exact;
+    const float whole = (largest > 0x1p-100f ? largest : 0x1p-100f) / f.largest; /* times f.largest it is finite */
     if (c->rule != MX_RULE_SEARCH && c->rule != MX_RULE_WEIGHTED) return whole;
     float best = whole;
     double least = INFINITY;

@@ -199,7 +199,20 @@ static void without_inputs_it_is_the_rule(void **unused) {
     assert_false(m->report.unseen);
     assert_memory_equal(m->job.data, rule->job.data, 96);
     assert_memory_equal(m->job.scales, rule->job.scales, 6);
+    rule->job.recipe.rule = m->job.recipe.rule = MX_RULE_OCP; /* what is beyond 6 is counted likewise */
+    maker_run(rule, NULL);
+    maker_run(m, NULL);
+    assert_true(rule->report.saturated > 0 && m->report.saturated == rule->report.saturated);
     maker_free(m);
+    maker *whole = maker_new("int4:32", "ocp", 3, 64), *fed = maker_new("int4:32", "gptq", 3, 64);
+    for (int i = 0; i < 192; i++) fed->x[i] = whole->x[i] = i % 32 ? whole->x[i] : 1000;
+    fed->job.statistics = &s;
+    maker_run(whole, NULL);
+    maker_run(fed, NULL);
+    assert_memory_equal(fed->job.data, whole->job.data, 96);
+    assert_true(fed->report.saturated == whole->report.saturated);
+    maker_free(whole);
+    maker_free(fed);
     inputs in = make_inputs(64, 50);
     m = maker_new("nvfp4", "gptq", 3, 64);
     float *exact = maker_widen(rule);

@@ -273,11 +273,96 @@ static void it_can_be_stopped(void **unused) {
     }
 }
 
+/* Scales of a tensor and of channels are normal numbers, so that they are exact; those of integers make no code
+ * infinite, whether it is used or not: readers refuse others. */
+static void expect_ordinary_scales(const maker *m) {
+    const mx_form *f = &m->job.form;
+    for (int i = 0; i < (f->post == MX_POST_ROW ? 4 : f->post == MX_POST_TENSOR); i++)
+        assert_true(m->job.post[i] >= FLT_MIN && isfinite(m->job.post[i] * mx_element_largest(f->format)));
+    if (!mx_is_integer_format(f->format)) return;
+    const float steps = f->format == MX_INT8 ? (f->blocks.zeros ? 255.0f : 128.0f) : f->blocks.zeros ? 15.0f : 8.0f;
+    for (int64_t i = 0; i < 512 / f->blocks.columns; i++)
+        assert_true(isfinite(steps * mx_scale_value(MX_SCALE_BF16, m->job.scales + 2 * i)));
+}
+
+/* Numbers that are next to nothing beside the largest: lost, and the report says so. */
+static void what_is_lost_far_below_is_said(void **unused) {
+    (void)unused;
+    static const char *const all[] = {"mxfp4", "mxfp8", "nvfp4", "fp8", "fp8:channel"};
+    for (int f = 0; f < 5; f++)
+        for (int near = 0; near < 2; near++) {
+            maker *m = maker_new(all[f], "ocp", 1, 64);
+            memset(m->x, 0, sizeof *m->x * 64);
+            m->x[0] = ldexpf(near ? 3.1f : 4, 125);
+            m->x[1] = near ? 0 : ldexpf(1, -140); /* in its block */
+            m->x[40] = near ? ldexpf(1, -140) : 0;
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            bool lossless = true;
+            for (int k = 0; k < 64; k++) lossless &= same(m->x[k], out[k]);
+            assert_true(isfinite(m->report.error) && isfinite(m->report.largest_error));
+            if (m->report.lossless != lossless) fail_msg("%s, %d: reported %d", all[f], near, !lossless);
+            free(out);
+            maker_free(m);
+        }
+}
+
+/* Of the numbers that fp8 with `post` makes of x. */
+static double fp8_error(const maker *m, const double *weight, float post) {
+    double sum = 0;
+    for (int64_t i = 0; i < m->job.rows * m->job.cols; i++) {
+        const double d =
+            (double)m->x[i] - (double)(mx_element_value(MX_E4M3, mx_element_code(MX_E4M3, m->x[i] / post)) * post);
+        sum += (weight ? weight[i % m->job.cols] : 1) * d * d;
+    }
+    return sum;
+}
+
+/* `weighted` minimises what columns weigh: less of that is lost than with `search`, and of a tensor's scales it takes
+ * the very best. */
+static void columns_weigh_what_they_should(void **unused) {
+    (void)unused;
+    static const char *const all[] = {"mxfp4",        "nvfp4",   "amxfp4",       "int4:32", "int8:32",
+                                      "int4:32:asym", "int4:64", "int8:64:asym", "fp8",     "fp8:channel"};
+    double square[64];
+    for (int k = 0; k < 64; k++) square[k] = k % 16 == 3 ? 100 : 0.01;
+    const mx_statistics statistics = {.cols = 64, .rows = 3, .square = square};
+    for (size_t f = 0; f < sizeof all / sizeof *all; f++) {
+        double lost[2] = {0};
+        float post[2];
+        maker *m = maker_new(all[f], "search", 40, 64);
+        m->job.statistics = &statistics;
+        for (int i = 0; i < 40 * 64; i++) m->x[i] = i % 16 == 3 ? 0.0123f : m->x[i];
+        for (int weighted = 0; weighted < 2; weighted++) {
+            m->job.recipe.rule = weighted ? MX_RULE_WEIGHTED : MX_RULE_SEARCH;
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            for (int i = 0; i < 40 * 64; i++) {
+                const double d = (double)m->x[i] - (double)out[i];
+                lost[weighted] += square[i % 64] * d * d;
+            }
+            free(out);
+            post[weighted] = *m->job.post;
+        }
+        if (!(lost[1] < 0.97 * lost[0])) fail_msg("%s: %g, with search %g", all[f], lost[1], lost[0]);
+        if (!strcmp(all[f], "fp8")) {
+            float largest = 0;
+            for (int i = 0; i < 40 * 64; i++) largest = fmaxf(largest, fabsf(m->x[i]));
+            for (int k = 0; k <= 10; k++) {
+                const float other = largest / 448 * (float)(1 - 0.03 * k);
+                assert_true(fp8_error(m, square, post[1]) <= 1.0001 * fp8_error(m, square, other));
+                assert_true(fp8_error(m, NULL, post[0]) <= 1.0001 * fp8_error(m, NULL, other));
+            }
+        }
+        maker_free(m);
+    }
+}
+
 /* Tiny and huge tensors: scales stay numbers, weights finite, and the loss what the form's is. */
 static void any_size_of_numbers_will_do(void **unused) {
     (void)unused;
     for (int f = 0; f < FORMS; f++)
-        for (int e = -149; e <= 120; e += e < -90 || e > 110 ? 1 : 20) {
+        for (int e = -149; e <= 120; e += e < -90 || e >= 110 ? 1 : 20) {
             maker *m = maker_new(forms[f], "search", 4, 128);
             for (int i = 0; i < 512; i++) m->x[i] = ldexpf(fmaxf(-3.9f, fminf(3.9f, 100 * m->x[i])), e);
             if (e == 120)
@@ -293,6 +378,7 @@ static void any_size_of_numbers_will_do(void **unused) {
             if (e > -95 && e < 120 && error > 0.05 * square)
                 fail_msg("%s, 2^%d: %g of %g is lost", forms[f], e, error, square);
             assert_true(isfinite(m->report.error) && m->report.error <= 1.001 * square);
+            expect_ordinary_scales(m);
             free(out);
             maker_free(m);
         }
@@ -328,6 +414,8 @@ int main(void) {
         cmocka_unit_test(sizes_and_statistics_that_do_not_fit_are_named),
         cmocka_unit_test(it_can_be_stopped),
         cmocka_unit_test(any_size_of_numbers_will_do),
+        cmocka_unit_test(what_is_lost_far_below_is_said),
+        cmocka_unit_test(columns_weigh_what_they_should),
         cmocka_unit_test(bf16_safe_is_said_of_what_is),
     };
     return cmocka_run_group_tests_name("matrix", tests, NULL, NULL);
