@@ -312,8 +312,9 @@ static mx_status set_weight(work *w, mx_error *error) {
     for (int64_t k = 0; k < s->cols; k++) {
         if (!(s->square[k] >= 0 && s->square[k] < INFINITY))
             return mx_fail(error, MX_INVALID_ARGUMENT,
-                           "%s: the statistics of column %lld are %g, expected a mean square", w->job->name,
-                           (long long)k, s->square[k]);
+                           "%s: the statistics of column %lld are %g, expected a mean square: a weight before it is "
+                           "too large, or they are damaged",
+                           w->job->name, (long long)k, s->square[k]);
         most = fmax(most, s->square[k]);
     }
     if (!(most > 0)) return MX_OK;

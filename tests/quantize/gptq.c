@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <float.h>
 
 #include "base/cpu.h"
 #include "base/threads.h"
@@ -236,7 +237,8 @@ static void damaged_hessians_are_refused(void **unused) {
     const float before = in.hessian[7 * 65];
     in.hessian[7 * 65] = NAN;
     assert_int_equal(mx_quantize_matrix(&m->job, NULL, &report, &error), MX_INVALID_ARGUMENT);
-    assert_non_null(strstr(error.text, "column 7 of the statistics' Hessian has nan"));
+    assert_non_null(
+        strstr(error.text, "what column 7 was multiplied with while the text ran has a mean square of nan"));
     in.hessian[7 * 65] = -1;
     assert_int_equal(mx_quantize_matrix(&m->job, NULL, &report, &error), MX_INVALID_ARGUMENT);
     in.hessian[7 * 65] = before;
@@ -249,11 +251,39 @@ static void damaged_hessians_are_refused(void **unused) {
     free_inputs(&in);
 }
 
+/* Numbers up to the largest of fp32, also where more is fed back than that. */
+static void no_weight_becomes_infinite(void **unused) {
+    (void)unused;
+    static const char *const forms[] = {"mxfp4", "mxfp4:16", "nvfp4", "amxfp4", "int4:32", "int4:32:asym", "int8:32"};
+    inputs in = make_inputs(160, 40);
+    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++)
+        for (int t = 0; t < 12; t++) {
+            maker *m = maker_new(forms[f], t % 2 ? "search+gptq" : "gptq", 6, 160);
+            m->job.statistics = &in.statistics;
+            for (int i = 0; i < 6 * 160; i++) {
+                const uint32_t any = maker_any();
+                const float x = any % 3 ? FLT_MAX : any % 5 ? 0.6f * FLT_MAX : ldexpf(1, 125);
+                m->x[i] = any & 64 ? x : -x;
+            }
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            double error = 0;
+            for (int i = 0; i < 6 * 160; i++) {
+                if (!isfinite(out[i])) fail_msg("%s: %a became %a", forms[f], (double)m->x[i], (double)out[i]);
+                error += ((double)m->x[i] - (double)out[i]) * ((double)m->x[i] - (double)out[i]);
+            }
+            assert_true(fabs(error - m->report.error) <= 1e-5 * error);
+            free(out);
+            maker_free(m);
+        }
+    free_inputs(&in);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(less_is_lost_than_by_rounding),        cmocka_unit_test(it_is_the_paper_s),
         cmocka_unit_test(threads_and_processors_change_no_bit), cmocka_unit_test(without_inputs_it_is_the_rule),
-        cmocka_unit_test(damaged_hessians_are_refused),
+        cmocka_unit_test(damaged_hessians_are_refused),         cmocka_unit_test(no_weight_becomes_infinite),
     };
     return cmocka_run_group_tests_name("gptq", tests, NULL, NULL);
 }
