@@ -393,6 +393,27 @@ static mx_status choose_rows(const mx_rows **out, mx_error *error) {
     return status;
 }
 
+void mx_factored_free(mx_factored *f) {
+    mx_gptq_free(f->factor);
+    *f = (mx_factored){0};
+}
+
+static mx_status get_factor(work *w, mx_pool *pool, mx_error *error) {
+    const mx_quantize_job *job = w->job;
+    mx_factored *f = job->factored;
+    if (!f) return mx_gptq_create(job, pool, &w->gptq, error);
+    const double damp = job->recipe.damp;
+    if (f->of != job->statistics || damp < f->damp || damp > f->damp) {
+        mx_factored_free(f); /* before there is another */
+        mx_status status = mx_gptq_create(job, pool, &f->factor, error);
+        if (status) return status;
+        f->of = job->statistics;
+        f->damp = damp;
+    }
+    w->gptq = f->factor;
+    return MX_OK;
+}
+
 mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quantize_report *report, mx_error *error) {
     bool unseen;
     *report = (mx_quantize_report){.lossless = true};
@@ -407,10 +428,10 @@ mx_status mx_quantize_matrix(const mx_quantize_job *job, mx_pool *pool, mx_quant
     report->unseen = unseen;
     status = choose_rows(&w.coder.rows, error);
     if (!status && job->recipe.rule == MX_RULE_WEIGHTED && !unseen) status = set_weight(&w, error);
-    if (!status && job->recipe.gptq && !unseen) status = mx_gptq_create(job, pool, &w.gptq, error);
+    if (!status && job->recipe.gptq && !unseen) status = get_factor(&w, pool, error);
     if (!status) status = run(&w, pool, error);
     if (!status) add_up(&w, report);
-    mx_gptq_free(w.gptq);
+    if (!job->factored) mx_gptq_free(w.gptq);
     free(w.weight);
     free(w.chunk);
     free(w.memory);

@@ -78,6 +78,15 @@ typedef struct mx_statistics {
  * thread, any order, the same answer each time. */
 typedef void mx_read_rows(void *user, int64_t first, int64_t count, float *out);
 
+/* GPTQ's factor of the last Hessian, for jobs one after the other that share statistics (q, k and v; gate and up):
+ * zeros at first. It is used again for the very same `of`, which must not have changed. */
+typedef struct mx_factored {
+    const mx_statistics *of;
+    double damp;
+    struct mx_gptq *factor; /* cols^2 floats */
+} mx_factored;
+void mx_factored_free(mx_factored *f); /* and all zeros again */
+
 typedef struct mx_quantize_job {
     const char *name; /* of the matrix, for messages */
     int64_t rows, cols;
@@ -86,6 +95,7 @@ typedef struct mx_quantize_job {
     mx_form form; /* of the result; not F32 or F16 */
     mx_quantize_recipe recipe;
     const mx_statistics *statistics; /* NULL: none */
+    mx_factored *factored;           /* NULL: factors are not kept */
     bool allow_nonfinite; /* NaN becomes 0, infinity the largest finite of its block, and they are counted; else they
                              are refused */
     const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */

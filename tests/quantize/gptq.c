@@ -251,6 +251,40 @@ static void damaged_hessians_are_refused(void **unused) {
     free_inputs(&in);
 }
 
+/* A factor that is kept is used for the same statistics, and for no others. */
+static void factors_are_kept(void **unused) {
+    (void)unused;
+    inputs in = make_inputs(96, 200), other = make_inputs(96, 200);
+    mx_factored factored = {0};
+    maker *kept = maker_new("nvfp4", "gptq", 5, 96), *anew = maker_new("nvfp4", "gptq", 5, 96);
+    memcpy(anew->x, kept->x, sizeof *kept->x * 5 * 96);
+    kept->job.factored = &factored;
+    const struct mx_gptq *before = NULL;
+    for (int i = 0; i < 5; i++) { /* the same twice, another, other damping, the first again */
+        kept->job.statistics = anew->job.statistics = i == 2 || i == 3 ? &other.statistics : &in.statistics;
+        kept->job.recipe.damp = anew->job.recipe.damp = i == 3 ? 0.5 : 0;
+        maker_run(kept, NULL);
+        maker_run(anew, NULL);
+        assert_memory_equal(kept->job.data, anew->job.data, 5 * 48);
+        assert_memory_equal(kept->job.scales, anew->job.scales, 5 * 6);
+        assert_true(factored.factor && factored.of == kept->job.statistics);
+        if (i == 1) assert_ptr_equal(factored.factor, before);
+        before = factored.factor;
+    }
+    other.hessian[7 * 97] = NAN;
+    kept->job.statistics = &other.statistics;
+    assert_int_equal(mx_quantize_matrix(&kept->job, NULL, &kept->report, NULL), MX_INVALID_ARGUMENT);
+    assert_true(!factored.factor && !factored.of);
+    kept->job.statistics = &in.statistics;
+    maker_run(kept, NULL);
+    mx_factored_free(&factored);
+    assert_null(factored.factor);
+    maker_free(kept);
+    maker_free(anew);
+    free_inputs(&in);
+    free_inputs(&other);
+}
+
 /* Numbers up to the largest of fp32, also where more is fed back than that. */
 static void no_weight_becomes_infinite(void **unused) {
     (void)unused;
@@ -281,9 +315,13 @@ static void no_weight_becomes_infinite(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(less_is_lost_than_by_rounding),        cmocka_unit_test(it_is_the_paper_s),
-        cmocka_unit_test(threads_and_processors_change_no_bit), cmocka_unit_test(without_inputs_it_is_the_rule),
-        cmocka_unit_test(damaged_hessians_are_refused),         cmocka_unit_test(no_weight_becomes_infinite),
+        cmocka_unit_test(less_is_lost_than_by_rounding),
+        cmocka_unit_test(it_is_the_paper_s),
+        cmocka_unit_test(threads_and_processors_change_no_bit),
+        cmocka_unit_test(without_inputs_it_is_the_rule),
+        cmocka_unit_test(damaged_hessians_are_refused),
+        cmocka_unit_test(no_weight_becomes_infinite),
+        cmocka_unit_test(factors_are_kept),
     };
     return cmocka_run_group_tests_name("gptq", tests, NULL, NULL);
 }
