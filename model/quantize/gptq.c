@@ -7,6 +7,7 @@
  * A block's scale is chosen when its first column is reached, from what the weights are by then (MR-GPTQ): the
  * unrounded ones that would make the loss of the columns before as small as can be,
  *     now_k = w_k + u_k,    u R = sum of d_i R_i over the columns before, solved from the block's first column on. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +111,8 @@ static mx_status damped(const mx_quantize_job *job, double *m, mx_error *error) 
         const double d = (double)h[i * n + i];
         if (!(d >= 0 && isfinite(d)))
             return mx_fail(error, MX_INVALID_ARGUMENT,
-                           "%s: column %lld of the statistics' Hessian has %g on the diagonal, expected a mean square",
+                           "%s: what column %lld was multiplied with while the text ran has a mean square of %g: a "
+                           "weight before it is too large, or the statistics are damaged",
                            job->name, (long long)i, d);
         mean += d / (double)n;
     }
@@ -186,7 +188,13 @@ static chosen scales_of(const mx_coder *c, const uint8_t *scales, const int8_t *
     return s;
 }
 
-/* The code of a target, and what the weight is worth then. */
+/* Numbers near the largest of fp32: what is fed back may be beyond it, or, from two infinities, none. Then a weight is
+ * taken for the largest, or for itself, so that all that follows is finite. */
+static float bounded(float fed, float x) {
+    return isnan(fed) ? x : fed > FLT_MAX ? FLT_MAX : fed < -FLT_MAX ? -FLT_MAX : fed;
+}
+
+/* The code of a finite target, and what the weight is worth then: finite, too. */
 static unsigned round_one(const mx_coder *c, const chosen *s, float target, float *worth, bool *beyond) {
     const mx_format format = c->form.format;
     const int side = signbit(target) ? 1 : 0;
@@ -199,9 +207,13 @@ static unsigned round_one(const mx_coder *c, const chosen *s, float target, floa
         return (unsigned)(format == MX_INT4 ? q + 8 : q & 255);
     }
     const float q = target / s->divisor[side];
-    const unsigned code = mx_element_code(format, q);
+    unsigned code = mx_element_code(format, q);
     *beyond = fabsf(q) > mx_element_largest(format);
     *worth = mx_element_value(format, code) * s->scale[side] * s->post;
+    while (!isfinite(*worth)) { /* the scale was chosen for smaller numbers */
+        *worth = mx_element_value(format, --code) * s->scale[side] * s->post;
+        *beyond = true;
+    }
     return code;
 }
 
@@ -210,7 +222,7 @@ static void weights_by_now(const mx_gptq *g, const float *x, const float *sum, i
     for (int k = 0; k < columns; k++) {
         float left = sum[k0 + k];
         for (int i = 0; i < k; i++) left -= (now[i] - x[k0 + i]) * g->factor[(k0 + i) * g->cols + k0 + k];
-        now[k] = x[k0 + k] + left * g->inverse[k0 + k];
+        now[k] = bounded(x[k0 + k] + left * g->inverse[k0 + k], x[k0 + k]);
     }
 }
 
@@ -238,7 +250,8 @@ static void code_block(const mx_gptq *g, const mx_coder *c, const float *weight,
         const int64_t j = k0 + k;
         float worth;
         bool beyond;
-        mx_element_put(c->form.format, out->data, j, round_one(c, &s, x[j] + sum[j] * g->inverse[j], &worth, &beyond));
+        const float target = bounded(x[j] + sum[j] * g->inverse[j], x[j]);
+        mx_element_put(c->form.format, out->data, j, round_one(c, &s, target, &worth, &beyond));
         lost[k] = x[j] - worth;
         sums->saturated += beyond;
         const float *factor = g->factor + j * g->cols;

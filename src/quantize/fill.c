@@ -23,10 +23,11 @@ typedef struct filling {
     mx_arena memory;
     uint8_t *data, *turned, *scales; /* of the largest matrix */
     int8_t *zeros;
-    float *post;
+    float *post, gain;
     uint64_t done, total; /* bytes of the source's tensors */
     atomic_ullong piled;  /* of them, read since pages were given back */
     mx_calibration *calibration;
+    mx_factored factored; /* of calibration's */
 } filling;
 
 static void show_progress(const filling *g, uint64_t done) {
@@ -232,9 +233,9 @@ static mx_status write_zeros(const filling *g, const mx_work *w) {
 }
 
 static mx_status write_post(const filling *g, const mx_work *w) {
-    const bool inverse = w->choice.form.blocks.scale != MX_SCALE_NONE && !g->p->modelopt;
-    const float global = 1 / g->post[0]; /* compressed-tensors divides by it */
-    return write_entry(g, w->post, inverse ? &global : g->post, mx_plan_bytes(g->p, w->post), 0);
+    /* compressed-tensors divides by the tensor's scale of blocks. */
+    const bool divides = w->choice.form.blocks.scale != MX_SCALE_NONE && !g->p->modelopt;
+    return write_entry(g, w->post, divides ? &g->gain : g->post, mx_plan_bytes(g->p, w->post), 0);
 }
 
 static mx_status write_work(filling *g, const mx_work *w) {
@@ -297,12 +298,14 @@ static mx_status do_work(filling *g, int index) {
         .form = w->choice.form,
         .recipe = w->choice.recipe,
         .statistics = g->calibration && mx_needs_statistics(&w->choice) ? mx_calibration_of(g->calibration, m) : NULL,
+        .factored = &g->factored,
         .allow_nonfinite = f->options->allow_nonfinite,
         .stop = f->options->stop,
         .data = g->data,
         .scales = w->choice.form.blocks.columns ? g->scales : NULL,
         .zeros = w->choice.form.blocks.zeros ? g->zeros : NULL,
         .post = w->choice.form.post != MX_POST_NONE ? g->post : NULL,
+        .gain = &g->gain,
     };
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
@@ -332,6 +335,12 @@ static void calibrating(void *user, int64_t done, int64_t total) {
     if (o->progress) o->progress(o->user, "calibrating", false, (uint64_t)done, (uint64_t)total);
 }
 
+static void forget(filling *g) {
+    mx_factored_free(&g->factored);
+    mx_calibration_free(g->calibration);
+    g->calibration = NULL;
+}
+
 /* Statistics of layers first ... as many as there is room for, one at least; *end: behind the last. */
 static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
     const mx_config *c = &g->p->source->config;
@@ -350,18 +359,35 @@ static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
                                           .progress = calibrating,
                                           .user = g,
                                           .stop = o->stop};
-    mx_calibration_free(g->calibration);
-    g->calibration = NULL;
+    forget(g);
     return mx_calibrate(g->p->source->path, &options, first, *end, &g->calibration, g->f->error);
 }
 
 typedef struct turn {
-    int layer, work;
+    int layer, input, work; /* those of one input share statistics, and follow each other */
 } turn;
+
+/* What a matrix of a layer is multiplied with: what mx_calibration_of tells apart. */
+static int input_of(const mx_module *m) {
+    switch (m->kind) {
+    case MX_KIND_Q:
+    case MX_KIND_K:
+    case MX_KIND_V:
+        return 0;
+    case MX_KIND_GATE:
+    case MX_KIND_UP:
+        return 2 + 2 * m->expert;
+    case MX_KIND_DOWN:
+        return 3 + 2 * m->expert;
+    default:
+        return 1;
+    }
+}
 
 static int by_layer(const void *a, const void *b) {
     const turn *x = a, *y = b;
     if (x->layer != y->layer) return x->layer < y->layer ? -1 : 1;
+    if (x->input != y->input) return x->input < y->input ? -1 : 1;
     return (x->work > y->work) - (x->work < y->work);
 }
 
@@ -373,11 +399,14 @@ static mx_status do_works(filling *g) {
     bool statistics = false, hessian = false;
     for (int i = 0; i < p->works; i++) {
         const mx_choice *c = &p->work[i].choice;
-        order[i] = (turn){0, i};
+        order[i] = (turn){.work = i};
         statistics |= mx_needs_statistics(c);
         hessian |= mx_needs_statistics(c) && c->recipe.gptq;
     }
-    for (int i = 0; i < p->works && statistics; i++) order[i].layer = layer_of(p, &p->work[i]);
+    for (int i = 0; i < p->works && statistics; i++) {
+        order[i].layer = layer_of(p, &p->work[i]);
+        order[i].input = input_of(&p->source->module[p->work[i].module]);
+    }
     if (p->works) qsort(order, (size_t)p->works, sizeof *order, by_layer);
     mx_status status = MX_OK;
     for (int i = 0, end = 0; i < p->works && !status; i++) {
@@ -387,8 +416,7 @@ static mx_status do_works(filling *g) {
         if (!status) status = do_work(g, order[i].work);
     }
     free(order);
-    mx_calibration_free(g->calibration);
-    g->calibration = NULL;
+    forget(g);
     return status;
 }
 

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <float.h>
 
 #include "base/cpu.h"
 #include "base/threads.h"
@@ -110,7 +111,7 @@ static void invert(double *a, double *out, int n) {
 
 static void it_is_the_paper_s(void **unused) {
     (void)unused;
-    enum { N = 96, ROWS = 60 };
+    enum { N = 288, ROWS = 24 }; /* more than the 128 columns whose errors are handed on at once */
     inputs in = make_inputs(N, 300);
     maker *m = maker_new("mxfp4", "gptq", ROWS, N);
     m->job.statistics = &in.statistics;
@@ -137,7 +138,7 @@ static void it_is_the_paper_s(void **unused) {
                 for (int k = j; k < j + 32; k++) largest = fmax(largest, fabs(w[k]));
                 frexp(largest, &e);
                 e -= 3;
-                assert_int_equal(m->job.scales[r * 3 + j / 32] - 127, e);
+                assert_int_equal(m->job.scales[r * (N / 32) + j / 32] - 127, e);
             }
             const unsigned code = mx_element_get(MX_E2M1, m->job.data, r * N + j);
             different += code != mx_element_code(MX_E2M1, (float)ldexp(w[j], -e));
@@ -199,7 +200,20 @@ static void without_inputs_it_is_the_rule(void **unused) {
     assert_false(m->report.unseen);
     assert_memory_equal(m->job.data, rule->job.data, 96);
     assert_memory_equal(m->job.scales, rule->job.scales, 6);
+    rule->job.recipe.rule = m->job.recipe.rule = MX_RULE_OCP; /* what is beyond 6 is counted likewise */
+    maker_run(rule, NULL);
+    maker_run(m, NULL);
+    assert_true(rule->report.saturated > 0 && m->report.saturated == rule->report.saturated);
     maker_free(m);
+    maker *whole = maker_new("int4:32", "ocp", 3, 64), *fed = maker_new("int4:32", "gptq", 3, 64);
+    for (int i = 0; i < 192; i++) fed->x[i] = whole->x[i] = i % 32 ? whole->x[i] : 1000;
+    fed->job.statistics = &s;
+    maker_run(whole, NULL);
+    maker_run(fed, NULL);
+    assert_memory_equal(fed->job.data, whole->job.data, 96);
+    assert_true(fed->report.saturated == whole->report.saturated);
+    maker_free(whole);
+    maker_free(fed);
     inputs in = make_inputs(64, 50);
     m = maker_new("nvfp4", "gptq", 3, 64);
     float *exact = maker_widen(rule);
@@ -223,7 +237,8 @@ static void damaged_hessians_are_refused(void **unused) {
     const float before = in.hessian[7 * 65];
     in.hessian[7 * 65] = NAN;
     assert_int_equal(mx_quantize_matrix(&m->job, NULL, &report, &error), MX_INVALID_ARGUMENT);
-    assert_non_null(strstr(error.text, "column 7 of the statistics' Hessian has nan"));
+    assert_non_null(
+        strstr(error.text, "what column 7 was multiplied with while the text ran has a mean square of nan"));
     in.hessian[7 * 65] = -1;
     assert_int_equal(mx_quantize_matrix(&m->job, NULL, &report, &error), MX_INVALID_ARGUMENT);
     in.hessian[7 * 65] = before;
@@ -236,11 +251,77 @@ static void damaged_hessians_are_refused(void **unused) {
     free_inputs(&in);
 }
 
+/* A factor that is kept is used for the same statistics, and for no others. */
+static void factors_are_kept(void **unused) {
+    (void)unused;
+    inputs in = make_inputs(96, 200), other = make_inputs(96, 200);
+    mx_factored factored = {0};
+    maker *kept = maker_new("nvfp4", "gptq", 5, 96), *anew = maker_new("nvfp4", "gptq", 5, 96);
+    memcpy(anew->x, kept->x, sizeof *kept->x * 5 * 96);
+    kept->job.factored = &factored;
+    const struct mx_gptq *before = NULL;
+    for (int i = 0; i < 5; i++) { /* the same twice, another, other damping, the first again */
+        kept->job.statistics = anew->job.statistics = i == 2 || i == 3 ? &other.statistics : &in.statistics;
+        kept->job.recipe.damp = anew->job.recipe.damp = i == 3 ? 0.5 : 0;
+        maker_run(kept, NULL);
+        maker_run(anew, NULL);
+        assert_memory_equal(kept->job.data, anew->job.data, 5 * 48);
+        assert_memory_equal(kept->job.scales, anew->job.scales, 5 * 6);
+        assert_true(factored.factor && factored.of == kept->job.statistics);
+        if (i == 1) assert_ptr_equal(factored.factor, before);
+        before = factored.factor;
+    }
+    other.hessian[7 * 97] = NAN;
+    kept->job.statistics = &other.statistics;
+    assert_int_equal(mx_quantize_matrix(&kept->job, NULL, &kept->report, NULL), MX_INVALID_ARGUMENT);
+    assert_true(!factored.factor && !factored.of);
+    kept->job.statistics = &in.statistics;
+    maker_run(kept, NULL);
+    mx_factored_free(&factored);
+    assert_null(factored.factor);
+    maker_free(kept);
+    maker_free(anew);
+    free_inputs(&in);
+    free_inputs(&other);
+}
+
+/* Numbers up to the largest of fp32, also where more is fed back than that. */
+static void no_weight_becomes_infinite(void **unused) {
+    (void)unused;
+    static const char *const forms[] = {"mxfp4", "mxfp4:16", "nvfp4", "amxfp4", "int4:32", "int4:32:asym", "int8:32"};
+    inputs in = make_inputs(160, 40);
+    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++)
+        for (int t = 0; t < 12; t++) {
+            maker *m = maker_new(forms[f], t % 2 ? "search+gptq" : "gptq", 6, 160);
+            m->job.statistics = &in.statistics;
+            for (int i = 0; i < 6 * 160; i++) {
+                const uint32_t any = maker_any();
+                const float x = any % 3 ? FLT_MAX : any % 5 ? 0.6f * FLT_MAX : ldexpf(1, 125);
+                m->x[i] = any & 64 ? x : -x;
+            }
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            double error = 0;
+            for (int i = 0; i < 6 * 160; i++) {
+                if (!isfinite(out[i])) fail_msg("%s: %a became %a", forms[f], (double)m->x[i], (double)out[i]);
+                error += ((double)m->x[i] - (double)out[i]) * ((double)m->x[i] - (double)out[i]);
+            }
+            assert_true(fabs(error - m->report.error) <= 1e-5 * error);
+            free(out);
+            maker_free(m);
+        }
+    free_inputs(&in);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(less_is_lost_than_by_rounding),        cmocka_unit_test(it_is_the_paper_s),
-        cmocka_unit_test(threads_and_processors_change_no_bit), cmocka_unit_test(without_inputs_it_is_the_rule),
+        cmocka_unit_test(less_is_lost_than_by_rounding),
+        cmocka_unit_test(it_is_the_paper_s),
+        cmocka_unit_test(threads_and_processors_change_no_bit),
+        cmocka_unit_test(without_inputs_it_is_the_rule),
         cmocka_unit_test(damaged_hessians_are_refused),
+        cmocka_unit_test(no_weight_becomes_infinite),
+        cmocka_unit_test(factors_are_kept),
     };
     return cmocka_run_group_tests_name("gptq", tests, NULL, NULL);
 }

@@ -111,67 +111,60 @@ static void what_is_mxfp4_stays_what_it_is(void **unused) {
     }
 }
 
-/* The same bytes again where a block's largest code is 4 or 6; with keep always. */
-static void bytes_are_the_same_again(void **unused) {
+/* E4M3 has 18 powers of two. One block at 2^high, another `span` below, of which half has the codes 0 and `code` alone:
+ * that half is exact with any exponent of which its numbers are halves, not only with the one that OCP gives it. */
+static void nvfp4_loses_nothing_where_its_exponents_suffice(void **unused) {
     (void)unused;
-    for (int keep = 0; keep < 2; keep++) {
-        maker *m = maker_new("mxfp4", keep ? "keep" : "ocp", 32, 128);
-        uint8_t codes[32 * 64], scales[32 * 4];
-        for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)(keep ? maker_any() & 0x99 : maker_any());
-        for (size_t i = 0; i < sizeof scales; i++) scales[i] = (uint8_t)(2 + maker_any() % 250);
-        for (size_t i = 0; i < sizeof scales && !keep; i++) codes[i * 16] = (uint8_t)(i % 2 ? 0xE1 : 0x86);
-        const mx_matrix source = {.format = MX_MXFP4,
-                                  .rows = 32,
-                                  .cols = 128,
-                                  .data = codes,
-                                  .row_stride = 64,
-                                  .scales = scales,
-                                  .scale_stride = 4};
-        for (int n = 0; n < 32; n++) mx_matrix_widen_row(m->x + n * 128, &source, n);
-        m->job.source = &source;
-        maker_run(m, NULL);
-        assert_memory_equal(m->job.data, codes, sizeof codes);
-        assert_memory_equal(m->job.scales, scales, sizeof scales);
-        assert_true(m->report.lossless && m->report.square > 0);
-        maker_free(m);
-    }
+    static const struct {
+        int code, most; /* the widest span that is lossless */
+    } all[] = {{1, 17}, {2, 18}, {3, 17}, {4, 19}, {5, 18}, {6, 20}, {7, 19}};
+    static const int highs[] = {0, 100, -100, -125};
+    for (int h = 0; h < 4; h++)
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            for (int span = 7; span <= 21; span++) {
+                /* The tensor's scale is no less than 2^-126, and blocks' no less than 2^-9 times that. */
+                const int most = all[i].most - (highs[h] < -118 ? -118 - highs[h] : 0);
+                maker *m = maker_new("nvfp4", "search", 2, 64);
+                memset(m->x, 0, sizeof *m->x * 128);
+                for (int k = 0; k < 32; k++) {
+                    m->x[k] = ldexpf(mx_element_value(MX_E2M1, maker_any() & 15), highs[h]);
+                    if (k % 3) m->x[64 + k] = ldexpf(mx_element_value(MX_E2M1, (unsigned)all[i].code), highs[h] - span);
+                }
+                m->x[1] = ldexpf(6, highs[h]);
+                m->x[17] = ldexpf(-6, highs[h]);
+                maker_run(m, NULL);
+                if (m->report.lossless != (span <= most))
+                    fail_msg("2^%d, codes 0 and %d at 2^-%d: lossless %d", highs[h], all[i].code, span,
+                             m->report.lossless);
+                /* Else nothing is special. */
+                assert_true(span <= most || same(m->gain, 1 / fmaxf(ldexpf(6, highs[h]), 0x1p-100f) * 2688));
+                float *out = maker_widen(m);
+                for (int k = 0; k < 128 && span <= most; k++) assert_true(same(out[k], m->x[k]));
+                free(out);
+                maker_free(m);
+            }
 }
 
-static void every_form_is_kept(void **unused) {
+/* The same bytes again where a block's largest code is 4 or 6. */
+static void bytes_are_the_same_again(void **unused) {
     (void)unused;
-    for (int f = 0; f < FORMS; f++) {
-        maker *a = maker_new(forms[f], "search", 40, 128), *b = maker_new(forms[f], "keep", 40, 128);
-        maker_run(a, NULL);
-        const mx_matrix view = mx_quantize_view(&a->job);
-        for (int n = 0; n < 40; n++) mx_matrix_widen_row(b->x + n * 128, &view, n);
-        b->job.source = &view;
-        maker_run(b, NULL);
-        b->report = a->report;
-        compare(a, b);
-        maker_free(a);
-        maker_free(b);
-    }
-    /* GGML's order becomes ours; another form is quantised. */
-    maker *m = maker_new("mxfp4", "keep", 2, 64);
-    uint8_t blocks[4 * MX_MXFP4_GGML_BYTES];
-    for (size_t i = 0; i < sizeof blocks; i++) blocks[i] = (uint8_t)(i % MX_MXFP4_GGML_BYTES ? maker_any() : 100 + i);
-    mx_matrix ggml = {
-        .format = MX_MXFP4_GGML, .rows = 2, .cols = 64, .data = blocks, .row_stride = 2 * MX_MXFP4_GGML_BYTES};
-    m->job.source = &ggml;
+    maker *m = maker_new("mxfp4", "ocp", 32, 128);
+    uint8_t codes[32 * 64], scales[32 * 4];
+    for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)maker_any();
+    for (size_t i = 0; i < sizeof scales; i++) scales[i] = (uint8_t)(2 + maker_any() % 250);
+    for (size_t i = 0; i < sizeof scales; i++) codes[i * 16] = (uint8_t)(i % 2 ? 0xE1 : 0x86);
+    const mx_matrix source = {.format = MX_MXFP4,
+                              .rows = 32,
+                              .cols = 128,
+                              .data = codes,
+                              .row_stride = 64,
+                              .scales = scales,
+                              .scale_stride = 4};
+    for (int n = 0; n < 32; n++) mx_matrix_widen_row(m->x + n * 128, &source, n);
     maker_run(m, NULL);
-    float *out = maker_widen(m), row[64];
-    for (int n = 0; n < 2; n++) {
-        mx_matrix_widen_row(row, &ggml, n);
-        for (int k = 0; k < 64; k++) assert_true(same(row[k], out[n * 64 + k]));
-        memcpy(m->x + n * 64, row, sizeof row);
-    }
-    for (int b = 0; b < 4; b++) assert_int_equal(m->job.scales[b], blocks[b * MX_MXFP4_GGML_BYTES]);
-    free(out);
-    maker_free(m);
-    m = maker_new("mxfp8", "keep", 2, 64);
-    m->job.source = &ggml;
-    maker_run(m, NULL);
-    assert_true(m->report.square > 0);
+    assert_memory_equal(m->job.data, codes, sizeof codes);
+    assert_memory_equal(m->job.scales, scales, sizeof scales);
+    assert_true(m->report.lossless && m->report.square > 0);
     maker_free(m);
 }
 
@@ -280,11 +273,96 @@ static void it_can_be_stopped(void **unused) {
     }
 }
 
+/* Scales of a tensor and of channels are normal numbers, so that they are exact; those of integers make no code
+ * infinite, whether it is used or not: readers refuse others. */
+static void expect_ordinary_scales(const maker *m) {
+    const mx_form *f = &m->job.form;
+    for (int i = 0; i < (f->post == MX_POST_ROW ? 4 : f->post == MX_POST_TENSOR); i++)
+        assert_true(m->job.post[i] >= FLT_MIN && isfinite(m->job.post[i] * mx_element_largest(f->format)));
+    if (!mx_is_integer_format(f->format)) return;
+    const float steps = f->format == MX_INT8 ? (f->blocks.zeros ? 255.0f : 128.0f) : f->blocks.zeros ? 15.0f : 8.0f;
+    for (int64_t i = 0; i < 512 / f->blocks.columns; i++)
+        assert_true(isfinite(steps * mx_scale_value(MX_SCALE_BF16, m->job.scales + 2 * i)));
+}
+
+/* Numbers that are next to nothing beside the largest: lost, and the report says so. */
+static void what_is_lost_far_below_is_said(void **unused) {
+    (void)unused;
+    static const char *const all[] = {"mxfp4", "mxfp8", "nvfp4", "fp8", "fp8:channel"};
+    for (int f = 0; f < 5; f++)
+        for (int near = 0; near < 2; near++) {
+            maker *m = maker_new(all[f], "ocp", 1, 64);
+            memset(m->x, 0, sizeof *m->x * 64);
+            m->x[0] = ldexpf(near ? 3.1f : 4, 125);
+            m->x[1] = near ? 0 : ldexpf(1, -140); /* in its block */
+            m->x[40] = near ? ldexpf(1, -140) : 0;
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            bool lossless = true;
+            for (int k = 0; k < 64; k++) lossless &= same(m->x[k], out[k]);
+            assert_true(isfinite(m->report.error) && isfinite(m->report.largest_error));
+            if (m->report.lossless != lossless) fail_msg("%s, %d: reported %d", all[f], near, !lossless);
+            free(out);
+            maker_free(m);
+        }
+}
+
+/* Of the numbers that fp8 with `post` makes of x. */
+static double fp8_error(const maker *m, const double *weight, float post) {
+    double sum = 0;
+    for (int64_t i = 0; i < m->job.rows * m->job.cols; i++) {
+        const double d =
+            (double)m->x[i] - (double)(mx_element_value(MX_E4M3, mx_element_code(MX_E4M3, m->x[i] / post)) * post);
+        sum += (weight ? weight[i % m->job.cols] : 1) * d * d;
+    }
+    return sum;
+}
+
+/* `weighted` minimises what columns weigh: less of that is lost than with `search`, and of a tensor's scales it takes
+ * the very best. */
+static void columns_weigh_what_they_should(void **unused) {
+    (void)unused;
+    static const char *const all[] = {"mxfp4",        "nvfp4",   "amxfp4",       "int4:32", "int8:32",
+                                      "int4:32:asym", "int4:64", "int8:64:asym", "fp8",     "fp8:channel"};
+    double square[64];
+    for (int k = 0; k < 64; k++) square[k] = k % 16 == 3 ? 100 : 0.01;
+    const mx_statistics statistics = {.cols = 64, .rows = 3, .square = square};
+    for (size_t f = 0; f < sizeof all / sizeof *all; f++) {
+        double lost[2] = {0};
+        float post[2];
+        maker *m = maker_new(all[f], "search", 40, 64);
+        m->job.statistics = &statistics;
+        for (int i = 0; i < 40 * 64; i++) m->x[i] = i % 16 == 3 ? 0.0123f : m->x[i];
+        for (int weighted = 0; weighted < 2; weighted++) {
+            m->job.recipe.rule = weighted ? MX_RULE_WEIGHTED : MX_RULE_SEARCH;
+            maker_run(m, NULL);
+            float *out = maker_widen(m);
+            for (int i = 0; i < 40 * 64; i++) {
+                const double d = (double)m->x[i] - (double)out[i];
+                lost[weighted] += square[i % 64] * d * d;
+            }
+            free(out);
+            post[weighted] = *m->job.post;
+        }
+        if (!(lost[1] < 0.97 * lost[0])) fail_msg("%s: %g, with search %g", all[f], lost[1], lost[0]);
+        if (!strcmp(all[f], "fp8")) {
+            float largest = 0;
+            for (int i = 0; i < 40 * 64; i++) largest = fmaxf(largest, fabsf(m->x[i]));
+            for (int k = 0; k <= 10; k++) {
+                const float other = largest / 448 * (float)(1 - 0.03 * k);
+                assert_true(fp8_error(m, square, post[1]) <= 1.0001 * fp8_error(m, square, other));
+                assert_true(fp8_error(m, NULL, post[0]) <= 1.0001 * fp8_error(m, NULL, other));
+            }
+        }
+        maker_free(m);
+    }
+}
+
 /* Tiny and huge tensors: scales stay numbers, weights finite, and the loss what the form's is. */
 static void any_size_of_numbers_will_do(void **unused) {
     (void)unused;
     for (int f = 0; f < FORMS; f++)
-        for (int e = -149; e <= 120; e += e < -90 || e > 110 ? 1 : 20) {
+        for (int e = -149; e <= 120; e += e < -90 || e >= 110 ? 1 : 20) {
             maker *m = maker_new(forms[f], "search", 4, 128);
             for (int i = 0; i < 512; i++) m->x[i] = ldexpf(fmaxf(-3.9f, fminf(3.9f, 100 * m->x[i])), e);
             if (e == 120)
@@ -300,6 +378,7 @@ static void any_size_of_numbers_will_do(void **unused) {
             if (e > -95 && e < 120 && error > 0.05 * square)
                 fail_msg("%s, 2^%d: %g of %g is lost", forms[f], e, error, square);
             assert_true(isfinite(m->report.error) && m->report.error <= 1.001 * square);
+            expect_ordinary_scales(m);
             free(out);
             maker_free(m);
         }
@@ -329,12 +408,14 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_and_processors_change_no_bit),
         cmocka_unit_test(what_is_mxfp4_stays_what_it_is),
+        cmocka_unit_test(nvfp4_loses_nothing_where_its_exponents_suffice),
         cmocka_unit_test(bytes_are_the_same_again),
-        cmocka_unit_test(every_form_is_kept),
         cmocka_unit_test(what_is_no_number_is_named),
         cmocka_unit_test(sizes_and_statistics_that_do_not_fit_are_named),
         cmocka_unit_test(it_can_be_stopped),
         cmocka_unit_test(any_size_of_numbers_will_do),
+        cmocka_unit_test(what_is_lost_far_below_is_said),
+        cmocka_unit_test(columns_weigh_what_they_should),
         cmocka_unit_test(bf16_safe_is_said_of_what_is),
     };
     return cmocka_run_group_tests_name("matrix", tests, NULL, NULL);
