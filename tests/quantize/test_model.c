@@ -48,6 +48,12 @@ static bool same_content(const char *a, const char *b) {
     return same;
 }
 
+static const char *rules(const char *text) {
+    static char path[200];
+    write_test_file("rules.txt", text, path);
+    return path;
+}
+
 static mx_model_options as(const char *experts, const char *others) {
     return (mx_model_options){.choice = {.format = {[MX_GROUP_EXPERTS] = experts,
                                                     [MX_GROUP_ATTENTION] = others,
@@ -249,6 +255,65 @@ static void test_formats(void **state) {
     refuse(TOP1, in_folder("none"), &unknown, MX_INVALID_ARGUMENT, "mxfp5");
 }
 
+static void expect_method(const char *folder, const char *method) {
+    char text[100];
+    mx_bytes config = content(in_folder(folder));
+    snprintf(text, sizeof text, "\"quant_method\": \"%s\"", method);
+    if (!strstr(config.data, text)) fail_msg("%s: no %s", config.data, text);
+    mx_bytes_free(&config);
+}
+
+/* transformers' mxfp4 is all experts and nothing else; for compressed-tensors each has tensors of its own. */
+static void test_methods(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    make(in_folder("wide"), in_folder("made"), "mxfp4", "keep");
+    expect_method("made/config.json", "mxfp4");
+    for (int i = 0; i < 2; i++) { /* made of BF16, and the bytes that were there */
+        make(in_folder(i ? "made" : "wide"), in_folder("apart"), i ? "keep" : "mxfp4", "nvfp4");
+        expect_method("apart/config.json", "compressed-tensors");
+        mx_source s;
+        mx_weights *w;
+        mx_checkpoint *ck;
+        if (mx_checkpoint_open(in_folder("apart"), &ck, &error)) fail_msg("%s", error.text);
+        assert_null(mx_checkpoint_find(ck, "model.layers.1.mlp.experts.down_proj_blocks"));
+        assert_non_null(mx_checkpoint_find(ck, "model.layers.1.mlp.experts.1.up_proj.weight_packed"));
+        mx_checkpoint_close(ck);
+        if (mx_source_open(TOP1, &s, &error) || mx_weights_open(in_folder("apart"), pool, &w, &error))
+            fail_msg("%s", error.text);
+        assert_true(w->layer[1].up.matrix.format == MX_MXFP4 && w->layer[1].down.matrix.format == MX_MXFP4);
+        for (int m = 0; m < s.modules; m++) {
+            if (s.module[m].expert < 0) continue;
+            int64_t first, step;
+            const mx_matrix x = matrix_of(w, &s.module[m], &first, &step);
+            float *was = numbers(&s.module[m]), row[256];
+            assert_true(step == 1 && x.cols <= 256);
+            for (int64_t n = 0; n < x.rows; n++) {
+                mx_matrix_widen_row(row, &x, n);
+                for (int64_t k = 0; k < x.cols; k++) assert_true(row[k] == was[n * x.cols + k]);
+            }
+            free(was);
+        }
+        for (int layer = 0; layer < w->config.layers; layer++) expect_biases(&s, w, layer);
+        mx_weights_close(w);
+        mx_source_close(&s);
+    }
+    mx_model_options o = as("keep", "keep");
+    o.choice.rules = rules("*.layers.1.mlp.experts.*.down_proj mxfp4\n");
+    mx_model_report report = quantize(in_folder("wide"), in_folder("some"), &o);
+    expect_method("some/config.json", "compressed-tensors");
+    expect_as_reported(in_folder("wide"), in_folder("some"), &report);
+    mx_model_report_free(&report);
+    o = as("mxfp4", "mxfp8_e5m2"); /* a name of our own: only we read it */
+    report = quantize(in_folder("made"), in_folder("own"), &o);
+    expect_method("own/config.json", "mxrun");
+    expect_as_reported(in_folder("made"), in_folder("own"), &report);
+    mx_model_report_free(&report);
+    o = as("keep", "keep");
+    o.modelopt = true;
+    refuse(in_folder("wide"), in_folder("none"), &o, MX_INVALID_ARGUMENT, "nothing is to be quantised");
+}
+
 static void copy_file(const char *from, const char *to) {
     mx_bytes bytes = content(from);
     FILE *f = fopen(to, "wb");
@@ -345,12 +410,6 @@ static void test_threads(void **state) {
 /* ---- rules --------------------------------------------------------------------------------------------------------
  */
 
-static const char *rules(const char *text) {
-    static char path[200];
-    write_test_file("rules.txt", text, path);
-    return path;
-}
-
 static void test_rules(void **state) {
     (void)state;
     mx_model_options o = as(NULL, NULL);
@@ -365,7 +424,7 @@ static void test_rules(void **state) {
         const char *name, *form;
     } expected[] = {{"model.layers.0.mlp.experts.1.down_proj", "mxfp8_e4m3"},
                     {"model.layers.2.mlp.experts.3.down_proj", "nvfp4"},
-                    {"model.layers.0.mlp.experts.2.gate_up_proj", "mxfp4"},
+                    {"model.layers.0.mlp.experts.2.gate_proj", "mxfp4"},
                     {"model.layers.1.self_attn.k_proj", "int4:32"},
                     {"model.layers.1.self_attn.v_proj", "bf16"},
                     {"lm_head", "bf16"}};
@@ -732,7 +791,8 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),      cmocka_unit_test(test_again),
+        cmocka_unit_test(test_formats),      cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_again),
         cmocka_unit_test(test_threads),      cmocka_unit_test(test_rules),
         cmocka_unit_test(test_other_models), cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_places),       cmocka_unit_test(test_kill_and_full_disk),
