@@ -39,7 +39,7 @@ typedef struct mx_model_matrix {
     char name[200];
     mx_group group;
     mx_form form;
-    bool kept;
+    bool kept, pair; /* pair: an expert's gate and up in one, "gate_up_proj" */
     int64_t rows, cols;
     mx_quantize_report report; /* zeros before it is quantised, and of kept ones */
     bool was_mxfp4;            /* then report.lossless says whether its numbers are what they were */

@@ -455,6 +455,22 @@ static void test_rules(void **state) {
         o.choice.rules = rules(wrong[i].text);
         refuse(TOP1, in_folder("none"), &o, MX_INVALID_ARGUMENT, wrong[i].part);
     }
+    o.choice.rules = rules("*.gate_up_proj mxfp8\n*.down_proj mxfp4 search\n* keep");
+    o.choice.recipe.hadamard = o.dry_run = true; /* which rules inherit */
+    for (int i = 0; i < 2; i++) {
+        report = quantize(TOP1, in_folder("none"), &o);
+        for (int c = 0; c < report.classes; c++)
+            if (report.of_class[c].group == MX_GROUP_EXPERTS)
+                assert_int_equal(report.of_class[c].matrices, report.of_class[c].form.format == MX_E4M3 ? 24 : 12);
+        mx_model_report_free(&report);
+        o.choice.rules = rules("*.gate_up_proj mxfp8\n*.down_proj mxfp4 hadamard+search\n* keep");
+    }
+    o.choice.rules = rules("*.experts.*.gate_up_proj mxfp4\n*.down_proj keep\n* keep");
+    report = quantize(TOP1, in_folder("none"), &o);
+    for (int c = 0; c < report.classes; c++)
+        if (report.of_class[c].group == MX_GROUP_EXPERTS) assert_int_equal(report.of_class[c].matrices, 36);
+    mx_model_report_free(&report);
+    o.choice.recipe.hadamard = o.dry_run = false;
     o.choice.rules = in_folder("nothing");
     refuse(TOP1, in_folder("none"), &o, MX_IO, "nothing");
 }
@@ -606,6 +622,11 @@ static void test_places(void **state) {
     o.force = false;
     make(TOP1, in_folder("there"), "keep", "keep");
     refuse(TOP1, in_folder("there"), &o, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
+    mx_model_options late = o; /* said before anything is measured */
+    late.target_bits = 5;
+    late.calibrate = in_folder("nowhere");
+    memset(late.choice.format, 0, sizeof late.choice.format);
+    refuse(TOP1, in_folder("there"), &late, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
     refuse(TOP1, in_folder("name.safetensors"), &o, MX_INVALID_ARGUMENT, "give a folder's");
     refuse(in_folder("there"), in_folder("there/inside"), &o, MX_INVALID_ARGUMENT, "is inside the folder");
     refuse(TOP1, in_folder("there/model.safetensors/x"), &o, MX_IO, "cannot be made");
