@@ -151,8 +151,9 @@ mx_status mx_plan_method(const mx_plan *p, mx_method *out) {
         experts &= expert && format && !strcmp(format, "mxfp4-pack-quantized");
     }
     if (p->modelopt && (!any || !nvfp4))
-        return mx_fail(p->error, MX_INVALID_ARGUMENT, "ModelOpt's names are for NVFP4 alone%s: give %s, or leave "
-                                                      "--modelopt away",
+        return mx_fail(p->error, MX_INVALID_ARGUMENT,
+                       "ModelOpt's names are for NVFP4 alone%s: give %s, or leave "
+                       "--modelopt away",
                        any ? "" : ", and nothing is to be quantised",
                        any ? "every class nvfp4 or keep" : "some class nvfp4");
     *out = !any          ? MX_METHOD_NONE

@@ -372,9 +372,8 @@ static mx_status plan_experts(mx_plan *p, int first, int count) {
         snprintf(name, sizeof name, "%s_scales", stem);
         return copy(p, mx_checkpoint_find(p->source->checkpoint, name), name);
     }
-    return (mxfp4 && !apart) || is_dense(p->form[first].format)
-               ? experts_together(p, first, experts, parts, stem)
-               : experts_apart(p, first, experts, parts, stem);
+    return (mxfp4 && !apart) || is_dense(p->form[first].format) ? experts_together(p, first, experts, parts, stem)
+                                                                : experts_apart(p, first, experts, parts, stem);
 }
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------

@@ -322,6 +322,46 @@ static void copy_file(const char *from, const char *to) {
     mx_bytes_free(&bytes);
 }
 
+/* A copy of the folder `from`, all of BF16, in F16 or F32. */
+static void write_twin(const char *from, const char *name, bool single) {
+    char path[420];
+    mx_checkpoint *ck;
+    mx_bytes header = {0}, data = {0};
+    uint64_t at = 0;
+    if (mx_checkpoint_open_as(in_folder(from), MX_EXPERTS_STORED, &ck, &error)) fail_msg("%s", error.text);
+    mx_bytes_add(&header, &at, 8);
+    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+        const mx_tensor *t = mx_checkpoint_at(ck, i);
+        assert_int_equal(t->dtype, MX_DTYPE_BF16);
+        mx_bytes_addf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "{", t->name,
+                      single ? "F32" : "F16");
+        for (int k = 0; k < t->dims; k++) mx_bytes_addf(&header, "%s%lld", k ? "," : "", (long long)t->shape[k]);
+        mx_bytes_addf(&header, "],\"data_offsets\":[%llu,", (unsigned long long)data.size);
+        for (uint64_t k = 0; k < t->bytes; k += 2) {
+            const float x = mx_bf16_to_f32(mx_load_u16(t->data + k));
+            const uint16_t half = mx_f32_to_f16(x);
+            mx_bytes_add(&data, single ? (const void *)&x : (const void *)&half, single ? 4 : 2);
+        }
+        mx_bytes_addf(&header, "%llu]}", (unsigned long long)data.size);
+    }
+    mx_bytes_add_string(&header, "}");
+    const uint64_t length = header.size - 8;
+    memcpy(header.data, &length, 8);
+    mkdir(in_folder(name), 0777);
+    snprintf(path, sizeof path, "%s/config.json", in_folder(from));
+    char to[420];
+    snprintf(to, sizeof to, "%s/config.json", in_folder(name));
+    copy_file(path, to);
+    snprintf(path, sizeof path, "%s/model.safetensors", in_folder(name));
+    FILE *f = fopen(path, "wb");
+    assert_int_equal(fwrite(header.data, 1, header.size, f), header.size);
+    assert_int_equal(fwrite(data.data, 1, data.size, f), data.size);
+    assert_int_equal(fclose(f), 0);
+    mx_bytes_free(&header);
+    mx_bytes_free(&data);
+    mx_checkpoint_close(ck);
+}
+
 /* Writes over the first bytes of a tensor in NAME/model.safetensors. */
 static void overwrite(const char *name, const char *tensor, const void *bytes, size_t size) {
     char path[420];
@@ -390,6 +430,65 @@ static void test_again(void **state) {
     assert_true(*mx_checkpoint_find(x, name)->data == *mx_checkpoint_find(y, name)->data + 3);
     mx_checkpoint_close(x);
     mx_checkpoint_close(y);
+}
+
+/* Codes and scales; vectors may have another type. */
+static void expect_same_codes(const char *a, const char *b) {
+    mx_checkpoint *x, *y;
+    int compared = 0;
+    if (mx_checkpoint_open(a, &x, &error) || mx_checkpoint_open(b, &y, &error)) fail_msg("%s", error.text);
+    for (int i = 0; i < mx_checkpoint_count(x); i++) {
+        const mx_tensor *t = mx_checkpoint_at(x, i), *u = mx_checkpoint_find(y, t->name);
+        assert_non_null(u);
+        if (t->dtype != MX_DTYPE_U8 && t->dtype != MX_DTYPE_I8 && !mx_ends_with(t->name, "_scale")) continue;
+        assert_true(t->bytes == u->bytes && !memcmp(t->data, u->data, t->bytes));
+        compared++;
+    }
+    assert_true(compared > 20);
+    mx_checkpoint_close(x);
+    mx_checkpoint_close(y);
+}
+
+/* F16 and F32: the same result as of BF16. What rotation makes of F16 is said as it is. */
+static void test_halves(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    make(in_folder("wide"), in_folder("of-bf16"), "mxfp4", "int8:32");
+    for (int single = 0; single < 2; single++) {
+        write_twin("wide", "twin", single);
+        make(in_folder("twin"), in_folder("of-twin"), "mxfp4", "int8:32");
+        expect_same_codes(in_folder("of-bf16"), in_folder("of-twin"));
+        mx_model_options o = as("keep", "keep");
+        o.choice.recipe.hadamard = true;
+        mx_model_report report = quantize(in_folder("twin"), in_folder("turned"), &o);
+        for (int i = 0; i < report.classes; i++) {
+            const mx_model_class *c = &report.of_class[i];
+            assert_true(c->form.format == (single ? MX_F32 : MX_F16) && c->sum.square > 0);
+            assert_true(c->sum.lossless == single && (c->sum.error > 0) == !single);
+            assert_true(c->sum.error < 1e-6 * c->sum.square);
+        }
+        mx_model_report_free(&report);
+        write_twin("wide", "twin", single);
+        const char *name = "model.layers.1.self_attn.q_proj.weight";
+        o.choice.format[MX_GROUP_EXPERTS] = "mxfp4";
+        if (!single) {
+            uint16_t halves[32]; /* 65504, which rotation adds up */
+            for (int i = 0; i < 32; i++) halves[i] = 0x7BFF;
+            overwrite("twin", name, halves, sizeof halves);
+            refuse(in_folder("twin"), in_folder("none"), &o, MX_INVALID_FILE, "after rotation, more than F16 holds");
+            assert_non_null(strstr(error.text, "model.layers.1.self_attn.q_proj: row 0, column 0"));
+            o.choice.format[MX_GROUP_ATTENTION] = "bf16";
+            report = quantize(in_folder("twin"), in_folder("turned"), &o);
+            mx_model_report_free(&report);
+        }
+        o.choice.format[MX_GROUP_ATTENTION] = "keep";
+        overwrite("twin", name, single ? (const void *)(float[]){NAN} : (const void *)(uint16_t[]){0x7E00},
+                  2 + 2 * single);
+        refuse(in_folder("twin"), in_folder("none"), &o, MX_INVALID_FILE, "q_proj: row 0, column 0: is NaN");
+        o.allow_nonfinite = true;
+        report = quantize(in_folder("twin"), in_folder("turned"), &o);
+        mx_model_report_free(&report);
+    }
 }
 
 static void test_threads(void **state) {
@@ -813,7 +912,7 @@ static int tear_down(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),      cmocka_unit_test(test_methods),
-        cmocka_unit_test(test_again),
+        cmocka_unit_test(test_again),        cmocka_unit_test(test_halves),
         cmocka_unit_test(test_threads),      cmocka_unit_test(test_rules),
         cmocka_unit_test(test_other_models), cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_places),       cmocka_unit_test(test_kill_and_full_disk),
