@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/log.h"
 #include "model/show.h"
 
 enum { RULES_LIMIT = 1 << 20, MOST_RULES = 10000 };
@@ -185,6 +186,19 @@ static mx_status check_used(const rules *r, mx_error *error) {
 /* ---- choosing -----------------------------------------------------------------------------------------------------
  */
 
+/* A format that was asked for, and nothing is there to have it. */
+static void warn_of_nothing(const mx_source *s, const mx_choice_options *options) {
+    bool any[MX_GROUPS] = {false};
+    for (int i = 0; i < s->modules; i++) any[mx_group_of(&s->module[i])] = true;
+    for (int g = 0; g < MX_GROUPS; g++) {
+        const char *format = options->format[g];
+        if (!format || any[g] || !strcmp(format, "keep")) continue;
+        mx_log(MX_LOG_WARNING, "%s: has no matrix of class %s, which was to be %s%s", s->path,
+               mx_group_name((mx_group)g), format,
+               g == MX_GROUP_LM_HEAD && any[MX_GROUP_EMBEDDING] ? " (its lm_head is the embedding: --embedding)" : "");
+    }
+}
+
 mx_status mx_choose(const mx_source *s, const mx_choice_options *options, mx_choice *choice, mx_error *error) {
     mx_choice of_group[MX_GROUPS];
     rules r = {.path = options->rules};
@@ -206,6 +220,7 @@ mx_status mx_choose(const mx_source *s, const mx_choice_options *options, mx_cho
         status = mx_choice_check(m, &choice[i], error);
     }
     if (!status) status = check_used(&r, error);
+    if (!status) warn_of_nothing(s, options);
     free(r.rule);
     mx_bytes_free(&r.text);
     return status;

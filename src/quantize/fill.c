@@ -417,6 +417,13 @@ static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
     return mx_calibrate(g->p->source->path, &options, first, *end, &g->calibration, g->f->error);
 }
 
+static mx_status calibrate_timed(filling *g, int first, bool hessian, int *end) {
+    const double start = mx_seconds();
+    mx_status status = calibrate(g, first, hessian, end);
+    g->f->report->calibrate_seconds += mx_seconds() - start;
+    return status;
+}
+
 typedef struct turn {
     int layer, work;
 } turn;
@@ -445,7 +452,7 @@ static mx_status do_works(filling *g) {
     for (int i = 0, end = 0; i < p->works && !status; i++) {
         const mx_work *w = &p->work[order[i].work];
         if (mx_needs_statistics(&w->choice) && order[i].layer >= end)
-            status = calibrate(g, order[i].layer, hessian, &end);
+            status = calibrate_timed(g, order[i].layer, hessian, &end);
         if (!status) status = do_work(g, order[i].work);
     }
     free(order);

@@ -270,7 +270,7 @@ static mx_status write_folder(run *r) {
     r->report->files = r->out.files;
     sum_up(r);
     status = mx_output_publish(&r->out);
-    r->report->quantize_seconds = mx_seconds() - start;
+    r->report->quantize_seconds = mx_seconds() - start - r->report->calibrate_seconds;
     return status;
 }
 
@@ -299,6 +299,7 @@ static mx_status quantize(run *r, const char *path) {
                         .choice = r->choice,
                         .changed = r->changed,
                         .modelopt = r->options->modelopt,
+                        .clean = r->options->allow_nonfinite,
                         .error = r->error};
     status = mx_plan_make(&r->plan);
     if (!status) status = list(r);

@@ -104,7 +104,7 @@ static void resolve(mx_plan *p, int i) {
     p->form[i] = c->kept ? is : c->form;
     const bool same = is_mxfp4(&is) ? is_mxfp4(&p->form[i]) && (c->kept || c->recipe.rule == MX_RULE_KEEP)
                                     : is.format == p->form[i].format;
-    p->copied[i] = same && !p->changed[i];
+    p->copied[i] = same && !p->changed[i] && (c->kept || !p->clean || is_mxfp4(&is));
     /* Experts that would have to be widened or turned in F32 go through their numbers. */
     if (m->expert >= 0 && (q8 || (lies_turned(m) && is.format == MX_F32))) p->copied[i] = false;
     if (q8 && m->expert < 0 && same && !p->changed[i]) p->copied[i] = true;

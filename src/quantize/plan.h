@@ -38,6 +38,7 @@ typedef struct mx_plan {
     const mx_choice *choice; /* [source->modules] */
     const bool *changed;     /* [source->modules] its numbers are not the file's any more */
     bool modelopt;
+    bool clean; /* what is to be BF16 and is that already goes through its numbers: NaN and infinity are replaced */
     mx_error *error;
 
     mx_entry *entry;

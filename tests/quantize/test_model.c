@@ -705,6 +705,13 @@ static void test_bad_numbers(void **state) {
            "model.layers.0.mlp.gate_proj");
     refuse(write_llama("inf", 5, 130, INFINITY, NULL), in_folder("none"), &o, MX_INVALID_FILE, "experts.3.w2");
     o.allow_nonfinite = true;
+    make(TOP1, in_folder("wide"), "bf16", "keep"); /* the way to a model that can be calibrated */
+    write_nan("wide");
+    mx_model_options clean = as("bf16", "keep");
+    clean.allow_nonfinite = true;
+    mx_model_report cleaned = quantize(in_folder("wide"), in_folder("clean"), &clean);
+    mx_model_report_free(&cleaned);
+    make(in_folder("clean"), in_folder("finite"), "nvfp4", "keep");
     mx_model_report report = quantize(in_folder("nan"), in_folder("finite"), &o);
     int64_t found = 0;
     for (int i = 0; i < report.classes; i++) found += report.of_class[i].sum.nonfinite;
@@ -844,6 +851,20 @@ static void test_command(void **state) {
     usage("--recipe", model, out, "--recipe", "best");
     usage("--target-bits measures on a text", model, out, "--target-bits", "5");
     usage("leave the formats", model, out, "--target-bits", "5", "--calibrate", model, "--experts", "mxfp4");
+    usage("--calibrate-tokens is of a text", model, out, "--calibrate-tokens", "5");
+    usage("--allow-loss is for GGUF", model, out, "--allow-loss");
+    usage("first write it with --allow-nonfinite", model, out, "--allow-nonfinite", "--recipe", "gptq", "--calibrate",
+          model);
+    o = run("quantize", model, in_folder("little"), "--dry-run", "--lm-head", "nvfp4", "--embedding", "mxfp8");
+    expect_code(&o, 0);
+    assert_null(strstr(o.err.data, "has no matrix"));
+    outcome_free(&o);
+    char alone[420];
+    snprintf(alone, sizeof alone, "%s", write_llama("headless", -1, 0, 0, NULL));
+    o = run("quantize", alone, "--dry-run", "--lm-head", "nvfp4");
+    expect_code(&o, 0);
+    expect_text(&o.err, "has no matrix of class lm_head, which was to be nvfp4");
+    outcome_free(&o);
     usage("--calibrate is for the recipes", model, out, "--calibrate", model);
 }
 
