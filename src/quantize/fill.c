@@ -14,6 +14,7 @@
 #include "base/cpu.h"
 #include "base/machine.h"
 #include "quantize/calibrate.h"
+#include "quantize/shared_scale.h"
 
 enum { PIECE = 4 << 20, TILE = 32 };
 static const uint64_t PILE = 256 << 20; /* bytes read until their pages are given back */
@@ -29,6 +30,7 @@ typedef struct filling {
     uint64_t done, total; /* bytes of the source's tensors */
     atomic_ullong piled;  /* of them, read since pages were given back */
     mx_calibration *calibration;
+    mx_shared_scale *shared;
 } filling;
 
 static void show_progress(const filling *g, uint64_t done) {
@@ -350,7 +352,10 @@ static mx_status do_work(filling *g, int index) {
                  .caller = pthread_self(),
                  .row_bytes = bytes / (uint64_t)w->rows,
                  .bytes = bytes};
+    float largest;
     name_work(g->p, w, name);
+    mx_status status = mx_shared_scale_largest(g->shared, index, f->options, &largest, f->error);
+    if (status) return status;
     const mx_quantize_job job = {
         .name = name,
         .rows = w->rows,
@@ -361,6 +366,7 @@ static mx_status do_work(filling *g, int index) {
         .recipe = w->choice.recipe,
         .statistics = g->calibration && mx_needs_statistics(&w->choice) ? mx_calibration_of(g->calibration, m) : NULL,
         .allow_nonfinite = f->options->allow_nonfinite,
+        .largest = largest,
         .stop = f->options->stop,
         .data = g->data,
         .scales = w->choice.form.blocks.columns ? g->scales : NULL,
@@ -369,7 +375,7 @@ static mx_status do_work(filling *g, int index) {
     };
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
-    mx_status status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
+    status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
     if (!status) status = write_work(g, w);
     g->done += bytes;
     show_progress(g, g->done);
@@ -517,7 +523,9 @@ mx_status mx_fill_run(const mx_fill *f) {
         status = write_piece(&g, &g.p->piece[i]);
         if (!status) status = stopped(&g);
     }
+    if (!status) status = mx_shared_scale_create(g.p, &g.shared, f->error);
     if (!status) status = do_works(&g);
+    mx_shared_scale_free(g.shared);
     mx_arena_destroy(&g.memory);
     return status;
 }

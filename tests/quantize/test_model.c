@@ -449,6 +449,45 @@ static void expect_same_codes(const char *a, const char *b) {
     mx_checkpoint_close(y);
 }
 
+static float global_scale(const mx_checkpoint *ck, const char *module) {
+    char name[200];
+    float value;
+    snprintf(name, sizeof name, "model.layers.1.%s.weight_global_scale", module);
+    const mx_tensor *t = mx_checkpoint_find(ck, name);
+    assert_non_null(t);
+    memcpy(&value, t->data, sizeof value);
+    return value;
+}
+
+/* NVFP4's tensor scale is one for what vLLM joins, that of the largest number. */
+static void test_shared_scale(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    const uint16_t numbers[2] = {0x40CA, 0x4049}; /* 6.3125 and 3.140625 in row 0 of expert 0's gate and up */
+    overwrite("wide", "model.layers.1.mlp.experts.gate_up_proj", numbers, sizeof numbers);
+    overwrite("wide", "model.layers.1.self_attn.k_proj.weight", numbers, sizeof numbers);
+    mx_model_options o = as("nvfp4", "nvfp4");
+    for (int search = 0; search < 2; search++) {
+        o.choice.recipe.tensor_search = search;
+        mx_model_report report = quantize(in_folder("wide"), in_folder("made"), &o);
+        expect_as_reported(in_folder("wide"), in_folder("made"), &report);
+        mx_model_report_free(&report);
+        mx_checkpoint *ck;
+        if (mx_checkpoint_open(in_folder("made"), &ck, &error)) fail_msg("%s", error.text);
+        const float expected = 448 * 6 / 6.3125f;
+        static const char *const same[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                           "mlp.experts.0.gate_proj", "mlp.experts.0.up_proj"};
+        int found = 0;
+        for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+            found += fabsf(global_scale(ck, same[i]) - expected) < 1e-5f * expected;
+        assert_true(search ? found < 5 : found == 5);
+        assert_true(global_scale(ck, "self_attn.o_proj") > 2 * expected);
+        const float power = global_scale(ck, "mlp.experts.1.up_proj"); /* loses nothing */
+        assert_true(exp2f(rintf(log2f(power))) == power);
+        mx_checkpoint_close(ck);
+    }
+}
+
 /* F16 and F32: the same result as of BF16. What rotation makes of F16 is said as it is. */
 static void test_halves(void **state) {
     (void)state;
@@ -932,13 +971,21 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),      cmocka_unit_test(test_methods),
-        cmocka_unit_test(test_again),        cmocka_unit_test(test_halves),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_rules),
-        cmocka_unit_test(test_other_models), cmocka_unit_test(test_bad_numbers),
-        cmocka_unit_test(test_places),       cmocka_unit_test(test_kill_and_full_disk),
-        cmocka_unit_test(test_stop),         cmocka_unit_test(test_gguf),
-        cmocka_unit_test(test_recipes),      cmocka_unit_test(test_command),
+        cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_again),
+        cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_shared_scale),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_rules),
+        cmocka_unit_test(test_other_models),
+        cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_kill_and_full_disk),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_recipes),
+        cmocka_unit_test(test_command),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
