@@ -828,19 +828,90 @@ static void test_kill_and_full_disk(void **state) {
 }
 
 static volatile sig_atomic_t stop;
-static void stop_late(void *user, const char *label, bool bytes, uint64_t done, uint64_t total) {
-    (void)user;
-    (void)label;
+static int shown;
+static void stop_at(void *user, const char *label, bool bytes, uint64_t done, uint64_t total) {
     (void)bytes;
-    if (done > total / 2) stop = 1;
+    (void)total;
+    if (strcmp(label, user)) return;
+    shown++;
+    if (done) stop = 1;
 }
 
+static const char *stories(void) {
+    return checkout("tools/stories/checkpoint");
+}
+
+static const char *story(void) {
+    static char path[200];
+    write_test_file("text.txt", "Once upon a time there was a fox who lived in a wood beside a lake.\n", path);
+    return path;
+}
+
+/* Whatever goes on: nothing is left, and soon. */
 static void test_stop(void **state) {
     (void)state;
-    mx_model_options o = as("nvfp4", "mxfp8");
-    o.stop = &stop;
-    o.progress = stop_late;
-    refuse(TOP1, in_folder("stopped"), &o, MX_CANCELLED, "interrupted");
+    static const char *const labels[] = {"quantising", "calibrating", "measuring"};
+    for (int i = 0; i < 3; i++) {
+        mx_model_options o = as(i == 2 ? NULL : "nvfp4", i == 2 ? NULL : "mxfp8");
+        o.stop = &stop;
+        o.progress = stop_at;
+        o.user = (void *)(uintptr_t)labels[i];
+        o.calibrate = story();
+        o.calibrate_tokens = 8;
+        o.target_bits = i == 2 ? 8 : 0;
+        o.choice.recipe.rule = i == 1 ? MX_RULE_WEIGHTED : MX_RULE_OCP;
+        stop = shown = 0;
+        refuse(stories(), in_folder("stopped"), &o, MX_CANCELLED, "interrupted");
+        assert_in_range(shown, 1, 8);
+    }
+}
+
+/* Formats by what they do to the predictions: what was measured is told, and what was chosen is written. */
+static void test_target_bits(void **state) {
+    (void)state;
+    char text[200], out[400];
+    snprintf(text, sizeof text, "%s", story());
+    snprintf(out, sizeof out, "%s", in_folder("mixture"));
+    outcome o =
+        run("quantize", stories(), out, "--target-bits", "8", "--calibrate", text, "--calibrate-tokens", "8", "--json");
+    expect_code(&o, 0);
+    mx_json_document *document = parse_output(&o);
+    const mx_json *root = mx_json_root(document), *table = mx_json_get(root, "table");
+    double bits = 0, kl = -1, measured = -1;
+    assert_true(mx_json_double(mx_json_get(root, "bits"), &bits) && bits <= 8 && bits > 7);
+    assert_true(mx_json_double(mx_json_get(root, "kl"), &kl) && kl >= 0);
+    assert_true(mx_json_double(mx_json_get(root, "kl_measured"), &measured) && measured >= 0);
+    int parts = 0, compared = 0;
+    for (const mx_json *p = table->child; p; p = p->next, parts++) {
+        const mx_json *chosen = mx_json_get(p, "chosen"), *formats = mx_json_get(p, "formats");
+        double of = -1;
+        int64_t layer = -1;
+        assert_true(mx_json_double(mx_json_get(formats, chosen->text), &of) && of >= 0);
+        if (!mx_json_is_string(mx_json_get(p, "part"), "o")) continue;
+        assert_true(mx_json_int64(mx_json_get(p, "layer"), &layer));
+        char name[100];
+        snprintf(name, sizeof name, "model.layers.%d.self_attn.o_proj", (int)layer);
+        for (const mx_json *m = mx_json_get(root, "matrices")->child; m; m = m->next)
+            if (mx_json_is_string(mx_json_get(m, "name"), name)) {
+                assert_true(mx_json_is_string(mx_json_get(m, "format"), chosen->text));
+                compared++;
+            }
+    }
+    assert_int_equal(parts, 4 * 4 + 2);
+    assert_int_equal(compared, 4);
+    mx_json_free(document);
+    outcome_free(&o);
+    mx_weights *w;
+    if (mx_weights_open(out, pool, &w, &error)) fail_msg("%s", error.text);
+    mx_weights_close(w);
+    write_test_file("packed.txt",
+                    "\xFD"
+                    "7zXZ",
+                    text);
+    o = run("quantize", stories(), in_folder("none"), "--target-bits", "8", "--calibrate", text);
+    expect_code(&o, 1);
+    expect_text(&o.err, "packed.txt: is no UTF-8 text");
+    outcome_free(&o);
 }
 
 /* ---- the command --------------------------------------------------------------------------------------------------
@@ -916,10 +987,17 @@ static void test_gguf(void **state) {
         outcome o =
             run("quantize", i ? base : in_folder("plain"), in_folder("made.gguf"), "--force", "--experts", "mxfp4");
         expect_code(&o, 0);
+        expect_text(&o.out, i ? "experts    mxfp4, as it is" : "experts    mxfp4   ");
         expect_text(&o.out, "made.gguf: ");
         outcome_free(&o);
         expect_same_numbers(base, in_folder("made.gguf"));
     }
+    outcome dry = run("quantize", in_folder("plain"), in_folder("dry.gguf"), "--dry-run");
+    expect_code(&dry, 0);
+    expect_text(&dry.out, "experts    mxfp4   ");
+    assert_null(strstr(dry.out.data, "rel. error"));
+    outcome_free(&dry);
+    assert_false(exists(in_folder("dry.gguf")));
     write_nan("plain");
     outcome o = run("quantize", in_folder("plain"), in_folder("nan.gguf"));
     expect_code(&o, 1);
@@ -946,12 +1024,8 @@ static void test_recipes(void **state) {
     if (mx_weights_open(in_folder("rotated"), pool, &w, &error)) fail_msg("%s", error.text);
     for (int i = 0; i < w->config.hidden; i++) assert_true(w->norm[i] == 1 && w->layer[1].attn_norm[i] == 1);
     mx_weights_close(w);
-    char text[200];
-    write_test_file("text.txt", "Once upon a time there was a fox who lived in a wood beside a lake.\n", text);
-    char stories[4200];
-    snprintf(stories, sizeof stories, "%s", checkout("tools/stories/checkpoint"));
-    outcome done = run("quantize", stories, in_folder("calibrated"), "--experts", "keep", "--attention", "int4:32",
-                       "--recipe", "search+gptq", "--calibrate", text, "--json");
+    outcome done = run("quantize", stories(), in_folder("calibrated"), "--experts", "keep", "--attention", "int4:32",
+                       "--recipe", "search+gptq", "--calibrate", story(), "--json");
     expect_code(&done, 0);
     expect_text(&done.out, "int4:32");
     outcome_free(&done);
@@ -983,6 +1057,7 @@ int main(void) {
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_kill_and_full_disk),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_target_bits),
         cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_recipes),
         cmocka_unit_test(test_command),
