@@ -237,6 +237,7 @@ static void test_gguf(void **state) {
         expect_code(&o, 0);
         expect_text(&o.out, i ? "experts    mxfp4, as it is" : "experts    mxfp4   ");
         expect_text(&o.out, "made.gguf: ");
+        assert_null(strstr(o.out.data, "rel. error"));
         outcome_free(&o);
         expect_same_numbers(base, in_folder("made.gguf"));
     }

@@ -229,7 +229,7 @@ static void test_shared_scale(void **state) {
         int found = 0;
         for (size_t i = 0; i < sizeof same / sizeof *same; i++)
             found += fabsf(global_scale(ck, same[i]) - expected) < 1e-5f * expected;
-        assert_true(search ? found < 5 : found == 5);
+        assert_true(search ? global_scale(ck, "self_attn.q_proj") > 2 * expected : found == 5);
         assert_true(global_scale(ck, "self_attn.o_proj") > 2 * expected);
         const float power = global_scale(ck, "mlp.experts.1.up_proj"); /* loses nothing */
         assert_true(exp2f(rintf(log2f(power))) == power);
@@ -275,6 +275,9 @@ static void test_halves(void **state) {
         refuse(in_folder("twin"), in_folder("none"), &o, MX_INVALID_FILE, "q_proj: row 0, column 0: is NaN");
         o.allow_nonfinite = true;
         report = quantize(in_folder("twin"), in_folder("turned"), &o);
+        int64_t nonfinite = 0;
+        for (int i = 0; i < report.classes; i++) nonfinite += report.of_class[i].sum.nonfinite;
+        assert_true(nonfinite > 0);
         mx_model_report_free(&report);
     }
 }
