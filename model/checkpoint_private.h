@@ -46,6 +46,9 @@ mx_status mx_gguf_layout_read(mx_checkpoint *ck, const char *path, mx_expert_for
 mx_status mx_metal_read(mx_checkpoint *ck, const char *path, mx_error *error);
 /* Hugging Face's: those of the open safetensors, experts of 16 bits in the form asked for. */
 mx_status mx_experts16_read(mx_checkpoint *ck, mx_expert_form form, mx_error *error);
+/* Loading failed with `status`: where an expert that was rounded has a number that is none, and its block therefore a
+ * scale that is NaN, the error names that number, else it stays. */
+mx_status mx_experts16_blame(const mx_checkpoint *ck, mx_status status, mx_error *error);
 bool mx_recipe_rounds(const mx_recipe *r); /* is it of a tensor that experts of 16 bits are rounded to? */
 
 /* What experts were rounded to, kept in a file (expert_cache.c). Nothing here fails: what goes wrong is a warning. */
@@ -55,7 +58,8 @@ typedef struct mx_expert_cache {
     char file[2][4096]; /* where it is looked for, and kept: beside the model, in the user's cache */
     int *made;          /* [count] tensors that were not there, by index; owned */
     int count;
-    char said[4300]; /* what became of it, for the user */
+    char wrong[2][4300]; /* with what is there; "": nothing */
+    char said[4400];     /* what became of it, for the user */
 } mx_expert_cache;
 
 /* Tensors that are to be rounded become those of a file that has them. Before there is room for them. */

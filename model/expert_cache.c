@@ -1,13 +1,15 @@
 /* Experts that were rounded to MXFP4 when a model was loaded, in a file of their own, so that the next start maps them.
  * It is a .safetensors file by another name (what looks for such files beside a model shall not take it for a part of
  * it) whose metadata say of which files and rounding it is, and the hash of its content. It is written under another
- * name, brought to the disk, and renamed: under its name there is all of it or nothing. */
+ * name, brought to the disk, and renamed: under its name there is all of it or nothing. That other name is always the
+ * same, and locked by who writes: what somebody left who was killed is overwritten by the next. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -20,7 +22,25 @@
 #include "model/load.h"
 #include "model/numerics.h"
 
-enum { PIECE = 4 << 20 /* bytes that are hashed, or written, at once */, HASH = 33 };
+enum {
+    PIECE = 4 << 20, /* bytes that are hashed, or written, at once */
+    PILE = 64 << 20, /* bytes that may wait for the disk behind those that are written */
+    HASH = 33
+};
+static const double SAID = 1e9; /* bytes that take so long to write that it is said before */
+
+/* How far a task of `total` bytes is. */
+typedef struct task {
+    const mx_load_options *options;
+    atomic_ullong done;
+    uint64_t total;
+} task;
+
+static void go_on(task *c, uint64_t bytes, bool told) {
+    const uint64_t done = atomic_fetch_add(&c->done, bytes) + bytes;
+    if (told && c->options->progress)
+        c->options->progress(c->options->user, done < c->total ? done : c->total, c->total);
+}
 
 static void letters(char out[HASH], XXH128_hash_t h) {
     snprintf(out, HASH, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
@@ -81,7 +101,7 @@ typedef struct content {
     int64_t *first;                 /* [count + 1] piece of each */
     XXH64_hash_t *hash;             /* [first[count]] */
     int count;
-    const mx_load_options *options;
+    task *course;
     atomic_bool stopped;
 } content;
 
@@ -91,23 +111,25 @@ static int64_t pieces_of(const mx_tensor *t) {
 
 static void hash_pieces(void *arg, int64_t begin, int64_t end, int thread) {
     content *c = arg;
-    (void)thread;
+    const mx_load_options *options = c->course->options;
     for (int64_t i = begin; i < end; i++) {
         int low = 0, high = c->count;
         while (high - low > 1) {
             const int middle = (low + high) / 2;
             *(c->first[middle] <= i ? &low : &high) = middle;
         }
-        if (c->options->stop && *c->options->stop) atomic_store(&c->stopped, true);
+        if (options->stop && *options->stop) atomic_store(&c->stopped, true);
         if (atomic_load(&c->stopped)) return;
         const uint64_t at = (uint64_t)(i - c->first[low]) * PIECE, left = c->tensor[low]->bytes - at;
-        c->hash[i] = XXH3_64bits(c->tensor[low]->data + at, left < PIECE ? (size_t)left : PIECE);
+        const size_t size = left < PIECE ? (size_t)left : PIECE;
+        c->hash[i] = XXH3_64bits(c->tensor[low]->data + at, size);
+        go_on(c->course, size, thread == 0);
     }
 }
 
 /* Of the tensors' bytes, all threads. false: no memory, or interrupted. */
-static bool hash_content(const mx_tensor *const *tensor, int count, const mx_load_options *options, char out[HASH]) {
-    content c = {.tensor = tensor, .count = count, .options = options};
+static bool hash_content(const mx_tensor *const *tensor, int count, task *course, char out[HASH]) {
+    content c = {.tensor = tensor, .count = count, .course = course};
     mx_pool *pool = NULL;
     int64_t pieces = 0;
     c.first = malloc(((size_t)count + 1) * sizeof *c.first);
@@ -116,7 +138,7 @@ static bool hash_content(const mx_tensor *const *tensor, int count, const mx_loa
         pieces += pieces_of(tensor[i]);
     }
     c.hash = malloc((size_t)pieces * sizeof *c.hash + 1);
-    const bool ok = c.first && c.hash && !mx_pool_create(options->threads, &pool, NULL);
+    const bool ok = c.first && c.hash && !mx_pool_create(course->options->threads, &pool, NULL);
     if (ok) {
         c.first[count] = pieces;
         mx_parallel_for(pool, pieces, 1, hash_pieces, &c);
@@ -126,6 +148,12 @@ static bool hash_content(const mx_tensor *const *tensor, int count, const mx_loa
     free(c.first);
     free(c.hash);
     return ok && !atomic_load(&c.stopped);
+}
+
+static uint64_t bytes_of(const mx_tensor *const *tensor, int count) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < count; i++) bytes += tensor[i]->bytes;
+    return bytes;
 }
 
 /* ---- found --------------------------------------------------------------------------------------------------------
@@ -164,8 +192,9 @@ static bool is_right(const mx_expert_cache *c, const mx_checkpoint *ck, const mx
     if (!ok) snprintf(why, 100, "it holds other tensors than it should");
     /* Read when it is used: then there is nothing to look at but its header. */
     char hash[HASH];
+    task course = {.options = options, .total = ok ? bytes_of(tensor, c->count) : 0};
     if (ok && options->way != MX_LOAD_LAZY &&
-        !(hash_content(tensor, c->count, options, hash) && mx_json_is_string(metadata(st, "content"), hash))) {
+        !(hash_content(tensor, c->count, &course, hash) && mx_json_is_string(metadata(st, "content"), hash))) {
         ok = false;
         if (!(options->stop && *options->stop)) snprintf(why, 100, "its content is not what was written");
     }
@@ -207,15 +236,17 @@ void mx_expert_cache_find(mx_expert_cache *c, mx_checkpoint *ck, const mx_load_o
         char why[100] = "";
         if (!*c->file[i] || access(c->file[i], F_OK)) continue;
         if (mx_safetensors_open(c->file[i], &st, &error))
-            mx_log(MX_LOG_WARNING, "%s: experts are rounded anew, and it is replaced", error.text);
+            snprintf(c->wrong[i], sizeof c->wrong[i], "%s", error.text);
         else if (is_right(c, ck, &st, options, why) && take(c, ck, &st)) {
             snprintf(c->said, sizeof c->said, "; they are taken from %s", c->file[i]);
             c->count = 0; /* nothing is left to be made */
             return;
         } else if (*why)
-            mx_log(MX_LOG_WARNING, "%s: %s: experts are rounded anew, and it is replaced", c->file[i], why);
+            snprintf(c->wrong[i], sizeof c->wrong[i], "%s: %s", c->file[i], why);
         mx_safetensors_close(&st);
     }
+    for (int i = 0; i < 2; i++)
+        if (*c->wrong[i]) mx_log(MX_LOG_WARNING, "%s: experts are rounded anew", c->wrong[i]);
 }
 
 /* ---- kept ---------------------------------------------------------------------------------------------------------
@@ -238,47 +269,91 @@ static bool make_header(const mx_expert_cache *c, const mx_tensor *const *tensor
     return ok;
 }
 
+/* A file that is written. */
+typedef struct output {
+    int fd;
+    uint64_t size, begun; /* written; of them, on their way to the disk */
+    task *course;
+} output;
+
+/* The disk begins with what is written, and is never more than two piles behind: the end is no long silence. Where a
+ * file system does not do that, fsync does. */
+static void hurry(output *o) {
+    if (o->size - o->begun < PILE) return;
+    sync_file_range(o->fd, (off64_t)o->begun, (off64_t)(o->size - o->begun), SYNC_FILE_RANGE_WRITE);
+    if (o->begun)
+        sync_file_range(o->fd, 0, (off64_t)o->begun,
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    o->begun = o->size;
+}
+
 /* errno of what failed; 0: nothing. ECANCELED: interrupted. */
-static int write_all(int fd, const uint8_t *data, uint64_t size, const mx_load_options *options) {
+static int write_all(output *o, const uint8_t *data, uint64_t size) {
+    const mx_load_options *options = o->course->options;
     while (size) {
         if (options->stop && *options->stop) return ECANCELED;
-        const ssize_t n = write(fd, data, size < PIECE ? (size_t)size : PIECE);
+        const ssize_t n = write(o->fd, data, size < PIECE ? (size_t)size : PIECE);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return n ? errno : EIO;
         data += n;
         size -= (uint64_t)n;
+        o->size += (uint64_t)n;
+        hurry(o);
+        go_on(o->course, (uint64_t)n, true);
     }
     return 0;
 }
 
-static int write_file(int fd, const mx_expert_cache *c, const mx_tensor *const *tensor, const mx_bytes *header,
-                      const mx_load_options *options) {
-    const uint64_t length = header->size;
-    uint64_t total = 8 + length;
-    for (int i = 0; i < c->count; i++) total += tensor[i]->bytes;
+static int write_file(int fd, const char *path, const mx_expert_cache *c, const mx_tensor *const *tensor,
+                      const mx_bytes *header, task *course) {
+    output o = {.fd = fd, .course = course};
+    const uint64_t length = header->size, bytes = bytes_of(tensor, c->count);
     /* Is there room? Where a file system cannot say, writing does. */
-    if (fallocate(fd, 0, 0, (off_t)total) && errno != EOPNOTSUPP && errno != ENOSYS) return errno;
-    int problem = write_all(fd, (const uint8_t *)&length, 8, options);
-    if (!problem) problem = write_all(fd, (const uint8_t *)header->data, length, options);
-    for (int i = 0; i < c->count && !problem; i++) problem = write_all(fd, tensor[i]->data, tensor[i]->bytes, options);
+    if (ftruncate(fd, 0)) return errno;
+    if (fallocate(fd, 0, 0, (off_t)(8 + length + bytes)) && errno != EOPNOTSUPP && errno != ENOSYS) return errno;
+    if ((double)bytes >= SAID)
+        mx_log(MX_LOG_INFO, "%s: %.1f GB of rounded experts are written for the next start", path, (double)bytes / 1e9);
+    int problem = write_all(&o, (const uint8_t *)&length, 8);
+    if (!problem) problem = write_all(&o, (const uint8_t *)header->data, length);
+    for (int i = 0; i < c->count && !problem; i++) problem = write_all(&o, tensor[i]->data, tensor[i]->bytes);
     if (!problem && fsync(fd)) problem = errno;
     return problem;
 }
 
-/* Under `path`, through a file beside it. errno of what failed; 0: nothing. */
+/* The file at `beside` for us alone: made, or left by who was killed. -1: errno says why; EAGAIN: another process
+ * writes it, or has just done so. */
+static int lock(const char *beside, mode_t mode) {
+    struct stat ours, there;
+    const int fd = open(beside, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd < 0) return -1;
+    int problem = flock(fd, LOCK_EX | LOCK_NB) || fstat(fd, &ours) ? errno : 0;
+    if (!problem && (stat(beside, &there) || ours.st_dev != there.st_dev || ours.st_ino != there.st_ino))
+        problem = EAGAIN; /* it was renamed before we had the lock */
+    if (!problem) return fd;
+    close(fd);
+    errno = problem;
+    return -1;
+}
+
+/* Under `path`, through a file beside it that who may read the model may read. errno of what failed; 0: nothing. */
 static int keep_as(char *path, const mx_expert_cache *c, const mx_tensor *const *tensor, const mx_bytes *header,
-                   const mx_load_options *options) {
+                   mode_t mode, task *course) {
     char *beside;
-    if (asprintf(&beside, "%s.XXXXXX", path) < 0) return ENOMEM;
+    if (asprintf(&beside, "%s.part", path) < 0) return ENOMEM;
     mx_make_folders(path, 0700);
-    const int fd = mkostemp(beside, O_CLOEXEC);
-    int problem = fd < 0 ? errno : write_file(fd, c, tensor, header, options);
-    if (fd >= 0 && close(fd) && !problem) problem = errno;
+    const int fd = lock(beside, mode);
+    int problem = fd < 0 ? errno : write_file(fd, path, c, tensor, header, course);
     if (!problem && rename(beside, path)) problem = errno;
     if (fd >= 0 && problem) unlink(beside);
+    if (fd >= 0 && close(fd) && !problem) problem = errno;
     if (!problem) mx_sync_folder(path);
     free(beside);
     return problem;
+}
+
+static void say_kept(mx_expert_cache *c, int place) {
+    snprintf(c->said, sizeof c->said, "; they are kept in %s for the next start%s", c->file[place],
+             *c->wrong[place] ? ", in place of what was there" : "");
 }
 
 void mx_expert_cache_keep(mx_expert_cache *c, const mx_checkpoint *ck, const mx_load_options *options) {
@@ -286,17 +361,23 @@ void mx_expert_cache_keep(mx_expert_cache *c, const mx_checkpoint *ck, const mx_
     char hash[HASH];
     mx_bytes header = {0};
     int problem = ENOMEM;
+    struct stat model;
+    const mode_t mode = stat(ck->safetensors[0].file.path, &model) ? 0600 : (model.st_mode & 0666) | 0600;
     const mx_tensor **tensor = malloc((size_t)c->count * sizeof *tensor);
     for (int i = 0; tensor && i < c->count; i++) tensor[i] = &ck->tensor[c->made[i]];
-    if (tensor && hash_content(tensor, c->count, options, hash) && make_header(c, tensor, hash, &header))
-        for (int i = 0; i < 2 && problem && problem != ECANCELED; i++) {
+    task course = {.options = options, .total = tensor ? 2 * bytes_of(tensor, c->count) : 0};
+    if (tensor && hash_content(tensor, c->count, &course, hash) && make_header(c, tensor, hash, &header))
+        for (int i = 0; i < 2 && problem && problem != ECANCELED && problem != EAGAIN; i++) {
             if (!*c->file[i]) continue;
-            problem = keep_as(c->file[i], c, tensor, &header, options);
-            if (!problem) snprintf(c->said, sizeof c->said, "; they are kept in %s for the next start", c->file[i]);
+            atomic_store(&course.done, course.total / 2);
+            problem = keep_as(c->file[i], c, tensor, &header, mode, &course);
+            if (!problem) say_kept(c, i);
         }
     free(tensor);
     mx_bytes_free(&header);
-    if (problem && !(options->stop && *options->stop))
+    if (problem == EAGAIN)
+        snprintf(c->said, sizeof c->said, "; another process keeps them for the next start");
+    else if (problem && !(options->stop && *options->stop))
         mx_log(MX_LOG_WARNING, "rounded experts cannot be kept for the next start (%s): each start rounds them",
                strerror(problem));
 }

@@ -68,36 +68,88 @@ bool mx_recipe_rounds(const mx_recipe *r) {
     return r->make == round_blocks || r->make == round_scales;
 }
 
+/* ---- what no block can hold -------------------------------------------------------------------------------------- */
+
+static const mx_tensor *find_stored(const mx_checkpoint *ck, const char *name, size_t length) {
+    for (int i = 0; i < ck->safetensors_count; i++)
+        for (int j = 0; j < ck->safetensors[i].count; j++) {
+            const mx_tensor *t = &ck->safetensors[i].tensor[j];
+            if (strlen(t->name) == length && !memcmp(t->name, name, length) && t->dtype == MX_DTYPE_BF16) return t;
+        }
+    return NULL;
+}
+
+/* The first number of block `at` of the scales [experts, out, in / 32] that is none. */
+static mx_status refuse_number(const mx_tensor *from, const mx_tensor *scales, int64_t at, mx_error *error) {
+    const int64_t per_row = scales->shape[2], rows = scales->shape[1];
+    const int64_t expert = at / per_row / rows, row = at / per_row % rows;
+    int64_t col = at % per_row * TILE;
+    uint16_t bits = 0;
+    for (int k = 0; k < TILE; k++) {
+        bits = mx_load_u16(from->data + (uint64_t)expert * from->slice_stride + ((col + k) * rows + row) * 2);
+        if ((bits & 0x7F80) != 0x7F80) continue;
+        col += k;
+        break;
+    }
+    return mx_fail(
+        error, MX_INVALID_FILE,
+        "%s: %s: expert %lld, row %lld, column %lld is %s: MXFP4 has no such number; mxrun quantize MODEL OUT "
+        "--allow-nonfinite makes NaN 0 and infinity the largest of its block",
+        from->file, from->name, (long long)expert, (long long)row, (long long)col,
+        bits & 0x7F     ? "NaN"
+        : bits & 0x8000 ? "-infinity"
+                        : "infinity");
+}
+
+mx_status mx_experts16_blame(const mx_checkpoint *ck, mx_status status, mx_error *error) {
+    for (int i = 0; i < ck->count && ck->rounded; i++) {
+        const mx_tensor *t = &ck->tensor[i];
+        if (t->recipe || t->dtype != MX_DTYPE_U8 || t->dims != 3 || !mx_ends_with(t->name, "_scales")) continue;
+        const mx_tensor *from = find_stored(ck, t->name, strlen(t->name) - strlen("_scales"));
+        const uint8_t *nan = from ? memchr(t->data, 255, t->bytes) : NULL;
+        if (nan) return refuse_number(from, t, nan - t->data, error);
+    }
+    return status;
+}
+
 /* ---- rules by name ------------------------------------------------------------------------------------------------
  */
 
+/* What a rounding is to those who open checkpoints and to the quantiser. */
+static const struct {
+    mx_expert_form form;
+    mx_scale_rule rule;
+    const char *name; /* the rule's */
+} ways[] = {[MX_ROUND_NONE] = {MX_EXPERTS_IN_PLACE, MX_RULE_OCP, ""},
+            [MX_ROUND_OCP] = {MX_EXPERTS_MXFP4, MX_RULE_OCP, "ocp"},
+            [MX_ROUND_OVERFLOW] = {MX_EXPERTS_OVERFLOW, MX_RULE_OVERFLOW, "overflow"},
+            [MX_ROUND_SEARCH] = {MX_EXPERTS_SEARCH, MX_RULE_SEARCH, "search"}};
+enum { WAYS = sizeof ways / sizeof *ways };
+
 static mx_scale_rule rule_of(mx_expert_form form) {
-    return form == MX_EXPERTS_SEARCH ? MX_RULE_SEARCH : form == MX_EXPERTS_OVERFLOW ? MX_RULE_OVERFLOW : MX_RULE_OCP;
+    int way = WAYS - 1;
+    while (way && ways[way].form != form) way--;
+    return ways[way].rule;
 }
 
 mx_expert_form mx_experts_form(mx_rounding rounding) {
-    static const mx_expert_form forms[] = {[MX_ROUND_NONE] = MX_EXPERTS_IN_PLACE,
-                                           [MX_ROUND_OCP] = MX_EXPERTS_MXFP4,
-                                           [MX_ROUND_OVERFLOW] = MX_EXPERTS_OVERFLOW,
-                                           [MX_ROUND_SEARCH] = MX_EXPERTS_SEARCH};
-    return forms[rounding];
+    return ways[rounding].form;
 }
 
 const char *mx_rounding_name(mx_rounding rounding) {
-    static const char *const names[] = {"", "ocp", "overflow", "search"};
-    return names[rounding];
+    return ways[rounding].name;
 }
 
 mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error) {
-    const char *recipe = strcmp(text, "mxfp4") ? text : "mxfp4:ocp";
-    if (!strncmp(recipe, "mxfp4:", 6)) {
-        recipe += strcmp(recipe, "mxfp4:nearest") ? 6 : 0;
-        for (mx_rounding r = MX_ROUND_OCP; r <= MX_ROUND_SEARCH; r++)
-            if (!strcmp(recipe, mx_rounding_name(r)) || (r == MX_ROUND_OCP && !strcmp(recipe, "mxfp4:nearest"))) {
-                *out = r;
-                return MX_OK;
-            }
-    }
+    mx_quantize_recipe r = {.rule = MX_RULE_OCP};
+    const bool known =
+        !strcmp(text, "mxfp4") || (!strncmp(text, "mxfp4:", 6) && !mx_quantize_recipe_parse(text + 6, &r, NULL) &&
+                                   !r.four_over_six && !r.tensor_search && !r.gptq && !r.hadamard);
+    for (int way = MX_ROUND_OCP; known && way < WAYS; way++)
+        if (ways[way].rule == r.rule) {
+            *out = (mx_rounding)way;
+            return MX_OK;
+        }
     return mx_fail(error, MX_INVALID_ARGUMENT,
                    "%.60s: expected mxfp4, or mxfp4:ocp (the same), mxfp4:overflow or mxfp4:search; other formats and "
                    "recipes are for mxrun quantize",

@@ -41,7 +41,8 @@ typedef struct mx_load_options {
     int threads; /* 0: all cores */
     mx_load_way way;
     mx_numa numa; /* where pages go that are brought in; also of engines on the model */
-    /* Called now and then by the thread that loads, with bytes; NULL: nobody wants to know. */
+    /* Called now and then by the thread that loads, with bytes; NULL: nobody wants to know. `total` changes where one
+     * part of it is done and another begins (rounded experts that are kept: hashed, made, written). */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
     const volatile sig_atomic_t

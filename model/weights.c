@@ -480,6 +480,7 @@ static mx_status create(const char *name, const mx_config *config, mx_checkpoint
     w->config = *config;
     w->checkpoint = checkpoint;
     mx_status status = assign(w, name, options, pool, error);
+    if (status == MX_INVALID_FILE) status = mx_experts16_blame(checkpoint, status, error);
     if (status)
         mx_weights_close(w);
     else

@@ -20,7 +20,7 @@ typedef struct chunk {
     int64_t nonfinite, bad_row, bad_col; /* the first; -1: none */
     float bad, largest;
     bool e2m1;
-    int low, high; /* exponents of blocks that are E2M1 */
+    int low, high; /* of blocks that are E2M1: mx_rows.is_e2m1 */
     double objective[CANDIDATES];
 } chunk;
 
@@ -181,15 +181,15 @@ static void set_post(mx_coder *c, float largest, double most, double factor) {
     if (largest < 0x1p-100f) largest = 0x1p-100f;
     const float element = mx_element_largest(c->form.format);
     if (most > 0) {
-        /* As torch divides in llm-compressor, so that the bytes are the same. compressed-tensors stores the gain: 1 /
-         * (1 / (1 / gain)) is 1 / gain, also where 1 / (1 / gain) is not gain. */
+        /* As torch divides in llm-compressor, so that the bytes are the same. No weight is infinite. */
         c->gain = 1 / largest * (float)(most * (double)element);
+        while (!isfinite(1 / c->gain * 448 * element)) c->gain = nextafterf(c->gain, INFINITY);
         c->post = 1 / c->gain;
     } else {
         c->post = largest / element * (float)factor;
+        while (!isfinite(c->post * element)) c->post = nextafterf(c->post, 0);
         c->gain = 1;
     }
-    while (!isfinite(c->post * (most > 0 ? 448 * element : element))) c->post = nextafterf(c->post, 0);
 }
 
 /* Blocks that are E2M1 times powers of two, which E4M3 has: nothing is lost then. */
@@ -200,8 +200,10 @@ static bool set_powers(mx_coder *c, const work *w) {
         low = w->chunk[i].low < low ? w->chunk[i].low : low;
         high = w->chunk[i].high > high ? w->chunk[i].high : high;
     }
-    /* E4M3 has the powers -9 .. 8; the tensor's must be a number of fp32 whose inverse is one, too. */
-    if (low > high || high - low > 17 || high - 8 < -126 || high - 8 > 125) return false;
+    if (high == INT_MIN) return false; /* zeros */
+    /* E4M3 has the powers -9 .. 8; the tensor's must be a normal number of fp32 whose inverse is one, too. */
+    if (high < -118) high = -118;
+    if (high - low > 17) return false;
     c->powers = true;
     c->post = ldexpf(1, high - 8);
     c->gain = ldexpf(1, 8 - high);
@@ -262,53 +264,6 @@ static mx_status find_post(work *w, mx_pool *pool, mx_error *error) {
     set_post(&w->coder, largest, !blocks ? 0 : r->four_over_six ? 256 : 448, 1);
     const bool search = blocks ? r->tensor_search : r->rule == MX_RULE_SEARCH || r->rule == MX_RULE_WEIGHTED;
     return search && largest > 0 ? search_post(w, largest, pool, error) : MX_OK;
-}
-
-/* ---- what is kept ------------------------------------------------------------------------------------------------ */
-
-static mx_form form_of(const mx_matrix *m) {
-    const mx_post post = !m->post ? MX_POST_NONE : m->post_step ? MX_POST_ROW : MX_POST_TENSOR;
-    if (mx_is_mxfp4(m->format)) return (mx_form){MX_E2M1, {.columns = 32, .scale = MX_SCALE_E8M0}, post};
-    return (mx_form){m->format, m->blocks, post};
-}
-
-/* GGML's order to ours. */
-static void keep_ggml(const uint8_t *from, int64_t cols, uint8_t *data, uint8_t *scales) {
-    for (int64_t b = 0; b < cols / 32; b++, from += MX_MXFP4_GGML_BYTES) {
-        scales[b] = from[0];
-        for (int i = 0; i < 8; i++) {
-            data[16 * b + i] = (uint8_t)((from[1 + 2 * i] & 15) | (from[2 + 2 * i] & 15) << 4);
-            data[16 * b + 8 + i] = (uint8_t)(from[1 + 2 * i] >> 4 | (from[2 + 2 * i] & 0xF0));
-        }
-    }
-}
-
-static void keep(void *arg, int64_t begin, int64_t end, int thread) {
-    work *w = arg;
-    const mx_quantize_job *job = w->job;
-    const mx_matrix *m = job->source;
-    const size_t data_bytes = (size_t)mx_columns_bytes(job->form.format, job->cols),
-                 scale_bytes = (size_t)mx_row_scale_bytes(&job->form.blocks, job->cols),
-                 zero_bytes = (size_t)mx_row_zero_bytes(&job->form.blocks, job->cols);
-    float *x = (float *)(void *)(w->memory + (size_t)thread * w->each);
-    for (int64_t i = begin; i < end; i++) {
-        chunk *c = &w->chunk[i];
-        c->bad_row = -1;
-        for (int64_t n = i * w->per_chunk; n < job->rows && n < (i + 1) * w->per_chunk; n++) {
-            const uint8_t *data = m->data + n * m->row_stride;
-            if (m->format == MX_MXFP4_GGML)
-                keep_ggml(data, job->cols, job->data + (size_t)n * data_bytes, job->scales + (size_t)n * scale_bytes);
-            else
-                memcpy(job->data + (size_t)n * data_bytes, data, data_bytes);
-            if (scale_bytes && m->format != MX_MXFP4_GGML)
-                memcpy(job->scales + (size_t)n * scale_bytes, m->scales + n * m->scale_stride, scale_bytes);
-            if (zero_bytes) memcpy(job->zeros + (size_t)n * zero_bytes, m->zeros + n * m->zero_stride, zero_bytes);
-            if (job->form.post == MX_POST_ROW) job->post[n] = m->post[n * m->post_step];
-            mx_matrix_widen_row(x, m, n);
-            for (int64_t k = 0; k < job->cols; k++) c->sums.square += (double)x[k] * (double)x[k];
-        }
-    }
-    if (job->form.post == MX_POST_TENSOR && begin == 0 && end > 0) job->post[0] = m->post[0];
 }
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
@@ -415,18 +370,13 @@ static void add_up(const work *w, mx_quantize_report *report) {
 
 static mx_status run(work *w, mx_pool *pool, mx_error *error) {
     const mx_quantize_job *job = w->job;
-    const bool kept = job->recipe.rule == MX_RULE_KEEP && job->source;
-    const mx_form source = kept ? form_of(job->source) : (mx_form){0};
     mx_status status = get_memory(w, pool, error);
     if (status) return status;
-    if (kept && mx_form_equal(&source, &job->form)) {
-        mx_each(pool, w->chunks, 1, keep, w);
-        return MX_OK;
-    }
     if (job->form.post == MX_POST_TENSOR) {
         status = find_post(w, pool, error);
         if (status) return status;
         job->post[0] = w->coder.post;
+        if (job->gain) *job->gain = w->coder.gain;
     }
     mx_each(pool, w->chunks, 1, code, w);
     status = check_stop(w, error);

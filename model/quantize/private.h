@@ -20,9 +20,9 @@ typedef struct mx_coder {
     mx_scale_rule rule;
     bool four_over_six;
     const mx_rows *rows;
-    bool powers; /* E4M3 scales are powers of two, OCP's: every block is exact so (mx_quantize_matrix found) */
+    bool powers; /* E4M3 scales are powers of two, with which every block is exact (mx_quantize_matrix found) */
     float post;  /* of the tensor; 1 where there is none */
-    float gain;  /* what scales of blocks are multiplied with to be stored: 1 / post, before that was rounded */
+    float gain;  /* what scales of blocks are multiplied with to be stored; post is 1 / gain in fp32 */
 } mx_coder;
 
 /* What is compiled for each instruction set (rows.c); every one of them gives the same bits. */
@@ -34,8 +34,9 @@ struct mx_rows {
                  int8_t *zeros, float *post, mx_row_sums *sums);
     /* The largest |x|; infinity or NaN where one is that. */
     float (*largest)(const float *x, int64_t cols);
-    /* Is each block of `columns` numbers E2M1 times a power of two? Widens *low .. *high, to begin with INT_MAX ..
-     * INT_MIN, by the exponents of those powers. */
+    /* Is each block of `columns` numbers E2M1 times a power of two? Most blocks are that with several. Lowers *low, at
+     * first INT_MAX, to the block's largest exponent, and raises *high, at first INT_MIN, to its least one: all blocks
+     * are exact with exponents of *low .. *high (of *high alone, where *low is more). */
     bool (*is_e2m1)(const float *x, int64_t cols, int columns, int *low, int *high);
     void (*mxfp4)(const uint16_t (*x)[32], int count, mx_scale_rule rule, uint8_t *data, int64_t data_step,
                   uint8_t *scales, int64_t scale_step); /* mx_quantize_mxfp4 */

@@ -44,7 +44,7 @@ typedef enum mx_scale_rule {
     MX_RULE_SEARCH, /* of the exponents within +-2 of OCP's (E4M3, BF16: of finer steps) that of the least squared error
                      */
     MX_RULE_WEIGHTED, /* the same, squares weighted by mean x^2 of the column (needs statistics) */
-    MX_RULE_KEEP,     /* codes and scales of a matrix that is in this very form already, as they are; else OCP */
+    MX_RULE_KEEP,     /* what is in this very form already is copied, which is the caller's affair; all else as OCP */
 } mx_scale_rule;
 
 typedef struct mx_quantize_recipe {
@@ -86,8 +86,6 @@ typedef struct mx_quantize_job {
     mx_form form; /* of the result; not F32 or F16 */
     mx_quantize_recipe recipe;
     const mx_statistics *statistics; /* NULL: none */
-    const mx_matrix
-        *source;          /* MX_RULE_KEEP: the matrix as it lies, [rows, cols], where it has codes; NULL: it has none */
     bool allow_nonfinite; /* NaN becomes 0, infinity the largest finite of its block, and they are counted; else they
                              are refused */
     float largest; /* NVFP4: of |w| of all matrices that are to have one tensor scale with this one; 0: of this one.
@@ -98,6 +96,8 @@ typedef struct mx_quantize_job {
     uint8_t *scales; /* [rows, mx_row_scale_bytes] */
     int8_t *zeros;   /* [rows, mx_row_zero_bytes] */
     float *post;     /* [1] or [rows] */
+    float *gain;     /* [1] NVFP4: the number whose inverse in fp32 post[0] is, which compressed-tensors stores (the
+                        inverse of post[0] is not always that); NULL: not wanted */
 } mx_quantize_job;
 
 typedef struct mx_quantize_report {

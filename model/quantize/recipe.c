@@ -1,22 +1,4 @@
-/* The recipes by name. Where they come from:
- *
- * ocp               OCP Microscaling Formats (MX) v1.0, section 6.3: the scale is 2^(floor(log2 largest) - emax),
- * elements round to the nearest and saturate. NVFP4: largest / 6 as E4M3, the tensor's scale largest / (6 * 448)
- *                   (NVIDIA; the very numbers of llm-compressor). FP8 and integers: largest / largest element.
- * overflow          overflow-aware scaling, arXiv 2603.08713: one step more where the largest would round beyond the
- *                   largest element (what compressed-tensors does for MXFP4).
- * search            least squared error of the exponents within +-2; of E4M3's codes from -4 to +7 around `ocp`'s (as
- *                   arXiv 2606.07618 sweeps); of 11 scales of integers and FP8 down to 0.7 of `ocp`'s.
- * weighted          the same, each square times the mean of x^2 of its column in the calibration text (llama.cpp calls
- *                   these an importance matrix).
- * keep              codes and scales that are there already.
- * four-over-six     arXiv 2512.02010: an NVFP4 block's largest becomes 6 or 4, whichever has the less error; the
- * tensor's scale is largest / (6 * 256), so that the block of the largest has the choice, too. tensor-search     NVFP4:
- * of largest / (6 * M) for M from 448 down to 224 the tensor's scale of the least error. gptq              arXiv
- * 2210.17323, with the scales of each block chosen when its columns are reached, from what the weights are by then, as
- * MR-GPTQ does, arXiv 2509.23202. hadamard          rotation by blocks, arXiv 2509.23202, folded into the neighbours by
- * the caller. amxfp4            (a format) two scales a block, of its positive and of its negative numbers: arXiv
- * 2411.09909. */
+/* The recipes by name. */
 #include <stdio.h>
 #include <string.h>
 
@@ -24,6 +6,25 @@
 
 #define NAMES "ocp, overflow, search, weighted, keep, four-over-six, tensor-search, gptq and hadamard, joined by +"
 
+/* clang-format off */
+/* Each with its source in a line, which `mxrun quantize --help` and docs/quantized.md have, too:
+ *
+ * ocp            OCP MX v1.0, section 6.3: 2^(floor(log2 largest) - emax), elements to nearest, saturating. NVFP4:
+ *                largest / 6 as E4M3, the tensor's scale largest / (6 * 448); FP8, integers: largest / largest element
+ *                (NVIDIA, compressed-tensors: the same numbers)
+ * overflow       arXiv 2603.08713: one more where the largest would round beyond the largest element (E8M0 as
+ *                compressed-tensors; integers and FP8, whose largest never does: as ocp)
+ * search         arXiv 2606.07618: least squared error, of exponents within +-2 of ocp's; of E4M3's codes -4 .. +7 from
+ *                its; of 11 scales of integers and FP8 down to 0.7 of its
+ * weighted       llama.cpp's importance matrix: search with squares times the mean of x^2 of their column
+ * keep           our own: MXFP4 that stays MXFP4 is copied, all else is ocp's
+ * four-over-six  arXiv 2512.02010: an NVFP4 block's largest becomes 6 or 4, whichever has the less error; the tensor's
+ *                scale is largest / (6 * 256), so that the block of the largest has the choice, too
+ * tensor-search  our own: NVFP4's scale of the tensor of the least error, of largest / (6 * M), M from 448 down to 224
+ * gptq           arXiv 2210.17323, a block's scales chosen when its columns are reached, as MR-GPTQ does (2509.23202)
+ * hadamard       arXiv 2509.23202: rotation by blocks, folded into the neighbours by the caller
+ * amxfp4         (a format) arXiv 2411.09909: two scales a block, of its positive and of its negative numbers */
+/* clang-format on */
 static const char *const rules[] = {[MX_RULE_OCP] = "ocp",
                                     [MX_RULE_OVERFLOW] = "overflow",
                                     [MX_RULE_SEARCH] = "search",
@@ -92,18 +93,21 @@ mx_status mx_quantize_recipe_check(const mx_quantize_recipe *r, const mx_form *f
     mx_quantize_recipe_name(recipe, r);
     const bool nvfp4 = form->format == MX_E2M1 && form->blocks.scale == MX_SCALE_E4M3;
     if (r->four_over_six && !nvfp4)
-        return mx_fail(
-            error, MX_INVALID_ARGUMENT,
-            "%s: four-over-six chooses between scales that are no powers of two: it is for nvfp4, not for %s", recipe,
-            name);
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s: four-over-six chooses between scales that are no powers of two: it is for nvfp4, not for "
+                       "%s: a line of "
+                       "--rules \"GLOB %s RECIPE\" gives those matrices another recipe",
+                       recipe, name, name);
     if (r->tensor_search && !(nvfp4 && form->post == MX_POST_TENSOR))
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "%s: tensor-search is for formats with scales of blocks and of the tensor, nvfp4, not for %s",
-                       recipe, name);
+                       "%s: tensor-search is for formats with scales of blocks and of the tensor, nvfp4, not for %s: a "
+                       "line of --rules \"GLOB %s RECIPE\" gives those matrices another recipe",
+                       recipe, name, name);
     if (r->gptq && form->format != MX_E2M1 && !mx_is_integer_format(form->format))
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "%s: gptq is for formats of 4 bits and for integers, not for %s: leave it away there", recipe,
-                       name);
+                       "%s: gptq is for formats of 4 bits and for integers, not for %s: a line of --rules \"GLOB %s "
+                       "RECIPE\" gives those matrices another recipe",
+                       recipe, name, name);
     if (!(r->damp >= 0 && r->damp <= 1))
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s: the damping is %g, expected 0 (0.01) to 1", recipe, r->damp);
     return MX_OK;

@@ -392,6 +392,7 @@ INLINE int try_e4m3(const mx_coder *c, const V *a, const float *w, int n, const 
 INLINE int choose_e4m3(const mx_coder *c, const V *a, const float *w, int n, const element f, int unit, float largest,
                        mx_scale_rule rule, bool four_over_six) {
     enum { LAST = 126 };
+    /* OCP's, or the least that E4M3 has. */
     if (c->powers) return e4m3_of(power(exponent_of(largest) - f.emax - exponent_of(c->post)));
     const int ocp = e4m3_of(c->gain * (largest / f.largest));
     const bool search = rule == MX_RULE_SEARCH || rule == MX_RULE_WEIGHTED;
@@ -687,18 +688,22 @@ static float row_largest(const float *x, int64_t cols) {
     return float_of_bits((uint32_t)bits);
 }
 
-/* The exponents with which a block is exact: at the smallest the largest has code 4 or 6, at the others less. */
+/* At a block's least exponent its largest number has code 4 or 6; each one more halves all codes, as long as that is
+ * exact: until one of them is odd, in halves. */
 static bool is_e2m1(const float *x, int64_t cols, int columns, int *low, int *high) {
     for (int64_t k = 0; k < cols; k += columns) {
         const float largest = largest_of(x + k, columns);
         if (!(largest > 0)) continue;
         const int e = exponent_of(largest) - 2;
+        unsigned halves = 0; /* of all codes */
         for (int i = 0; i < columns; i++) {
             const double q = (double)fabsf(x[k + i]) * wide_power(-e);
             const float v = nearest_one((float)q, E2M1);
             if ((double)v > q || (double)v < q) return false;
+            halves |= (unsigned)(2 * v);
         }
-        *low = e < *low ? e : *low;
+        const int most = e + __builtin_ctz(halves);
+        *low = most < *low ? most : *low;
         *high = e > *high ? e : *high;
     }
     return true;

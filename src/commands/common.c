@@ -101,8 +101,11 @@ bool mx_device_find(const mx_command *command, const mx_device_given *given, mx_
 
 void mx_loading_shown(void *loading, uint64_t done, uint64_t total) {
     mx_loading *l = loading;
-    if (!l->started) mx_progress_start(&l->bar, l->label ? l->label : "loading", (double)total, true);
+    if (l->started && l->total != total) mx_loading_end(l); /* another part of it */
+    if (!l->started || l->total != total)
+        mx_progress_start(&l->bar, l->label ? l->label : "loading", (double)total, true);
     l->started = true;
+    l->total = total;
     mx_progress_update(&l->bar, (double)done);
 }
 

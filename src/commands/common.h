@@ -51,6 +51,7 @@ typedef struct mx_loading {
     const char *label; /* NULL: "loading" */
     mx_progress bar;
     bool started;
+    uint64_t total;
 } mx_loading;
 void mx_loading_shown(void *loading, uint64_t done, uint64_t total);
 void mx_loading_end(mx_loading *loading);

@@ -153,6 +153,12 @@ static bool is_shard(const mx_record *r, const char *name) {
     return false;
 }
 
+/* Rounded experts that mxrun keeps beside a model (model/expert_cache.c): nothing of the model's. */
+static bool is_kept(const char *name) {
+    static const char begins[] = ".mxrun-experts-";
+    return !strncmp(name, begins, sizeof begins - 1);
+}
+
 static mx_status find_left_out(const mx_record *r, const char *folder, mx_error *error) {
     left_out l = {0};
     struct stat info;
@@ -161,6 +167,7 @@ static mx_status find_left_out(const mx_record *r, const char *folder, mx_error 
     for (struct dirent *e; (e = readdir(dir));) {
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || is_shard(r, e->d_name)) continue;
         const bool is_folder = fstatat(dirfd(dir), e->d_name, &info, 0) == 0 && S_ISDIR(info.st_mode);
+        if (!is_folder && is_kept(e->d_name)) continue;
         if (is_folder || !mx_record_carries(e->d_name)) leave_out(&l, e->d_name, is_folder);
     }
     closedir(dir);

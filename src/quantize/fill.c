@@ -26,7 +26,7 @@ typedef struct filling {
     mx_arena memory;
     uint8_t *data, *turned, *scales; /* of the largest matrix */
     int8_t *zeros;
-    float *post;
+    float *post, gain;
     uint64_t done, total; /* bytes of the source's tensors */
     atomic_ullong piled;  /* of them, read since pages were given back */
     mx_calibration *calibration;
@@ -297,9 +297,9 @@ static mx_status write_zeros(const filling *g, const mx_work *w) {
 }
 
 static mx_status write_post(const filling *g, const mx_work *w) {
-    const bool inverse = w->choice.form.blocks.scale != MX_SCALE_NONE && !g->p->modelopt;
-    const float global = 1 / g->post[0]; /* compressed-tensors divides by it */
-    return write_entry(g, w->post, inverse ? &global : g->post, mx_plan_bytes(g->p, w->post), 0);
+    /* compressed-tensors divides by the tensor's scale of blocks. */
+    const bool divides = w->choice.form.blocks.scale != MX_SCALE_NONE && !g->p->modelopt;
+    return write_entry(g, w->post, divides ? &g->gain : g->post, mx_plan_bytes(g->p, w->post), 0);
 }
 
 static mx_status write_work(filling *g, const mx_work *w) {
@@ -372,6 +372,7 @@ static mx_status do_work(filling *g, int index) {
         .scales = w->choice.form.blocks.columns ? g->scales : NULL,
         .zeros = w->choice.form.blocks.zeros ? g->zeros : NULL,
         .post = w->choice.form.post != MX_POST_NONE ? g->post : NULL,
+        .gain = &g->gain,
     };
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;

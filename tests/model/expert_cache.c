@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -61,8 +62,23 @@ static void listen(void *user, mx_log_level level, const char *line) {
     snprintf(said + used, sizeof said - used, "%s\n", line);
 }
 
+/* What progress was told: parts, and of the last one what there is and what was done. */
+static struct {
+    int parts;
+    uint64_t done, total;
+} told;
+
+static void tell(void *user, uint64_t done, uint64_t total) {
+    (void)user;
+    told.parts += total != told.total || done < told.done;
+    told.done = done;
+    told.total = total;
+}
+
 static mx_weights *load(const maker *m, mx_rounding rounding, bool keep, mx_load_way way) {
-    const mx_load_options options = {.way = way, .threads = 2, .quantize_experts = rounding, .keep_rounded = keep};
+    const mx_load_options options = {
+        .way = way, .threads = 1, .quantize_experts = rounding, .keep_rounded = keep, .progress = tell};
+    memset(&told, 0, sizeof told);
     mx_error error;
     mx_weights *w;
     *said = 0;
@@ -212,6 +228,120 @@ static void what_is_wrong_is_made_anew(void **unused) {
     }
 }
 
+static uint64_t rounded_bytes(void) {
+    return 2 * EXPERTS * (OUT * IN + OUT * 32) / 32 * 17; /* two layers of gate_up and down */
+}
+
+/* Hashing and writing say how far they are. */
+static void how_far_it_is_is_told(void **unused) {
+    (void)unused;
+    maker m;
+    write_folder(&m);
+    mx_weights_close(load(&m, MX_ROUND_OCP, false, MX_LOAD_MAP));
+    const int parts = told.parts;
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_int_equal(told.parts, parts + 1);
+    assert_int_equal(told.total, 2 * rounded_bytes());
+    assert_true(told.done == told.total);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_LAZY));
+    assert_int_equal(told.parts, 0);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_int_equal(told.parts, 2); /* the kept file hashed, then the files brought in */
+    end(&m, "ocp");
+}
+
+static mode_t mode_of(const char *path) {
+    struct stat info;
+    assert_int_equal(stat(path, &info), 0);
+    return info.st_mode & 07777;
+}
+
+/* Who may read the model may read what came of it, less the umask. */
+static void it_has_the_model_s_mode(void **unused) {
+    (void)unused;
+    static const mode_t modes[][3] = {{0644, 022, 0644}, {0666, 027, 0640}, {0600, 0, 0600}, {0444, 022, 0644}};
+    for (int i = 0; i < 4; i++) {
+        maker m;
+        char path[700], model[700];
+        write_folder(&m);
+        path_of(&m, "ocp", path);
+        snprintf(model, sizeof model, "%s/model.safetensors", m.folder);
+        assert_int_equal(chmod(model, modes[i][0]), 0);
+        const mode_t before = umask(modes[i][1]);
+        mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+        umask(before);
+        assert_int_equal(mode_of(path), modes[i][2]);
+        end(&m, "ocp");
+    }
+}
+
+/* What was left by who was killed is overwritten; what another process writes, or has written, is its own. */
+static void one_writes_at_a_time(void **unused) {
+    (void)unused;
+    maker m;
+    char path[700], part[710];
+    struct stat info;
+    write_folder(&m);
+    path_of(&m, "ocp", path);
+    snprintf(part, sizeof part, "%s.part", path);
+    const int fd = open(part, O_RDWR | O_CREAT, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, 1 << 20), 0);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    mx_weights *w = load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP);
+    assert_true(is_said("another process keeps them") && !is_said("cannot be kept"));
+    check(w, "ocp");
+    mx_weights_close(w);
+    assert_int_equal(fstat(fd, &info), 0);
+    assert_true(info.st_size == 1 << 20 && access(path, F_OK));
+    close(fd);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_true(is_said("kept in"));
+    assert_int_equal(files_in(m.folder, ".mxrun"), 1);
+    w = load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP);
+    assert_true(is_said("taken from"));
+    check(w, "ocp");
+    mx_weights_close(w);
+    end(&m, "ocp");
+}
+
+/* A file beside the model that is wrong and cannot be replaced: a warning at the first start, and none once there is a
+ * right one in the user's cache. */
+static void a_warning_comes_where_no_place_is_right(void **unused) {
+    (void)unused;
+    maker m;
+    char path[700], part[710], below[730], cache[720];
+    write_folder(&m);
+    path_of(&m, "ocp", path);
+    snprintf(part, sizeof part, "%s.part", path);
+    snprintf(below, sizeof below, "%s/full", part);
+    snprintf(cache, sizeof cache, "%s/cache/mxrun", m.folder);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    change_byte(path, -1);
+    assert_int_equal(mkdir(part, 0700), 0);
+    assert_int_equal(mkdir(below, 0700), 0);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_true(is_said("not what was written: experts are rounded anew") && is_said("/cache/mxrun/experts-"));
+    assert_false(is_said("in place of"));
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_true(is_said("taken from") && is_said("/cache/mxrun/experts-"));
+    assert_false(is_said("rounded anew"));
+    rmdir(below);
+    rmdir(part);
+    change_byte(path, -1); /* right again */
+    change_byte(path, 9);
+    DIR *d = opendir(cache);
+    for (const struct dirent *e; d && (e = readdir(d));)
+        if (*e->d_name != '.') unlinkat(dirfd(d), e->d_name, 0);
+    closedir(d);
+    mx_weights_close(load(&m, MX_ROUND_OCP, true, MX_LOAD_MAP));
+    assert_true(is_said("rounded anew") && is_said("in place of what was there"));
+    rmdir(cache);
+    *strrchr(cache, '/') = 0;
+    rmdir(cache);
+    end(&m, "ocp");
+}
+
 /* Where nothing can be written beside the model: the user's cache. Where there is no room: a warning. */
 static void where_it_cannot_be_kept_it_is_said(void **unused) {
     (void)unused;
@@ -268,13 +398,17 @@ static void rules_are_read_by_name(void **unused) {
                {"mxfp4:nearest", MX_ROUND_OCP},
                {"mxfp4:overflow", MX_ROUND_OVERFLOW},
                {"mxfp4:search", MX_ROUND_SEARCH}};
-    static const char *const bad[] = {"",      "mxfp4:",   "mxfp4:weighted", "mxfp4:gptq",
-                                      "nvfp4", "mxfp4:16", "search",         "mxfp4:search+gptq"};
+    static const char *const bad[] = {"",           "mxfp4:", "mxfp4:weighted", "mxfp4:keep", "mxfp4:hadamard",
+                                      "mxfp4:gptq", "nvfp4",  "mxfp4:16",       "search",     "mxfp4:search+gptq"};
+    static const mx_scale_rule rules[] = {0, MX_RULE_OCP, MX_RULE_OVERFLOW, MX_RULE_SEARCH};
     mx_rounding rounding;
     mx_error error;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         assert_int_equal(mx_rounding_parse(all[i].text, &rounding, NULL), MX_OK);
         assert_int_equal(rounding, all[i].is);
+        mx_quantize_recipe r; /* the same name, the same rule */
+        assert_int_equal(mx_quantize_recipe_parse(mx_rounding_name(rounding), &r, NULL), MX_OK);
+        assert_int_equal(r.rule, rules[rounding]);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(mx_rounding_parse(bad[i], &rounding, &error), MX_INVALID_ARGUMENT);
@@ -286,6 +420,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(they_are_taken_again),
         cmocka_unit_test(what_is_wrong_is_made_anew),
+        cmocka_unit_test(how_far_it_is_is_told),
+        cmocka_unit_test(it_has_the_model_s_mode),
+        cmocka_unit_test(one_writes_at_a_time),
+        cmocka_unit_test(a_warning_comes_where_no_place_is_right),
         cmocka_unit_test(where_it_cannot_be_kept_it_is_said),
         cmocka_unit_test(rules_are_read_by_name),
     };

@@ -239,13 +239,25 @@ static void the_tensor_s_scale_is_searched(void **unused) {
 }
 
 /* compressed-tensors stores 1 / post: what is read of that is post. */
-static void the_tensor_s_scale_survives_being_inverted(void **unused) {
+/* As compressed-tensors computes it, torch's 2688 / largest; not the inverse of its inverse. */
+static void the_tensor_s_scale_is_handed_out_as_it_was_computed(void **unused) {
     (void)unused;
-    for (int i = 0; i < 2000; i++) {
-        const float gain = 2688.0f / ldexpf(1 + (float)maker_any() * 0x1p-24f, (int)(maker_any() % 40) - 30),
-                    post = 1 / gain;
-        assert_true(same(1 / (1 / post), post));
+    int different = 0;
+    for (int i = 0; i < 300; i++) {
+        maker *m = maker_new("nvfp4", "ocp", 1, 32);
+        m->x[7] = ldexpf(1 + (float)maker_any() * 0x1p-24f, (int)(maker_any() % 40) - 3);
+        maker_run(m, NULL);
+        assert_true(same(m->gain, 1 / m->x[7] * 2688.0f));
+        assert_true(same(m->job.post[0], 1 / m->gain));
+        different += !same(1 / m->job.post[0], m->gain);
+        maker_free(m);
     }
+    assert_true(different > 20);
+    maker *m = maker_new("nvfp4", "tensor-search", 1, 32);
+    m->x[7] = FLT_MAX; /* 1 / gain must not be so large that a weight were infinite */
+    maker_run(m, NULL);
+    assert_true(same(m->job.post[0], 1 / m->gain) && isfinite(m->job.post[0] * 448 * 6));
+    maker_free(m);
 }
 
 /* ---- FP8, integers, BF16 ------------------------------------------------------------------------------------------
@@ -363,6 +375,7 @@ static void compressed_tensors_has_the_same_bytes(void **unused) {
     maker *m = golden("nvfp4", "ocp");
     float gain;
     memcpy(&gain, golden_nvfp4_global_scale, sizeof gain);
+    assert_memory_equal(&m->gain, golden_nvfp4_global_scale, sizeof gain);
     assert_true(same(1 / gain, m->job.post[0]));
     assert_memory_equal(m->job.scales, golden_nvfp4_scales, sizeof golden_nvfp4_scales);
     compare(MX_E2M1, m->job.data, golden_nvfp4_packed);
@@ -408,7 +421,7 @@ int main(void) {
         cmocka_unit_test(two_scales_are_those_of_the_sides),
         cmocka_unit_test(nvfp4_has_the_scales_of_its_rule),
         cmocka_unit_test(the_tensor_s_scale_is_searched),
-        cmocka_unit_test(the_tensor_s_scale_survives_being_inverted),
+        cmocka_unit_test(the_tensor_s_scale_is_handed_out_as_it_was_computed),
         cmocka_unit_test(fp8_has_a_scale_for_all_or_for_each_row),
         cmocka_unit_test(integers_are_the_nearest),
         cmocka_unit_test(bf16_is_rounded_to_nearest),

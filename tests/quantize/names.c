@@ -114,7 +114,10 @@ static void recipes_that_do_not_fit_are_named(void **unused) {
         assert_int_equal(mx_form_parse(all[i].form, &form, NULL), MX_OK);
         const mx_status status = mx_quantize_recipe_check(&r, &form, &error);
         assert_int_equal(status, all[i].fits ? MX_OK : MX_INVALID_ARGUMENT);
-        if (status) assert_true(strstr(error.text, all[i].recipe) && strstr(error.text, all[i].form));
+        if (status) {
+            assert_true(strstr(error.text, all[i].recipe) && strstr(error.text, all[i].form));
+            assert_non_null(strstr(error.text, "--rules"));
+        }
     }
     const mx_quantize_recipe damped = {.gptq = true, .damp = NAN};
     const mx_form mxfp4 = {MX_E2M1, {.columns = 32, .scale = MX_SCALE_E8M0}, MX_POST_NONE};

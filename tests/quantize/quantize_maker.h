@@ -13,6 +13,7 @@ typedef struct maker {
     float *x; /* [rows, cols] */
     mx_quantize_job job;
     mx_quantize_report report;
+    float gain;
 } maker;
 
 static inline void maker_read(void *user, int64_t first, int64_t count, float *out) {
@@ -45,6 +46,7 @@ static inline maker *maker_new(const char *form, const char *recipe, int64_t row
     m->job.scales = malloc((size_t)(rows * mx_row_scale_bytes(&m->job.form.blocks, cols)) + 1);
     m->job.zeros = malloc((size_t)(rows * mx_row_zero_bytes(&m->job.form.blocks, cols)) + 1);
     m->job.post = malloc((size_t)(rows + 1) * sizeof *m->job.post);
+    m->job.gain = &m->gain;
     for (int64_t i = 0; i < rows * cols; i++) m->x[i] = maker_normal() * 0.02f;
     return m;
 }

@@ -427,6 +427,29 @@ static void test_other_models(void **state) {
     assert_true(exists(in_folder("alone/model.safetensors")));
 }
 
+/* What compressed-tensors computes from the largest, to the bit, although 1 / (1 / gain) is another number; ModelOpt's
+ * is what is multiplied with. */
+static void test_the_tensor_s_scale(void **state) {
+    (void)state;
+    const float largest = 170 / 256.0f, gain = 1 / largest * 2688, post = 1 / gain, back = 1 / post;
+    assert_true(back < gain || back > gain);
+    const char *in = write_llama("gain", 4, 77, largest, NULL);
+    for (int modelopt = 0; modelopt < 2; modelopt++) {
+        mx_model_options o = as("nvfp4", "keep");
+        o.modelopt = modelopt;
+        mx_model_report report = quantize(in, in_folder("gain.out"), &o);
+        mx_model_report_free(&report);
+        mx_checkpoint *ck;
+        if (mx_checkpoint_open_as(in_folder("gain.out"), MX_EXPERTS_STORED, &ck, &error)) fail_msg("%s", error.text);
+        const mx_tensor *t = mx_checkpoint_find(ck, modelopt ? "model.layers.0.mlp.gate_proj.weight_scale_2"
+                                                             : "model.layers.0.mlp.gate_proj.weight_global_scale");
+        assert_non_null(t);
+        assert_int_equal(t->bytes, 4);
+        assert_memory_equal(t->data, modelopt ? &post : &gain, 4);
+        mx_checkpoint_close(ck);
+    }
+}
+
 static void test_bad_numbers(void **state) {
     (void)state;
     mx_model_options o = as("mxfp4", NULL);
@@ -450,9 +473,11 @@ static void test_bad_numbers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats), cmocka_unit_test(test_methods),      cmocka_unit_test(test_again),
-        cmocka_unit_test(test_halves),  cmocka_unit_test(test_shared_scale), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_rules),   cmocka_unit_test(test_other_models), cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_formats),      cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_again),        cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_shared_scale), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_rules),        cmocka_unit_test(test_other_models),
+        cmocka_unit_test(test_bad_numbers),  cmocka_unit_test(test_the_tensor_s_scale),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
