@@ -292,6 +292,8 @@ typedef struct mx_batch {
      * Logits are there only where it is run to the end. */
     int first, last;
     const float *before;
+    float *after; /* [rows, hidden]: the residual stream behind the last layer that is run; may be `before`'s memory.
+                     NULL: nobody wants it */
 } mx_batch;
 
 /* What enters a product, in fp32, before it is packed. */
