@@ -332,27 +332,22 @@ static void calibrating(void *user, int64_t done, int64_t total) {
     if (o->progress) o->progress(o->user, "calibrating", false, (uint64_t)done, (uint64_t)total);
 }
 
-/* Statistics of layers first ... as many as there is room for, one at least; *end: behind the last. */
-static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
-    const mx_config *c = &g->p->source->config;
+/* Statistics of what needs them. */
+static mx_status open_calibration(filling *g) {
+    const mx_plan *p = g->p;
     const mx_model_options *o = g->f->options;
-    const uint64_t room = mx_machine_memory("") / 2;
-    uint64_t taken = mx_calibration_bytes(c, first, hessian);
-    for (*end = first + 1; *end <= c->layers; (*end)++) {
-        taken += mx_calibration_bytes(c, *end, hessian);
-        if (taken > room) break;
-    }
     const mx_calibrate_options options = {.text_path = o->calibrate,
                                           .tokens = o->calibrate_tokens,
-                                          .hessian = hessian,
                                           .rotated = g->f->rotated,
-                                          .threads = mx_pool_threads(o->pool),
+                                          .pool = o->pool,
                                           .progress = calibrating,
                                           .user = g,
                                           .stop = o->stop};
-    mx_calibration_free(g->calibration);
-    g->calibration = NULL;
-    return mx_calibrate(g->p->source->path, &options, first, *end, &g->calibration, g->f->error);
+    mx_status status = mx_calibration_open(p->source->path, &p->source->config, &options, &g->calibration, g->f->error);
+    for (int i = 0; i < p->works && !status; i++)
+        if (mx_needs_statistics(&p->work[i].choice))
+            mx_calibration_want(g->calibration, &p->source->module[p->work[i].module], p->work[i].choice.recipe.gptq);
+    return status;
 }
 
 typedef struct turn {
@@ -370,20 +365,19 @@ static mx_status do_works(filling *g) {
     const mx_plan *p = g->p;
     turn *order = calloc((size_t)p->works + 1, sizeof *order);
     if (!order) return mx_fail(g->f->error, MX_NO_MEMORY, "%s: no memory for a list", p->source->path);
-    bool statistics = false, hessian = false;
+    bool statistics = false;
     for (int i = 0; i < p->works; i++) {
         const mx_choice *c = &p->work[i].choice;
         order[i] = (turn){0, i};
         statistics |= mx_needs_statistics(c);
-        hessian |= mx_needs_statistics(c) && c->recipe.gptq;
     }
     for (int i = 0; i < p->works && statistics; i++) order[i].layer = layer_of(p, &p->work[i]);
     if (p->works) qsort(order, (size_t)p->works, sizeof *order, by_layer);
-    mx_status status = MX_OK;
-    for (int i = 0, end = 0; i < p->works && !status; i++) {
+    mx_status status = statistics ? open_calibration(g) : MX_OK;
+    for (int i = 0; i < p->works && !status; i++) {
         const mx_work *w = &p->work[order[i].work];
-        if (mx_needs_statistics(&w->choice) && order[i].layer >= end)
-            status = calibrate(g, order[i].layer, hessian, &end);
+        if (mx_needs_statistics(&w->choice))
+            status = mx_calibration_run(g->calibration, &p->source->module[w->module], g->f->error);
         if (!status) status = do_work(g, order[i].work);
     }
     free(order);
