@@ -142,7 +142,7 @@ static int quantize(const mx_command *self, const char *in, const char *out, boo
 }
 
 /* What does not go together. 0, or the exit code after the user has been told. */
-static int check(const mx_command *self, const mx_model_options *o) {
+static int check(const mx_command *self, const mx_model_options *o, bool gguf) {
     const bool statistics = o->choice.recipe.gptq || o->choice.recipe.rule == MX_RULE_WEIGHTED;
     if (o->target_bits > 0 && option_rules)
         return mx_command_usage(self, "--target-bits chooses by itself: leave --rules away");
@@ -153,6 +153,14 @@ static int check(const mx_command *self, const mx_model_options *o) {
         return mx_command_usage(self, "--target-bits measures on a text: --calibrate FILE");
     if (option_calibrate && !statistics && o->target_bits <= 0 && !option_rules)
         return mx_command_usage(self, "--calibrate is for the recipes weighted and gptq, and for --target-bits");
+    if (option_tokens.text && !option_calibrate)
+        return mx_command_usage(self, "--calibrate-tokens is of a text: --calibrate FILE");
+    if (option_loss && !gguf) return mx_command_usage(self, "--allow-loss is for GGUF: a folder loses nothing");
+    if (o->allow_nonfinite && option_calibrate)
+        return mx_command_usage(self,
+                                "--allow-nonfinite mends weights as they are written, and --calibrate runs the model "
+                                "as it is, in which NaN spreads: first write it with --allow-nonfinite and bf16 for "
+                                "all classes, then calibrate that");
     return 0;
 }
 
@@ -224,10 +232,10 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (option_to && strcmp(option_to, "hf") && strcmp(option_to, "gguf"))
         return mx_command_usage(self, "--to %s: expected hf or gguf", option_to);
     if (!read_options(self, &o)) return MX_EXIT_USAGE;
-    code = check(self, &o);
-    if (code) return code;
     const char *out = given == 2 ? positional[1] : "dry-run";
     const bool gguf = option_to ? !strcmp(option_to, "gguf") : mx_ends_with(out, ".gguf");
+    code = check(self, &o, gguf);
+    if (code) return code;
     return quantize(self, positional[0], out, gguf, &o);
 }
 
@@ -267,8 +275,9 @@ const mx_command mx_command_quantize = {
                    "  lm_head                                nvfp4 search+four-over-six\n"
                    "\n"
                    "Weights are read tensor by tensor, and memory is what the largest of them takes.\n"
-                   "NaN and infinity are refused by name. Tensors that are no matrices, and classes that\n"
-                   "are kept, are copied byte for byte. The new model grows as OUT.incomplete and gets its\n"
+                   "NaN and infinity in a matrix that is quantised are refused by name. Tensors that are\n"
+                   "no matrices, and classes that are kept, are copied byte for byte, whatever is in them.\n"
+                   "The new model grows as OUT.incomplete and gets its\n"
                    "name when it is on the disk.\n"
                    "\n"
                    "Examples:\n"

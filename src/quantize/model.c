@@ -163,13 +163,14 @@ static mx_status list(run *r) {
         const mx_work *w = &p->work[i];
         r->matrix_of[i] = r->report->matrices;
         mx_model_matrix *m = add_matrix(r, &s->module[w->module], &w->choice.form, false, w->rows);
-        if (w->pair >= 0) snprintf(m->name + strlen(m->name) - strlen("gate_proj"), 13, "gate_up_proj");
+        m->pair = w->pair >= 0;
+        if (m->pair) snprintf(m->name + strlen(m->name) - strlen("gate_proj"), 13, "gate_up_proj");
     }
     for (int i = 0; i < r->report->matrices; i++) {
         const mx_model_matrix *m = &r->report->matrix[i];
         mx_model_class *c = class_of(r, m->group, &m->form, m->kept);
         if (!c) return no_memory(r);
-        c->matrices++;
+        c->matrices += m->pair ? 2 : 1;
         c->weights += m->rows * m->cols;
         c->bytes += (uint64_t)(mx_form_bits(&m->form, m->rows, m->cols) * (double)(m->rows * m->cols) / 8 + 0.5);
     }
@@ -251,7 +252,7 @@ static mx_status put_texts(run *r) {
 /* ---- all of it ----------------------------------------------------------------------------------------------------
  */
 
-static mx_status write_folder(run *r, const char *path) {
+static mx_status write_folder(run *r) {
     const double start = mx_seconds();
     const mx_fill fill = {.plan = &r->plan,
                           .out = &r->out,
@@ -260,8 +261,7 @@ static mx_status write_folder(run *r, const char *path) {
                           .report = r->report,
                           .matrix_of = r->matrix_of,
                           .error = r->error};
-    mx_status status = mx_output_begin(&r->out, path, true, r->options->force, &r->place, r->error);
-    if (!status) status = mx_plan_put(&r->plan, &r->out);
+    mx_status status = mx_plan_put(&r->plan, &r->out);
     if (!status) status = put_texts(r);
     if (!status) status = mx_output_create(&r->out);
     if (!status) status = mx_fill_run(&fill);
@@ -270,7 +270,7 @@ static mx_status write_folder(run *r, const char *path) {
     r->report->files = r->out.files;
     sum_up(r);
     status = mx_output_publish(&r->out);
-    r->report->quantize_seconds = mx_seconds() - start;
+    r->report->quantize_seconds = mx_seconds() - start - r->report->calibrate_seconds;
     return status;
 }
 
@@ -286,6 +286,8 @@ static mx_status check_name(const run *r, const char *path) {
 static mx_status quantize(run *r, const char *path) {
     mx_status status = mx_location_find(r->in, &r->place, r->error);
     if (!status) status = check_name(r, path);
+    if (!status && !r->options->dry_run) /* before anything that takes long */
+        status = mx_output_begin(&r->out, path, true, r->options->force, &r->place, r->error);
     if (!status) status = mx_source_open(r->in, &r->source, r->error);
     if (status) return status;
     r->changed = calloc((size_t)r->source.modules + 1, sizeof *r->changed);
@@ -297,6 +299,7 @@ static mx_status quantize(run *r, const char *path) {
                         .choice = r->choice,
                         .changed = r->changed,
                         .modelopt = r->options->modelopt,
+                        .clean = r->options->allow_nonfinite,
                         .error = r->error};
     status = mx_plan_make(&r->plan);
     if (!status) status = list(r);
@@ -306,7 +309,7 @@ static mx_status quantize(run *r, const char *path) {
         mx_bytes_free(&config);
         return status;
     }
-    return status ? status : write_folder(r, path);
+    return status ? status : write_folder(r);
 }
 
 mx_status mx_quantize_model(const char *in, const char *out, const mx_model_options *options, mx_model_report *report,

@@ -39,7 +39,7 @@ typedef struct mx_model_matrix {
     char name[200];
     mx_group group;
     mx_form form;
-    bool kept;
+    bool kept, pair; /* pair: an expert's gate and up in one, "gate_up_proj" */
     int64_t rows, cols;
     mx_quantize_report report; /* zeros before it is quantised, and of kept ones */
     bool was_mxfp4;            /* then report.lossless says whether its numbers are what they were */
@@ -61,8 +61,9 @@ typedef struct mx_model_report {
     uint64_t bytes_before, bytes; /* of all tensors */
     uint64_t file_bytes, read;    /* of the files written; of what they were made of */
     int files;
-    double seconds, quantize_seconds; /* all of it; without calibration */
-    char *table;                      /* of --target-bits: what was measured; NULL: none */
+    double seconds, quantize_seconds; /* all of it; without calibration, and what --target-bits measures */
+    double calibrate_seconds;
+    char *table; /* of --target-bits: what was measured; NULL: none */
 } mx_model_report;
 
 /* `in`: what mx_source_open takes. Everything is written under the name `out`.incomplete, which becomes `out` when it

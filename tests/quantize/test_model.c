@@ -48,6 +48,12 @@ static bool same_content(const char *a, const char *b) {
     return same;
 }
 
+static const char *rules(const char *text) {
+    static char path[200];
+    write_test_file("rules.txt", text, path);
+    return path;
+}
+
 static mx_model_options as(const char *experts, const char *others) {
     return (mx_model_options){.choice = {.format = {[MX_GROUP_EXPERTS] = experts,
                                                     [MX_GROUP_ATTENTION] = others,
@@ -249,12 +255,111 @@ static void test_formats(void **state) {
     refuse(TOP1, in_folder("none"), &unknown, MX_INVALID_ARGUMENT, "mxfp5");
 }
 
+static void expect_method(const char *folder, const char *method) {
+    char text[100];
+    mx_bytes config = content(in_folder(folder));
+    snprintf(text, sizeof text, "\"quant_method\": \"%s\"", method);
+    if (!strstr(config.data, text)) fail_msg("%s: no %s", config.data, text);
+    mx_bytes_free(&config);
+}
+
+/* transformers' mxfp4 is all experts and nothing else; for compressed-tensors each has tensors of its own. */
+static void test_methods(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    make(in_folder("wide"), in_folder("made"), "mxfp4", "keep");
+    expect_method("made/config.json", "mxfp4");
+    for (int i = 0; i < 2; i++) { /* made of BF16, and the bytes that were there */
+        make(in_folder(i ? "made" : "wide"), in_folder("apart"), i ? "keep" : "mxfp4", "nvfp4");
+        expect_method("apart/config.json", "compressed-tensors");
+        mx_source s;
+        mx_weights *w;
+        mx_checkpoint *ck;
+        if (mx_checkpoint_open(in_folder("apart"), &ck, &error)) fail_msg("%s", error.text);
+        assert_null(mx_checkpoint_find(ck, "model.layers.1.mlp.experts.down_proj_blocks"));
+        assert_non_null(mx_checkpoint_find(ck, "model.layers.1.mlp.experts.1.up_proj.weight_packed"));
+        mx_checkpoint_close(ck);
+        if (mx_source_open(TOP1, &s, &error) || mx_weights_open(in_folder("apart"), pool, &w, &error))
+            fail_msg("%s", error.text);
+        assert_true(w->layer[1].up.matrix.format == MX_MXFP4 && w->layer[1].down.matrix.format == MX_MXFP4);
+        for (int m = 0; m < s.modules; m++) {
+            if (s.module[m].expert < 0) continue;
+            int64_t first, step;
+            const mx_matrix x = matrix_of(w, &s.module[m], &first, &step);
+            float *was = numbers(&s.module[m]), row[256];
+            assert_true(step == 1 && x.cols <= 256);
+            for (int64_t n = 0; n < x.rows; n++) {
+                mx_matrix_widen_row(row, &x, n);
+                for (int64_t k = 0; k < x.cols; k++) assert_true(row[k] == was[n * x.cols + k]);
+            }
+            free(was);
+        }
+        for (int layer = 0; layer < w->config.layers; layer++) expect_biases(&s, w, layer);
+        mx_weights_close(w);
+        mx_source_close(&s);
+    }
+    mx_model_options o = as("keep", "keep");
+    o.choice.rules = rules("*.layers.1.mlp.experts.*.down_proj mxfp4\n");
+    mx_model_report report = quantize(in_folder("wide"), in_folder("some"), &o);
+    expect_method("some/config.json", "compressed-tensors");
+    expect_as_reported(in_folder("wide"), in_folder("some"), &report);
+    mx_model_report_free(&report);
+    o = as("mxfp4", "mxfp8_e5m2"); /* a name of our own: only we read it */
+    report = quantize(in_folder("made"), in_folder("own"), &o);
+    expect_method("own/config.json", "mxrun");
+    expect_as_reported(in_folder("made"), in_folder("own"), &report);
+    mx_model_report_free(&report);
+    o = as("keep", "keep");
+    o.modelopt = true;
+    refuse(in_folder("wide"), in_folder("none"), &o, MX_INVALID_ARGUMENT, "nothing is to be quantised");
+}
+
 static void copy_file(const char *from, const char *to) {
     mx_bytes bytes = content(from);
     FILE *f = fopen(to, "wb");
     assert_int_equal(fwrite(bytes.data, 1, bytes.size, f), bytes.size);
     assert_int_equal(fclose(f), 0);
     mx_bytes_free(&bytes);
+}
+
+/* A copy of the folder `from`, all of BF16, in F16 or F32. */
+static void write_twin(const char *from, const char *name, bool single) {
+    char path[420];
+    mx_checkpoint *ck;
+    mx_bytes header = {0}, data = {0};
+    uint64_t at = 0;
+    if (mx_checkpoint_open_as(in_folder(from), MX_EXPERTS_STORED, &ck, &error)) fail_msg("%s", error.text);
+    mx_bytes_add(&header, &at, 8);
+    for (int i = 0; i < mx_checkpoint_count(ck); i++) {
+        const mx_tensor *t = mx_checkpoint_at(ck, i);
+        assert_int_equal(t->dtype, MX_DTYPE_BF16);
+        mx_bytes_addf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "{", t->name,
+                      single ? "F32" : "F16");
+        for (int k = 0; k < t->dims; k++) mx_bytes_addf(&header, "%s%lld", k ? "," : "", (long long)t->shape[k]);
+        mx_bytes_addf(&header, "],\"data_offsets\":[%llu,", (unsigned long long)data.size);
+        for (uint64_t k = 0; k < t->bytes; k += 2) {
+            const float x = mx_bf16_to_f32(mx_load_u16(t->data + k));
+            const uint16_t half = mx_f32_to_f16(x);
+            mx_bytes_add(&data, single ? (const void *)&x : (const void *)&half, single ? 4 : 2);
+        }
+        mx_bytes_addf(&header, "%llu]}", (unsigned long long)data.size);
+    }
+    mx_bytes_add_string(&header, "}");
+    const uint64_t length = header.size - 8;
+    memcpy(header.data, &length, 8);
+    mkdir(in_folder(name), 0777);
+    snprintf(path, sizeof path, "%s/config.json", in_folder(from));
+    char to[420];
+    snprintf(to, sizeof to, "%s/config.json", in_folder(name));
+    copy_file(path, to);
+    snprintf(path, sizeof path, "%s/model.safetensors", in_folder(name));
+    FILE *f = fopen(path, "wb");
+    assert_int_equal(fwrite(header.data, 1, header.size, f), header.size);
+    assert_int_equal(fwrite(data.data, 1, data.size, f), data.size);
+    assert_int_equal(fclose(f), 0);
+    mx_bytes_free(&header);
+    mx_bytes_free(&data);
+    mx_checkpoint_close(ck);
 }
 
 /* Writes over the first bytes of a tensor in NAME/model.safetensors. */
@@ -327,6 +432,104 @@ static void test_again(void **state) {
     mx_checkpoint_close(y);
 }
 
+/* Codes and scales; vectors may have another type. */
+static void expect_same_codes(const char *a, const char *b) {
+    mx_checkpoint *x, *y;
+    int compared = 0;
+    if (mx_checkpoint_open(a, &x, &error) || mx_checkpoint_open(b, &y, &error)) fail_msg("%s", error.text);
+    for (int i = 0; i < mx_checkpoint_count(x); i++) {
+        const mx_tensor *t = mx_checkpoint_at(x, i), *u = mx_checkpoint_find(y, t->name);
+        assert_non_null(u);
+        if (t->dtype != MX_DTYPE_U8 && t->dtype != MX_DTYPE_I8 && !mx_ends_with(t->name, "_scale")) continue;
+        assert_true(t->bytes == u->bytes && !memcmp(t->data, u->data, t->bytes));
+        compared++;
+    }
+    assert_true(compared > 20);
+    mx_checkpoint_close(x);
+    mx_checkpoint_close(y);
+}
+
+static float global_scale(const mx_checkpoint *ck, const char *module) {
+    char name[200];
+    float value;
+    snprintf(name, sizeof name, "model.layers.1.%s.weight_global_scale", module);
+    const mx_tensor *t = mx_checkpoint_find(ck, name);
+    assert_non_null(t);
+    memcpy(&value, t->data, sizeof value);
+    return value;
+}
+
+/* NVFP4's tensor scale is one for what vLLM joins, that of the largest number. */
+static void test_shared_scale(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    const uint16_t numbers[2] = {0x40CA, 0x4049}; /* 6.3125 and 3.140625 in row 0 of expert 0's gate and up */
+    overwrite("wide", "model.layers.1.mlp.experts.gate_up_proj", numbers, sizeof numbers);
+    overwrite("wide", "model.layers.1.self_attn.k_proj.weight", numbers, sizeof numbers);
+    mx_model_options o = as("nvfp4", "nvfp4");
+    for (int search = 0; search < 2; search++) {
+        o.choice.recipe.tensor_search = search;
+        mx_model_report report = quantize(in_folder("wide"), in_folder("made"), &o);
+        expect_as_reported(in_folder("wide"), in_folder("made"), &report);
+        mx_model_report_free(&report);
+        mx_checkpoint *ck;
+        if (mx_checkpoint_open(in_folder("made"), &ck, &error)) fail_msg("%s", error.text);
+        const float expected = 448 * 6 / 6.3125f;
+        static const char *const same[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                           "mlp.experts.0.gate_proj", "mlp.experts.0.up_proj"};
+        int found = 0;
+        for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+            found += fabsf(global_scale(ck, same[i]) - expected) < 1e-5f * expected;
+        assert_true(search ? found < 5 : found == 5);
+        assert_true(global_scale(ck, "self_attn.o_proj") > 2 * expected);
+        const float power = global_scale(ck, "mlp.experts.1.up_proj"); /* loses nothing */
+        assert_true(exp2f(rintf(log2f(power))) == power);
+        mx_checkpoint_close(ck);
+    }
+}
+
+/* F16 and F32: the same result as of BF16. What rotation makes of F16 is said as it is. */
+static void test_halves(void **state) {
+    (void)state;
+    make(TOP1, in_folder("wide"), "bf16", "keep");
+    make(in_folder("wide"), in_folder("of-bf16"), "mxfp4", "int8:32");
+    for (int single = 0; single < 2; single++) {
+        write_twin("wide", "twin", single);
+        make(in_folder("twin"), in_folder("of-twin"), "mxfp4", "int8:32");
+        expect_same_codes(in_folder("of-bf16"), in_folder("of-twin"));
+        mx_model_options o = as("keep", "keep");
+        o.choice.recipe.hadamard = true;
+        mx_model_report report = quantize(in_folder("twin"), in_folder("turned"), &o);
+        for (int i = 0; i < report.classes; i++) {
+            const mx_model_class *c = &report.of_class[i];
+            assert_true(c->form.format == (single ? MX_F32 : MX_F16) && c->sum.square > 0);
+            assert_true(c->sum.lossless == single && (c->sum.error > 0) == !single);
+            assert_true(c->sum.error < 1e-6 * c->sum.square);
+        }
+        mx_model_report_free(&report);
+        write_twin("wide", "twin", single);
+        const char *name = "model.layers.1.self_attn.q_proj.weight";
+        o.choice.format[MX_GROUP_EXPERTS] = "mxfp4";
+        if (!single) {
+            uint16_t halves[32]; /* 65504, which rotation adds up */
+            for (int i = 0; i < 32; i++) halves[i] = 0x7BFF;
+            overwrite("twin", name, halves, sizeof halves);
+            refuse(in_folder("twin"), in_folder("none"), &o, MX_INVALID_FILE, "after rotation, more than F16 holds");
+            assert_non_null(strstr(error.text, "model.layers.1.self_attn.q_proj: row 0, column 0"));
+            o.choice.format[MX_GROUP_ATTENTION] = "bf16";
+            report = quantize(in_folder("twin"), in_folder("turned"), &o);
+            mx_model_report_free(&report);
+        }
+        o.choice.format[MX_GROUP_ATTENTION] = "keep";
+        overwrite("twin", name, single ? (const void *)(float[]){NAN} : (const void *)(uint16_t[]){0x7E00},
+                  2 + 2 * single);
+        refuse(in_folder("twin"), in_folder("none"), &o, MX_INVALID_FILE, "q_proj: row 0, column 0: is NaN");
+        o.allow_nonfinite = true;
+        report = quantize(in_folder("twin"), in_folder("turned"), &o);
+        mx_model_report_free(&report);
+    }
+}
+
 static void test_threads(void **state) {
     (void)state;
     mx_pool *one;
@@ -345,12 +548,6 @@ static void test_threads(void **state) {
 /* ---- rules --------------------------------------------------------------------------------------------------------
  */
 
-static const char *rules(const char *text) {
-    static char path[200];
-    write_test_file("rules.txt", text, path);
-    return path;
-}
-
 static void test_rules(void **state) {
     (void)state;
     mx_model_options o = as(NULL, NULL);
@@ -365,7 +562,7 @@ static void test_rules(void **state) {
         const char *name, *form;
     } expected[] = {{"model.layers.0.mlp.experts.1.down_proj", "mxfp8_e4m3"},
                     {"model.layers.2.mlp.experts.3.down_proj", "nvfp4"},
-                    {"model.layers.0.mlp.experts.2.gate_up_proj", "mxfp4"},
+                    {"model.layers.0.mlp.experts.2.gate_proj", "mxfp4"},
                     {"model.layers.1.self_attn.k_proj", "int4:32"},
                     {"model.layers.1.self_attn.v_proj", "bf16"},
                     {"lm_head", "bf16"}};
@@ -396,6 +593,22 @@ static void test_rules(void **state) {
         o.choice.rules = rules(wrong[i].text);
         refuse(TOP1, in_folder("none"), &o, MX_INVALID_ARGUMENT, wrong[i].part);
     }
+    o.choice.rules = rules("*.gate_up_proj mxfp8\n*.down_proj mxfp4 search\n* keep");
+    o.choice.recipe.hadamard = o.dry_run = true; /* which rules inherit */
+    for (int i = 0; i < 2; i++) {
+        report = quantize(TOP1, in_folder("none"), &o);
+        for (int c = 0; c < report.classes; c++)
+            if (report.of_class[c].group == MX_GROUP_EXPERTS)
+                assert_int_equal(report.of_class[c].matrices, report.of_class[c].form.format == MX_E4M3 ? 24 : 12);
+        mx_model_report_free(&report);
+        o.choice.rules = rules("*.gate_up_proj mxfp8\n*.down_proj mxfp4 hadamard+search\n* keep");
+    }
+    o.choice.rules = rules("*.experts.*.gate_up_proj mxfp4\n*.down_proj keep\n* keep");
+    report = quantize(TOP1, in_folder("none"), &o);
+    for (int c = 0; c < report.classes; c++)
+        if (report.of_class[c].group == MX_GROUP_EXPERTS) assert_int_equal(report.of_class[c].matrices, 36);
+    mx_model_report_free(&report);
+    o.choice.recipe.hadamard = o.dry_run = false;
     o.choice.rules = in_folder("nothing");
     refuse(TOP1, in_folder("none"), &o, MX_IO, "nothing");
 }
@@ -531,6 +744,13 @@ static void test_bad_numbers(void **state) {
            "model.layers.0.mlp.gate_proj");
     refuse(write_llama("inf", 5, 130, INFINITY, NULL), in_folder("none"), &o, MX_INVALID_FILE, "experts.3.w2");
     o.allow_nonfinite = true;
+    make(TOP1, in_folder("wide"), "bf16", "keep"); /* the way to a model that can be calibrated */
+    write_nan("wide");
+    mx_model_options clean = as("bf16", "keep");
+    clean.allow_nonfinite = true;
+    mx_model_report cleaned = quantize(in_folder("wide"), in_folder("clean"), &clean);
+    mx_model_report_free(&cleaned);
+    make(in_folder("clean"), in_folder("finite"), "nvfp4", "keep");
     mx_model_report report = quantize(in_folder("nan"), in_folder("finite"), &o);
     int64_t found = 0;
     for (int i = 0; i < report.classes; i++) found += report.of_class[i].sum.nonfinite;
@@ -547,6 +767,11 @@ static void test_places(void **state) {
     o.force = false;
     make(TOP1, in_folder("there"), "keep", "keep");
     refuse(TOP1, in_folder("there"), &o, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
+    mx_model_options late = o; /* said before anything is measured */
+    late.target_bits = 5;
+    late.calibrate = in_folder("nowhere");
+    memset(late.choice.format, 0, sizeof late.choice.format);
+    refuse(TOP1, in_folder("there"), &late, MX_INVALID_ARGUMENT, "is there already; --force replaces it");
     refuse(TOP1, in_folder("name.safetensors"), &o, MX_INVALID_ARGUMENT, "give a folder's");
     refuse(in_folder("there"), in_folder("there/inside"), &o, MX_INVALID_ARGUMENT, "is inside the folder");
     refuse(TOP1, in_folder("there/model.safetensors/x"), &o, MX_IO, "cannot be made");
@@ -665,6 +890,20 @@ static void test_command(void **state) {
     usage("--recipe", model, out, "--recipe", "best");
     usage("--target-bits measures on a text", model, out, "--target-bits", "5");
     usage("leave the formats", model, out, "--target-bits", "5", "--calibrate", model, "--experts", "mxfp4");
+    usage("--calibrate-tokens is of a text", model, out, "--calibrate-tokens", "5");
+    usage("--allow-loss is for GGUF", model, out, "--allow-loss");
+    usage("first write it with --allow-nonfinite", model, out, "--allow-nonfinite", "--recipe", "gptq", "--calibrate",
+          model);
+    o = run("quantize", model, in_folder("little"), "--dry-run", "--lm-head", "nvfp4", "--embedding", "mxfp8");
+    expect_code(&o, 0);
+    assert_null(strstr(o.err.data, "has no matrix"));
+    outcome_free(&o);
+    char alone[420];
+    snprintf(alone, sizeof alone, "%s", write_llama("headless", -1, 0, 0, NULL));
+    o = run("quantize", alone, "--dry-run", "--lm-head", "nvfp4");
+    expect_code(&o, 0);
+    expect_text(&o.err, "has no matrix of class lm_head, which was to be nvfp4");
+    outcome_free(&o);
     usage("--calibrate is for the recipes", model, out, "--calibrate", model);
 }
 
@@ -732,12 +971,21 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),      cmocka_unit_test(test_again),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_rules),
-        cmocka_unit_test(test_other_models), cmocka_unit_test(test_bad_numbers),
-        cmocka_unit_test(test_places),       cmocka_unit_test(test_kill_and_full_disk),
-        cmocka_unit_test(test_stop),         cmocka_unit_test(test_gguf),
-        cmocka_unit_test(test_recipes),      cmocka_unit_test(test_command),
+        cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_again),
+        cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_shared_scale),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_rules),
+        cmocka_unit_test(test_other_models),
+        cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_kill_and_full_disk),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_recipes),
+        cmocka_unit_test(test_command),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
