@@ -14,6 +14,7 @@
 #include "base/cpu.h"
 #include "base/machine.h"
 #include "quantize/calibrate.h"
+#include "quantize/rotate.h"
 #include "quantize/shared_scale.h"
 
 enum { PIECE = 4 << 20, TILE = 32 };
@@ -339,6 +340,14 @@ static uint64_t input_bytes(const mx_work *w, const mx_plan *p) {
     }
 }
 
+/* Numbers that rotation made finite: the quantiser has not seen them. */
+static void add_mended(const mx_fill *f, const mx_module *m, const mx_work *w, mx_quantize_report *report) {
+    int64_t mended = mx_rotation_mended(m, f->options->pool);
+    if (w->pair >= 0) mended += mx_rotation_mended(&f->plan->source->module[w->pair], f->options->pool);
+    report->nonfinite += mended;
+    report->lossless = report->lossless && !mended;
+}
+
 static mx_status do_work(filling *g, int index) {
     const mx_fill *f = g->f;
     const mx_work *w = &g->p->work[index];
@@ -376,6 +385,7 @@ static mx_status do_work(filling *g, int index) {
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
     status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
+    if (!status && f->options->allow_nonfinite) add_mended(f, m, w, report);
     if (!status) status = write_work(g, w);
     g->done += bytes;
     show_progress(g, g->done);

@@ -118,7 +118,7 @@ static mx_status name_weight(const char *path, const char *name, int64_t row, in
                              mx_error *error) {
     return mx_fail(error, MX_INVALID_FILE,
                    "%s: the model itself computes NaN: %s: row %lld, column %lld is %s: nothing can be measured by "
-                   "running it (--allow-nonfinite without --calibrate mends weights)",
+                   "running it (with --allow-nonfinite and bf16 for all classes a model without is written)",
                    path, name, (long long)row, (long long)column, isnan(value) ? "NaN" : "infinite");
 }
 

@@ -53,7 +53,7 @@ static mx_status rotate(run *r) {
         read[i] = s->module[i].read;
         user[i] = s->module[i].user;
     }
-    if (!status) status = mx_rotate(s, &r->rotation, r->error);
+    if (!status) status = mx_rotate(s, r->options->allow_nonfinite, &r->rotation, r->error);
     free(r->changed);
     r->changed = calloc((size_t)s->modules + 1, sizeof *r->changed);
     if (!status && !r->changed) status = no_memory(r);

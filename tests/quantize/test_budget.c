@@ -224,7 +224,7 @@ static void choose(const char *path, double bits, const char *formats, const cha
                            .user = &told};
     ok(mx_source_open(path, &s, &error));
     ok(mx_quantize_recipe_parse(recipe, &o.recipe, &error));
-    if (rotated) ok(mx_rotate(&s, &rotation, &error));
+    if (rotated) ok(mx_rotate(&s, false, &rotation, &error));
     mx_form *form = calloc((size_t)s.modules, sizeof *form);
     assert_non_null(form);
     ok(mx_budget_choose(&s, &o, form, r, &error));
