@@ -59,9 +59,9 @@ static mx_status check_gguf(const mx_model_options *o, mx_error *error) {
                        "GGUF holds experts in mxfp4 and all else as it is, not %s in %s: write a folder",
                        mx_group_name((mx_group)g), format);
     }
-    if (o->choice.rules || o->target_bits > 0 || o->modelopt || o->dry_run || o->allow_nonfinite)
+    if (o->choice.rules || o->target_bits > 0 || o->modelopt || o->allow_nonfinite)
         return mx_fail(error, MX_INVALID_ARGUMENT,
-                       "a GGUF is written without --rules, --target-bits, --modelopt, --allow-nonfinite and --dry-run: "
+                       "a GGUF is written without --rules, --target-bits, --modelopt and --allow-nonfinite: "
                        "write a folder, and then the file with mxrun convert FOLDER FILE.gguf --to gguf");
     return MX_OK;
 }
@@ -79,23 +79,23 @@ static mx_status find_rounding(const mx_quantize_recipe *r, bool kept, mx_roundi
                    "then the file with mxrun convert FOLDER FILE.gguf --to gguf");
 }
 
+/* What a folder would get, which has the same formats, is the list of it. */
 static mx_status to_gguf(const char *in, const char *out, const mx_model_options *o, mx_model_report *report,
                          mx_error *error) {
-    mx_source source;
     mx_converted done = {0};
-    *report = (mx_model_report){0};
-    const double start = mx_seconds();
-    mx_status status = check_gguf(o, error);
-    if (!status) status = mx_source_open(in, &source, error);
-    if (status) return status;
-    bool quantized = false;
-    for (int i = 0; i < source.modules; i++)
-        quantized |= source.module[i].expert >= 0 && source.module[i].tensor->dtype == MX_DTYPE_U8;
-    for (int i = 0; i < mx_checkpoint_count(source.checkpoint); i++)
-        report->bytes_before += mx_checkpoint_at(source.checkpoint, i)->bytes;
-    mx_source_close(&source);
+    mx_model_options list = *o;
     mx_rounding rounding;
     const char *experts = o->choice.format[MX_GROUP_EXPERTS];
+    const double start = mx_seconds();
+    bool quantized = false;
+    *report = (mx_model_report){0};
+    mx_status status = check_gguf(o, error);
+    if (!status) status = find_rounding(&o->choice.recipe, false, &rounding, error);
+    list.dry_run = true;
+    list.choice.recipe.rule = MX_RULE_KEEP; /* experts that are MXFP4 are copied */
+    if (!status) status = mx_quantize_model(in, "dry-run", &list, report, error);
+    if (status || o->dry_run) return status;
+    for (int i = 0; i < report->matrices; i++) quantized |= report->matrix[i].was_mxfp4;
     status = find_rounding(&o->choice.recipe, quantized || (experts && !strcmp(experts, "keep")), &rounding, error);
     if (status) return status;
     const mx_convert_options options = {.to = MX_LAYOUT_GGUF,

@@ -81,16 +81,13 @@ static mx_status choose_by_budget(run *r) {
                                        .user = r,
                                        .stop = o->stop};
     mx_form *form = calloc((size_t)r->source.modules + 1, sizeof *form);
-    mx_budget_report report = {0};
-    mx_bytes table = {0};
-    mx_status status = form ? mx_budget_choose(&r->source, &options, form, &report, r->error) : no_memory(r);
-    for (int i = 0; i < r->source.modules && !status; i++)
-        r->choice[i] = (mx_choice){.form = form[i],
-                                   .recipe = mx_budget_recipe(&o->choice.recipe, &form[i], r->source.module[i].kind)};
-    if (!status && !mx_budget_show(&report, &table)) status = no_memory(r);
-    if (!status && table.data) r->report->table = strdup(table.data);
-    mx_bytes_free(&table);
-    mx_budget_report_free(&report);
+    mx_status status = form ? mx_budget_choose(&r->source, &options, form, &r->report->budget, r->error) : no_memory(r);
+    for (int i = 0; i < r->source.modules && !status; i++) {
+        const mx_module *m = &r->source.module[i];
+        r->choice[i] = (mx_choice){.form = form[i], .recipe = mx_budget_recipe(&o->choice.recipe, &form[i], m->kind)};
+        /* What stays in 16 bits stays in those that it has. */
+        r->choice[i].kept = m->kind == MX_KIND_ROUTER && m->tensor->dtype == MX_DTYPE_F16;
+    }
     free(form);
     return status;
 }
@@ -102,8 +99,9 @@ static void spare_embedding(run *r) {
         if (r->source.module[i].kind != MX_KIND_EMBEDDING || !mx_needs_statistics(c)) continue;
         c->recipe.gptq = false;
         if (c->recipe.rule == MX_RULE_WEIGHTED) c->recipe.rule = MX_RULE_SEARCH;
-        mx_log(MX_LOG_INFO, "%s: is looked up, not multiplied with: its scales are searched without statistics",
-               r->source.module[i].name);
+        const bool tied = r->source.gpt_oss && r->source.config.tied_embeddings && !r->source.untied;
+        mx_log(MX_LOG_INFO, "%s: is looked up%s: its scales are searched without statistics", r->source.module[i].name,
+               tied ? ", besides being lm_head" : ", not multiplied with");
     }
 }
 
@@ -212,7 +210,7 @@ void mx_model_report_free(mx_model_report *r) {
     free(r->of_class);
     free(r->matrix);
     free(r->other);
-    free(r->table);
+    mx_budget_report_free(&r->budget);
     *r = (mx_model_report){0};
 }
 

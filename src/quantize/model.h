@@ -1,6 +1,7 @@
 #ifndef MX_QUANTIZE_MODEL_H
 #define MX_QUANTIZE_MODEL_H
 
+#include "quantize/budget.h"
 #include "quantize/choice.h"
 
 /* A whole model into other formats: docs/quantized.md, and docs of `mxrun quantize`. Memory is bounded by the largest
@@ -63,7 +64,7 @@ typedef struct mx_model_report {
     int files;
     double seconds, quantize_seconds; /* all of it; without calibration, and what --target-bits measures */
     double calibrate_seconds;
-    char *table; /* of --target-bits: what was measured; NULL: none */
+    mx_budget_report budget; /* of --target-bits; parts 0: none */
 } mx_model_report;
 
 /* `in`: what mx_source_open takes. Everything is written under the name `out`.incomplete, which becomes `out` when it
