@@ -138,6 +138,7 @@ static mx_status parse_formats(const char *names, mx_form form[MX_BUDGET_FORMATS
         char name[MX_FORM_NAME];
         if (*count == MX_BUDGET_FORMATS)
             return mx_fail(error, MX_INVALID_ARGUMENT, "%s: more than %d formats", names, MX_BUDGET_FORMATS);
+        if (!n) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: names of formats with a comma between them", names);
         snprintf(name, sizeof name, "%.*s", (int)n, at);
         mx_status status = mx_form_parse(name, &form[*count], error);
         if (status) return status;

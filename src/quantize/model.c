@@ -74,7 +74,9 @@ static mx_status choose_by_budget(run *r) {
     const mx_model_options *o = r->options;
     const mx_budget_options options = {.bits = o->target_bits,
                                        .calibrate = o->calibrate,
+                                       .formats = o->formats,
                                        .tokens = o->calibrate_tokens,
+                                       .quick = o->quick,
                                        .recipe = o->choice.recipe,
                                        .threads = mx_pool_threads(o->pool),
                                        .progress = measuring,

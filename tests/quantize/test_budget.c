@@ -322,6 +322,7 @@ static void test_refused(void **state) {
         {4, text_path, NULL, "cannot be had", MX_INVALID_ARGUMENT},
         {5, text_path, "", "no formats", MX_INVALID_ARGUMENT},
         {5, text_path, "mxfp4,mxfp5", "mxfp5", MX_INVALID_ARGUMENT},
+        {5, text_path, "mxfp4,,bf16", "a comma between", MX_INVALID_ARGUMENT},
         {5, text_path, "mxfp4,mxfp4", "twice", MX_INVALID_ARGUMENT},
         {5, "/nowhere/text", NULL, "/nowhere/text", MX_IO},
     };
