@@ -14,6 +14,7 @@
 #include "base/cpu.h"
 #include "base/machine.h"
 #include "quantize/calibrate.h"
+#include "quantize/rotate.h"
 #include "quantize/shared_scale.h"
 
 enum { PIECE = 4 << 20, TILE = 32 };
@@ -339,6 +340,14 @@ static uint64_t input_bytes(const mx_work *w, const mx_plan *p) {
     }
 }
 
+/* Numbers that rotation made finite: the quantiser has not seen them. */
+static void add_mended(const mx_fill *f, const mx_module *m, const mx_work *w, mx_quantize_report *report) {
+    int64_t mended = mx_rotation_mended(m, f->options->pool);
+    if (w->pair >= 0) mended += mx_rotation_mended(&f->plan->source->module[w->pair], f->options->pool);
+    report->nonfinite += mended;
+    report->lossless = report->lossless && !mended;
+}
+
 static mx_status do_work(filling *g, int index) {
     const mx_fill *f = g->f;
     const mx_work *w = &g->p->work[index];
@@ -377,6 +386,7 @@ static mx_status do_work(filling *g, int index) {
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
     status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
+    if (!status && f->options->allow_nonfinite) add_mended(f, m, w, report);
     if (!status) status = write_work(g, w);
     g->done += bytes;
     show_progress(g, g->done);
@@ -401,32 +411,28 @@ static void calibrating(void *user, int64_t done, int64_t total) {
     if (o->progress) o->progress(o->user, "calibrating", false, (uint64_t)done, (uint64_t)total);
 }
 
-/* Statistics of layers first ... as many as there is room for, one at least; *end: behind the last. */
-static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
-    const mx_config *c = &g->p->source->config;
+/* Statistics of what needs them. */
+static mx_status open_calibration(filling *g) {
+    const mx_plan *p = g->p;
     const mx_model_options *o = g->f->options;
-    const uint64_t room = mx_machine_memory("") / 2;
-    uint64_t taken = mx_calibration_bytes(c, first, hessian);
-    for (*end = first + 1; *end <= c->layers; (*end)++) {
-        taken += mx_calibration_bytes(c, *end, hessian);
-        if (taken > room) break;
-    }
     const mx_calibrate_options options = {.text_path = o->calibrate,
                                           .tokens = o->calibrate_tokens,
-                                          .hessian = hessian,
                                           .rotated = g->f->rotated,
-                                          .threads = mx_pool_threads(o->pool),
+                                          .pool = o->pool,
                                           .progress = calibrating,
                                           .user = g,
                                           .stop = o->stop};
-    mx_calibration_free(g->calibration);
-    g->calibration = NULL;
-    return mx_calibrate(g->p->source->path, &options, first, *end, &g->calibration, g->f->error);
+    mx_status status = mx_calibration_open(p->source->path, &p->source->config, &options, &g->calibration, g->f->error);
+    for (int i = 0; i < p->works && !status; i++)
+        if (mx_needs_statistics(&p->work[i].choice))
+            mx_calibration_want(g->calibration, &p->source->module[p->work[i].module], p->work[i].choice.recipe.gptq);
+    return status;
 }
 
-static mx_status calibrate_timed(filling *g, int first, bool hessian, int *end) {
+/* The module's statistics, and how long they took. */
+static mx_status calibrate(filling *g, const mx_module *m) {
     const double start = mx_seconds();
-    mx_status status = calibrate(g, first, hessian, end);
+    mx_status status = mx_calibration_run(g->calibration, m, g->f->error);
     g->f->report->calibrate_seconds += mx_seconds() - start;
     return status;
 }
@@ -446,20 +452,18 @@ static mx_status do_works(filling *g) {
     const mx_plan *p = g->p;
     turn *order = calloc((size_t)p->works + 1, sizeof *order);
     if (!order) return mx_fail(g->f->error, MX_NO_MEMORY, "%s: no memory for a list", p->source->path);
-    bool statistics = false, hessian = false;
+    bool statistics = false;
     for (int i = 0; i < p->works; i++) {
         const mx_choice *c = &p->work[i].choice;
         order[i] = (turn){0, i};
         statistics |= mx_needs_statistics(c);
-        hessian |= mx_needs_statistics(c) && c->recipe.gptq;
     }
     for (int i = 0; i < p->works && statistics; i++) order[i].layer = layer_of(p, &p->work[i]);
     if (p->works) qsort(order, (size_t)p->works, sizeof *order, by_layer);
-    mx_status status = MX_OK;
-    for (int i = 0, end = 0; i < p->works && !status; i++) {
+    mx_status status = statistics ? open_calibration(g) : MX_OK;
+    for (int i = 0; i < p->works && !status; i++) {
         const mx_work *w = &p->work[order[i].work];
-        if (mx_needs_statistics(&w->choice) && order[i].layer >= end)
-            status = calibrate_timed(g, order[i].layer, hessian, &end);
+        if (mx_needs_statistics(&w->choice)) status = calibrate(g, &p->source->module[w->module]);
         if (!status) status = do_work(g, order[i].work);
     }
     free(order);

@@ -53,7 +53,7 @@ static mx_status rotate(run *r) {
         read[i] = s->module[i].read;
         user[i] = s->module[i].user;
     }
-    if (!status) status = mx_rotate(s, &r->rotation, r->error);
+    if (!status) status = mx_rotate(s, r->options->allow_nonfinite, &r->rotation, r->error);
     free(r->changed);
     r->changed = calloc((size_t)s->modules + 1, sizeof *r->changed);
     if (!status && !r->changed) status = no_memory(r);
@@ -74,7 +74,9 @@ static mx_status choose_by_budget(run *r) {
     const mx_model_options *o = r->options;
     const mx_budget_options options = {.bits = o->target_bits,
                                        .calibrate = o->calibrate,
+                                       .formats = o->formats,
                                        .tokens = o->calibrate_tokens,
+                                       .quick = o->quick,
                                        .recipe = o->choice.recipe,
                                        .threads = mx_pool_threads(o->pool),
                                        .progress = measuring,

@@ -9,6 +9,8 @@
 typedef struct mx_model_options {
     mx_choice_options choice;
     double target_bits;       /* measured per part instead of chosen by class; 0: not */
+    const char *formats;      /* that target_bits chooses from: see mx_budget_options; NULL: the default */
+    bool quick;               /* target_bits runs only the smallest format of each part */
     const char *calibrate;    /* text for recipes that need statistics, and for target_bits; NULL: none */
     int64_t calibrate_tokens; /* 0: the default */
     bool gguf;                /* one file, else a folder in the Hugging Face layout */

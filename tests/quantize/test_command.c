@@ -152,6 +152,23 @@ static void test_target_bits(void **state) {
     mx_weights *w;
     if (mx_weights_open(out, pool, &w, &error)) fail_msg("%s", error.text);
     mx_weights_close(w);
+    o = run("quantize", stories(), "--dry-run", "--target-bits", "9", "--calibrate", text, "--calibrate-tokens", "8",
+            "--formats", "int4:32,int8:32,bf16", "--quick", "--json");
+    expect_code(&o, 0);
+    document = parse_output(&o);
+    table = mx_json_get(mx_json_root(document), "table");
+    assert_non_null(table->child);
+    for (const mx_json *p = table->child; p; p = p->next) {
+        const mx_json *formats = mx_json_get(p, "formats");
+        assert_true(formats->count == 3 && mx_json_get(formats, "int4:32") && mx_json_get(formats, "int8:32"));
+        assert_null(mx_json_get(formats, "nvfp4"));
+    }
+    mx_json_free(document);
+    outcome_free(&o);
+    o = run("quantize", stories(), "--dry-run", "--target-bits", "9", "--calibrate", text, "--formats", "mxfp4,keep");
+    expect_code(&o, 2);
+    expect_text(&o.err, "keep: no such format");
+    outcome_free(&o);
     write_test_file("packed.txt",
                     "\xFD"
                     "7zXZ",
@@ -209,6 +226,8 @@ static void test_command(void **state) {
     usage("--recipe", model, out, "--recipe", "best");
     usage("--target-bits measures on a text", model, out, "--target-bits", "5");
     usage("leave the formats", model, out, "--target-bits", "5", "--calibrate", model, "--experts", "mxfp4");
+    usage("--formats says how --target-bits", model, out, "--formats", "mxfp4,bf16");
+    usage("--quick says how --target-bits", model, out, "--quick");
     usage("--calibrate-tokens is of a text", model, out, "--calibrate-tokens", "5");
     usage("--allow-loss is for GGUF", model, out, "--allow-loss");
     usage("first write it with --allow-nonfinite", model, out, "--allow-nonfinite", "--recipe", "gptq", "--calibrate",
