@@ -53,7 +53,7 @@ static void test_methods(void **state) {
         make(in_folder(i ? "made" : "wide"), in_folder("apart"), i ? "keep" : "mxfp4", "nvfp4");
         expect_method("apart/config.json", "compressed-tensors");
         mx_source s;
-        mx_weights *w;
+        mx_weights *w = NULL;
         mx_checkpoint *ck;
         if (mx_checkpoint_open(in_folder("apart"), &ck, &error)) fail_msg("%s", error.text);
         assert_null(mx_checkpoint_find(ck, "model.layers.1.mlp.experts.down_proj_blocks"));
