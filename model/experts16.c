@@ -1,6 +1,7 @@
-/* Repositories whose experts are in 16 bits ("-BF16"): mlp.experts.gate_up_proj [experts, in, 2 * intermediate] and
- * down_proj [experts, in, out], transposed against all other weights (transformers multiplies x W there). They become
- * [experts, out, in] as the kernels read them, in BF16, or MXFP4 blocks and scales. */
+/* Repositories whose experts are in 16 bits ("-BF16") or 32: mlp.experts.gate_up_proj [experts, in, 2 * intermediate]
+ * and down_proj [experts, in, out], transposed against all other weights (transformers multiplies x W there). They
+ * become [experts, out, in] as the kernels read them, in the type that they have, or of BF16 MXFP4 blocks and scales.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 
 enum { TILE = 32 }; /* rows and columns that are turned at once: an MXFP4 block each */
 
-/* ---- turned, in BF16 -------------------------------------------------------------------------------------------- */
+/* ---- turned, in their type
+ * -------------------------------------------------------------------------------------------- */
 
 /* The 32 x 32 values at row n0 (out), column k0 (in) of the result; outside of `rows` nothing is read. */
 static int load_tile(uint16_t tile[TILE][TILE], const mx_recipe *r, const uint8_t *from, int64_t n0, int64_t k0) {
@@ -33,6 +35,22 @@ static void make_turned(const mx_recipe *r, int64_t first, int64_t count, uint8_
                 uint16_t tile[TILE][TILE];
                 const int rows = load_tile(tile, r, from, n0, k0);
                 for (int n = 0; n < rows; n++) memcpy(to + ((n0 + n) * r->cols + k0) * 2, tile[n], sizeof tile[n]);
+            }
+    }
+}
+
+/* The same of numbers of 4 bytes. */
+static void make_turned32(const mx_recipe *r, int64_t first, int64_t count, uint8_t *out) {
+    for (int64_t e = 0; e < count; e++) {
+        const uint8_t *from = r->from + (uint64_t)(first + e) * r->from_stride;
+        uint8_t *to = out + (uint64_t)e * (uint64_t)(r->rows * r->cols) * 4;
+        for (int64_t n0 = 0; n0 < r->rows; n0 += TILE)
+            for (int64_t k0 = 0; k0 < r->cols; k0 += TILE) {
+                uint32_t tile[TILE][TILE];
+                const int rows = r->rows - n0 < TILE ? (int)(r->rows - n0) : TILE;
+                for (int k = 0; k < TILE; k++)
+                    for (int n = 0; n < rows; n++) tile[n][k] = mx_load_u32(from + ((k0 + k) * r->rows + n0 + n) * 4);
+                for (int n = 0; n < rows; n++) memcpy(to + ((n0 + n) * r->cols + k0) * 4, tile[n], sizeof tile[n]);
             }
     }
 }
@@ -162,13 +180,21 @@ mx_status mx_rounding_parse(const char *text, mx_rounding *out, mx_error *error)
 static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_error *error) {
     const mx_tensor whole = ck->tensor[index];
     const int64_t experts = whole.shape[0], cols = whole.shape[1], rows = whole.shape[2];
-    if (whole.dtype != MX_DTYPE_BF16 || cols % TILE || !whole.bytes) {
+    const bool dense = whole.dtype == MX_DTYPE_BF16 || whole.dtype == MX_DTYPE_F16 || whole.dtype == MX_DTYPE_F32;
+    if (!dense || cols % TILE || !whole.bytes) {
         char shape[120];
-        return mx_fail(error, whole.dtype == MX_DTYPE_BF16 ? MX_INVALID_FILE : MX_UNSUPPORTED,
-                       "%s: %s: is %s %s, expected BF16 [experts, in, out] with in a multiple of 32", whole.file,
-                       whole.name, whole.dtype_name, mx_show_shape(shape, sizeof shape, whole.shape, whole.dims));
+        return mx_fail(error, dense ? MX_INVALID_FILE : MX_UNSUPPORTED,
+                       "%s: %s: is %s %s, expected BF16, F16 or F32 [experts, in, out] with in a multiple of 32",
+                       whole.file, whole.name, whole.dtype_name,
+                       mx_show_shape(shape, sizeof shape, whole.shape, whole.dims));
     }
-    mx_recipe recipe = {.make = make_turned,
+    if (mx_experts_rounded(form) && whole.dtype != MX_DTYPE_BF16)
+        return mx_fail(
+            error, MX_UNSUPPORTED,
+            "%s: %s: is %s, and experts are rounded to MXFP4 while they are read from BF16 only: "
+            "mxrun quantize MODEL FOLDER writes a model with such experts (and mxrun convert a GGUF of that)",
+            whole.file, whole.name, whole.dtype_name);
+    mx_recipe recipe = {.make = whole.dtype == MX_DTYPE_F32 ? make_turned32 : make_turned,
                         .from = whole.data,
                         .from_stride = whole.slice_stride,
                         .from_bytes = mx_tensor_slice_bytes(&whole),
@@ -183,7 +209,7 @@ static mx_status turn(mx_checkpoint *ck, int index, mx_expert_form form, mx_erro
             mx_checkpoint_add(ck, whole.file, "%s%s", whole.name, !mx_experts_rounded(form) ? ".weight" : ends[part]);
         if (!t) return mx_fail(error, MX_NO_MEMORY, "%s: no memory for its tensors", whole.file);
         if (!mx_experts_rounded(form)) {
-            mx_tensor_form(t, MX_DTYPE_BF16, 3, (int64_t[]){experts, rows, cols});
+            mx_tensor_form(t, whole.dtype, 3, (int64_t[]){experts, rows, cols});
         } else {
             recipe.make = part ? round_scales : round_blocks;
             recipe.make_both = part ? NULL : round_both;

@@ -599,7 +599,7 @@ void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
     const int layers = b->weights->config.layers, last = batch->last ? batch->last : layers;
     int wanted = 0;
     for (int t = 0; t < batch->rows; t++) wanted += batch->row[t].wanted;
-    bool recording = batch->residual || batch->experts || batch->expert_weights || b->options.observer;
+    bool recording = batch->residual || batch->experts || batch->expert_weights || batch->after || b->options.observer;
     mx_parallel_for(b->pool, batch->rows, ROW_GRAIN, begin_rows, &step);
     find_runs(&step);
     if (!batch->first) record(&step, 0);
@@ -610,6 +610,8 @@ void mx_gpt_oss_step(mx_cpu_backend *b, const mx_batch *batch) {
         if (step.batch->rows) experts(&step);
         record(&step, i + 1);
     }
+    if (batch->after)
+        memcpy(batch->after, b->s.x, (size_t)batch->rows * (size_t)b->weights->config.hidden * sizeof *batch->after);
     b->wanted = 0;
     if (last == layers) logits(b, step.batch);
 }

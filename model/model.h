@@ -114,7 +114,7 @@ typedef struct mx_checkpoint mx_checkpoint;
 
 /* What becomes of experts that a file does not hold in Hugging Face's form. */
 typedef enum mx_expert_form {
-    MX_EXPERTS_KEPT,     /* MXFP4 takes that form; BF16 is turned to [experts, out, in] */
+    MX_EXPERTS_KEPT,     /* MXFP4 takes that form; BF16, F16 and F32 are turned to [experts, out, in] */
     MX_EXPERTS_MXFP4,    /* BF16 is rounded to nearest, scales by OCP's rule: floor(log2(largest)) - 2 */
     MX_EXPERTS_OVERFLOW, /* the same by the rules MX_ROUND_OVERFLOW and _SEARCH */
     MX_EXPERTS_SEARCH,
@@ -295,6 +295,8 @@ typedef struct mx_batch {
      * Logits are there only where it is run to the end. */
     int first, last;
     const float *before;
+    float *after; /* [rows, hidden]: the residual stream behind the last layer that is run; may be `before`'s memory.
+                     NULL: nobody wants it */
 } mx_batch;
 
 /* What enters a product, in fp32, before it is packed. */

@@ -259,6 +259,7 @@ static mx_status find_post(work *w, mx_pool *pool, mx_error *error) {
     float largest = 0;
     for (int64_t i = 0; i < w->chunks; i++) largest = fmaxf(largest, w->chunk[i].largest);
     if (set_powers(&w->coder, w)) return MX_OK;
+    if (blocks) largest = fmaxf(largest, w->job->largest);
     set_post(&w->coder, largest, !blocks ? 0 : r->four_over_six ? 256 : 448, 1);
     const bool search = blocks ? r->tensor_search : r->rule == MX_RULE_SEARCH || r->rule == MX_RULE_WEIGHTED;
     return search && largest > 0 ? search_post(w, largest, pool, error) : MX_OK;

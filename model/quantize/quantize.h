@@ -98,6 +98,8 @@ typedef struct mx_quantize_job {
     mx_factored *factored;           /* NULL: factors are not kept */
     bool allow_nonfinite; /* NaN becomes 0, infinity the largest finite of its block, and they are counted; else they
                              are refused */
+    float largest; /* NVFP4: of |w| of all matrices that are to have one tensor scale with this one; 0: of this one.
+                      Where a scale of its own loses nothing, it has that */
     const volatile sig_atomic_t *stop; /* MX_CANCELLED once it is not 0; may be NULL */
     /* Results, dense; NULL where the form has none. */
     uint8_t *data;   /* [rows, mx_columns_bytes(form.format, cols)] */

@@ -104,8 +104,8 @@ static bool last_line(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
 }
 
 bool mx_quantize_text(mx_bytes *out, const mx_quantize_shown *shown, const mx_model_report *r) {
-    const bool done = shown->out != NULL;
-    bool ok = !r->table || mx_bytes_add_string(out, r->table);
+    const bool done = shown->out && !shown->gguf; /* converting does not say how far numbers are */
+    bool ok = !r->budget.parts || mx_budget_show(&r->budget, out);
     for (int i = 0; i < r->matrices && ok && shown->verbose; i++) ok = matrix_line(out, &r->matrix[i], done);
     for (int i = 0; i < r->others && ok && shown->verbose; i++)
         ok = mx_bytes_addf(out, "  %-56s %s, %s\n", r->other[i].name, r->other[i].type,
@@ -146,10 +146,34 @@ static bool json_result(mx_bytes *out, const mx_quantize_report *r) {
                          (long long)r->nonfinite, r->lossless ? "true" : "false");
 }
 
+/* What --target-bits measured and chose; "formats": KL of each that the part can have, nats. */
+static bool json_budget(mx_bytes *out, const mx_budget_report *b) {
+    bool ok = mx_bytes_addf(out, ",\"bits\":%.9g,\"kl\":%.9g,\"kl_measured\":", b->bits, b->kl);
+    ok = ok && (b->kl_measured < 0 ? mx_bytes_add_string(out, "null") : mx_bytes_addf(out, "%.9g", b->kl_measured));
+    ok = ok && mx_bytes_addf(out, ",\"predictions\":%lld,\"table\":[", (long long)b->tokens);
+    for (int i = 0; i < b->parts && ok; i++) {
+        const mx_budget_part *p = &b->part[i];
+        char name[MX_FORM_NAME];
+        bool any = false;
+        ok = mx_bytes_addf(out, "%s{\"part\":\"%s\",\"layer\":", i ? "," : "", mx_part_name(p->part)) &&
+             (p->layer < 0 ? mx_bytes_add_string(out, "null") : mx_bytes_addf(out, "%d", p->layer)) &&
+             mx_bytes_addf(out, ",\"weights\":%lld,\"formats\":{", (long long)p->weights);
+        for (int j = 0; j < b->formats && ok; j++) {
+            if (!p->choice[j].possible) continue;
+            mx_form_name(name, &p->choice[j].form);
+            ok = mx_bytes_addf(out, "%s\"%s\":%.9g", any ? "," : "", name, p->choice[j].kl);
+            any = true;
+        }
+        mx_form_name(name, &p->choice[p->chosen].form);
+        ok = ok && mx_bytes_addf(out, "},\"chosen\":\"%s\"}", name);
+    }
+    return ok && mx_bytes_add_string(out, "]");
+}
+
 bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_model_report *r) {
-    const bool done = shown->out != NULL;
+    const bool done = shown->out && !shown->gguf;
     bool ok = mx_bytes_add_string(out, "{\"out\":");
-    ok = ok && (done ? mx_bytes_add_json(out, shown->out, strlen(shown->out)) : mx_bytes_add_string(out, "null"));
+    ok = ok && (shown->out ? mx_bytes_add_json(out, shown->out, strlen(shown->out)) : mx_bytes_add_string(out, "null"));
     ok = ok && mx_bytes_add_string(out, ",\"classes\":[");
     for (int i = 0; i < r->classes && ok; i++) {
         const mx_model_class *c = &r->of_class[i];
@@ -176,10 +200,9 @@ bool mx_quantize_json(mx_bytes *out, const mx_quantize_shown *shown, const mx_mo
     for (int i = 0; i < r->others && ok; i++)
         ok = mx_bytes_add_string(out, i ? "," : "") &&
              mx_bytes_add_json(out, r->other[i].name, strlen(r->other[i].name));
-    if (r->table)
-        ok = ok && mx_bytes_add_string(out, "],\"table\":[") && mx_bytes_add_json(out, r->table, strlen(r->table));
+    ok = ok && mx_bytes_add_string(out, "]") && (!r->budget.parts || json_budget(out, &r->budget));
     return ok && mx_bytes_addf(out,
-                               "],\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
+                               ",\"bytes_before\":%llu,\"bytes\":%llu,\"file_bytes\":%llu,\"files\":%d,"
                                "\"read\":%llu,\"seconds\":%.6g,\"quantize_seconds\":%.6g}\n",
                                (unsigned long long)r->bytes_before, (unsigned long long)r->bytes,
                                (unsigned long long)r->file_bytes, r->files, (unsigned long long)r->read, r->seconds,

@@ -175,6 +175,25 @@ mx_made mx_make_every(const mx_tensor *t, int part, int parts, mx_dtype dtype) {
     return m;
 }
 
+static const char *every_of(const mx_made *m, int64_t first, int64_t count, uint8_t *out, uint8_t *scratch,
+                            int *source) {
+    (void)first;
+    (void)count;
+    (void)source;
+    const uint64_t row = m->slice_bytes / (uint64_t)(m->rows / m->parts);
+    const uint8_t *from = view(m->from[0], m->of, 1, scratch);
+    for (int64_t n = m->part; n < m->rows; n += m->parts, out += row) memcpy(out, from + (uint64_t)n * row, row);
+    return NULL;
+}
+
+mx_made mx_make_every_of(const mx_tensor *t, int64_t of, int part, int parts) {
+    mx_made m = {.make = every_of, .from = {t}, .froms = 1, .slices = 1, .part = part, .parts = parts, .of = of};
+    m.rows = t->shape[1];
+    m.scratch = mx_tensor_slice_bytes(t);
+    m.slice_bytes = m.scratch / (uint64_t)parts;
+    return m;
+}
+
 /* ---- experts ------------------------------------------------------------------------------------------------------
  */
 

@@ -11,6 +11,8 @@
 mx_made mx_make_rows(const mx_tensor *t, const mx_tensor *also, const mx_tensor *last, mx_dtype dtype);
 /* Of every slice of t [n, rows, ...], each parts-th row beginning with `part`, elements as above. */
 mx_made mx_make_every(const mx_tensor *t, int part, int parts, mx_dtype dtype);
+/* The same of slice `of` alone, bytes as they are, as one piece. */
+mx_made mx_make_every_of(const mx_tensor *t, int64_t of, int part, int parts);
 /* GGML's MXFP4 of blocks [experts, rows, columns / 32, 16] and scales, of rows as above. */
 mx_made mx_make_mxfp4(const mx_tensor *blocks, const mx_tensor *scales, int part, int parts);
 /* t [experts, out, in] of 16 bits as [experts, in, out]. */

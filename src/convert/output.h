@@ -23,6 +23,7 @@ struct mx_made {
     int froms;
     mx_dtype dtype;     /* of the result */
     int part, parts;    /* every parts-th row, beginning with row `part` */
+    int64_t of;         /* of this slice alone, where `make` is of one */
     int64_t rows, cols; /* of a slice, where `make` needs them */
     int64_t heads[2];   /* metal: of q, of k */
 };

@@ -41,10 +41,9 @@ typedef struct measuring {
     float *logits;       /* [rows, vocab] of the model */
     float *scratch;      /* [threads, 2, vocab rounded up] */
     int64_t scratch_floats;
-    double *kl; /* [rows] */
-    mx_calibration *calibration;
-    int calibrated_first, calibrated_last;
-    int64_t done, total; /* tokens through the model */
+    double *kl;                  /* [rows] */
+    mx_calibration *calibration; /* NULL: no recipe needs any */
+    int64_t done, total;         /* tokens through the model */
 } measuring;
 
 static mx_status no_memory(const measuring *m, const char *what) {
@@ -139,6 +138,7 @@ static mx_status parse_formats(const char *names, mx_form form[MX_BUDGET_FORMATS
         char name[MX_FORM_NAME];
         if (*count == MX_BUDGET_FORMATS)
             return mx_fail(error, MX_INVALID_ARGUMENT, "%s: more than %d formats", names, MX_BUDGET_FORMATS);
+        if (!n) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: names of formats with a comma between them", names);
         snprintf(name, sizeof name, "%.*s", (int)n, at);
         mx_status status = mx_form_parse(name, &form[*count], error);
         if (status) return status;
@@ -176,6 +176,12 @@ static void compare_rows(void *arg, int64_t begin, int64_t end, int thread) {
     }
 }
 
+static mx_status check_finite(const measuring *m, const float *logits) {
+    for (int64_t k = 0; k < m->view.config.vocab; k++)
+        if (!isfinite(logits[k])) return mx_forward_not_finite(m->source->path, m->weights, m->error);
+    return MX_OK;
+}
+
 /* The text through the view, from layer forward.first on. `keep`: its logits, and the residual stream, become the
  * model's; else *kl is the mean distance from them. */
 static mx_status run_text(measuring *m, bool keep, double *kl) {
@@ -187,9 +193,12 @@ static mx_status run_text(measuring *m, bool keep, double *kl) {
         if (stopped(m)) return mx_fail(m->error, MX_CANCELLED, "stopped");
         mx_status status = mx_forward_step(&m->forward, &m->text, at, m->every, &at, &wanted, m->error);
         if (status) return status;
-        for (int i = 0; i < wanted && keep; i++)
-            memcpy(m->logits + (first + i) * vocab, m->forward.backend->ops->logits(m->forward.backend, i),
-                   (size_t)vocab * sizeof *m->logits);
+        for (int i = 0; i < wanted && keep && !status; i++) {
+            float *to = m->logits + (first + i) * vocab;
+            memcpy(to, m->forward.backend->ops->logits(m->forward.backend, i), (size_t)vocab * sizeof *to);
+            status = check_finite(m, to);
+        }
+        if (status) return status;
         if (!keep) mx_parallel_for(m->pool, wanted, 1, compare_rows, &(struct comparison){m, first});
         m->done += m->text.first[at] - m->text.first[before];
         if (m->options->progress) m->options->progress(m->options->user, m->done, m->total);
@@ -317,29 +326,25 @@ mx_quantize_recipe mx_budget_recipe(const mx_quantize_recipe *recipe, const mx_f
     return (mx_quantize_recipe){.rule = MX_RULE_OCP, .hadamard = recipe->hadamard};
 }
 
-/* The statistics of `layer` are there afterwards, with those of as many behind it as half the memory holds. */
-static mx_status calibrate(measuring *m, int layer) {
-    const mx_config *c = &m->view.config;
-    const bool hessian = m->options->recipe.gptq;
-    if (!needs_statistics(&m->options->recipe) ||
-        (m->calibration && layer >= m->calibrated_first && layer < m->calibrated_last))
-        return MX_OK;
-    mx_calibration_free(m->calibration);
-    m->calibration = NULL;
-    const uint64_t most = mx_memory_available() / 2;
-    uint64_t bytes = mx_calibration_bytes(c, layer, hessian);
-    int last = layer + 1;
-    while (last <= c->layers && bytes + mx_calibration_bytes(c, last, hessian) <= most)
-        bytes += mx_calibration_bytes(c, last++, hessian);
+/* Statistics of all that a form's recipe needs them for. */
+static mx_status open_calibration(measuring *m) {
+    const mx_source *s = m->source;
+    const mx_budget_report *r = m->report;
+    if (!needs_statistics(&m->options->recipe)) return MX_OK;
     const mx_calibrate_options options = {.text_path = m->options->calibrate,
                                           .tokens = m->options->tokens,
-                                          .hessian = hessian,
                                           .rotated = m->options->recipe.hadamard,
-                                          .threads = m->options->threads,
+                                          .pool = m->pool,
+                                          .weights = m->weights,
                                           .stop = m->options->stop};
-    m->calibrated_first = layer;
-    m->calibrated_last = last;
-    return mx_calibrate(m->source->path, &options, layer, last, &m->calibration, m->error);
+    mx_status status = mx_calibration_open(s->path, &m->weights->config, &options, &m->calibration, m->error);
+    for (int i = 0; i < s->modules && !status; i++)
+        for (int j = 0; j < r->formats && part_of(&s->module[i]) >= 0; j++) {
+            const mx_quantize_recipe recipe =
+                mx_budget_recipe(&m->options->recipe, &r->part[0].choice[j].form, s->module[i].kind);
+            if (needs_statistics(&recipe)) mx_calibration_want(m->calibration, &s->module[i], recipe.gptq);
+        }
+    return status;
 }
 
 struct widening {
@@ -365,9 +370,13 @@ static mx_status quantize_module(measuring *m, const mx_module *module, const mx
                            .user = module->user,
                            .form = *form,
                            .recipe = mx_budget_recipe(&m->options->recipe, form, module->kind),
-                           .statistics = m->calibration ? mx_calibration_of(m->calibration, module) : NULL,
                            .stop = m->options->stop};
     mx_status status = MX_OK;
+    if (needs_statistics(&job.recipe)) {
+        status = mx_calibration_run(m->calibration, module, m->error);
+        if (status) return status;
+        job.statistics = mx_calibration_of(m->calibration, module);
+    }
     int64_t step;
     float *place = place_of(m, module, w, &step), *own = NULL;
     job.data = malloc((size_t)(rows * mx_columns_bytes(form->format, cols)));
@@ -394,9 +403,8 @@ static mx_status quantize_module(measuring *m, const mx_module *module, const mx
 
 /* The part in this form, to w [weights]; *lossless: it is worth what it was. */
 static mx_status quantize_part(measuring *m, const mx_budget_part *p, mx_budget_choice *c, float *w, bool *lossless) {
-    const int layer = p->part == MX_PART_LM_HEAD ? m->view.config.layers : p->layer;
     double square = 0, error = 0;
-    mx_status status = layer < 0 ? MX_OK : calibrate(m, layer);
+    mx_status status = MX_OK;
     *lossless = !m->options->recipe.hadamard;
     for (int i = 0; i < m->source->modules && !status; i++) {
         const mx_module *module = &m->source->module[i];
@@ -617,6 +625,7 @@ mx_status mx_budget_choose(const mx_source *source, const mx_budget_options *opt
     if (!status) status = find_parts(&m, all, formats);
     if (!status) status = choose(&m, &kept, form); /* is it possible at all? */
     if (!status) status = prepare(&m);
+    if (!status) status = open_calibration(&m);
     if (!status) status = measure(&m);
     if (!status) status = choose(&m, &kept, form);
     if (!status) status = measure_mixture(&m);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "base/cpu.h"
 #include "quantize/forward.h"
 
 /* Statistics of the rows that an observer of the CPU's backend sees.
@@ -35,11 +36,41 @@ typedef struct slot {
 /* Of a layer: qkv, o, router, then gate_up of each expert, then down of each. Of lm_head: one. */
 enum { SLOT_QKV, SLOT_O, SLOT_ROUTER, SLOT_EXPERTS };
 
+/* Who watches a run. */
+typedef struct watcher {
+    mx_calibration *calibration;
+    mx_pool *pool;
+    const mx_kernels *kernels;
+    const mx_product *product; /* of F32 by F32 */
+    float *turned;             /* [rows, cols] of rotated rows */
+    float *transposed;         /* [cols, rows rounded up] */
+    uint8_t *packed;           /* the same, packed */
+    float *scratch;            /* [threads, kernels->matmul_scratch rounded up] */
+    int64_t scratch_floats;
+} watcher;
+
+enum { WANT_NOTHING, WANT_SQUARES, WANT_HESSIAN };
+
 struct mx_calibration {
     mx_config config;
-    int first, last;
-    slot *slot; /* [last - first, SLOT_EXPERTS + 2 * experts]; lm_head has a layer's place, too */
+    char *path;
+    mx_calibrate_options options;
+    mx_passages text;
+    uint8_t *want; /* [layers + 1, SLOT_EXPERTS + 2 * experts]; lm_head has a layer's place, too */
+
+    int first, last; /* layers whose statistics are there */
+    slot *slot;      /* [last - first, SLOT_EXPERTS + 2 * experts] */
     mx_arena memory;
+    uint64_t bytes; /* of memory */
+
+    /* What runs; not there before the first run, and where no layer is left */
+    mx_weights *own;
+    mx_forward forward;
+    watcher watcher;
+    mx_observer observer;
+    mx_arena room; /* of the watcher */
+    int reached;   /* forward.stream is what leaves this many layers; 0: nothing */
+    int64_t layers_run;
 };
 
 static int slots_of_layer(const mx_config *c) {
@@ -51,48 +82,66 @@ static int64_t slot_cols(const mx_config *c, int index) {
     return index < SLOT_EXPERTS + c->experts ? c->hidden : c->intermediate;
 }
 
-static slot *slot_at(const mx_calibration *c, int layer, int index) {
-    return layer < c->first || layer >= c->last
-               ? NULL
-               : c->slot + (int64_t)(layer - c->first) * slots_of_layer(&c->config) + index;
+static uint8_t *wants_at(const mx_calibration *c, int layer) {
+    return c->want + (int64_t)layer * slots_of_layer(&c->config);
 }
 
-/* Does this layer have this slot? */
-static bool has_slot(const mx_config *c, int layer, int index) {
-    return layer < c->layers || index == 0;
+/* NULL: it is not there, or nobody wants it. */
+static slot *slot_at(const mx_calibration *c, int layer, int index) {
+    if (layer < c->first || layer >= c->last || !wants_at(c, layer)[index]) return NULL;
+    return c->slot + (int64_t)(layer - c->first) * slots_of_layer(&c->config) + index;
+}
+
+/* Where the module's input is; false: nowhere. */
+static bool find_slot(const mx_config *c, const mx_module *m, int *layer, int *index) {
+    *layer = m->layer;
+    switch (m->kind) {
+    case MX_KIND_Q:
+    case MX_KIND_K:
+    case MX_KIND_V:
+        *index = SLOT_QKV;
+        break;
+    case MX_KIND_O:
+        *index = SLOT_O;
+        break;
+    case MX_KIND_ROUTER:
+        *index = SLOT_ROUTER;
+        break;
+    case MX_KIND_GATE:
+    case MX_KIND_UP:
+        *index = SLOT_EXPERTS + m->expert;
+        break;
+    case MX_KIND_DOWN:
+        *index = SLOT_EXPERTS + c->experts + m->expert;
+        break;
+    case MX_KIND_LM_HEAD:
+        *layer = c->layers;
+        *index = 0;
+        return true;
+    default:
+        return false;
+    }
+    return *layer >= 0 && *layer < c->layers && m->expert < c->experts;
 }
 
 static uint64_t align64(uint64_t n) {
     return (n + 63) / 64 * 64;
 }
 
-static uint64_t slot_bytes(int64_t cols, bool hessian) {
+static uint64_t slot_bytes(int64_t cols, int want) {
     const uint64_t n = (uint64_t)cols;
-    return align64(n * sizeof(double)) + (hessian ? align64(n * n * sizeof(float)) : 0);
+    return (want ? align64(n * sizeof(double)) : 0) + (want == WANT_HESSIAN ? align64(n * n * sizeof(float)) : 0);
 }
 
-uint64_t mx_calibration_bytes(const mx_config *c, int layer, bool hessian) {
+/* What is wanted of a layer takes; 0: nothing is wanted. */
+static uint64_t layer_bytes(const mx_calibration *c, int layer) {
     uint64_t bytes = 0;
-    for (int i = 0; i < slots_of_layer(c); i++)
-        if (has_slot(c, layer, i)) bytes += slot_bytes(slot_cols(c, i), hessian);
+    for (int i = 0; i < slots_of_layer(&c->config); i++)
+        bytes += slot_bytes(slot_cols(&c->config, i), wants_at(c, layer)[i]);
     return bytes;
 }
 
 /* ---- sums -------------------------------------------------------------------------------------------------------- */
-
-/* Who watches a run. */
-typedef struct watcher {
-    mx_calibration *calibration;
-    mx_pool *pool;
-    const mx_kernels *kernels;
-    const mx_product *product; /* of F32 by F32 */
-    bool hessian, rotated;
-    float *turned;     /* [rows, cols] of rotated rows */
-    float *transposed; /* [cols, rows rounded up] */
-    uint8_t *packed;   /* the same, packed */
-    float *scratch;    /* [threads, kernels->matmul_scratch rounded up] */
-    int64_t scratch_floats;
-} watcher;
 
 /* One parallel region's view: rows x of one slot. */
 struct sums {
@@ -200,7 +249,7 @@ static void see(void *user, const mx_observed *seen) {
     mx_observed turned = *seen;
     struct sums s = {.w = w, .seen = seen, .slot = slot_of_class(w->calibration, seen)};
     if (!s.slot) return;
-    s.block = w->rotated ? rotation_block(&w->calibration->config, seen->class) : 1;
+    s.block = w->calibration->options.rotated ? rotation_block(&w->calibration->config, seen->class) : 1;
     if (s.block > 1) {
         mx_parallel_for(w->pool, seen->rows, 8, turn_rows, &s);
         turned.x = w->turned;
@@ -209,7 +258,7 @@ static void see(void *user, const mx_observed *seen) {
     }
     s.slot->s.rows += seen->rows;
     mx_parallel_for(w->pool, seen->cols, COLUMN_GRAIN, add_squares, &s);
-    if (!w->hessian) return;
+    if (!s.slot->hessian) return;
     s.padded = (seen->rows + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
     mx_parallel_for(w->pool, seen->cols, COLUMN_GRAIN, transpose, &s);
     mx_parallel_for(w->pool, seen->cols, COLUMN_GRAIN, pack_transposed, &s);
@@ -243,21 +292,43 @@ static void finish(slot *s, mx_pool *pool) {
     if (s->hessian) mx_parallel_for(pool, s->s.cols, 16, mirror, &m);
 }
 
+/* Does anything that is not finite come in? Infinite Hessians of finite squares are none of ours: columns' products are
+ * no larger than their squares. */
+static bool is_finite(const slot *s) {
+    for (int64_t k = 0; k < s->s.cols && s->s.rows; k++)
+        if (!isfinite((float)s->square[k])) return false;
+    return true;
+}
+
 /* ---- the run ----------------------------------------------------------------------------------------------------- */
 
-static mx_status take_slots(mx_calibration *c, bool hessian, mx_error *error) {
+static void forget_slots(mx_calibration *c) {
+    free(c->slot);
+    c->slot = NULL;
+    mx_arena_destroy(&c->memory);
+    c->memory = (mx_arena){0};
+    c->first = c->last = 0;
+    c->bytes = 0;
+}
+
+/* Room for what is wanted of layers first ... last - 1. */
+static mx_status take_slots(mx_calibration *c, int first, int last, mx_error *error) {
     const int of_layer = slots_of_layer(&c->config);
     uint64_t bytes = 64;
-    for (int l = c->first; l < c->last; l++) bytes += mx_calibration_bytes(&c->config, l, hessian);
-    c->slot = calloc((size_t)(c->last - c->first) * (size_t)of_layer, sizeof *c->slot);
+    for (int l = first; l < last; l++) bytes += layer_bytes(c, l);
+    c->slot = calloc((size_t)(last - first) * (size_t)of_layer, sizeof *c->slot);
     mx_status status = c->slot ? mx_arena_create(bytes, &c->memory, error) : MX_NO_MEMORY;
     if (status)
-        return mx_fail(error, MX_NO_MEMORY, "no memory for the statistics of %d layers, %.1f GB", c->last - c->first,
+        return mx_fail(error, MX_NO_MEMORY, "no memory for the statistics of %d layers, %.1f GB", last - first,
                        (double)bytes / 1e9);
-    for (int l = c->first; l < c->last; l++)
+    c->first = first;
+    c->last = last;
+    c->bytes = bytes;
+    for (int l = first; l < last; l++)
         for (int i = 0; i < of_layer; i++) {
             slot *s = slot_at(c, l, i);
-            if (!has_slot(&c->config, l, i)) continue;
+            if (!s) continue;
+            const bool hessian = wants_at(c, l)[i] == WANT_HESSIAN;
             const int64_t n = s->s.cols = slot_cols(&c->config, i);
             s->s.square = s->square = mx_arena_take(&c->memory, (size_t)n * sizeof *s->square);
             if (hessian) s->s.hessian = s->hessian = mx_arena_take(&c->memory, (size_t)n * (size_t)n * sizeof(float));
@@ -291,64 +362,130 @@ static mx_status watcher_open(watcher *w, int64_t rows, mx_arena *memory, mx_err
     return MX_OK;
 }
 
-static mx_status run(const mx_weights *weights, mx_pool *pool, const mx_passages *text, const mx_calibrate_options *o,
-                     mx_calibration *c, mx_error *error) {
-    watcher w = {.calibration = c, .pool = pool, .hessian = o->hessian, .rotated = o->rotated};
-    const mx_observer observer = {.see = see, .user = &w, .plain = o->rotated};
-    mx_arena memory = {0};
-    mx_forward f = {0};
+static const mx_weights *weights_of(const mx_calibration *c) {
+    return c->options.weights ? c->options.weights : c->own;
+}
+
+static void end_runs(mx_calibration *c) {
+    mx_forward_close(&c->forward);
+    mx_arena_destroy(&c->room);
+    c->room = (mx_arena){0};
+    mx_weights_close(c->own);
+    c->own = NULL;
+    c->reached = 0;
+}
+
+/* Model and room for steps, unless they are there. */
+static mx_status begin_runs(mx_calibration *c, mx_error *error) {
+    const mx_passages *text = &c->text;
+    if (c->forward.backend) return MX_OK;
     int64_t longest = text->ids.count < STEP_ROWS ? text->ids.count : STEP_ROWS;
     for (int i = 0; i < text->count; i++)
         if (text->first[i + 1] - text->first[i] > longest) longest = text->first[i + 1] - text->first[i];
-    mx_status status = watcher_open(&w, longest, &memory, error);
-    if (!status) status = mx_forward_open(weights, pool, &observer, (int)longest, 1, &f, error);
-    if (c->last <= c->config.layers) f.last = c->last;
-    for (int at = 0; at < text->count && !status;) {
-        int wanted;
-        if (o->stop && *o->stop) status = mx_fail(error, MX_CANCELLED, "calibration: stopped");
-        if (!status) status = mx_forward_step(&f, text, at, 0, &at, &wanted, error);
-        if (!status && o->progress) o->progress(o->user, text->first[at], text->ids.count);
-    }
-    for (int i = 0; i < (c->last - c->first) * slots_of_layer(&c->config) && !status; i++) finish(&c->slot[i], pool);
-    mx_forward_close(&f);
-    mx_arena_destroy(&memory);
+    c->watcher = (watcher){.calibration = c, .pool = c->options.pool};
+    c->observer = (mx_observer){.see = see, .user = &c->watcher, .plain = c->options.rotated};
+    mx_status status = c->options.weights ? MX_OK : mx_weights_open(c->path, c->options.pool, &c->own, error);
+    if (!status) status = watcher_open(&c->watcher, longest, &c->room, error);
+    if (!status)
+        status = mx_forward_open(weights_of(c), c->options.pool, &c->observer, (int)longest, 1, &c->forward, error);
+    if (status) end_runs(c);
     return status;
 }
 
-static mx_status check(const char *path, const mx_config *c, int first, int last, mx_error *error) {
-    if (first >= 0 && first < last && last <= c->layers + 1) return MX_OK;
-    return mx_fail(error, MX_INVALID_ARGUMENT, "%s: calibration of layers %d to %d, of %d (and lm_head)", path, first,
-                   last - 1, c->layers);
+/* Does any layer from `layer` on want something? */
+static bool any_from(const mx_calibration *c, int layer) {
+    for (int l = layer; l <= c->config.layers; l++)
+        if (layer_bytes(c, l)) return true;
+    return false;
 }
 
-mx_status mx_calibrate(const char *path, const mx_calibrate_options *options, int first, int last, mx_calibration **out,
-                       mx_error *error) {
-    mx_pool *pool = NULL;
-    mx_weights *weights = NULL;
+/* Behind the last layer whose statistics have room beside those of `first`. */
+static int end_of_group(const mx_calibration *c, int first) {
+    const uint64_t room = c->options.room ? c->options.room : mx_memory_available() / 2;
+    uint64_t bytes = layer_bytes(c, first);
+    int last = first + 1;
+    for (int l = first + 1; l <= c->config.layers; l++) {
+        const uint64_t more = layer_bytes(c, l);
+        bytes += more;
+        if (bytes > room) break;
+        if (more) last = l + 1;
+    }
+    return last;
+}
+
+/* The text through the layers before c->last that it has not gone through yet. */
+static mx_status run_text(mx_calibration *c, mx_error *error) {
+    const mx_calibrate_options *o = &c->options;
+    const mx_passages *text = &c->text;
+    mx_forward *f = &c->forward;
+    mx_status status = MX_OK;
+    const int layers = c->config.layers;
+    f->first = c->reached <= c->first ? c->reached : 0;
+    f->last = c->last <= layers ? c->last : 0;
+    if (!f->stream && any_from(c, c->last)) status = mx_forward_resume(f, text->ids.count, error);
+    for (int at = 0; at < text->count && !status;) {
+        int wanted;
+        if (o->stop && *o->stop) status = mx_fail(error, MX_CANCELLED, "calibration: stopped");
+        if (!status) status = mx_forward_step(f, text, at, 0, &at, &wanted, error);
+        if (!status && o->progress) o->progress(o->user, text->first[at], text->ids.count);
+    }
+    c->layers_run += (f->last ? f->last : layers) - f->first;
+    c->reached = f->stream && f->last ? f->last : 0;
+    return status;
+}
+
+static mx_status finish_all(mx_calibration *c, mx_error *error) {
+    bool fine = true;
+    for (int l = c->first; l < c->last; l++)
+        for (int i = 0; i < slots_of_layer(&c->config); i++) {
+            slot *s = slot_at(c, l, i);
+            if (!s) continue;
+            fine = fine && is_finite(s);
+            finish(s, c->options.pool);
+        }
+    return fine ? MX_OK : mx_forward_not_finite(c->path, weights_of(c), error);
+}
+
+mx_status mx_calibration_run(mx_calibration *c, const mx_module *m, mx_error *error) {
+    int layer, index;
+    if (!find_slot(&c->config, m, &layer, &index))
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: %s: no product of a model of %d layers and %d experts, as "
+                       "config.json says",
+                       c->path, m->name, c->config.layers, c->config.experts);
+    if (!wants_at(c, layer)[index])
+        return mx_fail(error, MX_INVALID_STATE, "%s: calibration: nothing is wanted of it", m->name);
+    if (layer >= c->first && layer < c->last) return MX_OK;
+    forget_slots(c);
+    mx_status status = begin_runs(c, error);
+    if (!status) status = take_slots(c, layer, end_of_group(c, layer), error);
+    if (!status) status = run_text(c, error);
+    if (!status) status = finish_all(c, error);
+    const int last = c->last;
+    if (status) forget_slots(c);
+    if (status || !any_from(c, last)) end_runs(c);
+    return status;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
+
+mx_status mx_calibration_open(const char *path, const mx_config *config, const mx_calibrate_options *options,
+                              mx_calibration **out, mx_error *error) {
     mx_tokenizer *tokenizer = NULL;
-    mx_passages text = {0};
     mx_calibration *c = calloc(1, sizeof *c);
     *out = NULL;
-    if (!c) return mx_fail(error, MX_NO_MEMORY, "no memory for statistics");
-    mx_status status = mx_pool_create(options->threads, &pool, error);
-    if (!status) status = mx_weights_open(path, pool, &weights, error);
-    if (!status) status = check(path, &weights->config, first, last, error);
+    if (c) *c = (mx_calibration){.config = *config, .options = *options};
+    if (c) c->path = strdup(path);
+    if (c) c->want = calloc((size_t)config->layers + 1, (size_t)slots_of_layer(config));
+    mx_status status = c && c->path && c->want ? MX_OK : mx_fail(error, MX_NO_MEMORY, "no memory for statistics");
     if (!status) status = mx_tokenizer_open(path, &tokenizer, error);
     if (!status) {
         int64_t window = options->window ? options->window : WINDOW;
-        if (window > weights->config.max_positions) window = weights->config.max_positions;
+        if (window > config->max_positions) window = config->max_positions;
         status = mx_passages_read(options->text_path, tokenizer, options->tokens ? options->tokens : TOKENS, window,
-                                  &text, error);
+                                  &c->text, error);
     }
-    if (!status) {
-        *c = (mx_calibration){.config = weights->config, .first = first, .last = last};
-        status = take_slots(c, options->hessian, error);
-    }
-    if (!status) status = run(weights, pool, &text, options, c, error);
-    mx_passages_free(&text);
     mx_tokenizer_close(tokenizer);
-    mx_weights_close(weights);
-    mx_pool_destroy(pool);
     if (status)
         mx_calibration_free(c);
     else
@@ -356,41 +493,33 @@ mx_status mx_calibrate(const char *path, const mx_calibrate_options *options, in
     return status;
 }
 
+void mx_calibration_want(mx_calibration *c, const mx_module *m, bool hessian) {
+    int layer, index;
+    if (!find_slot(&c->config, m, &layer, &index)) return;
+    uint8_t *want = wants_at(c, layer) + index;
+    if (*want != WANT_HESSIAN) *want = hessian ? WANT_HESSIAN : WANT_SQUARES;
+}
+
 const mx_statistics *mx_calibration_of(const mx_calibration *c, const mx_module *m) {
-    int index, layer = m->layer;
-    switch (m->kind) {
-    case MX_KIND_Q:
-    case MX_KIND_K:
-    case MX_KIND_V:
-        index = SLOT_QKV;
-        break;
-    case MX_KIND_O:
-        index = SLOT_O;
-        break;
-    case MX_KIND_ROUTER:
-        index = SLOT_ROUTER;
-        break;
-    case MX_KIND_GATE:
-    case MX_KIND_UP:
-        index = SLOT_EXPERTS + m->expert;
-        break;
-    case MX_KIND_DOWN:
-        index = SLOT_EXPERTS + c->config.experts + m->expert;
-        break;
-    case MX_KIND_LM_HEAD:
-        layer = c->config.layers;
-        index = 0;
-        break;
-    default:
-        return NULL;
-    }
-    const slot *s = layer < 0 ? NULL : slot_at(c, layer, index);
+    int layer, index;
+    const slot *s = find_slot(&c->config, m, &layer, &index) ? slot_at(c, layer, index) : NULL;
     return s ? &s->s : NULL;
+}
+
+int64_t mx_calibration_layers(const mx_calibration *c) {
+    return c->layers_run;
+}
+
+uint64_t mx_calibration_memory(const mx_calibration *c) {
+    return c->bytes;
 }
 
 void mx_calibration_free(mx_calibration *c) {
     if (!c) return;
-    free(c->slot);
-    mx_arena_destroy(&c->memory);
+    end_runs(c);
+    forget_slots(c);
+    mx_passages_free(&c->text);
+    free(c->want);
+    free(c->path);
     free(c);
 }

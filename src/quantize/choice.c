@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/log.h"
 #include "model/show.h"
 
 enum { RULES_LIMIT = 1 << 20, MOST_RULES = 10000 };
@@ -137,6 +138,10 @@ static mx_status read_line(rules *r, char *line, int number, const mx_quantize_r
     mx_quantize_recipe own = *recipe;
     mx_status status = by ? mx_quantize_recipe_parse(by, &own, error) : MX_OK;
     *to = (rule){.glob = glob, .line = number};
+    if (!status && own.hadamard && !recipe->hadamard)
+        status = mx_fail(error, MX_INVALID_ARGUMENT,
+                         "the recipe hadamard rotates the whole model: give it with --recipe, and not for one rule");
+    own.hadamard = recipe->hadamard;
     if (!status) status = parse_format(format, &own, &to->choice, error);
     return status ? mx_fail_within(error, status, "%s:%d", r->path, number) : MX_OK;
 }
@@ -156,9 +161,14 @@ static mx_status read_rules(rules *r, const mx_quantize_recipe *recipe, mx_error
     return status;
 }
 
-static rule *find_rule(rules *r, const char *name) {
+/* An expert's gate and up are gate_up_proj, too: one matrix in MXFP4, and in reports. */
+static rule *find_rule(rules *r, const mx_module *m) {
+    char both[sizeof m->name + 8] = "";
+    const char *last = strrchr(m->name, '.');
+    if (last && (m->kind == MX_KIND_GATE || m->kind == MX_KIND_UP))
+        snprintf(both, sizeof both, "%.*s.gate_up_proj", (int)(last - m->name), m->name);
     for (int i = 0; i < r->count; i++)
-        if (!fnmatch(r->rule[i].glob, name, 0)) return &r->rule[i];
+        if (!fnmatch(r->rule[i].glob, m->name, 0) || (*both && !fnmatch(r->rule[i].glob, both, 0))) return &r->rule[i];
     return NULL;
 }
 
@@ -176,6 +186,19 @@ static mx_status check_used(const rules *r, mx_error *error) {
 /* ---- choosing -----------------------------------------------------------------------------------------------------
  */
 
+/* A format that was asked for, and nothing is there to have it. */
+static void warn_of_nothing(const mx_source *s, const mx_choice_options *options) {
+    bool any[MX_GROUPS] = {false};
+    for (int i = 0; i < s->modules; i++) any[mx_group_of(&s->module[i])] = true;
+    for (int g = 0; g < MX_GROUPS; g++) {
+        const char *format = options->format[g];
+        if (!format || any[g] || !strcmp(format, "keep")) continue;
+        mx_log(MX_LOG_WARNING, "%s: has no matrix of class %s, which was to be %s%s", s->path,
+               mx_group_name((mx_group)g), format,
+               g == MX_GROUP_LM_HEAD && any[MX_GROUP_EMBEDDING] ? " (its lm_head is the embedding: --embedding)" : "");
+    }
+}
+
 mx_status mx_choose(const mx_source *s, const mx_choice_options *options, mx_choice *choice, mx_error *error) {
     mx_choice of_group[MX_GROUPS];
     rules r = {.path = options->rules};
@@ -191,16 +214,13 @@ mx_status mx_choose(const mx_source *s, const mx_choice_options *options, mx_cho
     if (!status && r.path) status = read_rules(&r, &options->recipe, error);
     for (int i = 0; i < s->modules && !status; i++) {
         const mx_module *m = &s->module[i];
-        rule *by = find_rule(&r, m->name);
+        rule *by = find_rule(&r, m);
         if (by) by->used = true;
         choice[i] = by ? by->choice : of_group[mx_group_of(m)];
-        if (choice[i].recipe.hadamard != options->recipe.hadamard)
-            status = mx_fail(error, MX_INVALID_ARGUMENT,
-                             "%s:%d: the recipe hadamard rotates the whole model: give it with --recipe", r.path,
-                             by ? by->line : 0);
-        if (!status) status = mx_choice_check(m, &choice[i], error);
+        status = mx_choice_check(m, &choice[i], error);
     }
     if (!status) status = check_used(&r, error);
+    if (!status) warn_of_nothing(s, options);
     free(r.rule);
     mx_bytes_free(&r.text);
     return status;

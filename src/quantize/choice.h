@@ -27,7 +27,8 @@ typedef struct mx_choice {
 
 typedef struct mx_choice_options {
     const char *format[MX_GROUPS]; /* a name of mx_form_parse, or "keep"; NULL: experts mxfp4, all else kept */
-    const char *rules;             /* a file of lines "GLOB FORMAT [RECIPE]"; NULL: none */
+    const char *rules;             /* a file of lines "GLOB FORMAT [RECIPE]"; NULL: none. hadamard is of all or of none:
+                                      rules inherit it */
     mx_quantize_recipe recipe;     /* where no rule has one */
 } mx_choice_options;
 

@@ -135,18 +135,43 @@ static bool add_group(const mx_form *f, const char *format, mx_bytes *out) {
                                format);
 }
 
+mx_status mx_plan_method(const mx_plan *p, mx_method *out) {
+    bool any = false, own = false, nvfp4 = true, experts = true; /* experts: all of them in MXFP4, and nothing else */
+    for (int i = 0; i < p->source->modules; i++) {
+        const mx_form *f = &p->form[i];
+        const bool expert = p->source->module[i].expert >= 0;
+        if (!is_quantized(f)) {
+            experts &= !expert;
+            continue;
+        }
+        const char *format = ct_format(f);
+        any = true;
+        own |= !format;
+        nvfp4 &= format && !strcmp(format, "nvfp4-pack-quantized");
+        experts &= expert && format && !strcmp(format, "mxfp4-pack-quantized");
+    }
+    if (p->modelopt && (!any || !nvfp4))
+        return mx_fail(p->error, MX_INVALID_ARGUMENT,
+                       "ModelOpt's names are for NVFP4 alone%s: give %s, or leave "
+                       "--modelopt away",
+                       any ? "" : ", and nothing is to be quantised",
+                       any ? "every class nvfp4 or keep" : "some class nvfp4");
+    *out = !any          ? MX_METHOD_NONE
+           : p->modelopt ? MX_METHOD_MODELOPT
+           : experts     ? MX_METHOD_MXFP4
+           : own         ? MX_METHOD_MXRUN
+                         : MX_METHOD_COMPRESSED_TENSORS;
+    return MX_OK;
+}
+
 typedef struct groups {
     mx_form form[MOST_GROUPS];
     int count;
     target *target; /* [count of modules] */
     int targets;
-    bool own;     /* a format is mxrun's own */
-    bool experts; /* nothing but experts in MXFP4 of 32 */
-    bool nvfp4;   /* nothing but NVFP4 */
 } groups;
 
 static mx_status find_groups(const mx_plan *p, groups *g) {
-    g->experts = g->nvfp4 = true;
     g->target = calloc((size_t)p->source->modules + 1, sizeof *g->target);
     if (!g->target) return mx_fail(p->error, MX_NO_MEMORY, "%s: no memory for config.json", p->source->path);
     for (int i = 0; i < p->source->modules; i++) {
@@ -154,15 +179,11 @@ static mx_status find_groups(const mx_plan *p, groups *g) {
         target *t = &g->target[g->targets++];
         *t = (target){.module = i, .group = -1};
         if (!is_quantized(f)) continue;
-        const char *format = ct_format(f);
         for (t->group = 0; t->group < g->count; t->group++)
             if (mx_form_equal(&g->form[t->group], f)) break;
         if (t->group == MOST_GROUPS)
             return mx_fail(p->error, MX_UNSUPPORTED, "%s: more than %d formats", p->source->path, MOST_GROUPS);
         if (t->group == g->count) g->form[g->count++] = *f;
-        g->own |= !format;
-        g->experts &= p->source->module[i].expert >= 0 && format && !strcmp(format, "mxfp4-pack-quantized");
-        g->nvfp4 &= format && !strcmp(format, "nvfp4-pack-quantized");
     }
     name_targets(p, g->target, g->targets, ALL_NUMBERS);
     if (g->targets) qsort(g->target, (size_t)g->targets, sizeof *g->target, by_module);
@@ -176,10 +197,10 @@ static const char *format_name(const mx_form *f, char own[MX_FORM_NAME]) {
     return own;
 }
 
-static bool add_groups(const groups *g, mx_bytes *out) {
+static bool add_groups(const mx_plan *p, const groups *g, mx_bytes *out) {
     char own[MX_FORM_NAME];
     bool ok = mx_bytes_addf(out, "{\n    \"quant_method\": \"%s\",\n    \"quantization_status\": \"compressed\",\n",
-                            g->own ? "mxrun" : "compressed-tensors");
+                            p->method == MX_METHOD_MXRUN ? "mxrun" : "compressed-tensors");
     ok = ok && mx_bytes_addf(out, "    \"format\": \"%s\",\n    \"config_groups\": {\n",
                              g->count == 1 ? format_name(&g->form[0], own) : "mixed-precision");
     for (int i = 0; i < g->count && ok; i++) {
@@ -259,8 +280,8 @@ static bool add_mxfp4(mx_bytes *out) {
 }
 
 static bool add_quantization(const mx_plan *p, const groups *g, mx_bytes *out) {
-    if (g->experts) return add_mxfp4(out);
-    return p->modelopt ? add_modelopt(g, out) : add_groups(g, out);
+    if (p->method == MX_METHOD_MXFP4) return add_mxfp4(out);
+    return p->method == MX_METHOD_MODELOPT ? add_modelopt(g, out) : add_groups(p, g, out);
 }
 
 /* Is the member replaced by one of ours? */
@@ -290,10 +311,6 @@ mx_status mx_plan_config(const mx_plan *p, const mx_bytes *text, mx_bytes *out) 
     mx_bytes own = {0};
     mx_json_document *document = NULL;
     mx_status status = find_groups(p, &g);
-    if (!status && p->modelopt && !g.nvfp4)
-        status = mx_fail(p->error, MX_INVALID_ARGUMENT,
-                         "ModelOpt's names are for NVFP4 alone: give every class nvfp4 or keep, or leave --modelopt "
-                         "away");
     if (!status && !text && p->source->gpt_oss) {
         if (!mx_config_text(&own, &p->source->config, false))
             status = mx_fail(p->error, MX_NO_MEMORY, "%s: no memory for config.json", p->source->path);

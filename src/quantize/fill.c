@@ -1,6 +1,8 @@
 #include "quantize/fill.h"
 
 #include <errno.h>
+#include <float.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,6 +14,8 @@
 #include "base/cpu.h"
 #include "base/machine.h"
 #include "quantize/calibrate.h"
+#include "quantize/rotate.h"
+#include "quantize/shared_scale.h"
 
 enum { PIECE = 4 << 20, TILE = 32 };
 static const uint64_t PILE = 256 << 20; /* bytes read until their pages are given back */
@@ -28,6 +32,7 @@ typedef struct filling {
     atomic_ullong piled;  /* of them, read since pages were given back */
     mx_calibration *calibration;
     mx_factored factored; /* of calibration's */
+    mx_shared_scale *shared;
 } filling;
 
 static void show_progress(const filling *g, uint64_t done) {
@@ -157,35 +162,96 @@ static void read_counted(void *user, int64_t first, int64_t count, float *out) {
 /* ---- one matrix ---------------------------------------------------------------------------------------------------
  */
 
+/* What became of a row, and where the first number is that cannot be; -1: none. */
+typedef struct dense_row {
+    double square, error, largest_error;
+    int64_t nonfinite, bad_at;
+    float bad;
+} dense_row;
+
 typedef struct dense {
     const mx_quantize_job *job;
-    float *row; /* [threads, cols] */
+    float *numbers; /* [threads, cols] */
+    dense_row *row; /* [rows] */
 } dense;
+
+/* One number, finite and no larger than `most`. */
+static float dense_number(const mx_quantize_job *j, dense_row *row, int64_t k, float x, float most) {
+    const bool finite = isfinite(x);
+    row->nonfinite += !finite;
+    if ((finite || j->allow_nonfinite) && fabsf(x) <= most) return x;
+    if (!finite && j->allow_nonfinite) return isnan(x) ? 0 : copysignf(most, x);
+    if (row->bad_at < 0) {
+        row->bad_at = k;
+        row->bad = x;
+    }
+    return 0;
+}
 
 static void dense_rows(void *arg, int64_t begin, int64_t end, int thread) {
     const dense *d = arg;
     const mx_quantize_job *j = d->job;
     const bool single = j->form.format == MX_F32;
-    float *row = d->row + thread * j->cols;
+    /* F16's largest is 65504, and what rounds to it is below 65520. */
+    const float most = single ? FLT_MAX : nextafterf(65520, 0);
+    float *numbers = d->numbers + thread * j->cols;
     for (int64_t n = begin; n < end; n++) {
         uint8_t *to = j->data + n * j->cols * (single ? 4 : 2);
-        j->read(j->user, n, 1, row);
+        dense_row row = {.bad_at = -1};
+        j->read(j->user, n, 1, numbers);
         for (int64_t k = 0; k < j->cols; k++) {
-            const uint16_t half = single ? 0 : mx_f32_to_f16(row[k]);
-            memcpy(single ? to + 4 * k : to + 2 * k, single ? (const void *)&row[k] : (const void *)&half,
-                   single ? 4 : 2);
+            const float x = dense_number(j, &row, k, numbers[k], most);
+            const uint16_t half = single ? 0 : mx_f32_to_f16(x);
+            const double far = single ? 0 : fabs((double)x - (double)mx_f16_to_f32(half));
+            row.square += (double)x * (double)x;
+            row.error += far * far;
+            row.largest_error = fmax(row.largest_error, far);
+            memcpy(single ? to + 4 * k : to + 2 * k, single ? (const void *)&x : (const void *)&half, single ? 4 : 2);
         }
+        d->row[n] = row;
     }
 }
 
-/* F32 and F16, which the quantiser does not make: numbers as they are, or to the nearest. */
-static mx_status make_dense(const filling *g, const mx_quantize_job *job) {
-    mx_pool *pool = g->f->options->pool;
-    dense d = {.job = job, .row = malloc((size_t)(mx_pool_threads(pool) * job->cols) * sizeof *d.row)};
-    if (!d.row) return mx_fail(g->f->error, MX_NO_MEMORY, "%s: no memory for its rows", job->name);
-    mx_parallel_for(pool, job->rows, 16, dense_rows, &d);
-    free(d.row);
+static mx_status dense_report(const filling *g, const dense *d, mx_quantize_report *report) {
+    const mx_quantize_job *j = d->job;
+    *report = (mx_quantize_report){0};
+    for (int64_t n = 0; n < j->rows; n++) {
+        const dense_row *row = &d->row[n];
+        if (row->bad_at >= 0 && isfinite(row->bad))
+            return mx_fail(g->f->error, MX_INVALID_FILE,
+                           "%s: row %lld, column %lld: is %g after rotation, more than F16 holds: give its class bf16 "
+                           "or another format",
+                           j->name, (long long)n, (long long)row->bad_at, (double)row->bad);
+        if (row->bad_at >= 0)
+            return mx_fail(g->f->error, MX_INVALID_FILE,
+                           "%s: row %lld, column %lld: is %s; --allow-nonfinite makes NaN 0 and infinity the largest "
+                           "number",
+                           j->name, (long long)n, (long long)row->bad_at, isnan(row->bad) ? "NaN" : "infinite");
+        report->square += row->square;
+        report->error += row->error;
+        report->largest_error = fmax(report->largest_error, row->largest_error);
+        report->nonfinite += row->nonfinite;
+    }
+    report->lossless = !(report->error > 0) && !report->nonfinite;
     return MX_OK;
+}
+
+/* F32 and F16, which the quantiser does not make: numbers as they are, or to the nearest. */
+static mx_status make_dense(const filling *g, const mx_quantize_job *job, mx_quantize_report *report) {
+    mx_pool *pool = g->f->options->pool;
+    dense d = {.job = job,
+               .numbers = malloc((size_t)(mx_pool_threads(pool) * job->cols) * sizeof *d.numbers),
+               .row = malloc((size_t)job->rows * sizeof *d.row + 1)};
+    mx_status status = MX_OK;
+    if (!d.numbers || !d.row) {
+        status = mx_fail(g->f->error, MX_NO_MEMORY, "%s: no memory for its rows", job->name);
+    } else {
+        mx_parallel_for(pool, job->rows, 16, dense_rows, &d);
+        status = dense_report(g, &d, report);
+    }
+    free(d.numbers);
+    free(d.row);
+    return status;
 }
 
 typedef struct turning {
@@ -275,6 +341,14 @@ static uint64_t input_bytes(const mx_work *w, const mx_plan *p) {
     }
 }
 
+/* Numbers that rotation made finite: the quantiser has not seen them. */
+static void add_mended(const mx_fill *f, const mx_module *m, const mx_work *w, mx_quantize_report *report) {
+    int64_t mended = mx_rotation_mended(m, f->options->pool);
+    if (w->pair >= 0) mended += mx_rotation_mended(&f->plan->source->module[w->pair], f->options->pool);
+    report->nonfinite += mended;
+    report->lossless = report->lossless && !mended;
+}
+
 static mx_status do_work(filling *g, int index) {
     const mx_fill *f = g->f;
     const mx_work *w = &g->p->work[index];
@@ -288,7 +362,10 @@ static mx_status do_work(filling *g, int index) {
                  .caller = pthread_self(),
                  .row_bytes = bytes / (uint64_t)w->rows,
                  .bytes = bytes};
+    float largest;
     name_work(g->p, w, name);
+    mx_status status = mx_shared_scale_largest(g->shared, index, f->options, &largest, f->error);
+    if (status) return status;
     const mx_quantize_job job = {
         .name = name,
         .rows = w->rows,
@@ -300,6 +377,7 @@ static mx_status do_work(filling *g, int index) {
         .statistics = g->calibration && mx_needs_statistics(&w->choice) ? mx_calibration_of(g->calibration, m) : NULL,
         .factored = &g->factored,
         .allow_nonfinite = f->options->allow_nonfinite,
+        .largest = largest,
         .stop = f->options->stop,
         .data = g->data,
         .scales = w->choice.form.blocks.columns ? g->scales : NULL,
@@ -309,8 +387,8 @@ static mx_status do_work(filling *g, int index) {
     };
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
-    mx_status status = own ? make_dense(g, &job) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
-    if (own) report->lossless = job.form.format == MX_F32;
+    status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
+    if (!status && f->options->allow_nonfinite) add_mended(f, m, w, report);
     if (!status) status = write_work(g, w);
     g->done += bytes;
     show_progress(g, g->done);
@@ -341,26 +419,30 @@ static void forget(filling *g) {
     g->calibration = NULL;
 }
 
-/* Statistics of layers first ... as many as there is room for, one at least; *end: behind the last. */
-static mx_status calibrate(filling *g, int first, bool hessian, int *end) {
-    const mx_config *c = &g->p->source->config;
+/* Statistics of what needs them. */
+static mx_status open_calibration(filling *g) {
+    const mx_plan *p = g->p;
     const mx_model_options *o = g->f->options;
-    const uint64_t room = mx_machine_memory("") / 2;
-    uint64_t taken = mx_calibration_bytes(c, first, hessian);
-    for (*end = first + 1; *end <= c->layers; (*end)++) {
-        taken += mx_calibration_bytes(c, *end, hessian);
-        if (taken > room) break;
-    }
     const mx_calibrate_options options = {.text_path = o->calibrate,
                                           .tokens = o->calibrate_tokens,
-                                          .hessian = hessian,
                                           .rotated = g->f->rotated,
-                                          .threads = mx_pool_threads(o->pool),
+                                          .pool = o->pool,
                                           .progress = calibrating,
                                           .user = g,
                                           .stop = o->stop};
-    forget(g);
-    return mx_calibrate(g->p->source->path, &options, first, *end, &g->calibration, g->f->error);
+    mx_status status = mx_calibration_open(p->source->path, &p->source->config, &options, &g->calibration, g->f->error);
+    for (int i = 0; i < p->works && !status; i++)
+        if (mx_needs_statistics(&p->work[i].choice))
+            mx_calibration_want(g->calibration, &p->source->module[p->work[i].module], p->work[i].choice.recipe.gptq);
+    return status;
+}
+
+/* The module's statistics, and how long they took. */
+static mx_status calibrate(filling *g, const mx_module *m) {
+    const double start = mx_seconds();
+    mx_status status = mx_calibration_run(g->calibration, m, g->f->error);
+    g->f->report->calibrate_seconds += mx_seconds() - start;
+    return status;
 }
 
 typedef struct turn {
@@ -396,23 +478,22 @@ static mx_status do_works(filling *g) {
     const mx_plan *p = g->p;
     turn *order = calloc((size_t)p->works + 1, sizeof *order);
     if (!order) return mx_fail(g->f->error, MX_NO_MEMORY, "%s: no memory for a list", p->source->path);
-    bool statistics = false, hessian = false;
+    bool statistics = false;
     for (int i = 0; i < p->works; i++) {
         const mx_choice *c = &p->work[i].choice;
         order[i] = (turn){.work = i};
         statistics |= mx_needs_statistics(c);
-        hessian |= mx_needs_statistics(c) && c->recipe.gptq;
     }
     for (int i = 0; i < p->works && statistics; i++) {
         order[i].layer = layer_of(p, &p->work[i]);
         order[i].input = input_of(&p->source->module[p->work[i].module]);
     }
     if (p->works) qsort(order, (size_t)p->works, sizeof *order, by_layer);
-    mx_status status = MX_OK;
-    for (int i = 0, end = 0; i < p->works && !status; i++) {
+    mx_status status = statistics ? open_calibration(g) : MX_OK;
+    for (int i = 0; i < p->works && !status; i++) {
         const mx_work *w = &p->work[order[i].work];
-        if (mx_needs_statistics(&w->choice) && order[i].layer >= end)
-            status = calibrate(g, order[i].layer, hessian, &end);
+        if (i && order[i].layer != order[i - 1].layer) mx_factored_free(&g->factored); /* its statistics may go */
+        if (mx_needs_statistics(&w->choice)) status = calibrate(g, &p->source->module[w->module]);
         if (!status) status = do_work(g, order[i].work);
     }
     free(order);
@@ -476,7 +557,9 @@ mx_status mx_fill_run(const mx_fill *f) {
         status = write_piece(&g, &g.p->piece[i]);
         if (!status) status = stopped(&g);
     }
+    if (!status) status = mx_shared_scale_create(g.p, &g.shared, f->error);
     if (!status) status = do_works(&g);
+    mx_shared_scale_free(g.shared);
     mx_arena_destroy(&g.memory);
     return status;
 }

@@ -53,7 +53,7 @@ static mx_status rotate(run *r) {
         read[i] = s->module[i].read;
         user[i] = s->module[i].user;
     }
-    if (!status) status = mx_rotate(s, &r->rotation, r->error);
+    if (!status) status = mx_rotate(s, r->options->allow_nonfinite, &r->rotation, r->error);
     free(r->changed);
     r->changed = calloc((size_t)s->modules + 1, sizeof *r->changed);
     if (!status && !r->changed) status = no_memory(r);
@@ -74,23 +74,22 @@ static mx_status choose_by_budget(run *r) {
     const mx_model_options *o = r->options;
     const mx_budget_options options = {.bits = o->target_bits,
                                        .calibrate = o->calibrate,
+                                       .formats = o->formats,
                                        .tokens = o->calibrate_tokens,
+                                       .quick = o->quick,
                                        .recipe = o->choice.recipe,
                                        .threads = mx_pool_threads(o->pool),
                                        .progress = measuring,
                                        .user = r,
                                        .stop = o->stop};
     mx_form *form = calloc((size_t)r->source.modules + 1, sizeof *form);
-    mx_budget_report report = {0};
-    mx_bytes table = {0};
-    mx_status status = form ? mx_budget_choose(&r->source, &options, form, &report, r->error) : no_memory(r);
-    for (int i = 0; i < r->source.modules && !status; i++)
-        r->choice[i] = (mx_choice){.form = form[i],
-                                   .recipe = mx_budget_recipe(&o->choice.recipe, &form[i], r->source.module[i].kind)};
-    if (!status && !mx_budget_show(&report, &table)) status = no_memory(r);
-    if (!status && table.data) r->report->table = strdup(table.data);
-    mx_bytes_free(&table);
-    mx_budget_report_free(&report);
+    mx_status status = form ? mx_budget_choose(&r->source, &options, form, &r->report->budget, r->error) : no_memory(r);
+    for (int i = 0; i < r->source.modules && !status; i++) {
+        const mx_module *m = &r->source.module[i];
+        r->choice[i] = (mx_choice){.form = form[i], .recipe = mx_budget_recipe(&o->choice.recipe, &form[i], m->kind)};
+        /* What stays in 16 bits stays in those that it has. */
+        r->choice[i].kept = m->kind == MX_KIND_ROUTER && m->tensor->dtype == MX_DTYPE_F16;
+    }
     free(form);
     return status;
 }
@@ -102,8 +101,9 @@ static void spare_embedding(run *r) {
         if (r->source.module[i].kind != MX_KIND_EMBEDDING || !mx_needs_statistics(c)) continue;
         c->recipe.gptq = false;
         if (c->recipe.rule == MX_RULE_WEIGHTED) c->recipe.rule = MX_RULE_SEARCH;
-        mx_log(MX_LOG_INFO, "%s: is looked up, not multiplied with: its scales are searched without statistics",
-               r->source.module[i].name);
+        const bool tied = r->source.gpt_oss && r->source.config.tied_embeddings && !r->source.untied;
+        mx_log(MX_LOG_INFO, "%s: is looked up%s: its scales are searched without statistics", r->source.module[i].name,
+               tied ? ", besides being lm_head" : ", not multiplied with");
     }
 }
 
@@ -163,13 +163,14 @@ static mx_status list(run *r) {
         const mx_work *w = &p->work[i];
         r->matrix_of[i] = r->report->matrices;
         mx_model_matrix *m = add_matrix(r, &s->module[w->module], &w->choice.form, false, w->rows);
-        if (w->pair >= 0) snprintf(m->name + strlen(m->name) - strlen("gate_proj"), 13, "gate_up_proj");
+        m->pair = w->pair >= 0;
+        if (m->pair) snprintf(m->name + strlen(m->name) - strlen("gate_proj"), 13, "gate_up_proj");
     }
     for (int i = 0; i < r->report->matrices; i++) {
         const mx_model_matrix *m = &r->report->matrix[i];
         mx_model_class *c = class_of(r, m->group, &m->form, m->kept);
         if (!c) return no_memory(r);
-        c->matrices++;
+        c->matrices += m->pair ? 2 : 1;
         c->weights += m->rows * m->cols;
         c->bytes += (uint64_t)(mx_form_bits(&m->form, m->rows, m->cols) * (double)(m->rows * m->cols) / 8 + 0.5);
     }
@@ -211,7 +212,7 @@ void mx_model_report_free(mx_model_report *r) {
     free(r->of_class);
     free(r->matrix);
     free(r->other);
-    free(r->table);
+    mx_budget_report_free(&r->budget);
     *r = (mx_model_report){0};
 }
 
@@ -251,7 +252,7 @@ static mx_status put_texts(run *r) {
 /* ---- all of it ----------------------------------------------------------------------------------------------------
  */
 
-static mx_status write_folder(run *r, const char *path) {
+static mx_status write_folder(run *r) {
     const double start = mx_seconds();
     const mx_fill fill = {.plan = &r->plan,
                           .out = &r->out,
@@ -260,8 +261,7 @@ static mx_status write_folder(run *r, const char *path) {
                           .report = r->report,
                           .matrix_of = r->matrix_of,
                           .error = r->error};
-    mx_status status = mx_output_begin(&r->out, path, true, r->options->force, &r->place, r->error);
-    if (!status) status = mx_plan_put(&r->plan, &r->out);
+    mx_status status = mx_plan_put(&r->plan, &r->out);
     if (!status) status = put_texts(r);
     if (!status) status = mx_output_create(&r->out);
     if (!status) status = mx_fill_run(&fill);
@@ -270,7 +270,7 @@ static mx_status write_folder(run *r, const char *path) {
     r->report->files = r->out.files;
     sum_up(r);
     status = mx_output_publish(&r->out);
-    r->report->quantize_seconds = mx_seconds() - start;
+    r->report->quantize_seconds = mx_seconds() - start - r->report->calibrate_seconds;
     return status;
 }
 
@@ -286,6 +286,8 @@ static mx_status check_name(const run *r, const char *path) {
 static mx_status quantize(run *r, const char *path) {
     mx_status status = mx_location_find(r->in, &r->place, r->error);
     if (!status) status = check_name(r, path);
+    if (!status && !r->options->dry_run) /* before anything that takes long */
+        status = mx_output_begin(&r->out, path, true, r->options->force, &r->place, r->error);
     if (!status) status = mx_source_open(r->in, &r->source, r->error);
     if (status) return status;
     r->changed = calloc((size_t)r->source.modules + 1, sizeof *r->changed);
@@ -297,6 +299,7 @@ static mx_status quantize(run *r, const char *path) {
                         .choice = r->choice,
                         .changed = r->changed,
                         .modelopt = r->options->modelopt,
+                        .clean = r->options->allow_nonfinite,
                         .error = r->error};
     status = mx_plan_make(&r->plan);
     if (!status) status = list(r);
@@ -306,7 +309,7 @@ static mx_status quantize(run *r, const char *path) {
         mx_bytes_free(&config);
         return status;
     }
-    return status ? status : write_folder(r, path);
+    return status ? status : write_folder(r);
 }
 
 mx_status mx_quantize_model(const char *in, const char *out, const mx_model_options *options, mx_model_report *report,

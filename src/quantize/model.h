@@ -1,6 +1,7 @@
 #ifndef MX_QUANTIZE_MODEL_H
 #define MX_QUANTIZE_MODEL_H
 
+#include "quantize/budget.h"
 #include "quantize/choice.h"
 
 /* A whole model into other formats: docs/quantized.md, and docs of `mxrun quantize`. Memory is bounded by the largest
@@ -8,6 +9,8 @@
 typedef struct mx_model_options {
     mx_choice_options choice;
     double target_bits;       /* measured per part instead of chosen by class; 0: not */
+    const char *formats;      /* that target_bits chooses from: see mx_budget_options; NULL: the default */
+    bool quick;               /* target_bits runs only the smallest format of each part */
     const char *calibrate;    /* text for recipes that need statistics, and for target_bits; NULL: none */
     int64_t calibrate_tokens; /* 0: the default */
     bool gguf;                /* one file, else a folder in the Hugging Face layout */
@@ -39,7 +42,7 @@ typedef struct mx_model_matrix {
     char name[200];
     mx_group group;
     mx_form form;
-    bool kept;
+    bool kept, pair; /* pair: an expert's gate and up in one, "gate_up_proj" */
     int64_t rows, cols;
     mx_quantize_report report; /* zeros before it is quantised, and of kept ones */
     bool was_mxfp4;            /* then report.lossless says whether its numbers are what they were */
@@ -61,8 +64,9 @@ typedef struct mx_model_report {
     uint64_t bytes_before, bytes; /* of all tensors */
     uint64_t file_bytes, read;    /* of the files written; of what they were made of */
     int files;
-    double seconds, quantize_seconds; /* all of it; without calibration */
-    char *table;                      /* of --target-bits: what was measured; NULL: none */
+    double seconds, quantize_seconds; /* all of it; without calibration, and what --target-bits measures */
+    double calibrate_seconds;
+    mx_budget_report budget; /* of --target-bits; parts 0: none */
 } mx_model_report;
 
 /* `in`: what mx_source_open takes. Everything is written under the name `out`.incomplete, which becomes `out` when it

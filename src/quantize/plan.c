@@ -104,7 +104,7 @@ static void resolve(mx_plan *p, int i) {
     p->form[i] = c->kept ? is : c->form;
     const bool same = is_mxfp4(&is) ? is_mxfp4(&p->form[i]) && (c->kept || c->recipe.rule == MX_RULE_KEEP)
                                     : is.format == p->form[i].format;
-    p->copied[i] = same && !p->changed[i];
+    p->copied[i] = same && !p->changed[i] && (c->kept || !p->clean || is_mxfp4(&is));
     /* Experts that would have to be widened or turned in F32 go through their numbers. */
     if (m->expert >= 0 && (q8 || (lies_turned(m) && is.format == MX_F32))) p->copied[i] = false;
     if (q8 && m->expert < 0 && same && !p->changed[i]) p->copied[i] = true;
@@ -323,7 +323,29 @@ static mx_status experts_together(mx_plan *p, int first, int experts, int parts,
     return MX_OK;
 }
 
-/* Modules first .. first + count, of one tensor of experts. */
+/* Each expert's codes and scales apart, of MXFP4 experts in one tensor; rows of gate and of up alternate there. */
+static mx_status copy_apart(mx_plan *p, int first, int experts, int parts, const char *stem) {
+    const mx_module *module = &p->source->module[first];
+    char name[220];
+    snprintf(name, sizeof name, "%s_scales", stem);
+    const mx_tensor *from[2] = {module->tensor, mx_checkpoint_find(p->source->checkpoint, name)};
+    const int begin = p->entries;
+    for (int part = 0; part < parts; part++)
+        for (int scales = 0; scales < 2; scales++)
+            for (int e = 0; e < experts; e++) {
+                const mx_module *m = &module[e * parts + part];
+                const int at = add_entry(p, m->name, scales ? "weight_scale" : "weight_packed", "U8", 0, 2,
+                                         (int64_t[]){m->rows, m->cols / (scales ? 32 : 2)});
+                if (at < 0) return p->error->status;
+                p->entry[at].made = mx_make_every_of(from[scales], e, part, parts);
+                p->bytes += mx_plan_bytes(p, at);
+            }
+    mx_status status = add_biases(p, first, experts, parts, stem);
+    for (int i = begin + 1; i < p->entries; i++) p->entry[i].joined = true;
+    return status;
+}
+
+/* Modules first .. first + count, of one tensor of experts. compressed-tensors knows a module by its own tensors. */
 static mx_status plan_experts(mx_plan *p, int first, int count) {
     const mx_module *m = &p->source->module[first];
     const int parts = m->kind == MX_KIND_DOWN ? 1 : 2, experts = count / parts;
@@ -340,17 +362,18 @@ static mx_status plan_experts(mx_plan *p, int first, int count) {
                        m->name, a, p->copied[first] ? " as it is" : "", p->source->module[i].name, b,
                        p->copied[i] ? " as it is" : "");
     }
+    const bool mxfp4 = is_mxfp4(&p->form[first]), apart = mxfp4 && p->method == MX_METHOD_COMPRESSED_TENSORS;
     if (p->copied[first]) {
+        if (apart) return copy_apart(p, first, experts, parts, stem);
         if (lies_turned(m)) return copy_turned(p, m->tensor, stem);
         mx_status status = copy(p, m->tensor, m->tensor->name);
-        if (status || !is_mxfp4(&p->form[first])) return status;
+        if (status || !mxfp4) return status;
         char name[220];
         snprintf(name, sizeof name, "%s_scales", stem);
         return copy(p, mx_checkpoint_find(p->source->checkpoint, name), name);
     }
-    return is_mxfp4(&p->form[first]) || is_dense(p->form[first].format)
-               ? experts_together(p, first, experts, parts, stem)
-               : experts_apart(p, first, experts, parts, stem);
+    return (mxfp4 && !apart) || is_dense(p->form[first].format) ? experts_together(p, first, experts, parts, stem)
+                                                                : experts_apart(p, first, experts, parts, stem);
 }
 
 /* ---- all of it ----------------------------------------------------------------------------------------------------
@@ -398,6 +421,7 @@ mx_status mx_plan_make(mx_plan *p) {
     p->copied = calloc((size_t)s->modules + 1, sizeof *p->copied);
     mx_status status = p->taken && p->form && p->copied ? MX_OK : no_memory(p);
     for (int i = 0; i < s->modules && !status; i++) resolve(p, i);
+    if (!status) status = mx_plan_method(p, &p->method);
     for (int i = 0, end; i < s->modules && !status; i = end) {
         end = i + 1;
         if (s->module[i].expert < 0) {

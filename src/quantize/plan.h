@@ -24,11 +24,21 @@ typedef struct mx_piece {
     bool single; /* as F32, else in the tensor's type */
 } mx_piece;
 
+/* quant_method of config.json. */
+typedef enum mx_method {
+    MX_METHOD_NONE,               /* nothing is quantised */
+    MX_METHOD_MXFP4,              /* all experts in MXFP4 of 32, and nothing else: transformers' */
+    MX_METHOD_COMPRESSED_TENSORS, /* each format has a name there */
+    MX_METHOD_MODELOPT,           /* as asked for; nothing but NVFP4 */
+    MX_METHOD_MXRUN,              /* a format is our own */
+} mx_method;
+
 typedef struct mx_plan {
     const mx_source *source;
     const mx_choice *choice; /* [source->modules] */
     const bool *changed;     /* [source->modules] its numbers are not the file's any more */
     bool modelopt;
+    bool clean; /* what is to be BF16 and is that already goes through its numbers: NaN and infinity are replaced */
     mx_error *error;
 
     mx_entry *entry;
@@ -39,6 +49,7 @@ typedef struct mx_plan {
     int works, work_room;
     mx_piece *piece;
     int pieces, piece_room;
+    mx_method method;
     mx_form *form;  /* [source->modules] what it becomes; of copied ones: what it is */
     bool *copied;   /* [source->modules] byte for byte */
     bool *taken;    /* [source->vectors] joined biases that became single ones */
@@ -57,6 +68,8 @@ static inline uint64_t mx_plan_bytes(const mx_plan *p, int i) {
 }
 
 /* ---- config.json (describe.c) ---- */
+/* Of the forms. MX_INVALID_ARGUMENT: ModelOpt's names were asked for, and it is not that. */
+mx_status mx_plan_method(const mx_plan *p, mx_method *out);
 /* The source's config.json (`text`, NULL: none, one is made of the configuration) with what was done to the weights
  * said in it. */
 mx_status mx_plan_config(const mx_plan *p, const mx_bytes *text, mx_bytes *out);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
+
 enum { MOST = 128, STRIP = 16 }; /* channels of a block; columns that are turned at once across rows */
 
 /* What stands in front of a module's `read`: its columns times `gain`, turned by blocks, then its rows, by blocks. */
@@ -14,12 +16,36 @@ typedef struct turned {
     int64_t rows, cols;
     const float *gain;        /* [cols]; NULL: ones */
     int col_block, row_block; /* 1: not turned */
+    bool mend;
 } turned;
 
 struct mx_rotation {
     turned *of;  /* [modules] */
     float *gain; /* [2 * layers + 1, hidden]: before attention and before the experts of each layer, then the last */
 };
+
+/* ---- what is not finite ------------------------------------------------------------------------------------------ */
+
+/* Returns how many numbers of x [n] are not; *first: the first, or n. */
+static int64_t count_not_finite(const float *x, int64_t n, int64_t *first) {
+    int64_t count = 0;
+    *first = n;
+    for (int64_t i = 0; i < n; i++) {
+        if (isfinite(x[i])) continue;
+        if (!count++) *first = i;
+    }
+    return count;
+}
+
+/* NaN becomes 0, and infinity the largest finite number. */
+static void mend(float *x, int64_t n) {
+    float largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(x[i])) largest = fmaxf(largest, fabsf(x[i]));
+    if (!(largest > 0)) largest = 1;
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) x[i] = isnan(x[i]) ? 0 : copysignf(largest, x[i]);
+}
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */
 
@@ -40,6 +66,8 @@ static void turn_across(float *w, int block, int64_t cols) {
 static void read_columns(const turned *t, int64_t first, int64_t count, float *out) {
     t->read(t->user, first, count, out);
     for (int64_t i = 0; i < count; i++, out += t->cols) {
+        int64_t bad;
+        if (t->mend && count_not_finite(out, t->cols, &bad)) mend(out, t->cols);
         for (int64_t k = 0; k < t->cols && t->gain; k++) out[k] *= t->gain[k];
         if (t->col_block > 1) mx_hadamard(out, t->cols, t->col_block);
     }
@@ -70,6 +98,36 @@ static void read_turned(void *user, int64_t first, int64_t count, float *out) {
     free(part);
 }
 
+struct counting {
+    const turned *t;
+    float *row;     /* [threads, cols] */
+    int64_t *count; /* [threads] */
+};
+
+static void count_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    const struct counting *c = arg;
+    float *row = c->row + thread * c->t->cols;
+    int64_t first;
+    for (int64_t n = begin; n < end; n++) {
+        c->t->read(c->t->user, n, 1, row);
+        c->count[thread] += count_not_finite(row, c->t->cols, &first);
+    }
+}
+
+int64_t mx_rotation_mended(const mx_module *m, mx_pool *pool) {
+    if (m->read != read_turned || !((const turned *)m->user)->mend) return 0;
+    const int threads = mx_pool_threads(pool);
+    struct counting c = {.t = m->user};
+    int64_t all = 0;
+    c.row = malloc((size_t)threads * (size_t)m->cols * sizeof *c.row);
+    c.count = calloc((size_t)threads, sizeof *c.count);
+    if (c.row && c.count) mx_parallel_for(pool, m->rows, 8, count_rows, &c);
+    for (int i = 0; i < threads && c.row && c.count; i++) all += c.count[i];
+    free(c.row);
+    free(c.count);
+    return all;
+}
+
 void mx_rotation_undo(const mx_module *m, float *w) {
     if (m->read != read_turned) return;
     const turned *t = m->user;
@@ -94,8 +152,28 @@ static mx_vector *find_vector(const mx_source *s, int layer, const char *name) {
     return NULL;
 }
 
+/* Finite they must be, or are made. */
+static mx_status check_vector(const mx_source *s, const mx_tensor *t, float *x, int64_t count, bool mending,
+                              mx_error *error) {
+    int64_t first;
+    const int64_t bad = count_not_finite(x, count, &first);
+    if (!bad) return MX_OK;
+    const char *is = isnan(x[first]) ? "NaN" : "infinite";
+    if (!mending)
+        return mx_fail(error, MX_INVALID_FILE,
+                       "%s: %s: element %lld is %s, which a rotation would spread over others: --allow-nonfinite makes "
+                       "NaN 0 and infinity the largest",
+                       s->path, t->name, (long long)first, is);
+    mx_log(MX_LOG_WARNING,
+           "%s: %s: %lld of %lld numbers NaN or infinite, element %lld first: NaN becomes 0 and infinity the largest",
+           s->path, t->name, (long long)bad, (long long)count, (long long)first);
+    mend(x, count);
+    return MX_OK;
+}
+
 /* The vector's numbers, from malloc; its `changed`, where it has one. `count`: what it must have. */
-static mx_status read_vector(const mx_source *s, const mx_vector *v, int64_t count, float **out, mx_error *error) {
+static mx_status read_vector(const mx_source *s, const mx_vector *v, int64_t count, bool mending, float **out,
+                             mx_error *error) {
     const mx_tensor *t = v->tensor;
     const mx_kernels *kernels;
     int64_t elements = 1;
@@ -122,8 +200,12 @@ static mx_status read_vector(const mx_source *s, const mx_vector *v, int64_t cou
         kernels->widen(numbers, bytes, format, count);
     }
     free(bytes);
-    *out = numbers;
-    return MX_OK;
+    status = check_vector(s, t, numbers, count, mending, error);
+    if (status)
+        free(numbers);
+    else
+        *out = numbers;
+    return status;
 }
 
 static mx_status missing(const mx_source *s, int layer, const char *name, mx_error *error) {
@@ -132,11 +214,11 @@ static mx_status missing(const mx_source *s, int layer, const char *name, mx_err
 }
 
 /* A norm's gain goes to `gain` [hidden], and becomes ones. */
-static mx_status take_gain(mx_source *s, int layer, const char *name, float *gain, mx_error *error) {
+static mx_status take_gain(mx_source *s, int layer, const char *name, bool mending, float *gain, mx_error *error) {
     mx_vector *v = find_vector(s, layer, name);
     float *numbers;
     if (!v) return missing(s, layer, name, error);
-    mx_status status = read_vector(s, v, s->config.hidden, &numbers, error);
+    mx_status status = read_vector(s, v, s->config.hidden, mending, &numbers, error);
     if (status) return status;
     memcpy(gain, numbers, (size_t)s->config.hidden * sizeof *gain);
     for (int i = 0; i < s->config.hidden; i++) numbers[i] = 1;
@@ -147,11 +229,11 @@ static mx_status take_gain(mx_source *s, int layer, const char *name, float *gai
 
 /* A bias of `count` numbers is turned by blocks as the rows that it belongs to. */
 static mx_status turn_bias(mx_source *s, int layer, const char *name, int64_t count, int block, bool required,
-                           mx_error *error) {
+                           bool mending, mx_error *error) {
     mx_vector *v = find_vector(s, layer, name);
     float *numbers;
     if (!v) return required ? missing(s, layer, name, error) : MX_OK;
-    mx_status status = read_vector(s, v, count, &numbers, error);
+    mx_status status = read_vector(s, v, count, mending, &numbers, error);
     if (status) return status;
     if (block > 1) mx_hadamard(numbers, count, block);
     free(v->changed);
@@ -159,20 +241,21 @@ static mx_status turn_bias(mx_source *s, int layer, const char *name, int64_t co
     return MX_OK;
 }
 
-static mx_status turn_vectors(mx_source *s, float *gain, mx_error *error) {
+static mx_status turn_vectors(mx_source *s, bool mending, float *gain, mx_error *error) {
     const mx_config *c = &s->config;
     const int hidden = mx_hadamard_size(c->hidden, MOST), head = mx_hadamard_size(c->head_dim, MOST);
-    mx_status status = take_gain(s, -1, "norm.weight", gain + (int64_t)2 * c->layers * c->hidden, error);
+    mx_status status = take_gain(s, -1, "norm.weight", mending, gain + (int64_t)2 * c->layers * c->hidden, error);
     for (int l = 0; l < c->layers && !status; l++, gain += (int64_t)2 * c->hidden) {
-        status = take_gain(s, l, "input_layernorm.weight", gain, error);
-        if (!status) status = take_gain(s, l, "post_attention_layernorm.weight", gain + c->hidden, error);
+        status = take_gain(s, l, "input_layernorm.weight", mending, gain, error);
+        if (!status) status = take_gain(s, l, "post_attention_layernorm.weight", mending, gain + c->hidden, error);
         if (!status)
             status = turn_bias(s, l, "self_attn.v_proj.bias", (int64_t)c->kv_heads * c->head_dim, head,
-                               c->attention_bias, error);
-        if (!status) status = turn_bias(s, l, "self_attn.o_proj.bias", c->hidden, hidden, c->attention_bias, error);
+                               c->attention_bias, mending, error);
         if (!status)
-            status =
-                turn_bias(s, l, "mlp.experts.down_proj_bias", (int64_t)c->experts * c->hidden, hidden, true, error);
+            status = turn_bias(s, l, "self_attn.o_proj.bias", c->hidden, hidden, c->attention_bias, mending, error);
+        if (!status)
+            status = turn_bias(s, l, "mlp.experts.down_proj_bias", (int64_t)c->experts * c->hidden, hidden, true,
+                               mending, error);
     }
     return status;
 }
@@ -185,7 +268,7 @@ static turned turned_of(const mx_source *s, const mx_module *m, const float *gai
     const int hidden = mx_hadamard_size(c->hidden, MOST), head = mx_hadamard_size(c->head_dim, MOST);
     const float *attention = gain + (int64_t)2 * (m->layer < 0 ? 0 : m->layer) * c->hidden,
                 *experts = attention + c->hidden;
-    turned t = {m->read, m->user, m->rows, m->cols, NULL, hidden, 1};
+    turned t = {m->read, m->user, m->rows, m->cols, NULL, hidden, 1, false};
     switch (m->kind) {
     case MX_KIND_Q:
     case MX_KIND_K:
@@ -236,7 +319,7 @@ static mx_status untie(mx_source *s, mx_error *error) {
     return MX_OK;
 }
 
-mx_status mx_rotate(mx_source *s, mx_rotation **out, mx_error *error) {
+mx_status mx_rotate(mx_source *s, bool mending, mx_rotation **out, mx_error *error) {
     *out = NULL;
     if (!s->gpt_oss)
         return mx_fail(error, MX_UNSUPPORTED, "%s: rotation needs a model of gpt-oss form, and this is none", s->path);
@@ -250,7 +333,7 @@ mx_status mx_rotate(mx_source *s, mx_rotation **out, mx_error *error) {
         if (s->module[i].kind == MX_KIND_OTHER || s->module[i].layer >= c->layers)
             status = mx_fail(error, MX_UNSUPPORTED, "%s: %s: it is not known how to rotate this", s->path,
                              s->module[i].name);
-    if (!status) status = turn_vectors(s, r->gain, error);
+    if (!status) status = turn_vectors(s, mending, r->gain, error);
     if (!status && c->tied_embeddings) status = untie(s, error);
     if (status) {
         mx_rotation_free(r);
@@ -258,6 +341,7 @@ mx_status mx_rotate(mx_source *s, mx_rotation **out, mx_error *error) {
     }
     for (int i = 0; i < s->modules; i++) {
         r->of[i] = turned_of(s, &s->module[i], r->gain);
+        r->of[i].mend = mending;
         s->module[i].read = read_turned;
         s->module[i].user = &r->of[i];
     }

@@ -15,10 +15,17 @@
 
 /* Puts what turns them in front of the modules' `read`, and new vectors in place of norms and biases (the source's from
  * then on). A tied lm_head becomes one more module: source.c keeps room for it. The rotation must live as long as the
- * source is read. */
+ * source is read.
+ *
+ * What is NaN or infinite would spread over its block. In vectors it is refused by name (MX_INVALID_FILE); in matrices
+ * it spreads, and is refused when they are quantised. With `mend` NaN becomes 0 and infinity the largest finite number
+ * of its vector or row before anything is turned; of vectors the log says so. */
 typedef struct mx_rotation mx_rotation;
-mx_status mx_rotate(mx_source *source, mx_rotation **out, mx_error *error);
+mx_status mx_rotate(mx_source *source, bool mend, mx_rotation **out, mx_error *error);
 void mx_rotation_free(mx_rotation *r); /* NULL allowed */
+
+/* How many numbers of the module `mend` has changed, for which it reads all of it. */
+int64_t mx_rotation_mended(const mx_module *m, mx_pool *pool);
 
 /* The inverse, for a whole matrix in memory: w [rows, cols] of a module becomes what it would be in the model as it
  * was; nothing, where it was not rotated. Columns whose gain is 0 are not known any more, nor needed: they become 0. */

@@ -174,6 +174,10 @@ mx_status mx_passages_read(const char *path, const mx_tokenizer *tokenizer, int6
         return mx_fail(error, MX_INVALID_ARGUMENT, "calibration: %lld tokens in windows of %lld: expected 2 or more",
                        (long long)tokens, (long long)window);
     mx_status status = mx_read_regular_file(path, TEXT_LIMIT, &text, error);
+    if (!status && text.size && !mx_is_utf8(text.data, text.size))
+        status =
+            mx_fail(error, MX_INVALID_FILE,
+                    "%s: is no UTF-8 text to calibrate with (what is packed, as .xz, must be unpacked first)", path);
     if (!status && text.size)
         status = (mx_ends_with(path, ".jsonl") ? read_lines : read_plain)(&text, path, tokenizer, tokens, window, out,
                                                                           error);

@@ -193,8 +193,8 @@ static void bf16_experts_short(maker *m) {
 static void bf16_experts_ragged(maker *m) {
     experts16(m, "BF16", 40, 64);
 }
-static void experts_f16(maker *m) {
-    experts16(m, "F16", 64, 64);
+static void experts_f64(maker *m) {
+    experts16(m, "F64", 64, 64);
 }
 static void expert_by_expert(maker *m) {
     maker_find(m, "model.layers.0.mlp.experts.gate_up_proj_blocks")->absent = true;
@@ -717,7 +717,7 @@ static const malformed cases[] = {
            "gate_up_proj.weight: is BF16 [2, 64, 96], expected", bf16_experts_short),
     CHANGE("weights: BF16 experts, ragged", MX_INVALID_FILE, "model.safetensors", "in a multiple of 32",
            bf16_experts_ragged),
-    CHANGE("weights: experts in F16", MX_UNSUPPORTED, "model.safetensors", "gate_up_proj: is F16", experts_f16),
+    CHANGE("weights: experts in F64", MX_UNSUPPORTED, "model.safetensors", "gate_up_proj: is F64", experts_f64),
     CHANGE("weights: one tensor an expert", MX_UNSUPPORTED, "", "one tensor each", expert_by_expert),
 };
 enum { CASES = sizeof cases / sizeof *cases };

@@ -224,7 +224,7 @@ static void choose(const char *path, double bits, const char *formats, const cha
                            .user = &told};
     ok(mx_source_open(path, &s, &error));
     ok(mx_quantize_recipe_parse(recipe, &o.recipe, &error));
-    if (rotated) ok(mx_rotate(&s, &rotation, &error));
+    if (rotated) ok(mx_rotate(&s, false, &rotation, &error));
     mx_form *form = calloc((size_t)s.modules, sizeof *form);
     assert_non_null(form);
     ok(mx_budget_choose(&s, &o, form, r, &error));
@@ -322,6 +322,7 @@ static void test_refused(void **state) {
         {4, text_path, NULL, "cannot be had", MX_INVALID_ARGUMENT},
         {5, text_path, "", "no formats", MX_INVALID_ARGUMENT},
         {5, text_path, "mxfp4,mxfp5", "mxfp5", MX_INVALID_ARGUMENT},
+        {5, text_path, "mxfp4,,bf16", "a comma between", MX_INVALID_ARGUMENT},
         {5, text_path, "mxfp4,mxfp4", "twice", MX_INVALID_ARGUMENT},
         {5, "/nowhere/text", NULL, "/nowhere/text", MX_IO},
     };

@@ -333,12 +333,36 @@ static const char *story(void) {
     return write_file("story.txt", text);
 }
 
-/* In two steps. */
-static mx_calibration *calibrate(const char *text, int threads, bool rotated, int first, int last) {
+static mx_module module(mx_kind kind, int layer, int expert) {
+    return (mx_module){.kind = kind, .layer = layer, .expert = expert};
+}
+
+/* In two steps a run. */
+static mx_calibration *open_with(const char *text, mx_pool *pool, bool rotated, uint64_t room) {
+    const char *path = path_in("MXRUN_SOURCE", "tools/stories/checkpoint");
     const mx_calibrate_options o = {
-        .text_path = text, .tokens = 560, .window = 280, .hessian = true, .rotated = rotated, .threads = threads};
+        .text_path = text, .tokens = 560, .window = 280, .rotated = rotated, .room = room, .pool = pool};
+    mx_config config;
     mx_calibration *c;
-    ok(mx_calibrate(path_in("MXRUN_SOURCE", "tools/stories/checkpoint"), &o, first, last, &c, &error));
+    ok(mx_config_read(path, &config, &error));
+    ok(mx_calibration_open(path, &config, &o, &c, &error));
+    return c;
+}
+
+/* Everything of layers first .. last - 1 is wanted, and there. */
+static mx_calibration *calibrate(const char *text, mx_pool *pool, bool rotated, int first, int last, int layers,
+                                 int experts) {
+    mx_calibration *c = open_with(text, pool, rotated, UINT64_MAX);
+    mx_module m = module(MX_KIND_LM_HEAD, -1, -1);
+    if (last > layers) mx_calibration_want(c, &m, true);
+    for (int l = first; l < last && l < layers; l++)
+        for (int kind = MX_KIND_Q; kind <= MX_KIND_DOWN; kind++)
+            for (int e = 0; e < (kind < MX_KIND_GATE ? 1 : experts); e++) {
+                m = module((mx_kind)kind, l, e);
+                mx_calibration_want(c, &m, true);
+            }
+    if (first < layers) m = module(MX_KIND_Q, first, -1);
+    ok(mx_calibration_run(c, &m, &error));
     return c;
 }
 
@@ -392,16 +416,14 @@ static void expect_means(const mx_statistics *s, const mx_observed *o, int turn)
     free(h);
 }
 
-static mx_module module(mx_kind kind, int layer, int expert) {
-    return (mx_module){.kind = kind, .layer = layer, .expert = expert};
-}
-
 static void check_sums(bool rotated) {
     const char *text = story();
     all_seen all = {0};
     mx_config c;
     see_all(text, rotated, &all, &c);
-    mx_calibration *sums = calibrate(text, 2, rotated, c.layers - 1, c.layers + 1);
+    mx_pool *pool;
+    ok(mx_pool_create(2, &pool, &error));
+    mx_calibration *sums = calibrate(text, pool, rotated, c.layers - 1, c.layers + 1, c.layers, c.experts);
     const int l = c.layers - 1, hidden = rotated ? mx_hadamard_size(c.hidden, 128) : 1,
               head = rotated ? mx_hadamard_size(c.head_dim, 128) : 1;
     mx_module m = module(MX_KIND_V, l, -1);
@@ -424,10 +446,12 @@ static void check_sums(bool rotated) {
     m = module(MX_KIND_EMBEDDING, -1, -1);
     assert_null(mx_calibration_of(sums, &m));
     mx_calibration_free(sums);
-    sums = calibrate(text, 2, rotated, 1, 2); /* the model is run that far only */
+    sums = calibrate(text, pool, rotated, 1, 2, c.layers, c.experts); /* the model is run that far only */
+    assert_int_equal(mx_calibration_layers(sums), 2);
     m = module(MX_KIND_K, 1, -1);
     expect_means(mx_calibration_of(sums, &m), find(&all, MX_CLASS_QKV, 1, -1), hidden);
     mx_calibration_free(sums);
+    mx_pool_destroy(pool);
     forget(&all);
 }
 
@@ -440,7 +464,11 @@ static void test_sums(void **state) {
 static void test_threads(void **state) {
     (void)state;
     const char *text = story();
-    mx_calibration *one = calibrate(text, 1, false, 0, 2), *more = calibrate(text, 3, false, 0, 2);
+    mx_pool *single, *several;
+    ok(mx_pool_create(1, &single, &error));
+    ok(mx_pool_create(3, &several, &error));
+    mx_calibration *one = calibrate(text, single, false, 0, 2, 4, 2),
+                   *more = calibrate(text, several, false, 0, 2, 4, 2);
     for (int l = 0; l < 2; l++)
         for (int kind = MX_KIND_Q; kind <= MX_KIND_DOWN; kind++) {
             const mx_module m = module((mx_kind)kind, l, kind >= MX_KIND_GATE ? 1 : -1);
@@ -451,6 +479,104 @@ static void test_threads(void **state) {
         }
     mx_calibration_free(one);
     mx_calibration_free(more);
+    mx_pool_destroy(single);
+    mx_pool_destroy(several);
+}
+
+static void expect_same(const mx_statistics *a, const mx_statistics *b) {
+    assert_true(a && b && a->rows == b->rows && a->cols == b->cols && a->rows);
+    assert_memory_equal(a->square, b->square, (size_t)a->cols * sizeof *a->square);
+    assert_true(!a->hessian == !b->hessian);
+    if (a->hessian) assert_memory_equal(a->hessian, b->hessian, (size_t)(a->cols * a->cols) * sizeof *a->hessian);
+}
+
+/* Layer by layer, each from where the one before ended: the bits of one run, and nothing that nobody wants. */
+static void test_resumed(void **state) {
+    (void)state;
+    const char *text = story();
+    mx_pool *pool;
+    ok(mx_pool_create(2, &pool, &error));
+    mx_calibration *whole = open_with(text, pool, false, UINT64_MAX), *parts = open_with(text, pool, false, 1);
+    const mx_module wanted[] = {module(MX_KIND_Q, 0, -1), module(MX_KIND_DOWN, 2, 1), module(MX_KIND_LM_HEAD, -1, -1)};
+    const mx_module others[] = {module(MX_KIND_O, 0, -1), module(MX_KIND_GATE, 2, 1), module(MX_KIND_DOWN, 2, 0),
+                                module(MX_KIND_Q, 1, -1)};
+    for (int i = 0; i < 3; i++) {
+        mx_calibration_want(whole, &wanted[i], i != 1);
+        mx_calibration_want(parts, &wanted[i], i != 1);
+    }
+    const int64_t steps[] = {1, 3, 4}; /* layers that were run by then: none twice */
+    for (int i = 0; i < 3; i++) {
+        ok(mx_calibration_run(whole, &wanted[i], &error));
+        ok(mx_calibration_run(parts, &wanted[i], &error));
+        expect_same(mx_calibration_of(whole, &wanted[i]), mx_calibration_of(parts, &wanted[i]));
+        assert_int_equal(mx_calibration_layers(whole), 4);
+        assert_int_equal(mx_calibration_layers(parts), steps[i]);
+        for (int k = 0; k < 4; k++) assert_null(mx_calibration_of(whole, &others[k]));
+        if (i) assert_null(mx_calibration_of(parts, &wanted[i - 1]));
+    }
+    const mx_statistics *q = mx_calibration_of(whole, &wanted[0]), *down = mx_calibration_of(whole, &wanted[1]);
+    assert_null(down->hessian);
+    /* Two Hessians and three rows of squares. */
+    assert_true(mx_calibration_memory(whole) <= (uint64_t)(2 * q->cols * q->cols * 4 + 4 * q->cols * 8 + 512));
+    ok(mx_calibration_run(parts, &wanted[0], &error)); /* from the beginning again */
+    expect_same(q, mx_calibration_of(parts, &wanted[0]));
+    assert_int_equal(mx_calibration_layers(parts), 5);
+    assert_int_equal(mx_calibration_run(parts, &others[0], &error), MX_INVALID_STATE);
+    mx_calibration_free(whole);
+    mx_calibration_free(parts);
+    mx_pool_destroy(pool);
+}
+
+/* A weight of the model that is no number is named, where it is, and not what it makes of statistics. */
+static void expect_named(const mx_weights *w, const char *text, mx_pool *pool, const char *says) {
+    const mx_calibrate_options o = {.text_path = text, .tokens = 60, .window = 60, .pool = pool, .weights = w};
+    const mx_module m = module(MX_KIND_DOWN, 2, 1);
+    mx_calibration *c;
+    ok(mx_calibration_open(path_in("MXRUN_SOURCE", "tools/stories/checkpoint"), &w->config, &o, &c, &error));
+    mx_calibration_want(c, &m, true);
+    assert_int_equal(mx_calibration_run(c, &m, &error), MX_INVALID_FILE);
+    if (!strstr(error.text, says)) fail_msg("%s: no \"%s\"", error.text, says);
+    assert_null(mx_calibration_of(c, &m));
+    mx_calibration_free(c);
+}
+
+static void test_not_finite(void **state) {
+    (void)state;
+    const char *text = story();
+    mx_pool *pool;
+    mx_weights *w;
+    ok(mx_pool_create(2, &pool, &error));
+    ok(mx_weights_open(path_in("MXRUN_SOURCE", "tools/stories/checkpoint"), pool, &w, &error));
+    mx_layer *l = &w->layer[1];
+    const mx_matrix q = l->q;
+    float *numbers = malloc((size_t)(q.rows * q.cols) * sizeof *numbers);
+    assert_non_null(numbers);
+    for (int64_t n = 0; n < q.rows; n++) mx_matrix_widen_row(numbers + n * q.cols, &q, n);
+    numbers[3 * q.cols + 5] = INFINITY;
+    l->q = (mx_matrix){.format = MX_F32,
+                       .rows = q.rows,
+                       .cols = q.cols,
+                       .data = (const uint8_t *)numbers,
+                       .row_stride = q.cols * 4,
+                       .bf16_safe = true};
+    expect_named(w, text, pool, "model.layers.1.self_attn.q_proj: row 3, column 5 is infinite");
+    for (int64_t k = 0; k < q.cols; k++) numbers[3 * q.cols + k] = k % 2 ? 3e38f : -3e38f; /* finite, and too large */
+    expect_named(w, text, pool, "all of its weights are finite");
+    l->q = q;
+    const mx_experts up = l->gate_up;
+    const size_t bytes = (size_t)w->config.experts * (size_t)up.matrix.rows;
+    float *bias = calloc(bytes, sizeof *bias);
+    assert_non_null(bias);
+    for (int e = 0; e < w->config.experts; e++) bias[e * up.matrix.rows + 4] = NAN;
+    l->gate_up.bias = (const uint8_t *)bias;
+    l->gate_up.bias_stride = 0;
+    l->gate_up.bias_format = MX_F32;
+    expect_named(w, text, pool, "model.layers.1.mlp.experts.gate_up_proj_bias: row 0, column 4 is NaN");
+    l->gate_up = up;
+    free(bias);
+    free(numbers);
+    mx_weights_close(w);
+    mx_pool_destroy(pool);
 }
 
 /* ---- windows -----------------------------------------------------------------------------------------------------
@@ -538,15 +664,24 @@ static void test_wrong_texts(void **state) {
     mx_passages w;
     assert_int_equal(mx_passages_read("/nowhere/at.all", t, 1000, 100, &w, &error), MX_IO);
     mx_tokenizer_close(t);
+    mx_pool *pool;
+    mx_config config;
     mx_calibration *c;
-    const mx_calibrate_options o = {.text_path = story()};
     const char *model = path_in("MXRUN_SOURCE", "tools/stories/checkpoint");
-    assert_int_equal(mx_calibrate(model, &o, 2, 2, &c, &error), MX_INVALID_ARGUMENT);
-    assert_int_equal(mx_calibrate(model, &o, 0, 600, &c, &error), MX_INVALID_ARGUMENT);
-    const volatile sig_atomic_t stop = 1;
-    const mx_calibrate_options stopped = {.text_path = story(), .stop = &stop};
-    assert_int_equal(mx_calibrate(model, &stopped, 0, 1, &c, &error), MX_CANCELLED);
+    ok(mx_pool_create(1, &pool, &error));
+    ok(mx_config_read(model, &config, &error));
+    mx_calibrate_options o = {.text_path = "/nowhere/at.all", .pool = pool};
+    assert_int_equal(mx_calibration_open(model, &config, &o, &c, &error), MX_IO);
     assert_null(c);
+    const volatile sig_atomic_t stop = 1;
+    o = (mx_calibrate_options){.text_path = story(), .pool = pool, .stop = &stop};
+    ok(mx_calibration_open(model, &config, &o, &c, &error));
+    const mx_module m = module(MX_KIND_Q, 0, -1);
+    mx_calibration_want(c, &m, false);
+    assert_int_equal(mx_calibration_run(c, &m, &error), MX_CANCELLED);
+    assert_null(mx_calibration_of(c, &m));
+    mx_calibration_free(c);
+    mx_pool_destroy(pool);
 }
 
 static int open_folder(void **state) {
@@ -567,9 +702,9 @@ static int close_folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),        cmocka_unit_test(test_unseen),  cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_sums),        cmocka_unit_test(test_threads), cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_wrong_texts),
+        cmocka_unit_test(test_rows),       cmocka_unit_test(test_unseen),  cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_sums),       cmocka_unit_test(test_threads), cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_windows), cmocka_unit_test(test_wrong_texts),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }

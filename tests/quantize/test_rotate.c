@@ -189,7 +189,7 @@ static void check(const char *path, bool tied) {
     ok(mx_source_open(path, &plain, &error));
     source.config.tied_embeddings = plain.config.tied_embeddings = tied;
     if (tied) w->lm_head = w->embedding;
-    ok(mx_rotate(&source, &rotation, &error));
+    ok(mx_rotate(&source, false, &rotation, &error));
     assert_int_equal(source.untied, tied);
     built *same = calloc(1, sizeof *same), *rotated = calloc(1, sizeof *rotated);
     assert_true(same && rotated);
@@ -246,17 +246,86 @@ static void test_refused(void **state) {
     (void)state;
     mx_rotation *rotation;
     mx_source s = {.path = "llama"};
-    assert_int_equal(mx_rotate(&s, &rotation, &error), MX_UNSUPPORTED);
+    assert_int_equal(mx_rotate(&s, false, &rotation, &error), MX_UNSUPPORTED);
     assert_null(rotation);
     mx_rotation_free(rotation);
     ok(mx_source_open(path_in("MXRUN_SOURCE", "tests/data/base"), &s, &error));
     for (int i = 0; i < s.vectors; i++) /* one is gone */
         if (!strcmp(s.vector[i].tensor->name, "model.layers.1.self_attn.o_proj.bias"))
             s.vector[i] = s.vector[--s.vectors];
-    assert_int_equal(mx_rotate(&s, &rotation, &error), MX_INVALID_FILE);
+    assert_int_equal(mx_rotate(&s, false, &rotation, &error), MX_INVALID_FILE);
     assert_non_null(strstr(error.text, "o_proj.bias"));
     assert_null(rotation);
     mx_source_close(&s);
+}
+
+/* One weight of o in layer 1, and one number of its bias. */
+static float bad_weight;
+static mx_read_rows *read_before;
+static void read_bad(void *user, int64_t first, int64_t count, float *out) {
+    read_before(user, first, count, out);
+    if (first <= 5 && first + count > 5) out[(5 - first) * 512 + 7] = bad_weight;
+}
+
+static mx_module *open_bad(mx_source *s, float weight, float bias) {
+    ok(mx_source_open(path_in("MXRUN_SOURCE", "tests/data/base"), s, &error));
+    mx_module *o = mx_source_find(s, "model.layers.1.self_attn.o_proj");
+    assert_non_null(o);
+    bad_weight = weight;
+    read_before = o->read;
+    if (isnan(weight) || isinf(weight)) o->read = read_bad;
+    for (int i = 0; i < s->vectors; i++) {
+        mx_vector *v = &s->vector[i];
+        if (strcmp(v->tensor->name, "model.layers.1.self_attn.o_proj.bias")) continue;
+        v->changed = calloc((size_t)s->config.hidden, sizeof *v->changed);
+        assert_non_null(v->changed);
+        for (int k = 0; k < s->config.hidden; k++) v->changed[k] = k % 3;
+        v->changed[4] = bias;
+    }
+    return o;
+}
+
+/* NaN and infinity are refused before they spread, or mended before. */
+static void test_not_finite(void **state) {
+    (void)state;
+    mx_source s;
+    mx_rotation *rotation;
+    mx_pool *pool;
+    ok(mx_pool_create(2, &pool, &error));
+    const float bad[] = {NAN, INFINITY, -INFINITY}, mended[] = {0, 2, -2};
+    for (int i = 0; i < 3; i++) {
+        open_bad(&s, 0, bad[i]);
+        assert_int_equal(mx_rotate(&s, false, &rotation, &error), MX_INVALID_FILE);
+        assert_non_null(strstr(error.text, "o_proj.bias: element 4 is"));
+        mx_source_close(&s);
+        mx_module *o = open_bad(&s, bad[i], bad[i]);
+        const int64_t rows = o->rows, cols = o->cols;
+        float *x = malloc((size_t)(rows * cols) * sizeof *x), *was = malloc((size_t)(rows * cols) * sizeof *was);
+        assert_true(x && was && cols == 512);
+        o->read(o->user, 0, rows, was);
+        ok(mx_rotate(&s, true, &rotation, &error));
+        assert_int_equal(mx_rotation_mended(o, pool), 1);
+        assert_int_equal(mx_rotation_mended(mx_source_find(&s, "model.layers.1.self_attn.q_proj"), pool), 0);
+        o->read(o->user, 0, rows, x);
+        mx_rotation_undo(o, x);
+        float largest = 0;
+        for (int64_t k = 0; k < cols; k++)
+            if (k != 7) largest = fmaxf(largest, fabsf(was[5 * cols + k]));
+        was[5 * cols + 7] = isnan(bad[i]) ? 0 : copysignf(largest, bad[i]);
+        for (int64_t k = 0; k < rows * cols; k++)
+            if (!(fabsf(x[k] - was[k]) < 1e-5f * largest)) fail_msg("%d: %g, not %g", (int)k, x[k], was[k]);
+        for (int v = 0; v < s.vectors; v++)
+            if (!strcmp(s.vector[v].tensor->name, "model.layers.1.self_attn.o_proj.bias")) {
+                float *bias = s.vector[v].changed;
+                mx_hadamard(bias, s.config.hidden, mx_hadamard_size(s.config.hidden, 128));
+                assert_true(fabsf(bias[4] - mended[i]) < 1e-5f && fabsf(bias[5] - 2) < 1e-5f);
+            }
+        free(x);
+        free(was);
+        mx_source_close(&s);
+        mx_rotation_free(rotation);
+    }
+    mx_pool_destroy(pool);
 }
 
 int main(void) {
@@ -264,6 +333,7 @@ int main(void) {
         cmocka_unit_test(test_same),
         cmocka_unit_test(test_tied),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
