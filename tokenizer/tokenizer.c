@@ -151,10 +151,17 @@ mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *erro
     return MX_OK;
 }
 
-uint64_t mx_tokenizer_hash(const mx_tokenizer *t) {
-    const mx_vocabulary *v = &t->vocabulary;
+static uint64_t hash(const mx_vocabulary *v, uint64_t seed) {
     const char *begin = (const char *)v->merges; /* behind the header, which says where it came from */
-    return XXH3_64bits_withSeed(begin, (size_t)((const char *)v->block + v->size - begin), v->header->ignore_merges);
+    return XXH3_64bits_withSeed(begin, (size_t)((const char *)v->block + v->size - begin), seed);
+}
+
+uint64_t mx_tokenizer_hash(const mx_tokenizer *t) {
+    return hash(&t->vocabulary, t->vocabulary.header->ignore_merges);
+}
+
+uint64_t mx_tokenizer_vocabulary_hash(const mx_tokenizer *t) {
+    return hash(&t->vocabulary, 0);
 }
 
 void mx_tokenizer_close(mx_tokenizer *t) {

@@ -39,6 +39,10 @@ void mx_byte_alphabet(int16_t byte_of[static MX_BYTE_ALPHABET]);
 
 /* A hash of all that it does: tokens, merges, kinds, split pattern. */
 uint64_t mx_tokenizer_hash(const mx_tokenizer *t);
+/* The same but for ignore_merges, whether a piece of text that is a token is merged all the same: a GGUF has no word
+ * for it, so that the copy of a model in one may differ in that alone. Distributions of two models over one vocabulary
+ * compare; that their texts have the same tokens is to be seen by the tokens. */
+uint64_t mx_tokenizer_vocabulary_hash(const mx_tokenizer *t);
 
 /* One more than the highest id that decodes. */
 int32_t mx_tokenizer_size(const mx_tokenizer *t);

@@ -47,7 +47,7 @@ static mx_status look(mx_compare_work *w, int index, mx_error *error) {
         m->parameters = mx_compare_parameters(&w->config[index]);
         status = mx_tokenizer_open(m->path, &tokenizer, error);
     }
-    if (!status) w->tokenizer[index] = mx_tokenizer_hash(tokenizer);
+    if (!status) w->tokenizer[index] = mx_tokenizer_vocabulary_hash(tokenizer);
     mx_tokenizer_close(tokenizer);
     mx_checkpoint_close(ck);
     return status;

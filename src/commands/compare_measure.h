@@ -20,7 +20,7 @@ typedef struct mx_compare_work {
     const mx_kv_name *kv;
     const char *precision; /* NULL: the default of this machine */
     mx_config config[MX_COMPARE_MOST];
-    uint64_t tokenizer[MX_COMPARE_MOST]; /* hashes */
+    uint64_t tokenizer[MX_COMPARE_MOST]; /* hashes of the vocabularies */
 } mx_compare_work;
 
 /* Sizes, configuration and tokenizer of each: looks at headers alone. */

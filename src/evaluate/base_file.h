@@ -12,7 +12,7 @@ typedef struct mx_base_header {
     char model[200];    /* of whom they are; "": not known */
     char identity[100]; /* hash of its weights; "": not known */
     char protocol[200]; /* of mx_windows_describe */
-    uint64_t tokenizer; /* mx_tokenizer_hash */
+    uint64_t tokenizer; /* mx_tokenizer_vocabulary_hash */
     uint64_t text;      /* mx_windows.hash */
     int64_t tokens;     /* records */
     int32_t vocab;

@@ -316,7 +316,8 @@ mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx
     mx_measured measured = {0};
     mx_status status = mx_windows_make(tokenizer, texts, count, options, info.context + 1, info.vocab, &windows, error);
     if (!status)
-        status = mx_evaluate_windows(engine, &windows, mx_tokenizer_hash(tokenizer), options, &measured, out, error);
+        status = mx_evaluate_windows(engine, &windows, mx_tokenizer_vocabulary_hash(tokenizer), options, &measured, out,
+                                     error);
     mx_measured_free(&measured);
     mx_windows_free(&windows);
     return status;

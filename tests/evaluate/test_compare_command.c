@@ -78,6 +78,25 @@ static void a_copy_is_the_same(void **state) {
     outcome_free(&o);
 }
 
+/* A GGUF says nothing of ignore_merges: it has the same vocabulary all the same. */
+static void a_gguf_of_the_model_is_compared(void **state) {
+    (void)state;
+    char gguf[300];
+    snprintf(gguf, sizeof gguf, "%s/stories.gguf", test_folder);
+    outcome o = run("convert", "stories", gguf, "--to", "gguf");
+    expect_code(&o, 0);
+    outcome_free(&o);
+    o = run("compare", "stories", gguf, "--text", text, "--tokens", "30", "--no-speed", "--precision", "fp32", "--json",
+            "-");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *second = mx_json_get(mx_json_root(d), "models")->child->next;
+    assert_null(mx_json_get(second, "not_compared"));
+    assert_true(number(second, "kl_mean") < 1e-9 && number(second, "top1") == 1);
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
 static void a_model_that_fails_keeps_its_line(void **state) {
     (void)state;
     char broken[200], path[200];
@@ -167,6 +186,7 @@ static void files_that_cannot_be_written(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_copy_is_the_same),
+        cmocka_unit_test(a_gguf_of_the_model_is_compared),
         cmocka_unit_test(a_model_that_fails_keeps_its_line),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
