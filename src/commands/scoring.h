@@ -7,9 +7,9 @@
 
 /* What commands that let models predict text have in common: options, the engine they want, and the texts. */
 
-/* --protocol --window --stride --separator --tokens */
+/* --protocol --window --stride --separator --tokens --base-top */
 extern const struct poptOption mx_scoring_options[];
-/* Into protocol, window, stride and most_tokens of `out`. false: the user has been told. */
+/* Into protocol, window, stride, most_tokens and base_top (0: not given) of `out`. false: the user has been told. */
 bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out);
 
 /* An engine for windows of these sizes of the model at `path`: no more keys and values than they need, many windows in

@@ -62,7 +62,7 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
     mx_chart_point point[MX_COMPARE_MOST];
     char subtitle[1200], before[400];
     int points = 0;
-    bool any = false, zeros = false;
+    bool any = false, zeros = false, whole = true;
     for (int i = 1; i < c->models && points < MX_COMPARE_MOST; i++) {
         const mx_compare_model *m = &c->model[i];
         const mx_evaluation *e = &m->evaluation;
@@ -71,13 +71,14 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
         point[points++] = (mx_chart_point){m->label, mx_compare_bits(m), e->kl_mean, error, false};
         any |= e->kl_mean > 0;
         zeros |= !(e->kl_mean > 0);
+        whole &= e->base_whole;
     }
     *drawn = any;
     if (!any) return true;
     snprintf(before, sizeof before,
-             "How far each model's predictions are from those of %.100s; lower is better; whiskers: standard error%s. "
-             "Text: ",
-             c->model[0].label, zeros ? "; rings on the axis: no distance" : "");
+             "How far each model's predictions are from those of %.100s; lower is better%s; whiskers: standard "
+             "error%s. Text: ",
+             c->model[0].label, whole ? "" : "; lower bounds, of its likeliest tokens", zeros ? "; rings on the axis: no distance" : "");
     describe(c, before, subtitle);
     return mx_chart_draw_points(out, &(mx_chart_points){.title = "KL divergence by size of the weights",
                                                         .subtitle = subtitle,

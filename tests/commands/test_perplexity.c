@@ -55,7 +55,7 @@ static void against_a_base(void **state) {
     write_test_file("story.txt", STORY, text);
     write_test_file("other.txt", "Once upon a time there was a mill, and no fox.\n", other);
     in_folder("a.base", base);
-    outcome o = run(PERPLEXITY, text, "--save-base", base, "--precision", "fp32", "-q");
+    outcome o = run(PERPLEXITY, text, "--save-base", base, "--precision", "fp32", "-q", "--base-top", "64");
     expect_code(&o, 0);
     outcome_free(&o);
     assert_int_equal(stat(base, &found), 0);
@@ -174,6 +174,7 @@ static void wrong_options(void **state) {
                {"--window", "1", "--window 1", 2},
                {"--stride", "0", "--stride 0", 2},
                {"--base-top", "5", "--base-top is for --save-base", 2},
+               {"--base-top", "most", "--base-top most", 2},
                {"--separator", "x", "--separator", 2},
                {"--window", "100000000", "context", 2},
                {"--stride", "2048", "expected 1 to 2047", 2},

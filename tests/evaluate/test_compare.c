@@ -230,6 +230,44 @@ static void csv_is_quoted(void **state) {
     mx_bytes_free(&out);
 }
 
+static void a_bound_is_called_one(void **state) {
+    (void)state;
+    const mx_compare c = results();
+    mx_bytes out = {0};
+    bool drawn;
+    assert_true(mx_compare_chart_kl(&out, &c, &drawn) && drawn);
+    expect_part(&out, "lower bounds");
+    mx_bytes_clear(&out);
+    models[1].evaluation.base_whole = true;
+    assert_true(mx_compare_chart_kl(&out, &c, &drawn) && drawn);
+    assert_true(mx_compare_table(&out, &c));
+    expect_part(&out, "mean of nats a token; top-1");
+    expect_no_part(&out, "lower bound");
+    mx_bytes_free(&out);
+}
+
+/* Of a model of 65 GB no byte is rounded away. */
+static void whole_numbers_stay_whole(void **state) {
+    (void)state;
+    const mx_compare c = results();
+    mx_bytes out = {0};
+    models[0].disk = 65248815744;
+    models[0].bytes = 65248815137;
+    models[0].parameters = 116829156672;
+    models[0].token_bytes = 12345678901.25;
+    models[0].evaluation.tokens = 12345678901;
+    assert_true(mx_compare_csv(&out, &c));
+    expect_part(&out, "models/bf16,65248815744,65248815137,116829156672,4.46");
+    expect_part(&out, ",12345678901,");
+    expect_part(&out, ",12345678901,\n");
+    mx_bytes_clear(&out);
+    assert_true(mx_compare_json(&out, &c));
+    expect_part(&out, "\"bytes\":65248815744,\"weight_bytes\":65248815137,\"parameters\":116829156672,");
+    expect_part(&out, "\"tokens\":12345678901,");
+    expect_part(&out, "\"bytes_per_token\":12345678901}");
+    mx_bytes_free(&out);
+}
+
 static double number(const mx_json *object, const char *key) {
     double x = -1;
     if (!mx_json_double(mx_json_get(object, key), &x)) fail_msg("no number \"%s\"", key);
@@ -465,7 +503,8 @@ int main(void) {
         cmocka_unit_test(the_table_fits_100_columns),
         cmocka_unit_test(energy_is_named_as_what_it_is),
         cmocka_unit_test(csv_is_quoted),
-        cmocka_unit_test(json_parses),
+        cmocka_unit_test(whole_numbers_stay_whole),
+        cmocka_unit_test(a_bound_is_called_one), cmocka_unit_test(json_parses),
         cmocka_unit_test(parameters_are_counted),
         cmocka_unit_test(charts_have_labels_and_axes),
         cmocka_unit_test(nothing_to_draw_is_no_chart),

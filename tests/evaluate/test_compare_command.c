@@ -51,7 +51,7 @@ static void a_copy_is_the_same(void **state) {
     snprintf(csv, sizeof csv, "%s/out.csv", test_folder);
     snprintf(svg, sizeof svg, "%s/charts", test_folder);
     outcome o = run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20",
-                    "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg);
+                    "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg, "--base-top", "all");
     expect_code(&o, 0);
     assert_int_equal(o.err.size, 0);
     mx_json_document *d = parse_output(&o);
