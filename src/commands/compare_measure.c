@@ -20,6 +20,18 @@ static void give_up(const mx_compare_work *w, mx_compare_model *m, const mx_erro
     fprintf(stderr, "mxrun %s: %s: %s\n", w->command->name, m->label, m->failed);
 }
 
+static bool is_wanted(const mx_compare_work *w, int index) {
+    return !*w->result->model[index].failed;
+}
+
+/* Of all models that are wanted. */
+static int fewest_positions(const mx_compare_work *w) {
+    int positions = INT32_MAX;
+    for (int i = 0; i < w->result->models; i++)
+        if (is_wanted(w, i) && w->config[i].max_positions < positions) positions = w->config[i].max_positions;
+    return positions;
+}
+
 /* ---- looking ----------------------------------------------------------------------------------------------------- */
 
 /* Bytes of the files that hold its tensors, each once. */
@@ -56,7 +68,8 @@ static mx_status look(mx_compare_work *w, int index, mx_error *error) {
 void mx_compare_look(mx_compare_work *w) {
     mx_error error = {0};
     for (int i = 0; i < w->result->models; i++)
-        if (!*w->result->model[i].failed && look(w, i, &error)) give_up(w, &w->result->model[i], &error);
+        if (is_wanted(w, i) && look(w, i, &error)) give_up(w, &w->result->model[i], &error);
+    mx_scoring_window(fewest_positions(w), &w->evaluate);
 }
 
 /* ---- perplexity -------------------------------------------------------------------------------------------------- */
@@ -200,17 +213,10 @@ typedef struct speeds {
     mx_weights *weights[MX_COMPARE_MOST];
 } speeds;
 
-static bool is_wanted(const mx_compare_work *w, int index) {
-    return !*w->result->model[index].failed;
-}
-
 /* The same for all models: what the one with the fewest positions holds. */
 static mx_status make_tests(speeds *s, mx_error *error) {
     mx_compare *c = s->w->result;
-    int positions = INT32_MAX;
-    for (int i = 0; i < c->models; i++)
-        if (is_wanted(s->w, i) && s->w->config[i].max_positions < positions) positions = s->w->config[i].max_positions;
-    const int most = positions - ROOM_BEHIND;
+    const int most = fewest_positions(s->w) - ROOM_BEHIND;
     if (c->decode_tokens > most) c->decode_tokens = most > 0 ? most : 0;
     if (c->prompt_tokens > most) c->prompt_tokens = most > 0 ? most : 0;
     if (c->decode_tokens) s->test[s->tests++] = (mx_bench_test){false, 0, 1, c->decode_tokens};

@@ -27,7 +27,9 @@ const struct poptOption mx_scoring_options[] = {
     {"protocol", 'p', POPT_ARG_STRING, &protocol, 0,
      "What is scored, with which past: strided (default), llama.cpp, documents or harmony", "NAME"},
     {"window", 'w', POPT_ARG_STRING, &window.text, 0,
-     "Tokens that are computed together (default 2048, or what the context allows; llama.cpp: 512)", "N"},
+     "Tokens that are computed together (default 2048, or what the context allows, when comparing that of all models; "
+     "llama.cpp: 512)",
+     "N"},
     {"stride", 's', POPT_ARG_STRING, &stride.text, 0,
      "Tokens from the beginning of one window to that of the next (default: half of the window)", "N"},
     {"separator", '\0', POPT_ARG_STRING, &separator, 0,
@@ -71,6 +73,11 @@ bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out) {
     out->stride = (int64_t)stride.value;
     out->most_tokens = (int64_t)most.value;
     return check_top(command, &out->base_top);
+}
+
+void mx_scoring_window(int positions, mx_evaluate_options *options) {
+    if (options->window || options->protocol == MX_PROTOCOL_LLAMA_CPP) return;
+    options->window = positions < WINDOW - 1 ? (int64_t)positions + 1 : WINDOW; /* the last token has no row */
 }
 
 mx_status mx_scoring_engine(const char *path, const mx_evaluate_options *options, mx_engine_options *out,

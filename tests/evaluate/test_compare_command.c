@@ -97,6 +97,39 @@ static void a_gguf_of_the_model_is_compared(void **state) {
     outcome_free(&o);
 }
 
+/* A copy with a shorter context: the window is one for both. */
+static void contexts_may_differ(void **state) {
+    (void)state;
+    static const char *const files[] = {"model.safetensors", "tokenizer.json", "generation_config.json"};
+    char shorter[200], from[4096], to[4096];
+    mx_bytes config = {0};
+    mx_error error;
+    snprintf(shorter, sizeof shorter, "%s/shorter", test_folder);
+    assert_int_equal(mkdir(shorter, 0777), 0);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(from, sizeof from, "%s/tools/stories/checkpoint/%s", getenv("MXRUN_SOURCE"), files[i]);
+        snprintf(to, sizeof to, "%s/%s", shorter, files[i]);
+        assert_int_equal(symlink(from, to), 0);
+    }
+    snprintf(from, sizeof from, "%s/tools/stories/checkpoint/config.json", getenv("MXRUN_SOURCE"));
+    assert_int_equal(mx_read_file(from, 1 << 20, &config, &error), MX_OK);
+    char *at = strstr(config.data, "\"max_position_embeddings\": ");
+    assert_non_null(at);
+    at += strlen("\"max_position_embeddings\": ");
+    memset(at, ' ', strspn(at, "0123456789"));
+    memcpy(at, "40", 2);
+    write_test_file("shorter/config.json", config.data, to);
+    mx_bytes_free(&config);
+    outcome o = run("compare", "stories", shorter, "--text", text, "--no-speed", "--precision", "fp32", "--json", "-");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *root = mx_json_root(d), *second = mx_json_get(root, "models")->child->next;
+    assert_true(mx_json_is_string(mx_json_get(root, "protocol"), "strided, window 41, stride 20"));
+    assert_true(number(second, "tokens") > 50 && number(second, "top1") == 1);
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
 static void a_model_that_fails_keeps_its_line(void **state) {
     (void)state;
     char broken[200], path[200];
@@ -187,6 +220,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_copy_is_the_same),
         cmocka_unit_test(a_gguf_of_the_model_is_compared),
+        cmocka_unit_test(contexts_may_differ),
         cmocka_unit_test(a_model_that_fails_keeps_its_line),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
