@@ -53,7 +53,8 @@ static void a_copy_is_the_same(void **state) {
     outcome o = run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20",
                     "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg, "--base-top", "all");
     expect_code(&o, 0);
-    assert_int_equal(o.err.size, 0);
+    expect_text(&o.err, "kl.svg: not drawn: no model is at a distance from the first\n");
+    expect_no_text(&o.err, "removed");
     mx_json_document *d = parse_output(&o);
     const mx_json *root = mx_json_root(d), *first = mx_json_get(root, "models")->child, *second = first->next;
     assert_true(mx_json_is_string(mx_json_get(first, "model"), "stories"));
@@ -216,6 +217,71 @@ static void files_that_cannot_be_written(void **state) {
     outcome_free(&o);
 }
 
+static void write_in(const char *name, const char *content) {
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", test_folder, name);
+    FILE *f = fopen(path, "w");
+    assert_true(f && fputs(content, f) >= 0 && fclose(f) == 0);
+}
+
+static void expect_content(const char *name, const char *start) {
+    char path[300];
+    mx_bytes found = {0};
+    mx_error error;
+    snprintf(path, sizeof path, "%s/%s", test_folder, name);
+    assert_int_equal(mx_read_file(path, 1 << 24, &found, &error), MX_OK);
+    if (!found.data || strncmp(found.data, start, strlen(start)) != 0)
+        fail_msg("%s: %s", name, found.data ? found.data : "(empty)");
+    mx_bytes_free(&found);
+}
+
+/* No file may grow beyond some bytes: the disk is full, as far as a program can see. */
+static void a_full_disk_spoils_nothing(void **state) {
+    (void)state;
+    char json[300], csv[300], svg[300], line[1500];
+    snprintf(json, sizeof json, "%s/results/out.json", test_folder);
+    snprintf(csv, sizeof csv, "%s/results/out.csv", test_folder);
+    snprintf(svg, sizeof svg, "%s/results", test_folder);
+    assert_int_equal(mkdir(svg, 0777), 0);
+    write_in("results/out.json", "old");
+    write_in("results/perplexity.svg", "old picture");
+    snprintf(line, sizeof line,
+             "trap '' XFSZ; ulimit -f 1; exec %s compare stories %s --text %s --tokens 9 --no-speed --base-top 1 --json "
+             "%s --csv %s --svg %s",
+             getenv("MXRUN_BINARY"), copy, text, json, csv, svg);
+    outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+    expect_code(&o, 1);
+    expect_text(&o.out, "copy");
+    expect_text(&o.err, "it cannot be written: File too large");
+    expect_content("results/out.json", "old");
+    expect_content("results/perplexity.svg", "old picture");
+    assert_int_equal(entries_of(svg), 2);
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", text, "--tokens", "9", "--no-speed", "--json", json, "--svg", svg);
+    expect_code(&o, 0);
+    expect_content("results/out.json", "{");
+    expect_content("results/perplexity.svg", "<svg");
+    outcome_free(&o);
+}
+
+/* Pictures that belong to an earlier comparison go, what is not ours stays. */
+static void no_old_picture_stays(void **state) {
+    (void)state;
+    char svg[300];
+    snprintf(svg, sizeof svg, "%s/old", test_folder);
+    assert_int_equal(mkdir(svg, 0777), 0);
+    write_in("old/kl.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\"><rect class=\"page\"/></svg>\n");
+    write_in("old/speed.svg", "mine");
+    outcome o = run("compare", "stories", copy, "--text", text, "--tokens", "9", "--no-speed", "--svg", svg);
+    expect_code(&o, 0);
+    expect_text(&o.err, "kl.svg: not drawn: no model is at a distance from the first; that of an earlier");
+    expect_no_text(&o.err, "speed.svg");
+    assert_false(exists("old/kl.svg"));
+    expect_content("old/speed.svg", "mine");
+    expect_content("old/perplexity.svg", "<svg");
+    outcome_free(&o);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_copy_is_the_same),
@@ -224,6 +290,8 @@ int main(void) {
         cmocka_unit_test(a_model_that_fails_keeps_its_line),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
+        cmocka_unit_test(a_full_disk_spoils_nothing),
+        cmocka_unit_test(no_old_picture_stays),
     };
     return cmocka_run_group_tests(tests, set_up, program_tear_down);
 }
