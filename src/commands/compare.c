@@ -339,7 +339,7 @@ static mx_status work(const mx_command *self, comparison *c, const char *const *
     if (status) return status;
     w->text = c->corpus.texts;
     w->texts = c->corpus.count;
-    mx_interrupt_catch(true);
+    mx_interrupt_catch_all();
     mx_compare_look(w);
     status = mx_compare_evaluate(w, error);
     if (!status && !given.no_speed) status = mx_compare_measure(w, error);

@@ -140,7 +140,7 @@ static mx_status evaluate(mx_session *s, const mx_evaluate_options *scoring, con
     o.progress = quiet ? NULL : show;
     o.user = &bar;
     o.stop = &mx_interrupted;
-    mx_interrupt_catch(true);
+    mx_interrupt_catch_all();
     const mx_status status = mx_evaluate(s->engine, s->tokenizer, c->texts, c->count, &o, out, error);
     mx_interrupt_release();
     if (bar.label) mx_progress_clear(&bar);

@@ -282,6 +282,33 @@ static void no_old_picture_stays(void **state) {
     outcome_free(&o);
 }
 
+/* What ends a program in other ways than Ctrl-C leaves no files either. */
+static void ended_by_a_signal(void **state) {
+    (void)state;
+    enum { TIMES = 2000 };
+    static const struct {
+        const char *arguments, *begun, *signal;
+    } cases[] = {{"compare stories %s --no-speed --text", "tmp/mxrun-compare-*/base.*.part", "TERM"},
+                 {"compare stories %s --no-speed --text", "tmp/mxrun-compare-*/base.*.part", "HUP"},
+                 {"perplexity -q -m stories --save-base kept.base", "kept.base.*.part", "TERM"}};
+    char line[2000], arguments[400];
+    mx_bytes many = {0};
+    for (int i = 0; i < TIMES; i++) assert_true(mx_bytes_add_string(&many, story));
+    write_in("many.txt", many.data);
+    mx_bytes_free(&many);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(arguments, sizeof arguments, cases[i].arguments, copy);
+        snprintf(line, sizeof line,
+                 "cd %s; %s %s many.txt & while kill -0 $! && ! ls %s; do sleep 0.02; done >/dev/null 2>&1; kill -%s "
+                 "$!; wait $!; code=$?; ls -d %s kept.base tmp/*; exit $code",
+                 test_folder, getenv("MXRUN_BINARY"), arguments, cases[i].begun, cases[i].signal, cases[i].begun);
+        outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+        expect_code(&o, 130);
+        assert_int_equal(o.out.size, 0);
+        outcome_free(&o);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_copy_is_the_same),
@@ -292,6 +319,7 @@ int main(void) {
         cmocka_unit_test(files_that_cannot_be_written),
         cmocka_unit_test(a_full_disk_spoils_nothing),
         cmocka_unit_test(no_old_picture_stays),
+        cmocka_unit_test(ended_by_a_signal),
     };
     return cmocka_run_group_tests(tests, set_up, program_tear_down);
 }
