@@ -329,30 +329,43 @@ static void take(mx_compare_model *m, const mx_bench_result *result, int tests) 
     }
 }
 
-/* Models first ... last - 1 that are loaded, round by round in turn. */
-static mx_status measure(speeds *s, int first, int last, mx_error *error) {
+/* The models of `of` [runs], round by round in turn. *failed: which of them has failed; -1: what all of them need. */
+static mx_status measure_these(speeds *s, const int *of, int runs, int *failed, mx_error *error) {
     mx_bench_run run[MX_COMPARE_MOST];
     mx_bench_result result[MX_COMPARE_MOST][TESTS];
-    mx_bench_machine machine[MX_COMPARE_MOST];
+    mx_bench_machine machine[MX_COMPARE_MOST] = {0};
     mx_progress progress;
-    int of[MX_COMPARE_MOST], runs = 0;
-    for (int i = first; i < last; i++) {
-        if (!s->weights[i]) continue;
-        of[runs] = i;
-        run[runs] = (mx_bench_run){s->weights[i], s->pool, s->precision, &machine[runs], result[runs]};
-        runs++;
-    }
-    if (!runs) return MX_OK;
+    *failed = -1;
+    for (int k = 0; k < runs; k++)
+        run[k] = (mx_bench_run){s->weights[of[k]], s->pool, s->precision, &machine[k], result[k]};
     mx_bench_options o = options_of(s, s->weights[of[0]]);
     o.progress = &progress;
     mx_progress_start(&progress, "measuring", 1, false);
-    mx_status status = mx_bench_measure(&o, run, runs, error);
+    const mx_status status = mx_bench_measure(&o, run, runs, error);
     mx_progress_clear(&progress);
     for (int k = 0; k < runs && (!status || status == MX_CANCELLED); k++)
         take(&s->w->result->model[of[k]], result[k], s->tests);
-    for (int k = 0; k < runs && status && status != MX_CANCELLED; k++)
-        give_up(s->w, &s->w->result->model[of[k]], error);
-    return status == MX_CANCELLED ? status : MX_OK;
+    for (int k = 0; k < runs && status; k++)
+        if (machine[k].failed) *failed = of[k];
+    return status;
+}
+
+/* Models first ... last - 1 that are loaded. One that fails is given up, and the rest measured again without it. */
+static mx_status measure(speeds *s, int first, int last, mx_error *error) {
+    for (;;) {
+        int of[MX_COMPARE_MOST], runs = 0, failed;
+        for (int i = first; i < last; i++)
+            if (s->weights[i] && is_wanted(s->w, i)) of[runs++] = i;
+        if (!runs) return MX_OK;
+        const mx_status status = measure_these(s, of, runs, &failed, error);
+        if (!status || status == MX_CANCELLED) return status;
+        if (failed >= 0) {
+            give_up(s->w, &s->w->result->model[failed], error);
+            continue;
+        }
+        for (int k = 0; k < runs; k++) give_up(s->w, &s->w->result->model[of[k]], error);
+        return MX_OK;
+    }
 }
 
 static mx_status measure_all(speeds *s, mx_error *error) {
