@@ -340,8 +340,8 @@ static mx_status work(const mx_command *self, comparison *c, const char *const *
     w->text = c->corpus.texts;
     w->texts = c->corpus.count;
     mx_interrupt_catch_all();
-    mx_compare_look(w);
-    status = mx_compare_evaluate(w, error);
+    status = mx_compare_look(w, error);
+    if (!status) status = mx_compare_evaluate(w, error);
     if (!status && !given.no_speed) status = mx_compare_measure(w, error);
     mx_interrupt_release();
     if (status == MX_CANCELLED) return show_what_is_there(c, error);

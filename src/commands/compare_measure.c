@@ -65,11 +65,23 @@ static mx_status look(mx_compare_work *w, int index, mx_error *error) {
     return status;
 }
 
-void mx_compare_look(mx_compare_work *w) {
-    mx_error error = {0};
+/* What is wrong with the text is said once, and not of each model. */
+static mx_status check_text(const mx_compare_work *w, mx_error *error) {
+    mx_tokenizer *tokenizer = NULL;
+    int first = 0;
+    while (first < w->result->models && !is_wanted(w, first)) first++;
+    if (first == w->result->models) return MX_OK;
+    mx_status status = mx_tokenizer_open(w->result->model[first].path, &tokenizer, error);
+    if (!status) status = mx_evaluate_check(tokenizer, w->text, w->texts, &w->evaluate, error);
+    mx_tokenizer_close(tokenizer);
+    return status;
+}
+
+mx_status mx_compare_look(mx_compare_work *w, mx_error *error) {
     for (int i = 0; i < w->result->models; i++)
-        if (is_wanted(w, i) && look(w, i, &error)) give_up(w, &w->result->model[i], &error);
+        if (is_wanted(w, i) && look(w, i, error)) give_up(w, &w->result->model[i], error);
     mx_scoring_window(fewest_positions(w), &w->evaluate);
+    return check_text(w, error);
 }
 
 /* ---- perplexity -------------------------------------------------------------------------------------------------- */
@@ -137,6 +149,7 @@ static mx_status open_engine(const mx_compare_work *w, const char *path, mx_mode
 }
 
 static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx_error *error) {
+    static const char more[] = ", --tokens scores less of the text, and TMPDIR may name a folder with more room";
     mx_compare_model *m = &w->result->model[index];
     mx_model *model = NULL;
     mx_engine *engine = NULL;
@@ -155,6 +168,8 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
         o.stop = &mx_interrupted;
         status = mx_evaluate(engine, tokenizer, w->text, w->texts, &o, &m->evaluation, error);
         if (s.started) mx_progress_clear(&s.bar);
+        if (status == MX_NO_SPACE && error && strlen(error->text) + sizeof more < sizeof error->text)
+            strcat(error->text, more);
     }
     m->evaluated = !status;
     mx_engine_destroy(engine);

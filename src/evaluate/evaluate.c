@@ -315,6 +315,16 @@ mx_status mx_evaluate_windows(mx_engine *engine, const mx_windows *windows, uint
     return status;
 }
 
+mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
+                            const mx_evaluate_options *options, mx_error *error) {
+    mx_windows windows = {0};
+    mx_evaluate_options one = *options;
+    one.most_tokens = 1;
+    const mx_status status = mx_windows_make(tokenizer, texts, count, &one, INT32_MAX, INT32_MAX, &windows, error);
+    mx_windows_free(&windows);
+    return status;
+}
+
 mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
                       const mx_evaluate_options *options, mx_evaluation *out, mx_error *error) {
     const mx_engine_info info = mx_engine_get_info(engine);

@@ -65,6 +65,11 @@ typedef struct mx_evaluation {
 mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
                       const mx_evaluate_options *options, mx_evaluation *out, mx_error *error);
 
+/* Is there anything to score, whatever the model? Looks at no more of the texts than it must; window and stride that
+ * make no sense are found out, too. */
+mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
+                            const mx_evaluate_options *options, mx_error *error);
+
 /* How many tokens of a distribution are kept where nobody says: all of a small vocabulary. */
 int mx_base_top_default(int32_t vocab);
 

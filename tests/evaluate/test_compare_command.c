@@ -147,7 +147,7 @@ static void a_model_that_fails_keeps_its_line(void **state) {
     expect_text(&o.out, "\nB failed: ");
     expect_text(&o.out, "\nD failed: ");
     expect_text(&o.err, "mxrun compare: B: ");
-    expect_text(&o.err, "mxrun compare: D: ");
+    expect_text(&o.err, "mxrun compare: D: /nonesuch/model: No such file or directory\n"); /* and no option -m */
     expect_no_text(&o.out, "decode");
     outcome_free(&o);
     /* The first: the others are there, but held against nothing. */
@@ -159,6 +159,22 @@ static void a_model_that_fails_keeps_its_line(void **state) {
     assert_int_equal(mx_json_get(second, "kl_mean")->type, MX_JSON_NULL);
     assert_non_null(mx_json_get(second, "not_compared"));
     mx_json_free(d);
+    outcome_free(&o);
+}
+
+/* Of a text that is none each model would say the same. */
+static void a_text_that_is_none_is_said_once(void **state) {
+    (void)state;
+    char empty[200];
+    write_test_file("empty.txt", "", empty);
+    outcome o = run("compare", "stories", copy, "--text", empty, "--no-speed");
+    expect_code(&o, 2);
+    assert_string_equal(o.err.data, "mxrun compare: nothing to score: the text is empty\n");
+    assert_int_equal(o.out.size, 0);
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", text, "--no-speed", "--protocol", "llama.cpp");
+    expect_code(&o, 2);
+    expect_text(&o.err, "mxrun compare: nothing to score: protocol llama.cpp wants whole windows of 512 tokens, and the");
     outcome_free(&o);
 }
 
@@ -315,6 +331,7 @@ int main(void) {
         cmocka_unit_test(a_gguf_of_the_model_is_compared),
         cmocka_unit_test(contexts_may_differ),
         cmocka_unit_test(a_model_that_fails_keeps_its_line),
+        cmocka_unit_test(a_text_that_is_none_is_said_once),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
         cmocka_unit_test(a_full_disk_spoils_nothing),
