@@ -156,7 +156,8 @@ static int work(const mx_command *self, const mx_evaluate_options *o, const char
     int exit_code = MX_EXIT_OK;
     bool loaded = false;
     if (mx_session_prepare(self, true, &session, &exit_code)) {
-        mx_status status = mx_corpus_read(self, paths, o->protocol, &texts, &error);
+        mx_status status = mx_evaluate_check_files(save_base, base, &error);
+        if (!status) status = mx_corpus_read(self, paths, o->protocol, &texts, &error);
         if (!status) status = load(&session, o, &loaded, &exit_code, &error);
         if (!status && loaded) {
             status = evaluate(&session, o, &texts, &found, &error);

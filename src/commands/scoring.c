@@ -201,9 +201,10 @@ mx_status mx_corpus_read(const mx_command *command, const char *const *paths, mx
                          mx_error *error) {
     mx_bytes between = {0};
     const bool harmony = of == MX_PROTOCOL_HARMONY;
-    int count = 0;
-    while (paths[count]) count++;
+    int count = 0, stdins = 0;
     *out = (mx_corpus){0};
+    for (; paths[count]; count++) stdins += !strcmp(paths[count], "-");
+    if (stdins > 1) return mx_fail(error, MX_INVALID_ARGUMENT, "- is named twice, and stdin can be read only once");
     out->files = calloc((size_t)count, sizeof *out->files);
     mx_status status = !out->files || (separator && !unescape(separator, &between)) ? mx_out_of_memory(error) : MX_OK;
     for (int i = 0; i < count && !status; i++) {

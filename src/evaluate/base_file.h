@@ -42,6 +42,8 @@ bool mx_base_record_get(const uint8_t *record, int32_t vocab, int32_t top, mx_ba
 typedef struct mx_base_writer mx_base_writer;
 /* Writes beside `path`, where nothing is before finish. MX_INVALID_ARGUMENT: there is something that is no file. */
 mx_status mx_base_writer_open(const char *path, const mx_base_header *header, mx_base_writer **out, mx_error *error);
+/* Could that be done? Leaves nothing. */
+mx_status mx_base_writer_check(const char *path, mx_error *error);
 mx_status mx_base_writer_add(mx_base_writer *w, const uint8_t *records, int64_t count, mx_error *error);
 /* All records are there: gives the file its name once it is on the disk. */
 mx_status mx_base_writer_finish(mx_base_writer *w, mx_error *error);

@@ -315,6 +315,13 @@ mx_status mx_evaluate_windows(mx_engine *engine, const mx_windows *windows, uint
     return status;
 }
 
+mx_status mx_evaluate_check_files(const char *save_base, const char *base, mx_error *error) {
+    mx_base_reader *reader = NULL;
+    mx_status status = base ? mx_base_reader_open(base, &reader, error) : MX_OK;
+    mx_base_reader_close(reader);
+    return status || !save_base ? status : mx_base_writer_check(save_base, error);
+}
+
 mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
                             const mx_evaluate_options *options, mx_error *error) {
     mx_windows windows = {0};

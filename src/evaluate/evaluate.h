@@ -70,6 +70,9 @@ mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx
 mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
                             const mx_evaluate_options *options, mx_error *error);
 
+/* Can these files be written and read, as far as is to be seen before the models are loaded? Both may be NULL. */
+mx_status mx_evaluate_check_files(const char *save_base, const char *base, mx_error *error);
+
 /* How many tokens of a distribution are kept where nobody says: all of a small vocabulary. */
 int mx_base_top_default(int32_t vocab);
 
