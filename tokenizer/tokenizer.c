@@ -262,7 +262,8 @@ static void create_recent(encoder *e, size_t text_size) {
 static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bool special, int64_t most,
                         const volatile sig_atomic_t *stop, mx_ids *out, mx_error *error) {
     if (size == 0) return MX_OK;
-    encoder e = {.t = t, .out = out, .most = most < INT64_MAX - out->count ? out->count + most : INT64_MAX, .stop = stop};
+    encoder e = {
+        .t = t, .out = out, .most = most < INT64_MAX - out->count ? out->count + most : INT64_MAX, .stop = stop};
     mx_bytes repaired = {0};
     int64_t before = out->count;
     mx_status status = mx_split_open(&e.split, t->splitter, error);

@@ -186,7 +186,8 @@ static bool check_options(const mx_command *self, const char *const *models, com
     mx_error error;
     mx_precisions precision;
     if (count < 2 || count > MX_COMPARE_MOST) {
-        mx_command_usage(self, "%d models are given; between 2 and %d are compared", count, (int)MX_COMPARE_MOST);
+        mx_command_usage(self, "%d model%s given; between 2 and %d are compared", count, count == 1 ? " is" : "s are",
+                         (int)MX_COMPARE_MOST);
         return false;
     }
     if (!given.text) {
@@ -396,7 +397,8 @@ const mx_command mx_command_compare = {
                    "machine is not equally fast at all times; models that do not fit into memory\n"
                    "together are measured one after the other, and the table says so. Energy is that of\n"
                    "the processor packages and their memory (RAPL), whose counters mostly only root may\n"
-                   "read; where they cannot be read the column shows the bytes that a decoded token\n"
+                   "read, and with --device cuda that of the GPU (NVML), where it is the only one; where\n"
+                   "they cannot be read the column shows the bytes that a decoded token\n"
                    "moves from memory instead, and is named so.\n"
                    "\n"
                    "A model with which something fails keeps its line; the reason is below the table,\n"

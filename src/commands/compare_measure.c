@@ -34,17 +34,23 @@ static int fewest_positions(const mx_compare_work *w) {
 
 /* ---- looking ----------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the files that hold its tensors, each once. */
+/* Bytes of the files that hold its tensors, each once: files are few, tensors may be tens of thousands. 0: not known.
+ */
 static double disk_bytes(const mx_checkpoint *ck) {
-    double sum = 0;
     const int count = mx_checkpoint_count(ck);
-    for (int i = 0; i < count; i++) {
+    const char **seen = calloc((size_t)count + 1, sizeof *seen);
+    double sum = 0;
+    int files = 0;
+    for (int i = 0; i < count && seen; i++) {
         const char *file = mx_checkpoint_at(ck, i)->file;
         struct stat info;
-        bool seen = false;
-        for (int k = 0; k < i && !seen; k++) seen = mx_checkpoint_at(ck, k)->file == file;
-        if (!seen && file && stat(file, &info) == 0) sum += (double)info.st_size;
+        int k = files; /* most often it is the last one's */
+        while (k > 0 && seen[k - 1] != file) k--;
+        if (k || !file) continue;
+        seen[files++] = file;
+        if (stat(file, &info) == 0) sum += (double)info.st_size;
     }
+    free(seen);
     return sum;
 }
 
@@ -148,6 +154,11 @@ static mx_status open_engine(const mx_compare_work *w, const char *path, mx_mode
     return status ? status : mx_engine_create(*model, &options, engine, error);
 }
 
+/* Is it held against the first model's distributions? */
+static bool is_compared(const mx_compare_work *w, int index, const base *b) {
+    return index && b->there && w->tokenizer[index] == w->tokenizer[0];
+}
+
 static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx_error *error) {
     static const char more[] = ", --tokens scores less of the text, and TMPDIR may name a folder with more room";
     mx_compare_model *m = &w->result->model[index];
@@ -161,7 +172,8 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
     if (!status) {
         mx_evaluate_options o = w->evaluate;
         if (!index && w->result->models > 1) o.save_base = b->file;
-        if (b->there && !*m->apart) o.base = b->file;
+        o.temporary = true;
+        if (is_compared(w, index, b)) o.base = b->file;
         o.model = m->label;
         o.progress = show;
         o.user = &s;
@@ -178,14 +190,14 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
     return status;
 }
 
-/* Why this model cannot be held against the first; both are there. */
+/* Why this model, which was evaluated, was not held against the first. */
 static void set_apart(const mx_compare_work *w, int index, const base *b) {
     const mx_compare_model *first = &w->result->model[0];
     mx_compare_model *m = &w->result->model[index];
-    if (!index) return;
+    if (!index || is_compared(w, index, b)) return;
     if (!b->there)
         snprintf(m->apart, sizeof m->apart, "not held against %.100s, which failed", first->label);
-    else if (w->tokenizer[index] != w->tokenizer[0])
+    else
         snprintf(m->apart, sizeof m->apart,
                  "not held against %.100s: its tokenizer is another, so that perplexities of the two do not compare, "
                  "only bits per byte do: %.4f here, %.4f there",
@@ -198,10 +210,9 @@ mx_status mx_compare_evaluate(mx_compare_work *w, mx_error *error) {
     for (int i = 0; i < w->result->models && !status; i++) {
         mx_compare_model *m = &w->result->model[i];
         if (*m->failed) continue;
-        set_apart(w, i, &b);
         status = evaluate(w, i, &b, error);
         if (!i) b.there = !status;
-        if (!status) set_apart(w, i, &b); /* with the numbers of both */
+        if (!status) set_apart(w, i, &b);
         if (status == MX_CANCELLED) break;
         if (status) give_up(w, m, error);
         status = MX_OK;

@@ -218,10 +218,9 @@ static mx_status no_such_path(const char *name, int problem, mx_error *error) {
     const bool absent = problem == ENOENT || problem == ENOTDIR;
     const bool a_name = absent && bare && name[size] && !looks_like_path(bare);
     const mx_status status =
-        a_name
-            ? mx_fail(error, MX_IO,
-                      "%s: there is no such folder; the name of a model has no slash at its end: %s", name, bare)
-            : mx_fail(error, MX_IO, "%s: %s", name, strerror(problem));
+        a_name ? mx_fail(error, MX_IO, "%s: there is no such folder; the name of a model has no slash at its end: %s",
+                         name, bare)
+               : mx_fail(error, MX_IO, "%s: %s", name, strerror(problem));
     free(bare);
     return status;
 }

@@ -78,10 +78,11 @@ static bool print_base(const mx_evaluation *v, mx_bytes *out) {
            add_with_error(out, "%.4g", v->kl_mean, v->kl_stderr) &&
            mx_bytes_addf(out, "  median %.4g  99 %% %.4g  max %.4g nats a token\n", v->kl_median, v->kl_p99,
                          v->kl_max) &&
-           (v->base_whole || mx_bytes_addf(out,
-                                   "                  (a lower bound: the %s likeliest tokens one by one, all others "
-                                   "together)\n",
-                                   mx_with_commas(v->base_top, kept))) &&
+           (v->base_whole ||
+            mx_bytes_addf(out,
+                          "                  (a lower bound: the %s likeliest tokens one by one, all others "
+                          "together)\n",
+                          mx_with_commas(v->base_top, kept))) &&
            mx_bytes_addf(out, "  same top token  %.2f %%\n  Δ perplexity    ", 100 * v->top1) &&
            add_with_error(out, "%+.4f", v->delta_perplexity, v->delta_stderr) &&
            mx_bytes_add_string(out, " (paired)\n");
@@ -89,8 +90,9 @@ static bool print_base(const mx_evaluation *v, mx_bytes *out) {
 
 static bool print_table(const mx_evaluation *v, const mx_session *s, mx_bytes *out) {
     char tokens[32], bytes[32];
-    bool ok = mx_bytes_addf(out, "%s: %s tokens (%s bytes) scored: %s\n", s->name, mx_with_commas(v->tokens, tokens),
-                            mx_with_commas(v->bytes, bytes), v->protocol) &&
+    bool ok = mx_bytes_addf(out, "%s: %s token%s (%s byte%s) scored: %s\n", s->name, mx_with_commas(v->tokens, tokens),
+                            v->tokens == 1 ? "" : "s", mx_with_commas(v->bytes, bytes), v->bytes == 1 ? "" : "s",
+                            v->protocol) &&
               mx_bytes_add_string(out, "  perplexity      ") &&
               add_with_error(out, "%.4f", v->perplexity, v->standard_error) &&
               mx_bytes_add_string(out, " (standard error of the mean over tokens)\n") &&

@@ -36,7 +36,8 @@ const struct poptOption mx_scoring_options[] = {
      "Text between two documents of a file; \\n is a new line (default: a file is one document)", "TEXT"},
     {"tokens", 'n', POPT_ARG_STRING, &most.text, 0, "Score only the first N tokens", "N"},
     {"base-top", '\0', POPT_ARG_STRING, &base_top, 0,
-     "Of distributions that others are compared with, keep the N likeliest tokens, or all (default: all of a vocabulary "
+     "Of distributions that others are compared with, keep the N likeliest tokens, or all (default: all of a "
+     "vocabulary "
      "of up to 8192, else 1024)",
      "N"},
     POPT_TABLEEND,

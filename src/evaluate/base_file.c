@@ -194,16 +194,16 @@ mx_status mx_base_writer_add(mx_base_writer *w, const uint8_t *records, int64_t 
     return fwrite(records, 1, bytes, w->file) == bytes ? MX_OK : cannot_write(w, error);
 }
 
-mx_status mx_base_writer_finish(mx_base_writer *w, mx_error *error) {
+mx_status mx_base_writer_finish(mx_base_writer *w, bool durable, mx_error *error) {
     const uint64_t hash = XXH3_64bits_digest(w->hash);
     if (w->left) return mx_fail(error, MX_INVALID_STATE, "%s: %lld records are missing", w->path, (long long)w->left);
-    if (fwrite(&hash, sizeof hash, 1, w->file) != 1 || fflush(w->file) || fsync(fileno(w->file)))
+    if (fwrite(&hash, sizeof hash, 1, w->file) != 1 || fflush(w->file) || (durable && fsync(fileno(w->file))))
         return cannot_write(w, error);
     const int closed = fclose(w->file);
     w->file = NULL;
     if (closed || rename(w->beside, w->path)) return cannot_write(w, error);
     w->finished = true;
-    return mx_sync_folder(w->path) ? MX_OK : cannot_write(w, error);
+    return !durable || mx_sync_folder(w->path) ? MX_OK : cannot_write(w, error);
 }
 
 void mx_base_writer_close(mx_base_writer *w) {

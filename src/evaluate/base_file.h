@@ -45,8 +45,8 @@ mx_status mx_base_writer_open(const char *path, const mx_base_header *header, mx
 /* Could that be done? Leaves nothing. */
 mx_status mx_base_writer_check(const char *path, mx_error *error);
 mx_status mx_base_writer_add(mx_base_writer *w, const uint8_t *records, int64_t count, mx_error *error);
-/* All records are there: gives the file its name once it is on the disk. */
-mx_status mx_base_writer_finish(mx_base_writer *w, mx_error *error);
+/* All records are there: gives the file its name, once it is on the disk where it is to outlive a power failure. */
+mx_status mx_base_writer_finish(mx_base_writer *w, bool durable, mx_error *error);
 /* Without finish nothing is left. NULL allowed. */
 void mx_base_writer_close(mx_base_writer *w);
 

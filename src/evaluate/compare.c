@@ -275,7 +275,8 @@ static void note_text(notes *n, const mx_compare *c) {
             snprintf(kept, sizeof kept, " (its %s likeliest tokens one by one, all others together: a lower bound)",
                      mx_with_commas(one->base_top, top));
     }
-    notef(n, "text: %s, %s tokens scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->protocol);
+    notef(n, "text: %s, %s token%s scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->tokens == 1 ? "" : "s",
+          e->protocol);
     note(n, "bits: of all tensors, for each weight; ±: standard error of the mean over tokens. All models see the same "
             "tokens, so their differences are surer than that");
     if (!against) return;
@@ -299,16 +300,18 @@ static void note_energy(notes *n, const mx_compare *c) {
 
 static void note_speed(notes *n, const mx_compare *c) {
     char tests[200] = "";
+    const bool both = c->prompt_tokens && c->decode_tokens;
     bool unsteady = false;
     if (c->prompt_tokens) snprintf(tests, sizeof tests, "a prompt of %d", c->prompt_tokens);
     if (c->decode_tokens)
         snprintf(tests + strlen(tests), sizeof tests - strlen(tests), "%sdecoding %d one by one", *tests ? ", " : "",
                  c->decode_tokens);
-    notef(n, "%s: tokens/s of %s, medians of %d round%s, %s",
-          c->prompt_tokens && c->decode_tokens ? "prompt, decode"
-          : c->prompt_tokens                   ? "prompt"
-                                               : "decode",
-          tests, c->rounds, c->rounds > 1 ? "s" : "",
+    notef(n, "%s: tokens/s of %s; medians of %s%s%s, %d round%s, %s",
+          both               ? "prompt, decode"
+          : c->prompt_tokens ? "prompt"
+                             : "decode",
+          tests, c->prompt_tokens ? "prompts" : "", both ? " and " : "",
+          c->decode_tokens ? "windows of decoded tokens" : "", c->rounds, c->rounds > 1 ? "s" : "",
           c->together ? "in each of which every model had its turn"
           : c->gpu    ? "of one model after the other on the GPU"
                       : "of one model after the other, for they do not fit into memory together: the machine may have "

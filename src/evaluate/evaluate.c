@@ -14,8 +14,8 @@
 enum {
     SLOTS = 256,            /* windows at work at most */
     TOKENS_AT_WORK = 16384, /* more windows are not begun while there are so many tokens in them, ... */
-    WHOLE_UP_TO = 8192, /* of such vocabularies all is kept: at most 64 KiB a token */
-    BASE_TOP = 1024,    /* of others so much: 8 KiB a token */
+    WHOLE_UP_TO = 8192,     /* of such vocabularies all is kept: at most 64 KiB a token */
+    BASE_TOP = 1024,        /* of others so much: 8 KiB a token */
     EVENTS = 64
 };
 static const int64_t BYTES_AT_WORK = 256 << 20; /* ... or so many bytes in their distributions */
@@ -306,7 +306,7 @@ mx_status mx_evaluate_windows(mx_engine *engine, const mx_windows *windows, uint
     if (!status) status = make_room(measured, windows->scored, r->reader != NULL, error);
     if (!status) status = run_windows(r, error);
     if (!status && r->reader) status = mx_base_reader_finish(r->reader, error);
-    if (!status && r->writer) status = mx_base_writer_finish(r->writer, error);
+    if (!status && r->writer) status = mx_base_writer_finish(r->writer, !options->temporary, error);
     if (!status) mx_measured_summarise(measured, out);
     out->seconds = mx_seconds() - start;
     mx_base_reader_close(r->reader);

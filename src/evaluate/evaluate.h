@@ -35,9 +35,10 @@ typedef struct mx_evaluate_options {
                                window; llama.cpp: 512, and no other stride than the window */
     int64_t most_tokens;    /* scored at most; 0: all */
     const char *save_base;  /* file for the distributions of this run; NULL: not kept */
+    bool temporary;         /* save_base need not outlive a power failure */
     const char *base;       /* file of a reference run of the same text, tokens and protocol; NULL: none */
-    int base_top;           /* tokens of a distribution that are kept, at most the vocabulary's; 0: mx_base_top_default */
-    const char *model;      /* its name and hash (mx_weights_identity), for save_base; NULL: not known */
+    int base_top;      /* tokens of a distribution that are kept, at most the vocabulary's; 0: mx_base_top_default */
+    const char *model; /* its name and hash (mx_weights_identity), for save_base; NULL: not known */
     const char *identity;
     void (*progress)(void *user, int64_t done, int64_t total); /* tokens, by the calling thread; may be NULL */
     void *user;

@@ -159,9 +159,8 @@ static mx_status nothing_scored(const mx_windows *w, int64_t longest, mx_error *
                        "has %lld: take a longer text, a smaller window, or another protocol",
                        (long long)w->window, (long long)longest);
     return mx_fail(error, MX_INVALID_ARGUMENT,
-                   longest
-                       ? "nothing to score: no text has two tokens, and the first has no past to be predicted from"
-                       : "nothing to score: the text is empty");
+                   longest ? "nothing to score: no text has two tokens, and the first has no past to be predicted from"
+                           : "nothing to score: the text is empty");
 }
 
 mx_status mx_windows_make(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,

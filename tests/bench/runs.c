@@ -32,10 +32,8 @@ static void the_run_that_fails_is_marked(void **state) {
     mx_weights shorter = *weights;
     shorter.config.max_positions = 3;
     for (int k = 0; k < RUNS; k++)
-        run[k] = (mx_bench_run){.weights = k == 1 ? &shorter : weights,
-                                .pool = pool,
-                                .machine = &machine[k],
-                                .result = &result[k]};
+        run[k] = (mx_bench_run){
+            .weights = k == 1 ? &shorter : weights, .pool = pool, .machine = &machine[k], .result = &result[k]};
     const mx_bench_options o = {.weights = weights,
                                 .kv = MX_F16,
                                 .batch = 8,

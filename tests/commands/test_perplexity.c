@@ -235,9 +235,9 @@ static void wrong_options(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_table_and_json),    cmocka_unit_test(against_a_base), cmocka_unit_test(documents),
-        cmocka_unit_test(texts_that_are_none), cmocka_unit_test(wrong_options),
-        cmocka_unit_test(files_are_looked_at_first),
+        cmocka_unit_test(a_table_and_json), cmocka_unit_test(against_a_base),
+        cmocka_unit_test(documents),        cmocka_unit_test(texts_that_are_none),
+        cmocka_unit_test(wrong_options),    cmocka_unit_test(files_are_looked_at_first),
     };
     return cmocka_run_group_tests(tests, program_set_up, program_tear_down);
 }

@@ -50,8 +50,9 @@ static void a_copy_is_the_same(void **state) {
     char csv[300], svg[300];
     snprintf(csv, sizeof csv, "%s/out.csv", test_folder);
     snprintf(svg, sizeof svg, "%s/charts", test_folder);
-    outcome o = run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20",
-                    "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg, "--base-top", "all");
+    outcome o =
+        run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20", "--decode", "5",
+            "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg, "--base-top", "all");
     expect_code(&o, 0);
     expect_text(&o.err, "kl.svg: not drawn: no model is at a distance from the first\n");
     expect_no_text(&o.err, "removed");
@@ -174,7 +175,8 @@ static void a_text_that_is_none_is_said_once(void **state) {
     outcome_free(&o);
     o = run("compare", "stories", copy, "--text", text, "--no-speed", "--protocol", "llama.cpp");
     expect_code(&o, 2);
-    expect_text(&o.err, "mxrun compare: nothing to score: protocol llama.cpp wants whole windows of 512 tokens, and the");
+    expect_text(&o.err,
+                "mxrun compare: nothing to score: protocol llama.cpp wants whole windows of 512 tokens, and the");
     outcome_free(&o);
 }
 
@@ -183,7 +185,7 @@ static void wrong_options_are_named(void **state) {
     static const struct {
         const char *arguments[8], *said;
     } cases[] = {
-        {{"stories", "--text", text}, "1 models are given"},
+        {{"stories", "--text", text}, "1 model is given"},
         {{"stories", copy}, "give --text FILE"},
         {{"stories", copy, "--text", text, "--labels", "A"}, "expected 2 names"},
         {{"stories", copy, "--text", text, "--labels", "A,B,C"}, "expected 2 names"},
@@ -261,10 +263,11 @@ static void a_full_disk_spoils_nothing(void **state) {
     assert_int_equal(mkdir(svg, 0777), 0);
     write_in("results/out.json", "old");
     write_in("results/perplexity.svg", "old picture");
-    snprintf(line, sizeof line,
-             "trap '' XFSZ; ulimit -f 1; exec %s compare stories %s --text %s --tokens 9 --no-speed --base-top 1 --json "
-             "%s --csv %s --svg %s",
-             getenv("MXRUN_BINARY"), copy, text, json, csv, svg);
+    snprintf(
+        line, sizeof line,
+        "trap '' XFSZ; ulimit -f 1; exec %s compare stories %s --text %s --tokens 9 --no-speed --base-top 1 --json "
+        "%s --csv %s --svg %s",
+        getenv("MXRUN_BINARY"), copy, text, json, csv, svg);
     outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
     expect_code(&o, 1);
     expect_text(&o.out, "copy");

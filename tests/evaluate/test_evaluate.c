@@ -308,7 +308,8 @@ static void of_another_exactly(void **state) {
         if (i) {
             o.base = path[1];
             const mx_evaluation less = evaluate(e, &ids, &o, MX_OK);
-            assert_true(!less.base_whole && less.base_top == 4 && less.kl_mean < v.kl_mean && less.kl_mean > 0.5 * v.kl_mean);
+            assert_true(!less.base_whole && less.base_top == 4 && less.kl_mean < v.kl_mean &&
+                        less.kl_mean > 0.5 * v.kl_mean);
             assert_true(less.perplexity == v.perplexity && less.delta_perplexity == v.delta_perplexity);
         }
         mx_engine_destroy(e);
