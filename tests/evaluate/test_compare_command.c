@@ -283,6 +283,23 @@ static void a_full_disk_spoils_nothing(void **state) {
     outcome_free(&o);
 }
 
+/* Nor may the first model's distributions be written: what to do about it is what compare has options for. */
+static void no_room_for_distributions(void **state) {
+    (void)state;
+    char line[800];
+    snprintf(line, sizeof line,
+             "trap '' XFSZ; ulimit -f 8; exec %s compare stories %s --text %s --no-speed --csv - --labels A,B",
+             getenv("MXRUN_BINARY"), copy, text);
+    outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+    expect_code(&o, 1);
+    expect_text(&o.err, "mxrun compare: A: ");
+    expect_text(&o.err,
+                "--base-top keeps fewer tokens of each distribution, --tokens scores less of the text, and TMPDIR");
+    expect_text(&o.out, "\nB,");
+    assert_int_equal(entries_of(folder), 0);
+    outcome_free(&o);
+}
+
 /* Pictures that belong to an earlier comparison go, what is not ours stays. */
 static void no_old_picture_stays(void **state) {
     (void)state;
@@ -338,6 +355,7 @@ int main(void) {
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
         cmocka_unit_test(a_full_disk_spoils_nothing),
+        cmocka_unit_test(no_room_for_distributions),
         cmocka_unit_test(no_old_picture_stays),
         cmocka_unit_test(ended_by_a_signal),
     };
