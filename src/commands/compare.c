@@ -111,7 +111,8 @@ static mx_status make_folder(const char *path, mx_error *error) {
 /* A picture of an earlier comparison would be taken for one of this. */
 static bool remove_old_chart(const char *path) {
     char start[8192];
-    FILE *file = fopen(path, "rb");
+    struct stat info;
+    FILE *file = stat(path, &info) == 0 && S_ISREG(info.st_mode) ? fopen(path, "rb") : NULL;
     const size_t size = file ? fread(start, 1, sizeof start - 1, file) : 0;
     if (file) fclose(file);
     start[size] = 0;
@@ -398,8 +399,8 @@ const mx_command mx_command_compare = {
                    "together are measured one after the other, and the table says so. Energy is that of\n"
                    "the processor packages and their memory (RAPL), whose counters mostly only root may\n"
                    "read, and with --device cuda that of the GPU (NVML), where it is the only one; where\n"
-                   "they cannot be read the column shows the bytes that a decoded token\n"
-                   "moves from memory instead, and is named so.\n"
+                   "they cannot be read the column shows the bytes that a decoded token moves from memory\n"
+                   "instead, and is named so.\n"
                    "\n"
                    "A model with which something fails keeps its line; the reason is below the table,\n"
                    "and the exit code is 1. The first model's distributions lie in a file under $TMPDIR\n"
