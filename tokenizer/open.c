@@ -64,8 +64,8 @@ mx_status mx_tokenizer_find(const char *path, char *out, size_t size, mx_error *
         if (status != MX_OK || there) return status;
     }
     return mx_fail(error, MX_IO,
-                   "%s: no tokenizer in this folder (tokenizer.json, .gguf, model.bin): download it too, or give "
-                   "--tokenizer",
+                   "%s: no tokenizer in this folder (tokenizer.json, .gguf, model.bin): download the model's "
+                   "tokenizer.json into it",
                    path);
 }
 

@@ -151,10 +151,17 @@ mx_status mx_tokenizer_open(const char *path, mx_tokenizer **out, mx_error *erro
     return MX_OK;
 }
 
-uint64_t mx_tokenizer_hash(const mx_tokenizer *t) {
-    const mx_vocabulary *v = &t->vocabulary;
+static uint64_t hash(const mx_vocabulary *v, uint64_t seed) {
     const char *begin = (const char *)v->merges; /* behind the header, which says where it came from */
-    return XXH3_64bits_withSeed(begin, (size_t)((const char *)v->block + v->size - begin), v->header->ignore_merges);
+    return XXH3_64bits_withSeed(begin, (size_t)((const char *)v->block + v->size - begin), seed);
+}
+
+uint64_t mx_tokenizer_hash(const mx_tokenizer *t) {
+    return hash(&t->vocabulary, t->vocabulary.header->ignore_merges);
+}
+
+uint64_t mx_tokenizer_vocabulary_hash(const mx_tokenizer *t) {
+    return hash(&t->vocabulary, 0);
 }
 
 void mx_tokenizer_close(mx_tokenizer *t) {
@@ -185,6 +192,8 @@ typedef struct encoder {
     recent_piece *recent; /* [recent_mask + 1] or NULL */
     size_t recent_mask;
     mx_ids *out;
+    int64_t most; /* of `out`: then it is enough */
+    const volatile sig_atomic_t *stop;
 } encoder;
 
 static mx_status encode_piece(encoder *e, const char *piece, size_t size, mx_error *error) {
@@ -214,12 +223,14 @@ static mx_status encode_plain(encoder *e, const char *text, size_t size, mx_erro
     const char *piece;
     size_t length;
     mx_split_begin(&e->split, text, size);
-    for (;;) {
+    while (e->out->count < e->most) {
+        if (e->stop && *e->stop) return mx_fail(error, MX_CANCELLED, "interrupted");
         mx_status status = mx_split_next(&e->split, &piece, &length, error);
         if (status != MX_OK || length == 0) return status;
         status = encode_piece(e, piece, length, error);
         if (status != MX_OK) return status;
     }
+    return MX_OK;
 }
 
 static mx_status encode_mixed(encoder *e, const char *text, size_t size, mx_error *error) {
@@ -248,10 +259,11 @@ static void create_recent(encoder *e, size_t text_size) {
     e->recent_mask = count - 1;
 }
 
-static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bool special, mx_ids *out,
-                        mx_error *error) {
+static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bool special, int64_t most,
+                        const volatile sig_atomic_t *stop, mx_ids *out, mx_error *error) {
     if (size == 0) return MX_OK;
-    encoder e = {.t = t, .out = out};
+    encoder e = {
+        .t = t, .out = out, .most = most < INT64_MAX - out->count ? out->count + most : INT64_MAX, .stop = stop};
     mx_bytes repaired = {0};
     int64_t before = out->count;
     mx_status status = mx_split_open(&e.split, t->splitter, error);
@@ -276,11 +288,16 @@ static mx_status encode(const mx_tokenizer *t, const void *text, size_t size, bo
 }
 
 mx_status mx_encode(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error) {
-    return encode(t, text, size, false, out, error);
+    return encode(t, text, size, false, INT64_MAX, NULL, out, error);
+}
+
+mx_status mx_encode_some(const mx_tokenizer *t, const void *text, size_t size, int64_t most,
+                         const volatile sig_atomic_t *stop, mx_ids *out, mx_error *error) {
+    return encode(t, text, size, false, most, stop, out, error);
 }
 
 mx_status mx_encode_special(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error) {
-    return encode(t, text, size, true, out, error);
+    return encode(t, text, size, true, INT64_MAX, NULL, out, error);
 }
 
 /* ---- look-ups ---------------------------------------------------------------------------------------------------- */

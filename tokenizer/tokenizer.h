@@ -1,6 +1,7 @@
 #ifndef MX_TOKENIZER_H
 #define MX_TOKENIZER_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -39,6 +40,10 @@ void mx_byte_alphabet(int16_t byte_of[static MX_BYTE_ALPHABET]);
 
 /* A hash of all that it does: tokens, merges, kinds, split pattern. */
 uint64_t mx_tokenizer_hash(const mx_tokenizer *t);
+/* The same but for ignore_merges, whether a piece of text that is a token is merged all the same: a GGUF has no word
+ * for it, so that the copy of a model in one may differ in that alone. Distributions of two models over one vocabulary
+ * compare; that their texts have the same tokens is to be seen by the tokens. */
+uint64_t mx_tokenizer_vocabulary_hash(const mx_tokenizer *t);
 
 /* One more than the highest id that decodes. */
 int32_t mx_tokenizer_size(const mx_tokenizer *t);
@@ -47,7 +52,12 @@ int32_t mx_tokenizer_size(const mx_tokenizer *t);
  * U+FFFD by the WHATWG rule first. Appends to `out`. */
 mx_status mx_encode(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error);
 
-/* The same, but special tokens spelled out in the text become their ids. */
+/* The same, until `most` tokens or a few more were appended, which costs no more than they do; MX_CANCELLED soon after
+ * *stop is not 0 (NULL: never). Those that come are the first that mx_encode would give. */
+mx_status mx_encode_some(const mx_tokenizer *t, const void *text, size_t size, int64_t most,
+                         const volatile sig_atomic_t *stop, mx_ids *out, mx_error *error);
+
+/* As mx_encode, but special tokens spelled out in the text become their ids. */
 mx_status mx_encode_special(const mx_tokenizer *t, const void *text, size_t size, mx_ids *out, mx_error *error);
 
 /* The id of a special token's exact text such as "<|start|>", or -1. */

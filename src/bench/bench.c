@@ -43,6 +43,7 @@ typedef struct runner {
     double *peak[MX_PEAK_LOOPS];
     int peaks;
     mx_peaks now; /* what holds for the windows at hand */
+    bool failed;
     double *done; /* seconds of all runs' work that are over, of those expected */
     mx_error *error;
 } runner;
@@ -409,6 +410,7 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
             expected += r->record[i].seconds;
         }
         mx_pool_leave(r->pool);
+        r->failed = status != MX_OK;
         if (status) return status;
     }
     if (o->progress) mx_progress_start(o->progress, "measuring", expected * o->repetitions, false);
@@ -417,6 +419,7 @@ static mx_status measure(const mx_bench_options *o, runner *runs, int count, mx_
             mx_pool_enter(runs[k].pool);
             mx_status status = repetition(&runs[k]);
             mx_pool_leave(runs[k].pool);
+            runs[k].failed = status != MX_OK;
             if (status) return status;
         }
     return stopped(runs) ? mx_fail(error, MX_CANCELLED, "interrupted") : MX_OK;
@@ -531,6 +534,7 @@ mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, i
     if (!all) return mx_fail(error, MX_NO_MEMORY, "no memory for the measurements");
     for (int k = 0; k < runs; k++) {
         const mx_device cpu = {0};
+        *run[k].machine = (mx_bench_machine){0};
         all[k] = (runner){.o = &all[k].own, .own = *o, .pool = run[k].pool, .error = error};
         if (run[k].weights) all[k].own.weights = run[k].weights;
         mx_device_tier(o->device ? o->device : &cpu, kernels, all[k].tier);
@@ -538,6 +542,7 @@ mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, i
     }
     for (int k = 0; k < runs && !status; k++) {
         status = prepare(&all[k], &run[k].precision);
+        all[k].failed = status != MX_OK;
         *run[k].machine = (mx_bench_machine){.precision = all[k].precision};
         memcpy(run[k].machine->tier, all[k].tier, sizeof run[k].machine->tier);
     }
@@ -546,7 +551,10 @@ mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, i
         const mx_status reported = report(&all[k], &run[k]);
         if (reported) status = reported;
     }
-    for (int k = 0; k < runs; k++) clean_up(&all[k]);
+    for (int k = 0; k < runs; k++) {
+        run[k].machine->failed = all[k].failed && status != MX_CANCELLED;
+        clean_up(&all[k]);
+    }
     free(all);
     return status;
 }

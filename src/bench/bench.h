@@ -63,6 +63,7 @@ typedef struct mx_bench_machine {
     mx_precisions precision;  /* in force */
     mx_bench_range bandwidth; /* bytes a second */
     mx_peaks peaks;           /* medians */
+    bool failed;              /* what mx_bench_measure returns is this run's failure */
 } mx_bench_machine;
 
 /* Bytes of keys, values and page tables that these tests take, for each run. */
@@ -78,7 +79,8 @@ typedef struct mx_bench_run {
 } mx_bench_run;
 
 /* Repetition by repetition, the runs in turn: all of them meet the machine's slow and fast times alike. MX_CANCELLED
- * soon after *stop is set; what was measured until then is in the results (windows 0: nothing of that test). */
+ * soon after *stop is set; what was measured until then is in the results (windows 0: nothing of that test). Any other
+ * failure ends all of it: of a run alone, that one is marked, and the others may be measured without it. */
 mx_status mx_bench_measure(const mx_bench_options *o, const mx_bench_run *run, int runs, mx_error *error);
 
 #endif

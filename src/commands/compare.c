@@ -1,5 +1,4 @@
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,8 +7,10 @@
 
 #include "commands/compare_measure.h"
 #include "commands/models.h"
+#include "commands/result_file.h"
 #include "commands/scoring.h"
 #include "commands/terminal.h"
+#include "evaluate/chart.h"
 
 /* mxrun compare: several models side by side. */
 
@@ -78,12 +79,9 @@ static int count_of(const char *const *list) {
 
 typedef bool mx_writer(mx_bytes *out, const mx_compare *c);
 
-/* Opened before the work begins, which may take hours: what cannot be written is found out at once. */
 typedef struct output {
     const char *option, *path;
     mx_writer *write;
-    int file;  /* -1: not open, or stdout */
-    bool made; /* by us */
 } output;
 enum { OUTPUTS = 3 };
 
@@ -91,43 +89,10 @@ static bool to_stdout(const output *o) {
     return o->path && !strcmp(o->path, "-");
 }
 
-static mx_status open_output(output *o, mx_error *error) {
-    if (!o->path || to_stdout(o)) return MX_OK;
-    o->made = access(o->path, F_OK) != 0;
-    o->file = open(o->path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-    if (o->file < 0) {
-        o->made = false;
-        return mx_fail(error, MX_IO, "%s %s: it cannot be written: %s", o->option, o->path, strerror(errno));
-    }
-    return MX_OK;
-}
-
-/* `keep`: what is in it now is the result; else it was not written, and is as it was. */
-static void close_output(output *o, bool keep) {
-    if (o->file >= 0) close(o->file);
-    if (o->file >= 0 && o->made && !keep) unlink(o->path);
-    o->file = -1;
-}
-
-static mx_status write_all(int file, const mx_bytes *text, const char *path, mx_error *error) {
-    for (size_t at = 0; at < text->size;) {
-        const ssize_t n = write(file, text->data + at, text->size - at);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return mx_fail(error, MX_IO, "%s: it cannot be written: %s", path, strerror(n ? errno : ENOSPC));
-        at += (size_t)n;
-    }
-    return MX_OK;
-}
-
-static mx_status write_output(output *o, const mx_compare *c, mx_error *error) {
+static mx_status write_output(const output *o, const mx_compare *c, mx_error *error) {
     mx_bytes text = {0};
     mx_status status = o->write(&text, c) ? MX_OK : mx_out_of_memory(error);
-    if (!status && o->file < 0)
-        status = mx_write_stdout(&text, error);
-    else if (!status && ftruncate(o->file, 0) && errno != EINVAL) /* EINVAL: a pipe or a device */
-        status = mx_fail(error, MX_IO, "%s: it cannot be written: %s", o->path, strerror(errno));
-    else if (!status)
-        status = write_all(o->file, &text, o->path, error);
+    if (!status) status = to_stdout(o) ? mx_write_stdout(&text, error) : mx_result_file_write(o->path, &text, error);
     mx_bytes_free(&text);
     return status;
 }
@@ -143,30 +108,54 @@ static mx_status make_folder(const char *path, mx_error *error) {
     return MX_OK;
 }
 
-static mx_status write_chart(const char *folder, const char *name, bool (*draw)(mx_bytes *, const mx_compare *, bool *),
-                             const mx_compare *c, mx_error *error) {
+/* A picture of an earlier comparison would be taken for one of this. */
+static bool remove_old_chart(const char *path) {
+    char start[8192];
+    struct stat info;
+    FILE *file = stat(path, &info) == 0 && S_ISREG(info.st_mode) ? fopen(path, "rb") : NULL;
+    const size_t size = file ? fread(start, 1, sizeof start - 1, file) : 0;
+    if (file) fclose(file);
+    start[size] = 0;
+    return mx_chart_is_one(start) && unlink(path) == 0;
+}
+
+typedef struct chart {
+    const char *name;
+    bool (*draw)(mx_bytes *, const mx_compare *, bool *);
+    const char *missing; /* why there is nothing to draw */
+} chart;
+
+/* Says what is not drawn, unless nobody expects it. */
+static mx_status write_chart(const mx_command *self, const chart *which, const mx_compare *c, bool expected,
+                             mx_error *error) {
     char path[MX_PATH];
     mx_bytes text = {0};
     bool drawn = false;
-    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "--svg %s: the path is too long", folder);
-    mx_status status = draw(&text, c, &drawn) ? MX_OK : mx_out_of_memory(error);
+    if (snprintf(path, sizeof path, "%s/%s", given.svg, which->name) >= (int)sizeof path)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "--svg %s: the path is too long", given.svg);
+    mx_status status = which->draw(&text, c, &drawn) ? MX_OK : mx_out_of_memory(error);
     if (!status && drawn) {
-        const int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (file < 0)
-            status = mx_fail(error, MX_IO, "%s: it cannot be written: %s", path, strerror(errno));
-        else
-            status = write_all(file, &text, path, error);
-        if (file >= 0) close(file);
+        status = mx_result_file_write(path, &text, error);
+    } else if (!status) {
+        const bool removed = remove_old_chart(path);
+        if (removed || expected)
+            fprintf(stderr, "mxrun %s: %s: not drawn: %s%s\n", self->name, path, which->missing,
+                    removed ? "; that of an earlier comparison was removed" : "");
     }
     mx_bytes_free(&text);
     return status;
 }
 
-static mx_status write_charts(const char *folder, const mx_compare *c, mx_error *error) {
-    mx_status status = write_chart(folder, "perplexity.svg", mx_compare_chart_perplexity, c, error);
-    if (!status) status = write_chart(folder, "kl.svg", mx_compare_chart_kl, c, error);
-    return status ? status : write_chart(folder, "speed.svg", mx_compare_chart_speed, c, error);
+static mx_status write_charts(const mx_command *self, const mx_compare *c, mx_error *error) {
+    static const chart charts[] = {
+        {"perplexity.svg", mx_compare_chart_perplexity, "no perplexity is known"},
+        {"kl.svg", mx_compare_chart_kl, "no model is at a distance from the first"},
+        {"speed.svg", mx_compare_chart_speed, "the first model's speed is not known"},
+    };
+    mx_status status = MX_OK;
+    for (size_t i = 0; i < sizeof charts / sizeof *charts && !status; i++)
+        status = write_chart(self, &charts[i], c, !given.no_speed || charts[i].draw != mx_compare_chart_speed, error);
+    return status;
 }
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
@@ -184,9 +173,9 @@ typedef struct comparison {
 
 static bool check_outputs(const mx_command *self, output *o) {
     int shown = 0;
-    o[0] = (output){"--markdown", given.markdown, mx_compare_markdown, -1, false};
-    o[1] = (output){"--csv", given.csv, mx_compare_csv, -1, false};
-    o[2] = (output){"--json", given.json, mx_compare_json, -1, false};
+    o[0] = (output){"--markdown", given.markdown, mx_compare_markdown};
+    o[1] = (output){"--csv", given.csv, mx_compare_csv};
+    o[2] = (output){"--json", given.json, mx_compare_json};
     for (int i = 0; i < OUTPUTS; i++) shown += to_stdout(&o[i]);
     if (shown > 1) mx_command_usage(self, "only one of --markdown, --csv and --json can be -, stdout");
     return shown <= 1;
@@ -198,7 +187,8 @@ static bool check_options(const mx_command *self, const char *const *models, com
     mx_error error;
     mx_precisions precision;
     if (count < 2 || count > MX_COMPARE_MOST) {
-        mx_command_usage(self, "%d models are given; between 2 and %d are compared", count, (int)MX_COMPARE_MOST);
+        mx_command_usage(self, "%d model%s given; between 2 and %d are compared", count, count == 1 ? " is" : "s are",
+                         (int)MX_COMPARE_MOST);
         return false;
     }
     if (!given.text) {
@@ -295,7 +285,7 @@ static mx_status resolve(const mx_command *self, comparison *c, const char *cons
     return MX_OK;
 }
 
-static mx_status print(comparison *c, mx_error *error) {
+static mx_status print(const mx_command *self, comparison *c, mx_error *error) {
     mx_bytes table = {0};
     mx_status status = MX_OK, first = MX_OK;
     bool stdout_taken = false;
@@ -308,14 +298,13 @@ static mx_status print(comparison *c, mx_error *error) {
         mx_error other;
         if (!c->output[i].path) continue;
         status = write_output(&c->output[i], &c->result, &other);
-        close_output(&c->output[i], !status);
         if (status && !first) {
             first = status;
             *error = other;
         }
     }
     mx_error other;
-    status = given.svg ? write_charts(given.svg, &c->result, &other) : MX_OK;
+    status = given.svg ? write_charts(self, &c->result, &other) : MX_OK;
     if (status && !first) {
         first = status;
         *error = other;
@@ -341,7 +330,9 @@ static mx_status show_what_is_there(comparison *c, mx_error *error) {
 static mx_status work(const mx_command *self, comparison *c, const char *const *models, mx_error *error) {
     mx_compare_work *w = &c->work;
     mx_status status = MX_OK;
-    for (int i = 0; i < OUTPUTS && !status; i++) status = open_output(&c->output[i], error);
+    for (int i = 0; i < OUTPUTS && !status; i++)
+        if (c->output[i].path && !to_stdout(&c->output[i]))
+            status = mx_result_file_check(c->output[i].option, c->output[i].path, error);
     if (!status && given.svg) status = make_folder(given.svg, error);
     if (!status)
         status = mx_corpus_read(self, (const char *const *)given.text, w->evaluate.protocol, &c->corpus, error);
@@ -350,15 +341,15 @@ static mx_status work(const mx_command *self, comparison *c, const char *const *
     if (status) return status;
     w->text = c->corpus.texts;
     w->texts = c->corpus.count;
-    mx_interrupt_catch(true);
-    mx_compare_look(w);
-    status = mx_compare_evaluate(w, error);
+    mx_interrupt_catch_all();
+    status = mx_compare_look(w, error);
+    if (!status) status = mx_compare_evaluate(w, error);
     if (!status && !given.no_speed) status = mx_compare_measure(w, error);
     mx_interrupt_release();
     if (status == MX_CANCELLED) return show_what_is_there(c, error);
     if (status && !anything_measured(&c->result)) return status;
     mx_error second;
-    const mx_status printed = print(c, &second);
+    const mx_status printed = print(self, c, &second);
     if (printed && !status) *error = second;
     return status ? status : printed;
 }
@@ -387,7 +378,6 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!set_labels(self, &c, models)) return MX_EXIT_USAGE;
     mx_error error = {0};
     const mx_status status = work(self, &c, models, &error);
-    for (int i = 0; i < OUTPUTS; i++) close_output(&c.output[i], false);
     mx_corpus_free(&c.corpus);
     mx_bytes_free(&c.text);
     if (status) return mx_command_fail(self, &error);
@@ -408,12 +398,14 @@ const mx_command mx_command_compare = {
                    "machine is not equally fast at all times; models that do not fit into memory\n"
                    "together are measured one after the other, and the table says so. Energy is that of\n"
                    "the processor packages and their memory (RAPL), whose counters mostly only root may\n"
-                   "read; where they cannot be read the column shows the bytes that a decoded token\n"
-                   "moves from memory instead, and is named so.\n"
+                   "read, and with --device cuda that of the GPU (NVML), where it is the only one; where\n"
+                   "they cannot be read the column shows the bytes that a decoded token moves from memory\n"
+                   "instead, and is named so.\n"
                    "\n"
                    "A model with which something fails keeps its line; the reason is below the table,\n"
-                   "and the exit code is 1. The first model's distributions lie in a file of about 540\n"
-                   "bytes a token under $TMPDIR (/tmp) meanwhile.\n"
+                   "and the exit code is 1. The first model's distributions lie in a file under $TMPDIR\n"
+                   "(/tmp) meanwhile, with 8 bytes for each of the --base-top likeliest tokens, so 8 KB for\n"
+                   "each token of the text with gpt-oss. KL is a lower bound where not all are kept.\n"
                    "\n"
                    "Examples:\n"
                    "  $ mxrun compare DIR-bf16 DIR-mxfp4 DIR-nvfp4 --text book.txt\n"

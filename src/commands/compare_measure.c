@@ -20,19 +20,37 @@ static void give_up(const mx_compare_work *w, mx_compare_model *m, const mx_erro
     fprintf(stderr, "mxrun %s: %s: %s\n", w->command->name, m->label, m->failed);
 }
 
+static bool is_wanted(const mx_compare_work *w, int index) {
+    return !*w->result->model[index].failed;
+}
+
+/* Of all models that are wanted. */
+static int fewest_positions(const mx_compare_work *w) {
+    int positions = INT32_MAX;
+    for (int i = 0; i < w->result->models; i++)
+        if (is_wanted(w, i) && w->config[i].max_positions < positions) positions = w->config[i].max_positions;
+    return positions;
+}
+
 /* ---- looking ----------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the files that hold its tensors, each once. */
+/* Bytes of the files that hold its tensors, each once: files are few, tensors may be tens of thousands. 0: not known.
+ */
 static double disk_bytes(const mx_checkpoint *ck) {
-    double sum = 0;
     const int count = mx_checkpoint_count(ck);
-    for (int i = 0; i < count; i++) {
+    const char **seen = calloc((size_t)count + 1, sizeof *seen);
+    double sum = 0;
+    int files = 0;
+    for (int i = 0; i < count && seen; i++) {
         const char *file = mx_checkpoint_at(ck, i)->file;
         struct stat info;
-        bool seen = false;
-        for (int k = 0; k < i && !seen; k++) seen = mx_checkpoint_at(ck, k)->file == file;
-        if (!seen && file && stat(file, &info) == 0) sum += (double)info.st_size;
+        int k = files; /* most often it is the last one's */
+        while (k > 0 && seen[k - 1] != file) k--;
+        if (k || !file) continue;
+        seen[files++] = file;
+        if (stat(file, &info) == 0) sum += (double)info.st_size;
     }
+    free(seen);
     return sum;
 }
 
@@ -47,16 +65,29 @@ static mx_status look(mx_compare_work *w, int index, mx_error *error) {
         m->parameters = mx_compare_parameters(&w->config[index]);
         status = mx_tokenizer_open(m->path, &tokenizer, error);
     }
-    if (!status) w->tokenizer[index] = mx_tokenizer_hash(tokenizer);
+    if (!status) w->tokenizer[index] = mx_tokenizer_vocabulary_hash(tokenizer);
     mx_tokenizer_close(tokenizer);
     mx_checkpoint_close(ck);
     return status;
 }
 
-void mx_compare_look(mx_compare_work *w) {
-    mx_error error = {0};
+/* What is wrong with the text is said once, and not of each model. */
+static mx_status check_text(const mx_compare_work *w, mx_error *error) {
+    mx_tokenizer *tokenizer = NULL;
+    int first = 0;
+    while (first < w->result->models && !is_wanted(w, first)) first++;
+    if (first == w->result->models) return MX_OK;
+    mx_status status = mx_tokenizer_open(w->result->model[first].path, &tokenizer, error);
+    if (!status) status = mx_evaluate_check(tokenizer, w->text, w->texts, &w->evaluate, error);
+    mx_tokenizer_close(tokenizer);
+    return status;
+}
+
+mx_status mx_compare_look(mx_compare_work *w, mx_error *error) {
     for (int i = 0; i < w->result->models; i++)
-        if (!*w->result->model[i].failed && look(w, i, &error)) give_up(w, &w->result->model[i], &error);
+        if (is_wanted(w, i) && look(w, i, error)) give_up(w, &w->result->model[i], error);
+    mx_scoring_window(fewest_positions(w), &w->evaluate);
+    return check_text(w, error);
 }
 
 /* ---- perplexity -------------------------------------------------------------------------------------------------- */
@@ -123,7 +154,13 @@ static mx_status open_engine(const mx_compare_work *w, const char *path, mx_mode
     return status ? status : mx_engine_create(*model, &options, engine, error);
 }
 
+/* Is it held against the first model's distributions? */
+static bool is_compared(const mx_compare_work *w, int index, const base *b) {
+    return index && b->there && w->tokenizer[index] == w->tokenizer[0];
+}
+
 static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx_error *error) {
+    static const char more[] = ", --tokens scores less of the text, and TMPDIR may name a folder with more room";
     mx_compare_model *m = &w->result->model[index];
     mx_model *model = NULL;
     mx_engine *engine = NULL;
@@ -135,13 +172,16 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
     if (!status) {
         mx_evaluate_options o = w->evaluate;
         if (!index && w->result->models > 1) o.save_base = b->file;
-        if (b->there && !*m->apart) o.base = b->file;
+        o.temporary = true;
+        if (is_compared(w, index, b)) o.base = b->file;
         o.model = m->label;
         o.progress = show;
         o.user = &s;
         o.stop = &mx_interrupted;
         status = mx_evaluate(engine, tokenizer, w->text, w->texts, &o, &m->evaluation, error);
         if (s.started) mx_progress_clear(&s.bar);
+        if (status == MX_NO_SPACE && error && strlen(error->text) + sizeof more < sizeof error->text)
+            strcat(error->text, more);
     }
     m->evaluated = !status;
     mx_engine_destroy(engine);
@@ -150,14 +190,14 @@ static mx_status evaluate(const mx_compare_work *w, int index, const base *b, mx
     return status;
 }
 
-/* Why this model cannot be held against the first; both are there. */
+/* Why this model, which was evaluated, was not held against the first. */
 static void set_apart(const mx_compare_work *w, int index, const base *b) {
     const mx_compare_model *first = &w->result->model[0];
     mx_compare_model *m = &w->result->model[index];
-    if (!index) return;
+    if (!index || is_compared(w, index, b)) return;
     if (!b->there)
         snprintf(m->apart, sizeof m->apart, "not held against %.100s, which failed", first->label);
-    else if (w->tokenizer[index] != w->tokenizer[0])
+    else
         snprintf(m->apart, sizeof m->apart,
                  "not held against %.100s: its tokenizer is another, so that perplexities of the two do not compare, "
                  "only bits per byte do: %.4f here, %.4f there",
@@ -170,10 +210,9 @@ mx_status mx_compare_evaluate(mx_compare_work *w, mx_error *error) {
     for (int i = 0; i < w->result->models && !status; i++) {
         mx_compare_model *m = &w->result->model[i];
         if (*m->failed) continue;
-        set_apart(w, i, &b);
         status = evaluate(w, i, &b, error);
         if (!i) b.there = !status;
-        if (!status) set_apart(w, i, &b); /* with the numbers of both */
+        if (!status) set_apart(w, i, &b);
         if (status == MX_CANCELLED) break;
         if (status) give_up(w, m, error);
         status = MX_OK;
@@ -200,17 +239,10 @@ typedef struct speeds {
     mx_weights *weights[MX_COMPARE_MOST];
 } speeds;
 
-static bool is_wanted(const mx_compare_work *w, int index) {
-    return !*w->result->model[index].failed;
-}
-
 /* The same for all models: what the one with the fewest positions holds. */
 static mx_status make_tests(speeds *s, mx_error *error) {
     mx_compare *c = s->w->result;
-    int positions = INT32_MAX;
-    for (int i = 0; i < c->models; i++)
-        if (is_wanted(s->w, i) && s->w->config[i].max_positions < positions) positions = s->w->config[i].max_positions;
-    const int most = positions - ROOM_BEHIND;
+    const int most = fewest_positions(s->w) - ROOM_BEHIND;
     if (c->decode_tokens > most) c->decode_tokens = most > 0 ? most : 0;
     if (c->prompt_tokens > most) c->prompt_tokens = most > 0 ? most : 0;
     if (c->decode_tokens) s->test[s->tests++] = (mx_bench_test){false, 0, 1, c->decode_tokens};
@@ -323,30 +355,43 @@ static void take(mx_compare_model *m, const mx_bench_result *result, int tests) 
     }
 }
 
-/* Models first ... last - 1 that are loaded, round by round in turn. */
-static mx_status measure(speeds *s, int first, int last, mx_error *error) {
+/* The models of `of` [runs], round by round in turn. *failed: which of them has failed; -1: what all of them need. */
+static mx_status measure_these(speeds *s, const int *of, int runs, int *failed, mx_error *error) {
     mx_bench_run run[MX_COMPARE_MOST];
     mx_bench_result result[MX_COMPARE_MOST][TESTS];
-    mx_bench_machine machine[MX_COMPARE_MOST];
+    mx_bench_machine machine[MX_COMPARE_MOST] = {0};
     mx_progress progress;
-    int of[MX_COMPARE_MOST], runs = 0;
-    for (int i = first; i < last; i++) {
-        if (!s->weights[i]) continue;
-        of[runs] = i;
-        run[runs] = (mx_bench_run){s->weights[i], s->pool, s->precision, &machine[runs], result[runs]};
-        runs++;
-    }
-    if (!runs) return MX_OK;
+    *failed = -1;
+    for (int k = 0; k < runs; k++)
+        run[k] = (mx_bench_run){s->weights[of[k]], s->pool, s->precision, &machine[k], result[k]};
     mx_bench_options o = options_of(s, s->weights[of[0]]);
     o.progress = &progress;
     mx_progress_start(&progress, "measuring", 1, false);
-    mx_status status = mx_bench_measure(&o, run, runs, error);
+    const mx_status status = mx_bench_measure(&o, run, runs, error);
     mx_progress_clear(&progress);
     for (int k = 0; k < runs && (!status || status == MX_CANCELLED); k++)
         take(&s->w->result->model[of[k]], result[k], s->tests);
-    for (int k = 0; k < runs && status && status != MX_CANCELLED; k++)
-        give_up(s->w, &s->w->result->model[of[k]], error);
-    return status == MX_CANCELLED ? status : MX_OK;
+    for (int k = 0; k < runs && status; k++)
+        if (machine[k].failed) *failed = of[k];
+    return status;
+}
+
+/* Models first ... last - 1 that are loaded. One that fails is given up, and the rest measured again without it. */
+static mx_status measure(speeds *s, int first, int last, mx_error *error) {
+    for (;;) {
+        int of[MX_COMPARE_MOST], runs = 0, failed;
+        for (int i = first; i < last; i++)
+            if (s->weights[i] && is_wanted(s->w, i)) of[runs++] = i;
+        if (!runs) return MX_OK;
+        const mx_status status = measure_these(s, of, runs, &failed, error);
+        if (!status || status == MX_CANCELLED) return status;
+        if (failed >= 0) {
+            give_up(s->w, &s->w->result->model[failed], error);
+            continue;
+        }
+        for (int k = 0; k < runs; k++) give_up(s->w, &s->w->result->model[of[k]], error);
+        return MX_OK;
+    }
 }
 
 static mx_status measure_all(speeds *s, mx_error *error) {

@@ -20,11 +20,12 @@ typedef struct mx_compare_work {
     const mx_kv_name *kv;
     const char *precision; /* NULL: the default of this machine */
     mx_config config[MX_COMPARE_MOST];
-    uint64_t tokenizer[MX_COMPARE_MOST]; /* hashes */
+    uint64_t tokenizer[MX_COMPARE_MOST]; /* hashes of the vocabularies */
 } mx_compare_work;
 
-/* Sizes, configuration and tokenizer of each: looks at headers alone. */
-void mx_compare_look(mx_compare_work *w);
+/* Sizes, configuration and tokenizer of each, and one window for all: looks at headers alone. A failure: the text is
+ * none. */
+mx_status mx_compare_look(mx_compare_work *w, mx_error *error);
 /* Perplexity of each, and how far it is from the first. */
 mx_status mx_compare_evaluate(mx_compare_work *w, mx_error *error);
 /* Speeds and energy. */

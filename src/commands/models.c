@@ -59,8 +59,7 @@ mx_status mx_find_stories(char *out, size_t size, mx_error *error) {
     if (!find_data("stories", "tools/stories/checkpoint", "/config.json", path))
         return mx_fail(error, MX_IO,
                        "the model \"stories\" that comes with mxrun is not where it was installed (" MX_DATA_DIR
-                       "/stories); set MXRUN_DATA to the folder that holds \"stories\", or give -m the folder of a "
-                       "model");
+                       "/stories); set MXRUN_DATA to the folder that holds \"stories\", or name the folder of a model");
     if (strlen(path) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: the path is too long", path);
     memcpy(out, path, strlen(path) + 1);
     return MX_OK;
@@ -72,7 +71,7 @@ mx_status mx_open_models(mx_models *out, mx_error *error) {
     if (!find_data("models.txt", "models.txt", "", path))
         return mx_fail(error, MX_IO,
                        "the list models.txt that comes with mxrun is not where it was installed (" MX_DATA_DIR
-                       "/models.txt); set MXRUN_DATA to the folder that holds it, or give -m a path");
+                       "/models.txt); set MXRUN_DATA to the folder that holds it, or name a model by its path");
     mx_status status = mx_models_add(out, path, false, error);
     const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
     if (status) return status;
@@ -219,10 +218,9 @@ static mx_status no_such_path(const char *name, int problem, mx_error *error) {
     const bool absent = problem == ENOENT || problem == ENOTDIR;
     const bool a_name = absent && bare && name[size] && !looks_like_path(bare);
     const mx_status status =
-        a_name
-            ? mx_fail(error, MX_IO,
-                      "-m %s: there is no such folder; the name of a model has no slash at its end: -m %s", name, bare)
-            : mx_fail(error, MX_IO, "-m %s: %s", name, strerror(problem));
+        a_name ? mx_fail(error, MX_IO, "%s: there is no such folder; the name of a model has no slash at its end: %s",
+                         name, bare)
+               : mx_fail(error, MX_IO, "%s: %s", name, strerror(problem));
     free(bare);
     return status;
 }
@@ -230,7 +228,7 @@ static mx_status no_such_path(const char *name, int problem, mx_error *error) {
 static mx_status resolve(const char *name, bool fetch, char *out, size_t size, mx_error *error) {
     struct stat info;
     if (!name || !*name)
-        return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: -m takes a name such as \"stories\", or a path");
+        return mx_fail(error, MX_INVALID_ARGUMENT, "no model given: give a name such as \"stories\", or a path");
     if (stat(name, &info) != 0) {
         const int problem = errno;
         const bool absent = problem == ENOENT || problem == ENOTDIR;
@@ -238,7 +236,7 @@ static mx_status resolve(const char *name, bool fetch, char *out, size_t size, m
         if (absent && !looks_like_path(name)) return resolve_name(name, fetch, out, size, error);
         return no_such_path(name, problem, error);
     }
-    if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "-m: the path is too long");
+    if (strlen(name) >= size) return mx_fail(error, MX_INVALID_ARGUMENT, "%s: the path is too long", name);
     memcpy(out, name, strlen(name) + 1);
     return MX_OK;
 }

@@ -1,5 +1,6 @@
 #include "commands/scoring.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@ static const size_t FILE_MOST = (size_t)16 << 30;
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
-static char *protocol, *separator;
+static char *protocol, *separator, *base_top;
 static mx_number window = {"--window", NULL, 0, 2, 1 << 30, true, false};
 static mx_number stride = {"--stride", NULL, 0, 1, 1 << 30, true, false};
 static mx_number most = {"--tokens", NULL, 0, 1, 1e15, true, false};
@@ -26,14 +27,30 @@ const struct poptOption mx_scoring_options[] = {
     {"protocol", 'p', POPT_ARG_STRING, &protocol, 0,
      "What is scored, with which past: strided (default), llama.cpp, documents or harmony", "NAME"},
     {"window", 'w', POPT_ARG_STRING, &window.text, 0,
-     "Tokens that are computed together (default 2048, or what the context allows; llama.cpp: 512)", "N"},
+     "Tokens that are computed together (default 2048, or what the context allows, when comparing that of all models; "
+     "llama.cpp: 512)",
+     "N"},
     {"stride", 's', POPT_ARG_STRING, &stride.text, 0,
      "Tokens from the beginning of one window to that of the next (default: half of the window)", "N"},
     {"separator", '\0', POPT_ARG_STRING, &separator, 0,
      "Text between two documents of a file; \\n is a new line (default: a file is one document)", "TEXT"},
     {"tokens", 'n', POPT_ARG_STRING, &most.text, 0, "Score only the first N tokens", "N"},
+    {"base-top", '\0', POPT_ARG_STRING, &base_top, 0,
+     "Of distributions that others are compared with, keep the N likeliest tokens, or all (default: all of a "
+     "vocabulary "
+     "of up to 8192, else 1024)",
+     "N"},
     POPT_TABLEEND,
 };
+
+/* A whole number, or all: more than any vocabulary has. */
+static bool check_top(const mx_command *command, int *out) {
+    mx_number number = {"--base-top", base_top, 0, 1, INT_MAX, true, false};
+    const bool all = base_top && !strcmp(base_top, "all");
+    if (!all && !mx_number_check(command, &number)) return false;
+    *out = all ? INT_MAX : (int)number.value;
+    return true;
+}
 
 bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out) {
     mx_number *const numbers[] = {&window, &stride, &most};
@@ -56,7 +73,12 @@ bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out) {
     out->window = (int64_t)window.value;
     out->stride = (int64_t)stride.value;
     out->most_tokens = (int64_t)most.value;
-    return true;
+    return check_top(command, &out->base_top);
+}
+
+void mx_scoring_window(int positions, mx_evaluate_options *options) {
+    if (options->window || options->protocol == MX_PROTOCOL_LLAMA_CPP) return;
+    options->window = positions < WINDOW - 1 ? (int64_t)positions + 1 : WINDOW; /* the last token has no row */
 }
 
 mx_status mx_scoring_engine(const char *path, const mx_evaluate_options *options, mx_engine_options *out,
@@ -180,9 +202,10 @@ mx_status mx_corpus_read(const mx_command *command, const char *const *paths, mx
                          mx_error *error) {
     mx_bytes between = {0};
     const bool harmony = of == MX_PROTOCOL_HARMONY;
-    int count = 0;
-    while (paths[count]) count++;
+    int count = 0, stdins = 0;
     *out = (mx_corpus){0};
+    for (; paths[count]; count++) stdins += !strcmp(paths[count], "-");
+    if (stdins > 1) return mx_fail(error, MX_INVALID_ARGUMENT, "- is named twice, and stdin can be read only once");
     out->files = calloc((size_t)count, sizeof *out->files);
     mx_status status = !out->files || (separator && !unescape(separator, &between)) ? mx_out_of_memory(error) : MX_OK;
     for (int i = 0; i < count && !status; i++) {

@@ -7,10 +7,14 @@
 
 /* What commands that let models predict text have in common: options, the engine they want, and the texts. */
 
-/* --protocol --window --stride --separator --tokens */
+/* --protocol --window --stride --separator --tokens --base-top */
 extern const struct poptOption mx_scoring_options[];
-/* Into protocol, window, stride and most_tokens of `out`. false: the user has been told. */
+/* Into protocol, window, stride, most_tokens and base_top (0: not given) of `out`. false: the user has been told. */
 bool mx_scoring_check(const mx_command *command, mx_evaluate_options *out);
+
+/* Where none was given, the window that a model of so many positions has by default: for several models, of which the
+ * one with the fewest decides. That of llama.cpp stays, for it is the protocol's. */
+void mx_scoring_window(int positions, mx_evaluate_options *options);
 
 /* An engine for windows of these sizes of the model at `path`: no more keys and values than they need, many windows in
  * one step. All else stays as it is in `out`. */

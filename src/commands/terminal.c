@@ -14,20 +14,28 @@ static void on_interrupt(int signal) {
     mx_interrupted = 1;
 }
 
-/* A program that was started with SIGINT ignored, in the background, leaves it so. */
-static void handle_interrupts(void (*handler)(int), int flags) {
+/* A program that was started with a signal ignored, in the background or by nohup, leaves it so. */
+static void handle(int number, void (*handler)(int), int flags) {
     struct sigaction old, action = {.sa_handler = handler, .sa_flags = flags};
     sigemptyset(&action.sa_mask);
-    if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
+    if (sigaction(number, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(number, &action, NULL);
 }
 
 void mx_interrupt_catch(bool second_ends) {
     mx_interrupted = 0;
-    handle_interrupts(on_interrupt, SA_RESTART | (second_ends ? (int)SA_RESETHAND : 0));
+    handle(SIGINT, on_interrupt, SA_RESTART | (second_ends ? (int)SA_RESETHAND : 0));
+}
+
+void mx_interrupt_catch_all(void) {
+    mx_interrupt_catch(true);
+    handle(SIGTERM, on_interrupt, SA_RESTART | (int)SA_RESETHAND);
+    handle(SIGHUP, on_interrupt, SA_RESTART | (int)SA_RESETHAND);
 }
 
 void mx_interrupt_release(void) {
-    handle_interrupts(SIG_DFL, 0);
+    handle(SIGINT, SIG_DFL, 0);
+    handle(SIGTERM, SIG_DFL, 0);
+    handle(SIGHUP, SIG_DFL, 0);
 }
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */

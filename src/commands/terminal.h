@@ -12,7 +12,9 @@
 extern volatile sig_atomic_t mx_interrupted;
 /* Clears mx_interrupted; from now on Ctrl-C only sets it. `second_ends`: the next one but one ends the program. */
 void mx_interrupt_catch(bool second_ends);
-void mx_interrupt_release(void);
+/* The same, a second one ending the program, and SIGTERM and SIGHUP likewise: of commands that would leave files. */
+void mx_interrupt_catch_all(void);
+void mx_interrupt_release(void); /* all of them */
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 typedef enum mx_show { MX_SHOW_AUTO, MX_SHOW_ON, MX_SHOW_OFF } mx_show;

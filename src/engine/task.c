@@ -129,7 +129,7 @@ void mx_task_free(mx_task *task) {
 int64_t mx_task_wanted_from(const mx_task *task) {
     int64_t from = task->known - 1;
     if (task->scored < task->request.prompt_count) from = task->scored > 0 ? task->scored - 1 : 0;
-    return task->observed < from ? task->observed : from;
+    return task->observed < task->request.prompt_count && task->observed < from ? task->observed : from;
 }
 
 bool mx_task_is_scored(const mx_task *task) {

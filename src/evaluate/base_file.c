@@ -118,14 +118,17 @@ static mx_status cannot_write(const mx_base_writer *w, mx_error *error) {
                    full ? "; --base-top keeps fewer tokens of each distribution" : "");
 }
 
-static mx_status start_file(mx_base_writer *w, const mx_base_header *header, mx_error *error) {
-    mx_bytes text = {0};
+static mx_status open_beside(mx_base_writer *w, mx_error *error) {
     struct stat there;
     if (!stat(w->path, &there) && !S_ISREG(there.st_mode))
         return mx_fail(error, MX_INVALID_ARGUMENT,
                        "%s: is no file: distributions are written to a file that is new or replaced", w->path);
     w->file = fopen(w->beside, "wb");
-    if (!w->file) return cannot_write(w, error);
+    return w->file ? MX_OK : cannot_write(w, error);
+}
+
+static mx_status start_file(mx_base_writer *w, const mx_base_header *header, mx_error *error) {
+    mx_bytes text = {0};
     if (!print_header(header, &text)) {
         mx_bytes_free(&text);
         return mx_fail(error, MX_NO_MEMORY, "no memory for %s", w->path);
@@ -137,22 +140,43 @@ static mx_status start_file(mx_base_writer *w, const mx_base_header *header, mx_
     return ok && fflush(w->file) == 0 ? MX_OK : cannot_write(w, error);
 }
 
-mx_status mx_base_writer_open(const char *path, const mx_base_header *header, mx_base_writer **out, mx_error *error) {
+/* The file beside is open, and empty. */
+static mx_status writer_create(const char *path, mx_base_writer **out, mx_error *error) {
     mx_base_writer *w = calloc(1, sizeof *w);
     if (!w) return mx_fail(error, MX_NO_MEMORY, "no memory for %s", path);
     const size_t size = strlen(path) + 40;
     w->path = strdup(path);
     w->beside = calloc(1, size);
     w->hash = XXH3_createState();
-    w->left = header->tokens;
-    w->record_bytes = mx_base_record_bytes(header->top);
     mx_status status = MX_OK;
     if (!w->path || !w->beside || !w->hash) status = mx_fail(error, MX_NO_MEMORY, "no memory for %s", path);
     if (!status) {
         XXH3_64bits_reset(w->hash);
         snprintf(w->beside, size, "%s.%ld.part", path, (long)getpid());
-        status = start_file(w, header, error);
+        status = open_beside(w, error);
     }
+    if (status) {
+        mx_base_writer_close(w);
+        return status;
+    }
+    *out = w;
+    return MX_OK;
+}
+
+mx_status mx_base_writer_check(const char *path, mx_error *error) {
+    mx_base_writer *w = NULL;
+    const mx_status status = writer_create(path, &w, error);
+    mx_base_writer_close(w);
+    return status;
+}
+
+mx_status mx_base_writer_open(const char *path, const mx_base_header *header, mx_base_writer **out, mx_error *error) {
+    mx_base_writer *w;
+    mx_status status = writer_create(path, &w, error);
+    if (status) return status;
+    w->left = header->tokens;
+    w->record_bytes = mx_base_record_bytes(header->top);
+    status = start_file(w, header, error);
     if (status) {
         mx_base_writer_close(w);
         return status;
@@ -170,22 +194,22 @@ mx_status mx_base_writer_add(mx_base_writer *w, const uint8_t *records, int64_t 
     return fwrite(records, 1, bytes, w->file) == bytes ? MX_OK : cannot_write(w, error);
 }
 
-mx_status mx_base_writer_finish(mx_base_writer *w, mx_error *error) {
+mx_status mx_base_writer_finish(mx_base_writer *w, bool durable, mx_error *error) {
     const uint64_t hash = XXH3_64bits_digest(w->hash);
     if (w->left) return mx_fail(error, MX_INVALID_STATE, "%s: %lld records are missing", w->path, (long long)w->left);
-    if (fwrite(&hash, sizeof hash, 1, w->file) != 1 || fflush(w->file) || fsync(fileno(w->file)))
+    if (fwrite(&hash, sizeof hash, 1, w->file) != 1 || fflush(w->file) || (durable && fsync(fileno(w->file))))
         return cannot_write(w, error);
     const int closed = fclose(w->file);
     w->file = NULL;
     if (closed || rename(w->beside, w->path)) return cannot_write(w, error);
     w->finished = true;
-    return mx_sync_folder(w->path) ? MX_OK : cannot_write(w, error);
+    return !durable || mx_sync_folder(w->path) ? MX_OK : cannot_write(w, error);
 }
 
 void mx_base_writer_close(mx_base_writer *w) {
     if (!w) return;
     if (w->file) fclose(w->file);
-    if (w->beside && *w->beside && !w->finished) unlink(w->beside);
+    if (w->beside && *w->beside && !w->finished) unlink(w->beside); /* has our number in its name */
     free(w->path);
     free(w->beside);
     XXH3_freeState(w->hash);

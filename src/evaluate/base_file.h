@@ -12,7 +12,7 @@ typedef struct mx_base_header {
     char model[200];    /* of whom they are; "": not known */
     char identity[100]; /* hash of its weights; "": not known */
     char protocol[200]; /* of mx_windows_describe */
-    uint64_t tokenizer; /* mx_tokenizer_hash */
+    uint64_t tokenizer; /* mx_tokenizer_vocabulary_hash */
     uint64_t text;      /* mx_windows.hash */
     int64_t tokens;     /* records */
     int32_t vocab;
@@ -42,9 +42,11 @@ bool mx_base_record_get(const uint8_t *record, int32_t vocab, int32_t top, mx_ba
 typedef struct mx_base_writer mx_base_writer;
 /* Writes beside `path`, where nothing is before finish. MX_INVALID_ARGUMENT: there is something that is no file. */
 mx_status mx_base_writer_open(const char *path, const mx_base_header *header, mx_base_writer **out, mx_error *error);
+/* Could that be done? Leaves nothing. */
+mx_status mx_base_writer_check(const char *path, mx_error *error);
 mx_status mx_base_writer_add(mx_base_writer *w, const uint8_t *records, int64_t count, mx_error *error);
-/* All records are there: gives the file its name once it is on the disk. */
-mx_status mx_base_writer_finish(mx_base_writer *w, mx_error *error);
+/* All records are there: gives the file its name, once it is on the disk where it is to outlive a power failure. */
+mx_status mx_base_writer_finish(mx_base_writer *w, bool durable, mx_error *error);
 /* Without finish nothing is left. NULL allowed. */
 void mx_base_writer_close(mx_base_writer *w);
 

@@ -167,6 +167,11 @@ bool mx_chart_head(mx_bytes *out, const char *title, const char *subtitle, doubl
     return ok;
 }
 
+bool mx_chart_is_one(const char *start) {
+    static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"";
+    return !strncmp(start, begin, sizeof begin - 1) && strstr(start, "<rect class=\"page\"");
+}
+
 bool mx_chart_tail(mx_bytes *out) {
     return mx_bytes_add_string(out, "</svg>\n");
 }

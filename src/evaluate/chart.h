@@ -10,6 +10,9 @@
 
 enum { MX_CHART_MOST = 64 }; /* points or bars; more are not drawn */
 
+/* Does a text begin as these pictures do? */
+bool mx_chart_is_one(const char *start);
+
 /* ---- points with a label each ------------------------------------------------------------------------------------ */
 
 typedef struct mx_chart_point {

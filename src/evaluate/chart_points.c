@@ -246,6 +246,8 @@ static bool beaten(const mx_chart_points *c, int points, int index) {
     return false;
 }
 
+static const char FRONTIER[] = "no smaller one is better";
+
 static bool draw_frontier(mx_bytes *out, const scene *s) {
     int order[MX_CHART_MOST], count = 0;
     for (int i = 0; i < s->points; i++) {
@@ -257,7 +259,11 @@ static bool draw_frontier(mx_bytes *out, const scene *s) {
     bool ok = count < 2 || mx_bytes_add_string(out, "<path class=\"frontier\" d=\"");
     for (int i = 0; i < count && count > 1 && ok; i++)
         ok = mx_bytes_addf(out, "%c%.1f %.1f", i ? 'L' : 'M', s->at[order[i]].x, s->at[order[i]].y);
-    return ok && (count < 2 || mx_bytes_add_string(out, "\"/>\n"));
+    if (!ok || count < 2) return ok;
+    const double right = MX_CHART_WIDTH - MX_CHART_EDGE, y = s->y.from + 42; /* what it says, beside the axis's title */
+    const double left = right - mx_chart_text_width(FRONTIER, 12) - 34;
+    return mx_bytes_addf(out, "\"/>\n<path class=\"frontier\" d=\"M%.1f %.1fh26\"/>\n", left, y - 4) &&
+           mx_chart_text(out, "quiet", "start", left + 34, y, 12, 0, FRONTIER);
 }
 
 static bool draw_whiskers(mx_bytes *out, const scene *s) {

@@ -264,18 +264,19 @@ static const mx_evaluation *any_evaluation(const mx_compare *c) {
 
 static void note_text(notes *n, const mx_compare *c) {
     const mx_evaluation *e = any_evaluation(c);
-    char tokens[32], kept[120] = "";
+    char tokens[32], top[32], kept[120] = "";
     bool against = false;
     if (!e) return;
     for (int i = 0; i < c->models; i++) {
         const mx_evaluation *one = &c->model[i].evaluation;
         if (!c->model[i].evaluated || !one->has_base) continue;
         against = true;
-        if (one->base_top)
-            snprintf(kept, sizeof kept, " (its %d likeliest tokens one by one, all others together: a lower bound)",
-                     one->base_top);
+        if (!one->base_whole)
+            snprintf(kept, sizeof kept, " (its %s likeliest tokens one by one, all others together: a lower bound)",
+                     mx_with_commas(one->base_top, top));
     }
-    notef(n, "text: %s, %s tokens scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->protocol);
+    notef(n, "text: %s, %s token%s scored; %s", c->text, mx_with_commas(e->tokens, tokens), e->tokens == 1 ? "" : "s",
+          e->protocol);
     note(n, "bits: of all tensors, for each weight; ±: standard error of the mean over tokens. All models see the same "
             "tokens, so their differences are surer than that");
     if (!against) return;
@@ -299,16 +300,18 @@ static void note_energy(notes *n, const mx_compare *c) {
 
 static void note_speed(notes *n, const mx_compare *c) {
     char tests[200] = "";
+    const bool both = c->prompt_tokens && c->decode_tokens;
     bool unsteady = false;
     if (c->prompt_tokens) snprintf(tests, sizeof tests, "a prompt of %d", c->prompt_tokens);
     if (c->decode_tokens)
         snprintf(tests + strlen(tests), sizeof tests - strlen(tests), "%sdecoding %d one by one", *tests ? ", " : "",
                  c->decode_tokens);
-    notef(n, "%s: tokens/s of %s, medians of %d round%s, %s",
-          c->prompt_tokens && c->decode_tokens ? "prompt, decode"
-          : c->prompt_tokens                   ? "prompt"
-                                               : "decode",
-          tests, c->rounds, c->rounds > 1 ? "s" : "",
+    notef(n, "%s: tokens/s of %s; medians of %s%s%s, %d round%s, %s",
+          both               ? "prompt, decode"
+          : c->prompt_tokens ? "prompt"
+                             : "decode",
+          tests, c->prompt_tokens ? "prompts" : "", both ? " and " : "",
+          c->decode_tokens ? "windows of decoded tokens" : "", c->rounds, c->rounds > 1 ? "s" : "",
           c->together ? "in each of which every model had its turn"
           : c->gpu    ? "of one model after the other on the GPU"
                       : "of one model after the other, for they do not fit into memory together: the machine may have "
@@ -392,6 +395,11 @@ static int fields_of(const mx_compare_model *m, field out[FIELDS]) {
     return FIELDS;
 }
 
+/* Ten digits are enough for what was measured; bytes and numbers of weights are whole. */
+static bool add_value(mx_bytes *out, double value) {
+    return mx_bytes_addf(out, fabs(value) >= 1e9 && fabs(value) < 1e18 ? "%.0f" : "%.10g", value);
+}
+
 static bool add_csv_text(mx_bytes *out, const char *text) {
     if (!strpbrk(text, ",\"\r\n")) return mx_bytes_add_string(out, text);
     bool ok = mx_bytes_add_string(out, "\"");
@@ -411,7 +419,7 @@ bool mx_compare_csv(mx_bytes *out, const mx_compare *c) {
         count = fields_of(m, f);
         ok = add_csv_text(out, m->label) && mx_bytes_add_string(out, ",") && add_csv_text(out, m->path);
         for (int k = 0; k < count && ok; k++)
-            ok = isfinite(f[k].value) ? mx_bytes_addf(out, ",%.10g", f[k].value) : mx_bytes_add_string(out, ",");
+            ok = mx_bytes_add_string(out, ",") && (!isfinite(f[k].value) || add_value(out, f[k].value));
         ok = ok && mx_bytes_add_string(out, ",") && add_csv_text(out, m->failed) && mx_bytes_add_string(out, "\n");
     }
     return ok;
@@ -427,8 +435,8 @@ static bool json_model(mx_bytes *out, const mx_compare_model *m) {
     bool ok = mx_bytes_add_string(out, "{") && add_member(out, "model", m->label) && mx_bytes_add_string(out, ",") &&
               add_member(out, "path", m->path);
     for (int k = 0; k < count && ok; k++)
-        ok = isfinite(f[k].value) ? mx_bytes_addf(out, ",\"%s\":%.10g", f[k].key, f[k].value)
-                                  : mx_bytes_addf(out, ",\"%s\":null", f[k].key);
+        ok = mx_bytes_addf(out, ",\"%s\":", f[k].key) &&
+             (isfinite(f[k].value) ? add_value(out, f[k].value) : mx_bytes_add_string(out, "null"));
     if (ok && *m->apart) ok = mx_bytes_add_string(out, ",") && add_member(out, "not_compared", m->apart);
     if (ok && *m->failed) ok = mx_bytes_add_string(out, ",") && add_member(out, "error", m->failed);
     return ok && mx_bytes_add_string(out, "}");

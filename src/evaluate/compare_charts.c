@@ -20,7 +20,8 @@ static void describe(const mx_compare *c, const char *before, char out[static 12
     for (int i = 0; i < c->models && !e; i++)
         if (has_place(&c->model[i])) e = &c->model[i].evaluation;
     if (e)
-        snprintf(out, 1200, "%s%.300s, %s tokens; %s", before, c->text, mx_with_commas(e->tokens, tokens), e->protocol);
+        snprintf(out, 1200, "%s%.300s, %s token%s; %s", before, c->text, mx_with_commas(e->tokens, tokens),
+                 e->tokens == 1 ? "" : "s", e->protocol);
     else
         snprintf(out, 1200, "%s", before);
 }
@@ -62,7 +63,7 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
     mx_chart_point point[MX_COMPARE_MOST];
     char subtitle[1200], before[400];
     int points = 0;
-    bool any = false, zeros = false;
+    bool any = false, zeros = false, whole = true;
     for (int i = 1; i < c->models && points < MX_COMPARE_MOST; i++) {
         const mx_compare_model *m = &c->model[i];
         const mx_evaluation *e = &m->evaluation;
@@ -71,13 +72,15 @@ bool mx_compare_chart_kl(mx_bytes *out, const mx_compare *c, bool *drawn) {
         point[points++] = (mx_chart_point){m->label, mx_compare_bits(m), e->kl_mean, error, false};
         any |= e->kl_mean > 0;
         zeros |= !(e->kl_mean > 0);
+        whole &= e->base_whole;
     }
     *drawn = any;
     if (!any) return true;
     snprintf(before, sizeof before,
-             "How far each model's predictions are from those of %.100s; lower is better; whiskers: standard error%s. "
-             "Text: ",
-             c->model[0].label, zeros ? "; rings on the axis: no distance" : "");
+             "How far each model's predictions are from those of %.100s; lower is better%s; whiskers: standard "
+             "error%s. Text: ",
+             c->model[0].label, whole ? "" : "; lower bounds, of its likeliest tokens",
+             zeros ? "; rings on the axis: no distance" : "");
     describe(c, before, subtitle);
     return mx_chart_draw_points(out, &(mx_chart_points){.title = "KL divergence by size of the weights",
                                                         .subtitle = subtitle,
@@ -120,7 +123,9 @@ bool mx_compare_chart_speed(mx_bytes *out, const mx_compare *c, bool *drawn) {
     char threads[40] = "";
     if (!c->gpu) snprintf(threads, sizeof threads, "%d thread%s, ", c->threads, c->threads > 1 ? "s" : "");
     snprintf(subtitle, sizeof subtitle,
-             "Tokens/s, medians of %d rounds%s; %.200s, %s%s kernels, precision %.100s, KV cache %s", c->rounds,
+             "Tokens/s, medians of %s%s%s, %d round%s%s; %.200s, %s%s kernels, precision %.100s, KV cache %s",
+             prompt ? "prompts" : "", prompt && decode ? " and " : "", decode ? "windows of decoded tokens" : "",
+             c->rounds, c->rounds > 1 ? "s" : "",
              c->together ? " in which every model had its turn" : ", one model after the other", c->machine, threads,
              c->tier, c->precision, c->kv);
     char names[2][60];

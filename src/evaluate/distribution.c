@@ -110,12 +110,12 @@ void mx_distribution_sum(const float *logits, int32_t vocab, const mx_kept_logit
         const int32_t some = vocab - first < BLOCK ? vocab - first : BLOCK;
         for (int32_t i = 0; i < some; i++) e[i] = exp_of((double)logits[first + i] - most);
         for (int32_t i = some; i < BLOCK; i++) e[i] = 0;
-        add_block(all, e);
+        add_block(all, e); /* the rest is a sum of its own, so that it is exactly 0 where all are kept */
         for (; next < count && kept[next].token < first + BLOCK; next++) e[kept[next].token - first] = 0;
-        add_block(rest, e);
+        if (count) add_block(rest, e);
     }
     const double sum = add_lanes(all);
-    *out = (mx_distribution){.log_sum = most + log(sum), .rest = add_lanes(rest) / sum, .best = best};
+    *out = (mx_distribution){.log_sum = most + log(sum), .rest = count ? add_lanes(rest) / sum : 1, .best = best};
 }
 
 double mx_distribution_kl(const mx_distribution *p, const mx_kept_logit *kept, int count, const mx_distribution *q,

@@ -22,8 +22,7 @@ typedef struct mx_distribution {
  * number is no larger than any. */
 void mx_distribution_select(const float *logits, int32_t vocab, mx_kept_logit *kept, int count);
 
-/* `kept` [count] in ascending tokens: of whatever tokens, whatever their logits. count may be 0: rest is then 1, about.
- */
+/* `kept` [count] in ascending tokens: of whatever tokens, whatever their logits. count may be 0: rest is then 1. */
 void mx_distribution_sum(const float *logits, int32_t vocab, const mx_kept_logit *kept, int count,
                          mx_distribution *out);
 

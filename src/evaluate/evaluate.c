@@ -14,7 +14,8 @@
 enum {
     SLOTS = 256,            /* windows at work at most */
     TOKENS_AT_WORK = 16384, /* more windows are not begun while there are so many tokens in them, ... */
-    BASE_TOP = 64,
+    WHOLE_UP_TO = 8192,     /* of such vocabularies all is kept: at most 64 KiB a token */
+    BASE_TOP = 1024,        /* of others so much: 8 KiB a token */
     EVENTS = 64
 };
 static const int64_t BYTES_AT_WORK = 256 << 20; /* ... or so many bytes in their distributions */
@@ -232,6 +233,10 @@ static mx_status check_base(const mx_base_header *h, const mx_base_header *own, 
     return MX_OK;
 }
 
+int mx_base_top_default(int32_t vocab) {
+    return vocab <= WHOLE_UP_TO ? vocab : BASE_TOP;
+}
+
 static mx_status open_files(run *r, const mx_base_header *own, mx_evaluation *out, mx_error *error) {
     const mx_evaluate_options *o = r->options;
     mx_status status = MX_OK;
@@ -241,6 +246,7 @@ static mx_status open_files(run *r, const mx_base_header *own, mx_evaluation *ou
         if (!status) status = check_base(h, own, o->base, error);
         if (status) return status;
         r->base_top = out->base_top = h->top;
+        out->base_whole = h->top == h->vocab;
         snprintf(out->base_model, sizeof out->base_model, "%s", h->model);
         out->same_model = *h->identity && !strcmp(h->identity, own->identity);
     }
@@ -279,7 +285,7 @@ mx_status mx_evaluate_windows(mx_engine *engine, const mx_windows *windows, uint
     *measured = (mx_measured){0};
     mx_windows_describe(windows, out->protocol, sizeof out->protocol);
     const int32_t vocab = mx_engine_get_info(engine).vocab;
-    const int top = options->base_top ? options->base_top : BASE_TOP;
+    const int top = options->base_top ? options->base_top : mx_base_top_default(vocab);
     if (top < 1) return mx_fail(error, MX_INVALID_ARGUMENT, "base_top %d: expected 1 or more", top);
     mx_base_header own = {.tokenizer = tokenizer,
                           .text = windows->hash,
@@ -300,12 +306,29 @@ mx_status mx_evaluate_windows(mx_engine *engine, const mx_windows *windows, uint
     if (!status) status = make_room(measured, windows->scored, r->reader != NULL, error);
     if (!status) status = run_windows(r, error);
     if (!status && r->reader) status = mx_base_reader_finish(r->reader, error);
-    if (!status && r->writer) status = mx_base_writer_finish(r->writer, error);
+    if (!status && r->writer) status = mx_base_writer_finish(r->writer, !options->temporary, error);
     if (!status) mx_measured_summarise(measured, out);
     out->seconds = mx_seconds() - start;
     mx_base_reader_close(r->reader);
     mx_base_writer_close(r->writer);
     free(r);
+    return status;
+}
+
+mx_status mx_evaluate_check_files(const char *save_base, const char *base, mx_error *error) {
+    mx_base_reader *reader = NULL;
+    mx_status status = base ? mx_base_reader_open(base, &reader, error) : MX_OK;
+    mx_base_reader_close(reader);
+    return status || !save_base ? status : mx_base_writer_check(save_base, error);
+}
+
+mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
+                            const mx_evaluate_options *options, mx_error *error) {
+    mx_windows windows = {0};
+    mx_evaluate_options one = *options;
+    one.most_tokens = 1;
+    const mx_status status = mx_windows_make(tokenizer, texts, count, &one, INT32_MAX, INT32_MAX, &windows, error);
+    mx_windows_free(&windows);
     return status;
 }
 
@@ -316,7 +339,8 @@ mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx
     mx_measured measured = {0};
     mx_status status = mx_windows_make(tokenizer, texts, count, options, info.context + 1, info.vocab, &windows, error);
     if (!status)
-        status = mx_evaluate_windows(engine, &windows, mx_tokenizer_hash(tokenizer), options, &measured, out, error);
+        status = mx_evaluate_windows(engine, &windows, mx_tokenizer_vocabulary_hash(tokenizer), options, &measured, out,
+                                     error);
     mx_measured_free(&measured);
     mx_windows_free(&windows);
     return status;

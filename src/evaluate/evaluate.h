@@ -35,9 +35,10 @@ typedef struct mx_evaluate_options {
                                window; llama.cpp: 512, and no other stride than the window */
     int64_t most_tokens;    /* scored at most; 0: all */
     const char *save_base;  /* file for the distributions of this run; NULL: not kept */
+    bool temporary;         /* save_base need not outlive a power failure */
     const char *base;       /* file of a reference run of the same text, tokens and protocol; NULL: none */
-    int base_top;           /* tokens of a distribution that are kept; 0: 64; at most the vocabulary's */
-    const char *model;      /* its name and hash (mx_weights_identity), for save_base; NULL: not known */
+    int base_top;      /* tokens of a distribution that are kept, at most the vocabulary's; 0: mx_base_top_default */
+    const char *model; /* its name and hash (mx_weights_identity), for save_base; NULL: not known */
     const char *identity;
     void (*progress)(void *user, int64_t done, int64_t total); /* tokens, by the calling thread; may be NULL */
     void *user;
@@ -55,7 +56,8 @@ typedef struct mx_evaluation {
     double top1;                                          /* share of tokens whose likeliest is the same */
     double delta_perplexity, delta_stderr;                /* this one's less the reference's, paired */
     double base_perplexity;
-    int base_top;         /* tokens of each of its distributions that are kept */
+    int base_top;         /* tokens of each of its distributions that are kept, ... */
+    bool base_whole;      /* ... which is all of them: else the KL divergences are lower bounds */
     char base_model[200]; /* the reference's name; "": not known */
     bool same_model;      /* it is this model, by its hash */
 } mx_evaluation;
@@ -63,6 +65,17 @@ typedef struct mx_evaluation {
 /* `engine` runs nothing else meanwhile. */
 mx_status mx_evaluate(mx_engine *engine, const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
                       const mx_evaluate_options *options, mx_evaluation *out, mx_error *error);
+
+/* Is there anything to score, whatever the model? Looks at no more of the texts than it must; window and stride that
+ * make no sense are found out, too. */
+mx_status mx_evaluate_check(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
+                            const mx_evaluate_options *options, mx_error *error);
+
+/* Can these files be written and read, as far as is to be seen before the models are loaded? Both may be NULL. */
+mx_status mx_evaluate_check_files(const char *save_base, const char *base, mx_error *error);
+
+/* How many tokens of a distribution are kept where nobody says: all of a small vocabulary. */
+int mx_base_top_default(int32_t vocab);
 
 const char *mx_protocol_name(mx_protocol p); /* "strided", "llama.cpp", "documents", "harmony" */
 bool mx_protocol_parse(const char *name, mx_protocol *out);

@@ -118,9 +118,18 @@ static int32_t document_prefix(const mx_tokenizer *t) {
     return special.startoftext >= 0 ? special.startoftext : special.endoftext;
 }
 
-static mx_status add_text(mx_windows *w, const mx_tokenizer *t, const mx_evaluate_text *text, mx_error *error) {
+/* Tokens of a text, from its first on, of which `most` more are scored; what lies behind need not be encoded. */
+static int64_t tokens_for(const mx_windows *w, int64_t most) {
+    const int64_t half = w->window - w->window / 2 - (w->window > 2); /* scored in a window of llama.cpp */
+    return w->protocol == MX_PROTOCOL_LLAMA_CPP ? (most / half + 1) * w->window : most + 1;
+}
+
+static mx_status add_text(mx_windows *w, const mx_tokenizer *t, const mx_evaluate_text *text,
+                          const mx_evaluate_options *o, mx_error *error) {
     const int64_t begin = w->ids.count;
+    const int64_t some = o->most_tokens > 0 ? tokens_for(w, o->most_tokens - w->scored) : INT64_MAX;
     if (!text->size) return MX_OK;
+    if (o->stop && *o->stop) return mx_fail(error, MX_CANCELLED, "interrupted");
     if (w->protocol == MX_PROTOCOL_HARMONY) {
         int64_t answer;
         mx_status status = mx_evaluate_conversation(t, text, &w->ids, &answer, error);
@@ -128,7 +137,8 @@ static mx_status add_text(mx_windows *w, const mx_tokenizer *t, const mx_evaluat
     }
     const int32_t prefix = w->protocol == MX_PROTOCOL_DOCUMENTS ? document_prefix(t) : -1;
     if (prefix >= 0 && !mx_ids_add(&w->ids, prefix)) return mx_fail(error, MX_NO_MEMORY, "no memory for a text");
-    mx_status status = mx_encode(t, text->text, text->size, &w->ids, error);
+    mx_status status = mx_encode_some(t, text->text, text->size, some, o->stop, &w->ids, error);
+    if (status == MX_CANCELLED) return status;
     return status ? mx_fail_within(error, status, "%s", text->name) : mx_windows_add(w, begin, begin + 1, error);
 }
 
@@ -141,17 +151,16 @@ static mx_status check_ids(const mx_windows *w, int32_t vocab, mx_error *error) 
     return MX_OK;
 }
 
-static mx_status nothing_scored(const mx_windows *w, mx_error *error) {
-    if (w->protocol == MX_PROTOCOL_LLAMA_CPP && w->ids.count)
-        return mx_fail(
-            error, MX_INVALID_ARGUMENT,
-            "nothing to score: the text has %lld tokens, and protocol llama.cpp wants a whole window of %lld: "
-            "take a longer text, a smaller window, or another protocol",
-            (long long)w->ids.count, (long long)w->window);
+/* `longest`: tokens of the longest text. */
+static mx_status nothing_scored(const mx_windows *w, int64_t longest, mx_error *error) {
+    if (w->protocol == MX_PROTOCOL_LLAMA_CPP && longest)
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "nothing to score: protocol llama.cpp wants whole windows of %lld tokens, and the longest text "
+                       "has %lld: take a longer text, a smaller window, or another protocol",
+                       (long long)w->window, (long long)longest);
     return mx_fail(error, MX_INVALID_ARGUMENT,
-                   w->ids.count
-                       ? "nothing to score: no text has two tokens, and the first has no past to be predicted from"
-                       : "nothing to score: the text is empty");
+                   longest ? "nothing to score: no text has two tokens, and the first has no past to be predicted from"
+                           : "nothing to score: the text is empty");
 }
 
 mx_status mx_windows_make(const mx_tokenizer *tokenizer, const mx_evaluate_text *texts, int count,
@@ -159,10 +168,14 @@ mx_status mx_windows_make(const mx_tokenizer *tokenizer, const mx_evaluate_text 
                           mx_error *error) {
     mx_status status = mx_windows_begin(options, longest, out, error);
     const int64_t most = options->most_tokens;
-    for (int i = 0; i < count && !status && (most <= 0 || out->scored < most); i++)
-        status = add_text(out, tokenizer, &texts[i], error);
+    int64_t longest_text = 0;
+    for (int i = 0; i < count && !status && (most <= 0 || out->scored < most); i++) {
+        const int64_t before = out->ids.count;
+        status = add_text(out, tokenizer, &texts[i], options, error);
+        if (out->ids.count - before > longest_text) longest_text = out->ids.count - before;
+    }
     if (!status) status = check_ids(out, vocab, error);
-    if (!status && !out->scored) status = nothing_scored(out, error);
+    if (!status && !out->scored) status = nothing_scored(out, longest_text, error);
     if (status) return status;
     mx_windows_end(out, most);
     for (int64_t i = 0; i < out->count; i++) {

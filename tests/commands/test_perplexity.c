@@ -55,7 +55,7 @@ static void against_a_base(void **state) {
     write_test_file("story.txt", STORY, text);
     write_test_file("other.txt", "Once upon a time there was a mill, and no fox.\n", other);
     in_folder("a.base", base);
-    outcome o = run(PERPLEXITY, text, "--save-base", base, "--precision", "fp32", "-q");
+    outcome o = run(PERPLEXITY, text, "--save-base", base, "--precision", "fp32", "-q", "--base-top", "64");
     expect_code(&o, 0);
     outcome_free(&o);
     assert_int_equal(stat(base, &found), 0);
@@ -163,6 +163,40 @@ static void texts_that_are_none(void **state) {
     outcome_free(&o);
 }
 
+/* A model without weights: what is wrong with the files of distributions is said before it is read. */
+static void files_are_looked_at_first(void **state) {
+    (void)state;
+    static const char *const files[] = {"config.json", "tokenizer.json"};
+    char text[200], folder[200], here[300], there[4096], taken[300];
+    write_test_file("story.txt", STORY, text);
+    in_folder("bare", folder);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    for (int i = 0; i < 2; i++) {
+        snprintf(here, sizeof here, "%s/%s", folder, files[i]);
+        snprintf(there, sizeof there, "%s/tools/stories/checkpoint/%s", getenv("MXRUN_SOURCE"), files[i]);
+        assert_int_equal(symlink(there, here), 0);
+    }
+    snprintf(taken, sizeof taken, "%s/new.base", test_folder);
+    const struct {
+        const char *option, *value, *says;
+    } all[] = {{"--base", "/nowhere.base", "/nowhere.base: cannot be opened"},
+               {"--base", text, "holds no distributions"},
+               {"--save-base", "/nowhere/x.base", "/nowhere/x.base: cannot be written"},
+               {"--save-base", folder, "is no file"},
+               {"--save-base", taken, ".safetensors"}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        outcome o = run("perplexity", "-m", folder, text, all[i].option, all[i].value);
+        if (!o.code) fail_msg("%s %s", all[i].option, all[i].value);
+        expect_text(&o.err, all[i].says);
+        outcome_free(&o);
+    }
+    assert_int_not_equal(access(taken, F_OK), 0);
+    outcome o = run(PERPLEXITY, "-", "-");
+    expect_code(&o, 2);
+    expect_text(&o.err, "stdin can be read only once");
+    outcome_free(&o);
+}
+
 static void wrong_options(void **state) {
     (void)state;
     char text[200];
@@ -174,6 +208,7 @@ static void wrong_options(void **state) {
                {"--window", "1", "--window 1", 2},
                {"--stride", "0", "--stride 0", 2},
                {"--base-top", "5", "--base-top is for --save-base", 2},
+               {"--base-top", "most", "--base-top most", 2},
                {"--separator", "x", "--separator", 2},
                {"--window", "100000000", "context", 2},
                {"--stride", "2048", "expected 1 to 2047", 2},
@@ -200,8 +235,9 @@ static void wrong_options(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_table_and_json),    cmocka_unit_test(against_a_base), cmocka_unit_test(documents),
-        cmocka_unit_test(texts_that_are_none), cmocka_unit_test(wrong_options),
+        cmocka_unit_test(a_table_and_json), cmocka_unit_test(against_a_base),
+        cmocka_unit_test(documents),        cmocka_unit_test(texts_that_are_none),
+        cmocka_unit_test(wrong_options),    cmocka_unit_test(files_are_looked_at_first),
     };
     return cmocka_run_group_tests(tests, program_set_up, program_tear_down);
 }

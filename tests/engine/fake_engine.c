@@ -31,6 +31,7 @@ mx_engine *fake_engine_with(const mx_engine_parts *given, int64_t context, int64
     newest = parts.backend;
     if (!parts.max_running) parts.max_running = 16;
     if (!parts.max_wanted) parts.max_wanted = parts.max_running + 48;
+    (*backend)->max_wanted = parts.max_wanted;
     mx_engine *engine;
     status = mx_engine_assemble(&parts, &engine, &error);
     assert(status == MX_OK);

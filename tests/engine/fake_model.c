@@ -126,13 +126,16 @@ static mx_status step(mx_backend *base, const mx_batch *batch, mx_error *error) 
     if (b->during) b->during(b->user);
     check_rows(b, batch);
     b->wanted = 0;
+    const int most = b->max_wanted ? b->max_wanted : FAKE_WANTED;
+    int asked = 0;
+    for (int i = 0; i < batch->rows; i++) asked += batch->row[i].wanted;
+    if (asked > most) return mx_fail(error, MX_INVALID_ARGUMENT, "logits of %d rows wanted, %d possible", asked, most);
     bool fails = b->fail_in > 0 && --b->fail_in == 0;
     const bool bad = b->nan_in > 0 && --b->nan_in == 0;
     for (int i = 0; i < batch->rows; i++) {
         uint64_t state = run_row(b, &batch->sequence[batch->row[i].sequence], &batch->row[i]);
         fails |= batch->row[i].token == b->fail_token;
         if (!batch->row[i].wanted) continue;
-        assert(b->wanted < FAKE_WANTED);
         float *out = b->logits[b->wanted++];
         logits_of(state, out);
         if (bad || batch->row[i].token == b->nan_token) out[7] = 0.0f / 0.0f;

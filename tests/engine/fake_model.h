@@ -19,6 +19,7 @@ typedef struct fake_backend {
     int64_t pages;
     float logits[FAKE_WANTED][FAKE_VOCAB];
     int wanted;                 /* of the last step */
+    int max_wanted;             /* a step that wants more fails, as a device's does; 0: FAKE_WANTED */
     int fail_in;                /* the step that fails, counted down; 0: none */
     int nan_in;                 /* the step whose logits are NaN, likewise */
     int fail_read_in;           /* the page_read from which on all fail and give garbage, likewise */

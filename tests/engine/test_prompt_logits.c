@@ -222,6 +222,41 @@ static void cancelled(void **state) {
     mx_engine_destroy(e);
 }
 
+/* One that was set back after an answer drawn ahead, and goes on beside one with alternatives, so at once: all it wants
+ * is its last row. */
+static void set_back_and_at_once(void **state) {
+    (void)state;
+    enum { ANSWER = 300, RUNNING = 220 };
+    config = fake_config("sf", 128, FAKE_MOST);
+    mx_engine *e = start(400, mx_kv_pages_needed(&config, 400, 512) + 2, 512);
+    static const int count[] = {50, 280, 5};
+    for (int i = 0; i < 3; i++) fill(prompt[i], count[i], (uint64_t)i + 1);
+    r[0] = request_for(prompt[0], count[0], ANSWER, &a[0]);
+    submit(e, &r[0]);
+    while (a[0].tokens < RUNNING) {
+        step(e);
+        while (collect(e, 8)) {
+        }
+    }
+    r[1] = request_for(prompt[1], count[1], 100, &a[1]);
+    r[1].priority = 5;
+    submit(e, &r[1]);
+    while (a[1].tokens < 50) {
+        step(e);
+        while (collect(e, 8)) {
+        }
+    }
+    assert_true(mx_engine_get_stats(e).set_back > 0);
+    r[2] = request_for(prompt[2], count[2], ANSWER, &a[2]);
+    r[2].top_logprobs = 2;
+    submit(e, &r[2]);
+    backend->most_wanted = 0;
+    run_until_idle(e);
+    assert_true(backend->most_wanted <= 3);
+    check_answer(&a[0], &config, &r[0], ANSWER, MX_FINISH_LENGTH);
+    mx_engine_destroy(e);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_position_is_shown_once),
@@ -230,6 +265,7 @@ int main(void) {
         cmocka_unit_test(what_is_refused),
         cmocka_unit_test(what_is_no_number_fails),
         cmocka_unit_test(cancelled),
+        cmocka_unit_test(set_back_and_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -66,7 +66,7 @@ static void write_all(void) {
     mx_base_writer *w = NULL;
     if (mx_base_writer_open(path, &header, &w, &error)) fail_msg("%s", error.text);
     for (int t = 0; t < TOKENS; t += 8) assert_int_equal(mx_base_writer_add(w, records + t * RECORD, 8, &error), MX_OK);
-    if (mx_base_writer_finish(w, &error)) fail_msg("%s", error.text);
+    if (mx_base_writer_finish(w, true, &error)) fail_msg("%s", error.text);
     mx_base_writer_close(w);
 }
 
@@ -223,7 +223,7 @@ static void what_is_not_finished_leaves_nothing(void **state) {
         assert_int_equal(files_in_folder(), 1);
         assert_int_equal(access(path, F_OK), -1);
         assert_int_equal(mx_base_writer_add(w, records, added, &error), MX_OK);
-        if (added < TOKENS) assert_int_equal(mx_base_writer_finish(w, &error), MX_INVALID_STATE);
+        if (added < TOKENS) assert_int_equal(mx_base_writer_finish(w, true, &error), MX_INVALID_STATE);
         mx_base_writer_close(w);
         assert_int_equal(files_in_folder(), 0);
     }
@@ -246,7 +246,7 @@ static void a_full_disk(void **state) {
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &(struct rlimit){most, old.rlim_max}), 0);
         mx_status status = mx_base_writer_open(path, &header, &w, &error);
         for (int t = 0; t < TOKENS && !status; t++) status = mx_base_writer_add(w, records + t * RECORD, 1, &error);
-        if (!status) status = mx_base_writer_finish(w, &error);
+        if (!status) status = mx_base_writer_finish(w, true, &error);
         mx_base_writer_close(w);
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
         assert_int_equal(status, MX_NO_SPACE);

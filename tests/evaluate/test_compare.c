@@ -119,8 +119,8 @@ static void the_table_is_aligned(void **state) {
            "KL: divergence of bf16's distribution from the model's, mean of nats a token (its 64 likeliest\n"
            "  tokens one by one, all others together: a lower bound); top-1: tokens of which both say the same\n"
            "  is likeliest\n"
-           "prompt, decode: tokens/s of a prompt of 512, decoding 64 one by one, medians of 5 rounds, in each of\n"
-           "  which every model had its turn\n"
+           "prompt, decode: tokens/s of a prompt of 512, decoding 64 one by one; medians of prompts and windows\n"
+           "  of decoded tokens, 5 rounds, in each of which every model had its turn\n"
            "Some CPU; 2 threads, avx512bf16 kernels, precision mixed, KV cache f16\n"
            "MB/token: bytes that a decoded token moves from memory, counted; energy was not measured, for no\n"
            "  counter (RAPL, /sys/class/powercap/intel-rapl:*) may be read here\n"
@@ -206,7 +206,7 @@ static void energy_is_named_as_what_it_is(void **state) {
     mx_bytes_clear(&out);
     c.gpu = true;
     assert_true(mx_compare_table(&out, &c));
-    expect_part(&out, "of one\n  model after the other on the GPU\nSome CPU; avx512bf16 kernels");
+    expect_part(&out, "on the GPU\nSome CPU; avx512bf16 kernels");
     mx_bytes_free(&out);
 }
 
@@ -227,6 +227,44 @@ static void csv_is_quoted(void **state) {
                  "\"nvfp4, \"\"search\"\"\",models/nvfp4,6000000,5625000,10000000,4.5,3.76,0.0322,0.76,12345,0.02786,"
                  "0.0041,0.00823,0.0001,0.001,0.1,2.5,0.9917,800,790,810,241.5,240,242,,5000000,\n"
                  "broken,models/broken,,,,,,,,,,,,,,,,,,,,,,,,,\"two\nlines, and \"\"quotes\"\"\"\n");
+    mx_bytes_free(&out);
+}
+
+static void a_bound_is_called_one(void **state) {
+    (void)state;
+    const mx_compare c = results();
+    mx_bytes out = {0};
+    bool drawn;
+    assert_true(mx_compare_chart_kl(&out, &c, &drawn) && drawn);
+    expect_part(&out, "lower bounds");
+    mx_bytes_clear(&out);
+    models[1].evaluation.base_whole = true;
+    assert_true(mx_compare_chart_kl(&out, &c, &drawn) && drawn);
+    assert_true(mx_compare_table(&out, &c));
+    expect_part(&out, "mean of nats a token; top-1");
+    expect_no_part(&out, "lower bound");
+    mx_bytes_free(&out);
+}
+
+/* Of a model of 65 GB no byte is rounded away. */
+static void whole_numbers_stay_whole(void **state) {
+    (void)state;
+    const mx_compare c = results();
+    mx_bytes out = {0};
+    models[0].disk = 65248815744;
+    models[0].bytes = 65248815137;
+    models[0].parameters = 116829156672;
+    models[0].token_bytes = 12345678901.25;
+    models[0].evaluation.tokens = 12345678901;
+    assert_true(mx_compare_csv(&out, &c));
+    expect_part(&out, "models/bf16,65248815744,65248815137,116829156672,4.46");
+    expect_part(&out, ",12345678901,");
+    expect_part(&out, ",12345678901,\n");
+    mx_bytes_clear(&out);
+    assert_true(mx_compare_json(&out, &c));
+    expect_part(&out, "\"bytes\":65248815744,\"weight_bytes\":65248815137,\"parameters\":116829156672,");
+    expect_part(&out, "\"tokens\":12345678901,");
+    expect_part(&out, "\"bytes_per_token\":12345678901}");
     mx_bytes_free(&out);
 }
 
@@ -345,6 +383,7 @@ static void charts_have_labels_and_axes(void **state) {
         expect_part(&texts, "\na&lt;b &amp; &quot;c&quot; \xef\xbf\xbd\n");
         if (i != 1) expect_part(&texts, "\nbf16\n"); /* nothing is held against itself */
         expect_part(&texts, units[i]);
+        if (!i) expect_part(&texts, "\nno smaller one is better\n");
         expect_part(&texts, sides[i]);
         expect_no_part(&texts, "broken");
         expect_no_part(&svg, "<script");
@@ -465,6 +504,8 @@ int main(void) {
         cmocka_unit_test(the_table_fits_100_columns),
         cmocka_unit_test(energy_is_named_as_what_it_is),
         cmocka_unit_test(csv_is_quoted),
+        cmocka_unit_test(whole_numbers_stay_whole),
+        cmocka_unit_test(a_bound_is_called_one),
         cmocka_unit_test(json_parses),
         cmocka_unit_test(parameters_are_counted),
         cmocka_unit_test(charts_have_labels_and_axes),

@@ -50,10 +50,12 @@ static void a_copy_is_the_same(void **state) {
     char csv[300], svg[300];
     snprintf(csv, sizeof csv, "%s/out.csv", test_folder);
     snprintf(svg, sizeof svg, "%s/charts", test_folder);
-    outcome o = run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20",
-                    "--decode", "5", "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg);
+    outcome o =
+        run("compare", "stories", copy, "--text", text, "-w", "64", "--rounds", "1", "--prompt", "20", "--decode", "5",
+            "--precision", "fp32", "--json", "-", "--csv", csv, "--svg", svg, "--base-top", "all");
     expect_code(&o, 0);
-    assert_int_equal(o.err.size, 0);
+    expect_text(&o.err, "kl.svg: not drawn: no model is at a distance from the first\n");
+    expect_no_text(&o.err, "removed");
     mx_json_document *d = parse_output(&o);
     const mx_json *root = mx_json_root(d), *first = mx_json_get(root, "models")->child, *second = first->next;
     assert_true(mx_json_is_string(mx_json_get(first, "model"), "stories"));
@@ -78,6 +80,58 @@ static void a_copy_is_the_same(void **state) {
     outcome_free(&o);
 }
 
+/* A GGUF says nothing of ignore_merges: it has the same vocabulary all the same. */
+static void a_gguf_of_the_model_is_compared(void **state) {
+    (void)state;
+    char gguf[300];
+    snprintf(gguf, sizeof gguf, "%s/stories.gguf", test_folder);
+    outcome o = run("convert", "stories", gguf, "--to", "gguf");
+    expect_code(&o, 0);
+    outcome_free(&o);
+    o = run("compare", "stories", gguf, "--text", text, "--tokens", "30", "--no-speed", "--precision", "fp32", "--json",
+            "-");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *second = mx_json_get(mx_json_root(d), "models")->child->next;
+    assert_null(mx_json_get(second, "not_compared"));
+    assert_true(number(second, "kl_mean") < 1e-9 && number(second, "top1") == 1);
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
+/* A copy with a shorter context: the window is one for both. */
+static void contexts_may_differ(void **state) {
+    (void)state;
+    static const char *const files[] = {"model.safetensors", "tokenizer.json", "generation_config.json"};
+    char shorter[200], from[4096], to[4096];
+    mx_bytes config = {0};
+    mx_error error;
+    snprintf(shorter, sizeof shorter, "%s/shorter", test_folder);
+    assert_int_equal(mkdir(shorter, 0777), 0);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(from, sizeof from, "%s/tools/stories/checkpoint/%s", getenv("MXRUN_SOURCE"), files[i]);
+        snprintf(to, sizeof to, "%s/%s", shorter, files[i]);
+        assert_int_equal(symlink(from, to), 0);
+    }
+    snprintf(from, sizeof from, "%s/tools/stories/checkpoint/config.json", getenv("MXRUN_SOURCE"));
+    assert_int_equal(mx_read_file(from, 1 << 20, &config, &error), MX_OK);
+    char *at = strstr(config.data, "\"max_position_embeddings\": ");
+    assert_non_null(at);
+    at += strlen("\"max_position_embeddings\": ");
+    memset(at, ' ', strspn(at, "0123456789"));
+    memcpy(at, "40", 2);
+    write_test_file("shorter/config.json", config.data, to);
+    mx_bytes_free(&config);
+    outcome o = run("compare", "stories", shorter, "--text", text, "--no-speed", "--precision", "fp32", "--json", "-");
+    expect_code(&o, 0);
+    mx_json_document *d = parse_output(&o);
+    const mx_json *root = mx_json_root(d), *second = mx_json_get(root, "models")->child->next;
+    assert_true(mx_json_is_string(mx_json_get(root, "protocol"), "strided, window 41, stride 20"));
+    assert_true(number(second, "tokens") > 50 && number(second, "top1") == 1);
+    mx_json_free(d);
+    outcome_free(&o);
+}
+
 static void a_model_that_fails_keeps_its_line(void **state) {
     (void)state;
     char broken[200], path[200];
@@ -94,7 +148,7 @@ static void a_model_that_fails_keeps_its_line(void **state) {
     expect_text(&o.out, "\nB failed: ");
     expect_text(&o.out, "\nD failed: ");
     expect_text(&o.err, "mxrun compare: B: ");
-    expect_text(&o.err, "mxrun compare: D: ");
+    expect_text(&o.err, "mxrun compare: D: /nonesuch/model: No such file or directory\n"); /* and no option -m */
     expect_no_text(&o.out, "decode");
     outcome_free(&o);
     /* The first: the others are there, but held against nothing. */
@@ -109,12 +163,29 @@ static void a_model_that_fails_keeps_its_line(void **state) {
     outcome_free(&o);
 }
 
+/* Of a text that is none each model would say the same. */
+static void a_text_that_is_none_is_said_once(void **state) {
+    (void)state;
+    char empty[200];
+    write_test_file("empty.txt", "", empty);
+    outcome o = run("compare", "stories", copy, "--text", empty, "--no-speed");
+    expect_code(&o, 2);
+    assert_string_equal(o.err.data, "mxrun compare: nothing to score: the text is empty\n");
+    assert_int_equal(o.out.size, 0);
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", text, "--no-speed", "--protocol", "llama.cpp");
+    expect_code(&o, 2);
+    expect_text(&o.err,
+                "mxrun compare: nothing to score: protocol llama.cpp wants whole windows of 512 tokens, and the");
+    outcome_free(&o);
+}
+
 static void wrong_options_are_named(void **state) {
     (void)state;
     static const struct {
         const char *arguments[8], *said;
     } cases[] = {
-        {{"stories", "--text", text}, "1 models are given"},
+        {{"stories", "--text", text}, "1 model is given"},
         {{"stories", copy}, "give --text FILE"},
         {{"stories", copy, "--text", text, "--labels", "A"}, "expected 2 names"},
         {{"stories", copy, "--text", text, "--labels", "A,B,C"}, "expected 2 names"},
@@ -164,12 +235,129 @@ static void files_that_cannot_be_written(void **state) {
     outcome_free(&o);
 }
 
+static void write_in(const char *name, const char *content) {
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", test_folder, name);
+    FILE *f = fopen(path, "w");
+    assert_true(f && fputs(content, f) >= 0 && fclose(f) == 0);
+}
+
+static void expect_content(const char *name, const char *start) {
+    char path[300];
+    mx_bytes found = {0};
+    mx_error error;
+    snprintf(path, sizeof path, "%s/%s", test_folder, name);
+    assert_int_equal(mx_read_file(path, 1 << 24, &found, &error), MX_OK);
+    if (!found.data || strncmp(found.data, start, strlen(start)) != 0)
+        fail_msg("%s: %s", name, found.data ? found.data : "(empty)");
+    mx_bytes_free(&found);
+}
+
+/* No file may grow beyond some bytes: the disk is full, as far as a program can see. */
+static void a_full_disk_spoils_nothing(void **state) {
+    (void)state;
+    char json[300], csv[300], svg[300], line[1500];
+    snprintf(json, sizeof json, "%s/results/out.json", test_folder);
+    snprintf(csv, sizeof csv, "%s/results/out.csv", test_folder);
+    snprintf(svg, sizeof svg, "%s/results", test_folder);
+    assert_int_equal(mkdir(svg, 0777), 0);
+    write_in("results/out.json", "old");
+    write_in("results/perplexity.svg", "old picture");
+    snprintf(
+        line, sizeof line,
+        "trap '' XFSZ; ulimit -f 1; exec %s compare stories %s --text %s --tokens 9 --no-speed --base-top 1 --json "
+        "%s --csv %s --svg %s",
+        getenv("MXRUN_BINARY"), copy, text, json, csv, svg);
+    outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+    expect_code(&o, 1);
+    expect_text(&o.out, "copy");
+    expect_text(&o.err, "it cannot be written: File too large");
+    expect_content("results/out.json", "old");
+    expect_content("results/perplexity.svg", "old picture");
+    assert_int_equal(entries_of(svg), 2);
+    outcome_free(&o);
+    o = run("compare", "stories", copy, "--text", text, "--tokens", "9", "--no-speed", "--json", json, "--svg", svg);
+    expect_code(&o, 0);
+    expect_content("results/out.json", "{");
+    expect_content("results/perplexity.svg", "<svg");
+    outcome_free(&o);
+}
+
+/* Nor may the first model's distributions be written: what to do about it is what compare has options for. */
+static void no_room_for_distributions(void **state) {
+    (void)state;
+    char line[800];
+    snprintf(line, sizeof line,
+             "trap '' XFSZ; ulimit -f 8; exec %s compare stories %s --text %s --no-speed --csv - --labels A,B",
+             getenv("MXRUN_BINARY"), copy, text);
+    outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+    expect_code(&o, 1);
+    expect_text(&o.err, "mxrun compare: A: ");
+    expect_text(&o.err,
+                "--base-top keeps fewer tokens of each distribution, --tokens scores less of the text, and TMPDIR");
+    expect_text(&o.out, "\nB,");
+    assert_int_equal(entries_of(folder), 0);
+    outcome_free(&o);
+}
+
+/* Pictures that belong to an earlier comparison go, what is not ours stays. */
+static void no_old_picture_stays(void **state) {
+    (void)state;
+    char svg[300];
+    snprintf(svg, sizeof svg, "%s/old", test_folder);
+    assert_int_equal(mkdir(svg, 0777), 0);
+    write_in("old/kl.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\"><rect class=\"page\"/></svg>\n");
+    write_in("old/speed.svg", "mine");
+    outcome o = run("compare", "stories", copy, "--text", text, "--tokens", "9", "--no-speed", "--svg", svg);
+    expect_code(&o, 0);
+    expect_text(&o.err, "kl.svg: not drawn: no model is at a distance from the first; that of an earlier");
+    expect_no_text(&o.err, "speed.svg");
+    assert_false(exists("old/kl.svg"));
+    expect_content("old/speed.svg", "mine");
+    expect_content("old/perplexity.svg", "<svg");
+    outcome_free(&o);
+}
+
+/* What ends a program in other ways than Ctrl-C leaves no files either. */
+static void ended_by_a_signal(void **state) {
+    (void)state;
+    enum { TIMES = 2000 };
+    static const struct {
+        const char *arguments, *begun, *signal;
+    } cases[] = {{"compare stories %s --no-speed --text", "tmp/mxrun-compare-*/base.*.part", "TERM"},
+                 {"compare stories %s --no-speed --text", "tmp/mxrun-compare-*/base.*.part", "HUP"},
+                 {"perplexity -q -m stories --save-base kept.base", "kept.base.*.part", "TERM"}};
+    char line[2000], arguments[400];
+    mx_bytes many = {0};
+    for (int i = 0; i < TIMES; i++) assert_true(mx_bytes_add_string(&many, story));
+    write_in("many.txt", many.data);
+    mx_bytes_free(&many);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(arguments, sizeof arguments, cases[i].arguments, copy);
+        snprintf(line, sizeof line,
+                 "cd %s; %s %s many.txt & while kill -0 $! && ! ls %s; do sleep 0.02; done >/dev/null 2>&1; kill -%s "
+                 "$!; wait $!; code=$?; ls -d %s kept.base tmp/*; exit $code",
+                 test_folder, getenv("MXRUN_BINARY"), arguments, cases[i].begun, cases[i].signal, cases[i].begun);
+        outcome o = run_with(&(surroundings){.program = "/bin/sh"}, (const char *const[]){"-c", line, NULL});
+        expect_code(&o, 130);
+        assert_int_equal(o.out.size, 0);
+        outcome_free(&o);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_copy_is_the_same),
+        cmocka_unit_test(a_gguf_of_the_model_is_compared),
+        cmocka_unit_test(contexts_may_differ),
         cmocka_unit_test(a_model_that_fails_keeps_its_line),
+        cmocka_unit_test(a_text_that_is_none_is_said_once),
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(files_that_cannot_be_written),
+        cmocka_unit_test(a_full_disk_spoils_nothing),
+        cmocka_unit_test(no_room_for_distributions),
+        cmocka_unit_test(no_old_picture_stays),
+        cmocka_unit_test(ended_by_a_signal),
     };
     return cmocka_run_group_tests(tests, set_up, program_tear_down);
 }

@@ -170,7 +170,7 @@ static void too_little(void **state) {
     assert_non_null(strstr(error.text, "two tokens"));
     mx_windows_free(&w);
     w = make("a b c", (mx_evaluate_options){.protocol = MX_PROTOCOL_LLAMA_CPP}, MX_INVALID_ARGUMENT);
-    assert_non_null(strstr(error.text, "whole window of 512"));
+    assert_non_null(strstr(error.text, "whole windows of 512"));
     mx_windows_free(&w);
     w = make("a", (mx_evaluate_options){.protocol = MX_PROTOCOL_DOCUMENTS}, MX_OK);
     assert_int_equal(w.scored, 1);
@@ -286,6 +286,65 @@ static void wrong_conversations(void **state) {
     }
 }
 
+/* With most_tokens no more is encoded than must be, and the windows are those of the whole text, cut. */
+static void only_as_much_as_is_scored(void **state) {
+    (void)state;
+    enum { TIMES = 40 };
+    static const char fox[] = "Once upon a time a fox, a lamp and 7 owls went into the wood.\n";
+    static const int most[] = {1, 2, 7, 30, 31, 64, 100, 311};
+    char *text = calloc(TIMES, sizeof fox);
+    assert_non_null(text);
+    for (int i = 0; i < TIMES; i++) strcat(text, fox);
+    for (int p = 0; p < 3; p++)
+        for (size_t m = 0; m < sizeof most / sizeof *most; m++) {
+            const mx_evaluate_options o = {.protocol = (mx_protocol)p, .window = 24, .most_tokens = most[m]};
+            mx_windows cut = make(text, o, MX_OK), whole;
+            assert_int_equal(mx_windows_begin(&o, 4097, &whole, &error), MX_OK);
+            if (p == MX_PROTOCOL_DOCUMENTS) assert_true(mx_ids_add(&whole.ids, cut.ids.data[0]));
+            assert_int_equal(mx_encode(tokenizer, text, strlen(text), &whole.ids, &error), MX_OK);
+            assert_int_equal(mx_windows_add(&whole, 0, 1, &error), MX_OK);
+            mx_windows_end(&whole, most[m]);
+            assert_int_equal(cut.scored, most[m]);
+            assert_int_equal(cut.ids.count, whole.ids.count);
+            assert_int_equal(cut.count, whole.count);
+            assert_true(cut.hash == whole.hash);
+            mx_windows_free(&whole);
+            mx_windows_free(&cut);
+        }
+    mx_ids some = {0};
+    assert_int_equal(mx_encode_some(tokenizer, text, strlen(text), 10, NULL, &some, &error), MX_OK);
+    assert_true(some.count >= 10 && some.count < 20);
+    mx_ids_free(&some);
+    free(text);
+}
+
+static void stopped(void **state) {
+    (void)state;
+    const volatile sig_atomic_t stop = 1;
+    mx_windows w = make("A fox.", (mx_evaluate_options){.stop = &stop}, MX_CANCELLED);
+    mx_windows_free(&w);
+    mx_ids ids = {0};
+    assert_int_equal(mx_encode_some(tokenizer, "A fox.", 6, 9, &stop, &ids, &error), MX_CANCELLED);
+    assert_int_equal(ids.count, 0);
+    mx_ids_free(&ids);
+}
+
+/* Several short ones are no long one. */
+static void the_longest_text_is_named(void **state) {
+    (void)state;
+    const mx_evaluate_text texts[] = {{"a", "One fox.", 8}, {"b", "Two little foxes.", 17}, {"c", "x", 1}};
+    const mx_evaluate_options o = {.protocol = MX_PROTOCOL_LLAMA_CPP};
+    mx_windows w = {0};
+    mx_ids ids = {0};
+    char said[100];
+    assert_int_equal(mx_encode(tokenizer, texts[1].text, texts[1].size, &ids, &error), MX_OK);
+    snprintf(said, sizeof said, "whole windows of 512 tokens, and the longest text has %d:", (int)ids.count);
+    assert_int_equal(mx_windows_make(tokenizer, texts, 3, &o, 4097, 4096, &w, &error), MX_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, said));
+    mx_ids_free(&ids);
+    mx_windows_free(&w);
+}
+
 static void the_hash_is_of_all(void **state) {
     (void)state;
     static const mx_evaluate_options o[] = {{0}, {.window = 7}, {.window = 7, .stride = 2}, {.most_tokens = 3}};
@@ -312,6 +371,9 @@ int main(void) {
         cmocka_unit_test(harmony),
         cmocka_unit_test(harmony_in_windows),
         cmocka_unit_test(wrong_conversations),
+        cmocka_unit_test(only_as_much_as_is_scored),
+        cmocka_unit_test(stopped),
+        cmocka_unit_test(the_longest_text_is_named),
         cmocka_unit_test(the_hash_is_of_all),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
