@@ -521,6 +521,10 @@ static void test_resumed(void **state) {
     ok(mx_calibration_run(parts, &wanted[0], &error)); /* from the beginning again */
     expect_same(q, mx_calibration_of(parts, &wanted[0]));
     assert_int_equal(mx_calibration_layers(parts), 5);
+    ok(mx_calibration_run(parts, &wanted[1], &error));
+    ok(mx_calibration_run(parts, &wanted[0], &error)); /* and back, though layers behind were reached */
+    expect_same(q, mx_calibration_of(parts, &wanted[0]));
+    assert_int_equal(mx_calibration_layers(parts), 8);
     assert_int_equal(mx_calibration_run(parts, &others[0], &error), MX_INVALID_STATE);
     mx_calibration_free(whole);
     mx_calibration_free(parts);
