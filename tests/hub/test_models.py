@@ -419,7 +419,7 @@ class Resolve(Case):
         for path in './none', '/no/such/folder', 'a/b/c':
             self.fails('info', '-m', path, says='No such file or directory')
         for path in 'org/none/', 'gpt-oss-20b/', 'gpt-oss-20b//':
-            self.fails('info', '-m', path, says='no slash at its end: -m ' + path.strip('/'))
+            self.fails('info', '-m', path, says='no slash at its end: ' + path.strip('/'))
         for path in './none/', '/', 'a/b/c/':
             _, err = self.end(self.start('info', '-m', path), 1)
             self.assertNotIn('no slash', err)
