@@ -75,17 +75,31 @@ typedef struct looking {
     float *rows, *largest; /* [threads, ROWS, cols], [threads] */
 } looking;
 
+/* The bits of |x| are in the order of the numbers; those of infinity and NaN count as 0. For the compiler to make
+ * vectors of. */
+static uint32_t largest_bits(const float *x, int64_t n, uint32_t most) {
+    for (int64_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, &x[k], sizeof bits);
+        bits &= 0x7fffffff;
+        bits = bits < 0x7f800000 ? bits : 0;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
 static void look(void *arg, int64_t begin, int64_t end, int thread) {
     const looking *l = arg;
     const mx_module *m = l->module;
-    float *x = l->rows + (int64_t)thread * ROWS * m->cols, most = l->largest[thread];
+    float *x = l->rows + (int64_t)thread * ROWS * m->cols;
+    uint32_t most;
+    memcpy(&most, &l->largest[thread], sizeof most);
     for (int64_t n = begin * ROWS; n < end * ROWS && n < m->rows && !(l->stop && *l->stop); n += ROWS) {
         const int64_t count = m->rows - n < ROWS ? m->rows - n : ROWS;
         m->read(m->user, n, count, x);
-        for (int64_t k = 0; k < count * m->cols; k++)
-            if (isfinite(x[k])) most = fmaxf(most, fabsf(x[k]));
+        most = largest_bits(x, count * m->cols, most);
     }
-    l->largest[thread] = most;
+    memcpy(&l->largest[thread], &most, sizeof most);
 }
 
 static mx_status measure(const mx_module *m, const mx_model_options *o, float *out, mx_error *error) {
