@@ -27,7 +27,8 @@ static bool place_of(const char *path, place *out) {
     struct stat info;
     *out = (place){.there = stat(path, &info) == 0};
     if (out->there) out->mode = info.st_mode & 07777;
-    out->in_place = !strncmp(path, "/dev/", 5) || (out->there && !S_ISREG(info.st_mode));
+    const bool device = (!strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9)) || !strncmp(path, "/proc/", 6);
+    out->in_place = device || (out->there && !S_ISREG(info.st_mode));
     out->target = out->there && !out->in_place ? realpath(path, NULL) : strdup(path);
     if (out->target && asprintf(&out->beside, "%s.%ld.part", out->target, (long)getpid()) < 0) out->beside = NULL;
     return out->target && out->beside;
@@ -41,6 +42,11 @@ static mx_status cannot_write(const char *before, const char *path, int problem,
 
 static int open_beside(const place *p) {
     return open(p->beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+}
+
+/* A file may be written that has no room beside it: a folder of somebody else's, a file that is mounted. */
+static bool only_in_place(int problem) {
+    return problem == EACCES || problem == EROFS || problem == EBUSY;
 }
 
 mx_status mx_result_file_check(const char *option, const char *path, mx_error *error) {
@@ -59,7 +65,7 @@ mx_status mx_result_file_check(const char *option, const char *path, mx_error *e
     }
     if (!problem && !p.in_place) {
         const int file = open_beside(&p);
-        if (file < 0) problem = errno;
+        if (file < 0 && !(p.there && only_in_place(errno))) problem = errno;
         if (file >= 0) {
             close(file);
             unlink(p.beside);
@@ -89,10 +95,11 @@ static int write_to(int file, const mx_bytes *text) {
 static int replace(const place *p, const mx_bytes *text) {
     const int file = open_beside(p);
     int problem = file >= 0 && p->there && fchmod(file, p->mode) ? errno : 0;
-    const int written = write_to(file, text);
+    const int written = write_to(file, text); /* errno is still open's where file < 0 */
     if (!problem) problem = written;
     if (!problem && rename(p->beside, p->target)) problem = errno;
     if (file >= 0 && problem) unlink(p->beside);
+    if (p->there && only_in_place(problem)) problem = write_to(open(p->target, O_WRONLY | O_TRUNC | O_CLOEXEC), text);
     return problem;
 }
 

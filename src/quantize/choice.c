@@ -161,14 +161,16 @@ static mx_status read_rules(rules *r, const mx_quantize_recipe *recipe, mx_error
     return status;
 }
 
-/* An expert's gate and up are gate_up_proj, too: one matrix in MXFP4, and in reports. */
+/* An expert's gate and up are gate_up_proj, too, for globs that say it: one matrix in MXFP4, and in reports. */
 static rule *find_rule(rules *r, const mx_module *m) {
     char both[sizeof m->name + 8] = "";
     const char *last = strrchr(m->name, '.');
     if (last && (m->kind == MX_KIND_GATE || m->kind == MX_KIND_UP))
         snprintf(both, sizeof both, "%.*s.gate_up_proj", (int)(last - m->name), m->name);
     for (int i = 0; i < r->count; i++)
-        if (!fnmatch(r->rule[i].glob, m->name, 0) || (*both && !fnmatch(r->rule[i].glob, both, 0))) return &r->rule[i];
+        if (!fnmatch(r->rule[i].glob, m->name, 0) ||
+            (*both && strstr(r->rule[i].glob, "gate_up") && !fnmatch(r->rule[i].glob, both, 0)))
+            return &r->rule[i];
     return NULL;
 }
 

@@ -91,13 +91,13 @@ mx_status mx_forward_step(mx_forward *f, const mx_passages *w, int at, int64_t e
     mx_batch batch = {
         .row = f->row, .rows = rows, .sequence = f->view, .sequences = sequences, .first = f->first, .last = f->last};
     float *residual = f->residual ? f->residual + token * (f->config->layers + 1) * hidden : NULL;
-    if (f->first)
-        batch.before = residual + f->first * rows * hidden;
-    else if (f->keep)
-        batch.residual = residual;
     if (f->stream) {
         batch.after = f->stream + token * hidden;
         batch.before = f->first ? batch.after : NULL;
+    } else if (f->first) {
+        batch.before = residual + f->first * rows * hidden;
+    } else if (f->keep) {
+        batch.residual = residual;
     }
     return f->backend->ops->step(f->backend, &batch, error);
 }

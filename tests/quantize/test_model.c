@@ -332,16 +332,18 @@ static void test_rules(void **state) {
     mx_model_report_free(&report);
     static const struct {
         const char *text, *part;
-    } wrong[] = {{"lm_head", "rules.txt:1: expected GLOB FORMAT [RECIPE]"},
-                 {"\n* mxfp4 ocp more", "rules.txt:2: expected GLOB"},
-                 {"* mxfp5", "rules.txt:1: "},
-                 {"* mxfp4 best", "rules.txt:1: "},
-                 {"lm_head mxfp4\nlm_heat mxfp4", "rules.txt:2: lm_heat fits no matrix"},
-                 {"*.2.gate_proj mxfp8", "share one format for gate and up"},
-                 {"*.experts.2.* mxfp8", "share one format for gate and up"},
-                 {"lm_head mxfp8 search+gptq", "lm_head"},
-                 {"lm_head mxfp4 weighted", "need a text: --calibrate FILE"},
-                 {"lm_head mxfp4 hadamard+search", "give it with --recipe"}};
+    } wrong[] = {
+        {"lm_head", "rules.txt:1: expected GLOB FORMAT [RECIPE]"},
+        {"\n* mxfp4 ocp more", "rules.txt:2: expected GLOB"},
+        {"* mxfp5", "rules.txt:1: "},
+        {"* mxfp4 best", "rules.txt:1: "},
+        {"lm_head mxfp4\nlm_heat mxfp4", "rules.txt:2: lm_heat fits no matrix"},
+        {"*.2.gate_proj mxfp8", "share one format for gate and up"},
+        {"*.experts.2.* mxfp8", "share one format for gate and up"},
+        {"*up_proj nvfp4\n*gate_proj mxfp4", "share one format for gate and up"}, /* *up_proj is not gate, too */
+        {"lm_head mxfp8 search+gptq", "lm_head"},
+        {"lm_head mxfp4 weighted", "need a text: --calibrate FILE"},
+        {"lm_head mxfp4 hadamard+search", "give it with --recipe"}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         o.choice.rules = rules(wrong[i].text);
         refuse(TOP1, in_folder("none"), &o, MX_INVALID_ARGUMENT, wrong[i].part);
