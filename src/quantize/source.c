@@ -176,6 +176,14 @@ static void read_turned(void *user, int64_t first, int64_t count, float *out) {
     }
 }
 
+const uint8_t *mx_module_plain(const mx_module *m, mx_dtype *dtype, int64_t *count) {
+    if (m->read != read_turned) return NULL;
+    const reader *r = m->user;
+    *dtype = r->tensor->dtype;
+    *count = r->slice_rows * r->cols;
+    return *dtype == MX_DTYPE_BF16 || *dtype == MX_DTYPE_F16 ? slice_at(r->tensor, r->slice) : NULL;
+}
+
 /* ---- modules ------------------------------------------------------------------------------------------------------
  */
 

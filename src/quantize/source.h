@@ -57,6 +57,9 @@ typedef struct mx_source {
  * of no gpt-oss is taken as a set of named tensors. MXFP4 experts are read as the numbers they are worth. */
 mx_status mx_source_open(const char *path, mx_source *out, mx_error *error);
 void mx_source_close(mx_source *s);
+/* Of an expert that lies as columns in 16 bits, unchanged on the way: all its numbers in one piece, those of gate and
+ * up together, in *dtype (BF16 or F16), *count of them. NULL: it is another module. */
+const uint8_t *mx_module_plain(const mx_module *m, mx_dtype *dtype, int64_t *count);
 mx_module *mx_source_find(const mx_source *s, const char *name); /* NULL: not there */
 
 #endif
