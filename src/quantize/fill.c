@@ -159,6 +159,31 @@ static void read_counted(void *user, int64_t first, int64_t count, float *out) {
         show_progress(c->g, c->g->done + (done < c->bytes ? done : c->bytes));
 }
 
+/* A matrix whose recipe reads it more than once, in memory: experts that lie turned are slow to read. */
+typedef struct kept_rows {
+    counted *from;
+    int64_t rows, cols;
+    float *data; /* [rows, cols]; NULL: none is kept */
+} kept_rows;
+
+enum { KEPT_ROWS = 64 };                               /* read at once: whole lines of what lies turned */
+static const uint64_t KEPT_MOST = (uint64_t)256 << 20; /* bytes */
+
+static void keep_rows(void *arg, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const kept_rows *k = arg;
+    const volatile sig_atomic_t *stop = k->from->g->f->options->stop;
+    for (int64_t n = begin * KEPT_ROWS; n < end * KEPT_ROWS && n < k->rows && !(stop && *stop); n += KEPT_ROWS) {
+        const int64_t count = k->rows - n < KEPT_ROWS ? k->rows - n : KEPT_ROWS;
+        read_counted(k->from, n, count, k->data + n * k->cols);
+    }
+}
+
+static void read_kept(void *user, int64_t first, int64_t count, float *out) {
+    const kept_rows *k = user;
+    memcpy(out, k->data + first * k->cols, (size_t)(count * k->cols) * sizeof *out);
+}
+
 /* ---- one matrix ---------------------------------------------------------------------------------------------------
  */
 
@@ -362,16 +387,24 @@ static mx_status do_work(filling *g, int index) {
                  .caller = pthread_self(),
                  .row_bytes = bytes / (uint64_t)w->rows,
                  .bytes = bytes};
+    kept_rows kept = {.from = &c, .rows = w->rows, .cols = w->cols};
     float largest;
     name_work(g->p, w, name);
     mx_status status = mx_shared_scale_largest(g->shared, index, f->options, &largest, f->error);
     if (status) return status;
+    const uint64_t room = (uint64_t)w->rows * (uint64_t)w->cols * sizeof *kept.data;
+    if (w->choice.form.post == MX_POST_TENSOR && room && room <= KEPT_MOST) kept.data = malloc(room);
+    if (kept.data) mx_parallel_for(f->options->pool, (w->rows + KEPT_ROWS - 1) / KEPT_ROWS, 1, keep_rows, &kept);
+    if (kept.data && (status = stopped(g))) {
+        free(kept.data);
+        return status;
+    }
     const mx_quantize_job job = {
         .name = name,
         .rows = w->rows,
         .cols = w->cols,
-        .read = read_counted,
-        .user = &c,
+        .read = kept.data ? read_kept : read_counted,
+        .user = kept.data ? (void *)&kept : (void *)&c,
         .form = w->choice.form,
         .recipe = w->choice.recipe,
         .statistics = g->calibration && mx_needs_statistics(&w->choice) ? mx_calibration_of(g->calibration, m) : NULL,
@@ -388,6 +421,7 @@ static mx_status do_work(filling *g, int index) {
     mx_quantize_report *report = &f->report->matrix[f->matrix_of[index]].report;
     const bool own = job.form.format == MX_F32 || job.form.format == MX_F16;
     status = own ? make_dense(g, &job, report) : mx_quantize_matrix(&job, f->options->pool, report, f->error);
+    free(kept.data);
     if (!status && f->options->allow_nonfinite) add_mended(f, m, w, report);
     if (!status) status = write_work(g, w);
     g->done += bytes;
