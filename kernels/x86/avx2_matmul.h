@@ -204,7 +204,7 @@ MX_INLINE void decode(__m256 out[4], kind k, const mx_matrix *w, place p, int64_
             out[i] = decode_e2m1(at + 4 * i, values);
         }
     } else if (k.format == MX_E2M3 || k.format == MX_E3M2 || k.format == MX_E4M3 || k.format == MX_E5M2) {
-        decode_floats(out, k, at, p.scales + (b >> shift), table);
+        decode_floats(out, k, at, k.scales ? p.scales + (b >> shift) : NULL, table);
     } else if (mx_is_integer_format(k.format)) {
         decode_integers(out, k, at, p.scales + 2 * (b >> shift), k.zeros ? p.zeros[b >> shift] : 0);
     } else if (k.format == MX_Q8_0) {
