@@ -26,6 +26,12 @@ void mx_progress_label(mx_progress *p, const char *label) {
     p->label = label;
 }
 
+int mx_text_width(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += (*text & 0xc0) != 0x80;
+    return n;
+}
+
 const char *mx_with_commas(int64_t value, char out[static 32]) {
     char digits[24];
     const int n = snprintf(digits, sizeof digits, "%lld", (long long)value), sign = value < 0;

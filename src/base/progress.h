@@ -23,6 +23,8 @@ void mx_progress_update(mx_progress *p, double done);
 void mx_progress_label(mx_progress *p, const char *label);
 /* "12,345", "-1,000"; returns `out`. */
 const char *mx_with_commas(int64_t value, char out[static 32]);
+/* Columns of UTF-8 text on a terminal: its characters, each of them one wide. */
+int mx_text_width(const char *text);
 /* "12 s left", "4 min left". */
 void mx_progress_time_left(double seconds, char out[static 32]);
 /* Takes the line away, so that another may be printed; update brings it back. */

@@ -7,6 +7,7 @@
 #include <sys/utsname.h>
 
 #include "base/cpu.h"
+#include "base/progress.h"
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 
@@ -115,18 +116,11 @@ __attribute__((format(printf, 2, 3))) static void add(table *t, const char *form
     va_end(list);
 }
 
-/* Columns on a terminal: UTF-8 characters, all of ours are one wide. */
-static int width_of(const char *text) {
-    int n = 0;
-    for (; *text; text++) n += (*text & 0xc0) != 0x80;
-    return n;
-}
-
 static bool print_row(mx_bytes *out, const table *t, int row, const int *width, bool markdown) {
     bool ok = !markdown || mx_bytes_add_string(out, "|");
     for (int c = 0; c < t->columns && ok; c++) {
         const char *text = t->cell[row][c];
-        const int space = width[c] - width_of(text);
+        const int space = width[c] - mx_text_width(text);
         if (markdown)
             ok = mx_bytes_addf(out, " %s |", text);
         else if (c == 0)
@@ -145,7 +139,7 @@ static bool print_table(mx_bytes *out, const table *t, bool markdown) {
     bool ok = true;
     for (int r = 0; r < t->rows; r++)
         for (int c = 0; c < t->columns; c++)
-            if (width_of(t->cell[r][c]) > width[c]) width[c] = width_of(t->cell[r][c]);
+            if (mx_text_width(t->cell[r][c]) > width[c]) width[c] = mx_text_width(t->cell[r][c]);
     for (int r = 0; r < t->rows && ok; r++) {
         ok = print_row(out, t, r, width, markdown);
         if (r || !markdown) continue;

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/progress.h"
+
 /* ---- what a model weighs ----------------------------------------------------------------------------------------- */
 
 double mx_compare_parameters(const mx_config *c) {
@@ -38,16 +40,9 @@ __attribute__((format(printf, 2, 3))) static void add(table *t, const char *form
     va_end(list);
 }
 
-/* Columns on a terminal, about: characters of UTF-8. */
-static int width_of(const char *text) {
-    int n = 0;
-    for (; *text; text++) n += (*text & 0xc0) != 0x80;
-    return n;
-}
-
 /* At most `width` characters, the last of them an ellipsis where something is missing. In place. */
 static void cut(char text[CELL], int width) {
-    if (width_of(text) <= width) return;
+    if (mx_text_width(text) <= width) return;
     int n = 0;
     char *at = text;
     for (; *at; at++)
@@ -170,16 +165,16 @@ static bool print_table(mx_bytes *out, table *t) {
     bool ok = true;
     for (int k = t->columns - 1; k >= 0; k--) {
         for (int r = 0; r < t->rows; r++)
-            width[k] = width_of(t->cell[r][k]) > width[k] ? width_of(t->cell[r][k]) : width[k];
+            width[k] = mx_text_width(t->cell[r][k]) > width[k] ? mx_text_width(t->cell[r][k]) : width[k];
         if (k) rest -= width[k] + 2;
     }
     if (rest < 8) rest = 8;
     if (width[0] > rest) width[0] = rest;
     for (int r = 0; r < t->rows && ok; r++) {
         cut(t->cell[r][0], width[0]);
-        ok = mx_bytes_addf(out, "%s%*s", t->cell[r][0], width[0] - width_of(t->cell[r][0]), "");
+        ok = mx_bytes_addf(out, "%s%*s", t->cell[r][0], width[0] - mx_text_width(t->cell[r][0]), "");
         for (int k = 1; k < t->columns && ok; k++)
-            ok = mx_bytes_addf(out, "  %*s%s", width[k] - width_of(t->cell[r][k]), "", t->cell[r][k]);
+            ok = mx_bytes_addf(out, "  %*s%s", width[k] - mx_text_width(t->cell[r][k]), "", t->cell[r][k]);
         ok = ok && mx_bytes_add_string(out, "\n");
     }
     return ok;
@@ -233,7 +228,7 @@ static void note(notes *n, const char *text) {
         memcpy(word, at, kept);
         word[kept] = 0;
         at += size + strspn(at + size, " \n");
-        const int wide = width_of(word);
+        const int wide = mx_text_width(word);
         if (column && column + 1 + wide > MOST_WIDTH) {
             n->ok = mx_bytes_add_string(n->out, "\n  ");
             column = 2;
