@@ -12,9 +12,14 @@ extern const mx_product mx_avx512bf16_q8_0; /* MX_X_BF16 */
 extern const mx_product mx_avx512bf16_e2m1[3], mx_avx512bf16_fp6[3], mx_avx512bf16_fp8[3];
 void mx_avx512bf16_codes_any(const mx_matmul *m, bool split); /* rows packed for E2M1, or for all others */
 
-/* Rows of BF16 for BF16 and Q8_0 weights, in the order of their columns. */
+/* Rows of BF16, or of BF16 halves, in the order of their columns: of all weights but those of 4 bits. */
 int64_t mx_avx512bf16_packed_bf16(int64_t cols);
 void mx_avx512bf16_pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+int64_t mx_avx512bf16_packed_bf16x2(int64_t cols);
+void mx_avx512bf16_pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+/* The same in the order of MXFP4's nibbles, for E2M1, too. */
+void mx_avx512bf16_pack_mxfp4_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols);
+void mx_avx512bf16_pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols);
 
 /* [scale byte][code]: the 16 values of E2M1 times 2^(scale - 127) in BF16, exact for scales 2 ... 252; twice, since a
  * permute of words looks at 5 bits. */

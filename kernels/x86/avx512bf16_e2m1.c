@@ -7,15 +7,6 @@ DEFINE_TILES(tiles_wide_split, (mx_format)E2M1_WIDE, true)
 DEFINE_TILES(tiles_sides, (mx_format)E2M1_SIDES, false)
 DEFINE_TILES(tiles_sides_split, (mx_format)E2M1_SIDES, true)
 
-static int64_t packed_bf16x2(int64_t cols) {
-    return packed_bytes_bf16x2(cols);
-}
-static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, MX_MXFP4, true);
-}
-static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, MX_MXFP4, false);
-}
 static void matmul_of(const mx_matmul *m, bool split) {
     const mx_format format = coded_format(&m->w);
     if (format == (mx_format)ANY_CODES)
@@ -35,6 +26,6 @@ static void matmul_bf16x2(const mx_matmul *m) {
 }
 
 const mx_product mx_avx512bf16_e2m1[3] = {
-    [MX_X_BF16X2] = {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
-    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, pack_bf16, matmul_bf16, true},
+    [MX_X_BF16X2] = {mx_avx512bf16_packed_bf16x2, mx_avx512bf16_pack_mxfp4_bf16x2, matmul_bf16x2, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_mxfp4_bf16, matmul_bf16, true},
 };

@@ -4,12 +4,6 @@
 DEFINE_TILES(tiles, MX_E2M3, false)
 DEFINE_TILES(tiles_split, MX_E2M3, true)
 
-static int64_t packed_bf16x2(int64_t cols) {
-    return packed_bytes_bf16x2(cols);
-}
-static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, MX_BF16, true);
-}
 static void matmul_of(const mx_matmul *m, bool split) {
     const mx_format format = coded_format(&m->w);
     if (format == (mx_format)ANY_CODES)
@@ -25,6 +19,6 @@ static void matmul_bf16x2(const mx_matmul *m) {
 }
 
 const mx_product mx_avx512bf16_fp6[3] = {
-    [MX_X_BF16X2] = {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
+    [MX_X_BF16X2] = {mx_avx512bf16_packed_bf16x2, mx_avx512bf16_pack_bf16x2, matmul_bf16x2, true},
     [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_bf16, matmul_bf16, true},
 };

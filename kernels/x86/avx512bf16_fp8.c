@@ -6,12 +6,6 @@ DEFINE_TILES(tiles_split, MX_E4M3, true)
 DEFINE_TILES(tiles_any, (mx_format)ANY_CODES, false)
 DEFINE_TILES(tiles_any_split, (mx_format)ANY_CODES, true)
 
-static int64_t packed_bf16x2(int64_t cols) {
-    return packed_bytes_bf16x2(cols);
-}
-static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
-    pack(out, x, rows, cols, MX_BF16, true);
-}
 void mx_avx512bf16_codes_any(const mx_matmul *m, bool split) {
     matmul_codes(m, (mx_format)ANY_CODES, split, split ? tiles_any_split : tiles_any);
 }
@@ -30,6 +24,6 @@ static void matmul_bf16x2(const mx_matmul *m) {
 }
 
 const mx_product mx_avx512bf16_fp8[3] = {
-    [MX_X_BF16X2] = {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
+    [MX_X_BF16X2] = {mx_avx512bf16_packed_bf16x2, mx_avx512bf16_pack_bf16x2, matmul_bf16x2, true},
     [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_bf16, matmul_bf16, true},
 };

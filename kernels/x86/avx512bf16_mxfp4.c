@@ -1,12 +1,9 @@
 #include "kernels/x86/avx512bf16_matmul.h"
 
-static int64_t packed_bf16x2(int64_t cols) {
-    return packed_bytes_bf16x2(cols);
-}
-static void pack_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+void mx_avx512bf16_pack_mxfp4_bf16x2(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     pack(out, x, rows, cols, MX_MXFP4, true);
 }
-static void pack_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
+void mx_avx512bf16_pack_mxfp4_bf16(uint8_t *out, const float *x, int64_t rows, int64_t cols) {
     pack(out, x, rows, cols, MX_MXFP4, false);
 }
 static void matmul_bf16(const mx_matmul *m) {
@@ -17,6 +14,6 @@ static void matmul_bf16x2(const mx_matmul *m) {
 }
 
 const mx_product mx_avx512bf16_mxfp4[3] = {
-    [MX_X_BF16X2] = {packed_bf16x2, pack_bf16x2, matmul_bf16x2, true},
-    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, pack_bf16, matmul_bf16, true},
+    [MX_X_BF16X2] = {mx_avx512bf16_packed_bf16x2, mx_avx512bf16_pack_mxfp4_bf16x2, matmul_bf16x2, true},
+    [MX_X_BF16] = {mx_avx512bf16_packed_bf16, mx_avx512bf16_pack_mxfp4_bf16, matmul_bf16, true},
 };
