@@ -3,7 +3,7 @@
 
 #include <signal.h>
 
-#include "turn/conversation.h"
+#include "api/request.h"
 
 /* Requests from a file of JSON lines, answers to another one, many at once.
  *
@@ -17,28 +17,6 @@
  * type "server_error") is taken out of the file before the first line is begun, and its line done again, unless records
  * are in the order of the input: there is no room for it then. */
 typedef struct mx_batch mx_batch;
-
-/* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
- * elsewhere does the same or is refused. */
-typedef struct mx_batch_setup {
-    int64_t context;               /* of the engine; 0: none */
-    char tier[24], precision[120]; /* mx_engine_info's */
-} mx_batch_setup;
-
-/* What holds for all lines, unless they say otherwise. */
-typedef struct mx_batch_settings {
-    const mx_tokenizer *tokenizer;
-    mx_conversation *conversation; /* the settings of chats; its messages are lost. NULL: no chats */
-    bool raw;                      /* a "prompt" of the short form is continued as it stands, not answered in a chat */
-    const char *model;             /* its name, for the records */
-    mx_sampling sampling;          /* the seed of a line is mixed of this one and the line's number */
-    int64_t max_tokens;            /* 0: until the context is full */
-    const char *const *stop;
-    int stop_count;
-    const mx_ids *stop_tokens;
-    int32_t vocab; /* of the model; 0: not known yet */
-    mx_batch_setup setup;
-} mx_batch_settings;
 
 typedef struct mx_batch_files {
     const char *input, *output; /* "-": stdin, stdout */
@@ -66,10 +44,10 @@ typedef struct mx_batch_state {
 mx_status mx_batch_open(const mx_batch_files *files, mx_batch **out, mx_error *error);
 void mx_batch_close(mx_batch *batch); /* NULL allowed */
 /* What the records in the output were made with; NULL: there are none. */
-const mx_batch_setup *mx_batch_begun(const mx_batch *batch);
+const mx_api_setup *mx_batch_begun(const mx_batch *batch);
 /* MX_INVALID_ARGUMENT when it is not what the records were made with: answers would then differ. mx_batch_run does it,
  * too. */
-mx_status mx_batch_check(const mx_batch *batch, const mx_batch_setup *setup, mx_error *error);
+mx_status mx_batch_check(const mx_batch *batch, const mx_api_setup *setup, mx_error *error);
 /* The output is a file that a later run can go on with. */
 bool mx_batch_resumable(const mx_batch *batch);
 /* Everything is answered already, as far as can be told without reading a pipe. */
@@ -86,7 +64,7 @@ typedef struct mx_batch_work {
 
 /* Answers what is not answered yet. An error is about files, memory or the engine; everything written until then is
  * whole. *state gets the last one. */
-mx_status mx_batch_run(mx_batch *batch, const mx_batch_settings *settings, const mx_batch_work *work,
+mx_status mx_batch_run(mx_batch *batch, const mx_api_settings *settings, const mx_batch_work *work,
                        mx_batch_state *state, mx_error *error);
 
 /* What is to do, without an engine. */
@@ -98,7 +76,7 @@ typedef struct mx_batch_total {
     int64_t limited;       /* answers that max_tokens limits */
     int64_t most_tokens;   /* of the limited ones together */
 } mx_batch_total;
-mx_status mx_batch_count(mx_batch *batch, const mx_batch_settings *settings, mx_batch_total *out, mx_error *error);
+mx_status mx_batch_count(mx_batch *batch, const mx_api_settings *settings, mx_batch_total *out, mx_error *error);
 
 /* How fast the first lines go, computed for a few seconds and thrown away. */
 typedef struct mx_batch_speed {
@@ -107,7 +85,7 @@ typedef struct mx_batch_speed {
     double generated_tokens_second;
     double seconds; /* that it took */
 } mx_batch_speed;
-mx_status mx_batch_measure(mx_batch *batch, const mx_batch_settings *settings, const mx_batch_work *work,
+mx_status mx_batch_measure(mx_batch *batch, const mx_api_settings *settings, const mx_batch_work *work,
                            mx_batch_speed *out, mx_error *error);
 
 #endif

@@ -1,10 +1,10 @@
 #ifndef MX_BATCH_PRIVATE_H
 #define MX_BATCH_PRIVATE_H
 
+#include "api/request.h"
 #include "batch/batch.h"
 #include "batch/journal.h"
 #include "batch/lines.h"
-#include "batch/request.h"
 
 struct mx_batch {
     mx_batch_files files;
@@ -16,7 +16,7 @@ struct mx_batch {
 /* The next line of ours that has no record. `wait` as mx_lines_next. */
 mx_status mx_batch_next(mx_batch *batch, bool wait, mx_line *line, mx_next *next, mx_error *error);
 
-/* A line as a request; also one that is too long. Free with mx_batch_request_free in any case. */
-mx_status mx_batch_read_line(mx_batch_reader *reader, const mx_line *line, mx_batch_request *out, mx_error *error);
+/* A line as a request; also one that is too long. Free with mx_api_request_free in any case. */
+mx_status mx_batch_read_line(mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error);
 
 #endif

@@ -13,7 +13,7 @@ static int64_t shared(const mx_ids *a, const mx_ids *b) {
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
-static void count_request(const mx_batch_request *r, mx_ids *previous, mx_batch_total *out) {
+static void count_request(const mx_api_request *r, mx_ids *previous, mx_batch_total *out) {
     for (int i = 0; i < r->prompt_count; i++) {
         out->prompt_tokens += r->prompts[i].count;
         out->shared_tokens += shared(&r->prompts[i], i ? &r->prompts[i - 1] : previous);
@@ -24,15 +24,15 @@ static void count_request(const mx_batch_request *r, mx_ids *previous, mx_batch_
     }
 }
 
-mx_status mx_batch_count(mx_batch *b, const mx_batch_settings *settings, mx_batch_total *out, mx_error *error) {
-    mx_batch_reader reader;
+mx_status mx_batch_count(mx_batch *b, const mx_api_settings *settings, mx_batch_total *out, mx_error *error) {
+    mx_api_reader reader;
     mx_ids previous = {0};
     *out = (mx_batch_total){0};
-    mx_status status = mx_batch_reader_init(&reader, settings, error);
+    mx_status status = mx_api_reader_init(&reader, settings, error);
     while (!status) {
         mx_line line;
         mx_next next;
-        mx_batch_request request = {0};
+        mx_api_request request = {0};
         status = mx_batch_next(b, true, &line, &next, error);
         if (status || next == MX_NEXT_END) break;
         if (next == MX_NEXT_LATER) continue;
@@ -46,12 +46,12 @@ mx_status mx_batch_count(mx_batch *b, const mx_batch_settings *settings, mx_batc
             request.prompts[request.prompt_count - 1] = previous;
             previous = last;
         }
-        mx_batch_request_free(&request);
+        mx_api_request_free(&request);
     }
     out->answered = b->before;
     out->lines += b->before;
     mx_ids_free(&previous);
-    mx_batch_reader_free(&reader);
+    mx_api_reader_free(&reader);
     if (!status && b->lines.regular) status = mx_lines_rewind(&b->lines, error);
     return status;
 }
@@ -61,8 +61,8 @@ static const double PROMPT_SECONDS = 20, GENERATE_SECONDS = 5;
 
 typedef struct trial {
     const mx_batch_work *work;
-    const mx_batch_settings *settings;
-    mx_batch_request *requests; /* [count] */
+    const mx_api_settings *settings;
+    mx_api_request *requests; /* [count] */
     int64_t count;
     mx_handle *handles; /* of those that run; 0: ended */
     int64_t tokens;     /* generated since the phase began */
@@ -71,21 +71,21 @@ typedef struct trial {
 
 /* Reads the first requests that can be answered. */
 static mx_status read_first(trial *t, mx_batch *b, mx_error *error) {
-    mx_batch_reader reader;
-    mx_status status = mx_batch_reader_init(&reader, t->settings, error);
+    mx_api_reader reader;
+    mx_status status = mx_api_reader_init(&reader, t->settings, error);
     while (!status && t->count < t->work->max_in_flight) {
         mx_line line;
         mx_next next;
-        mx_batch_request *request = &t->requests[t->count];
+        mx_api_request *request = &t->requests[t->count];
         status = mx_batch_next(b, true, &line, &next, error);
         if (status || next != MX_NEXT_LINE) break;
         status = mx_batch_read_line(&reader, &line, request, error);
         if (status || request->problem.http_status)
-            mx_batch_request_free(request);
+            mx_api_request_free(request);
         else
             t->count++;
     }
-    mx_batch_reader_free(&reader);
+    mx_api_reader_free(&reader);
     return status;
 }
 
@@ -96,7 +96,7 @@ static mx_status run_phase(trial *t, int64_t max_tokens, double seconds, double 
     int64_t running = 0;
     t->tokens = t->computed = 0;
     for (int64_t i = 0; i < t->count; i++) {
-        const mx_batch_request *r = &t->requests[i];
+        const mx_api_request *r = &t->requests[i];
         const mx_request request = {.prompt = r->prompts[0].data,
                                     .prompt_count = r->prompts[0].count,
                                     .max_tokens =
@@ -132,8 +132,8 @@ static mx_status run_phase(trial *t, int64_t max_tokens, double seconds, double 
     return MX_OK;
 }
 
-mx_status mx_batch_measure(mx_batch *b, const mx_batch_settings *settings, const mx_batch_work *work,
-                           mx_batch_speed *out, mx_error *error) {
+mx_status mx_batch_measure(mx_batch *b, const mx_api_settings *settings, const mx_batch_work *work, mx_batch_speed *out,
+                           mx_error *error) {
     enum { TOKENS = 512 };
     const size_t most = (size_t)work->max_in_flight;
     const double start = mx_seconds();
@@ -151,7 +151,7 @@ mx_status mx_batch_measure(mx_batch *b, const mx_batch_settings *settings, const
     if (!status && seconds > 0) out->generated_tokens_second = (double)t.tokens / seconds;
     out->prompts = t.count;
     out->seconds = mx_seconds() - start;
-    for (int64_t i = 0; i < t.count; i++) mx_batch_request_free(&t.requests[i]);
+    for (int64_t i = 0; i < t.count; i++) mx_api_request_free(&t.requests[i]);
     free(t.requests);
     free(t.handles);
     if (!status && b->lines.regular) status = mx_lines_rewind(&b->lines, error);

@@ -18,7 +18,7 @@ enum { PIECE = 1 << 20 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 /* "4096-avx2-bf16x2" */
-static bool parse_setup(const char *text, mx_batch_setup *out) {
+static bool parse_setup(const char *text, mx_api_setup *out) {
     int end = 0;
     long long context;
     const bool read = sscanf(text, "%lld-%23[^-]-%119[^-]%n", &context, out->tier, out->precision, &end) == 3;
@@ -27,7 +27,7 @@ static bool parse_setup(const char *text, mx_batch_setup *out) {
 }
 
 /* "batch_req_12_0123456789abcdef_4096-avx2-bf16x2" */
-static bool parse_key(const mx_json *value, const char *prefix, mx_done *out, mx_batch_setup *setup) {
+static bool parse_key(const mx_json *value, const char *prefix, mx_done *out, mx_api_setup *setup) {
     if (!value || value->type != MX_JSON_STRING || strncmp(value->text, prefix, strlen(prefix)) != 0) return false;
     char *end;
     errno = 0;
@@ -37,7 +37,7 @@ static bool parse_key(const mx_json *value, const char *prefix, mx_done *out, mx
     return *end == '_' && parse_setup(end + 1, setup);
 }
 
-bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b) {
+bool mx_batch_same_setup(const mx_api_setup *a, const mx_api_setup *b) {
     return a->context == b->context && !strcmp(a->tier, b->tier) && !strcmp(a->precision, b->precision);
 }
 
@@ -69,7 +69,7 @@ static mx_status take_record(mx_journal *j, int64_t number, const char *text, si
                              mx_error *error) {
     mx_json_document *document;
     mx_done done = {0};
-    mx_batch_setup setup = {0};
+    mx_api_setup setup = {0};
     mx_status status = mx_json_parse(j->path, text, size, &document, error);
     if (status == MX_NO_MEMORY) return status;
     const mx_json *root = status ? NULL : mx_json_root(document);

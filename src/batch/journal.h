@@ -9,7 +9,7 @@
 
 /* The output as a journal of what is done. Every record names its line and that line's hash: `id`
  * "batch_req_12_HASH_CONTEXT-TIER-PRECISION" in OpenAI's form, `request_id` "req_12_..." in the short one (the hash in
- * 16 hexadecimal digits, then mx_batch_setup, the same in all records).
+ * 16 hexadecimal digits, then mx_api_setup, the same in all records).
  *
  * The kernel has every record once mx_journal_write has returned, so a killed process loses none. The disk has it at
  * most SYNC_SECONDS later, as long as mx_journal_sync is called often enough: what a power failure takes is computed
@@ -37,9 +37,9 @@ typedef struct mx_journal {
         int64_t begin, end; /* bytes of records of lines that the engine failed, newlines included, ascending */
     } * failed;             /* [failed_count]: those that are in the file */
     int64_t failed_count, failed_capacity;
-    mx_batch_setup setup; /* of all records; .context 0: there are none */
-    bool ascending;       /* the records are in the order of their lines */
-    double dirty;         /* mx_seconds() of the oldest record that was written since the last sync; 0: there is none */
+    mx_api_setup setup; /* of all records; .context 0: there are none */
+    bool ascending;     /* the records are in the order of their lines */
+    double dirty;       /* mx_seconds() of the oldest record that was written since the last sync; 0: there is none */
 } mx_journal;
 
 /* Opens or makes the file, locks it (MX_INVALID_STATE: another process has it), reads it, cuts a torn last line off.
@@ -53,7 +53,7 @@ mx_status mx_journal_open(mx_journal *journal, const char *path, int input, bool
 bool mx_journal_take_out(mx_journal *journal);
 void mx_journal_close(mx_journal *journal); /* all zeros with fd -1 allowed */
 
-bool mx_batch_same_setup(const mx_batch_setup *a, const mx_batch_setup *b);
+bool mx_batch_same_setup(const mx_api_setup *a, const mx_api_setup *b);
 
 /* The record of that line, or NULL. */
 const mx_done *mx_journal_find(const mx_journal *journal, int64_t line);

@@ -88,12 +88,12 @@ void mx_batch_close(mx_batch *b) {
     free(b);
 }
 
-const mx_batch_setup *mx_batch_begun(const mx_batch *b) {
+const mx_api_setup *mx_batch_begun(const mx_batch *b) {
     return b->journal.setup.context ? &b->journal.setup : NULL;
 }
 
-mx_status mx_batch_check(const mx_batch *b, const mx_batch_setup *setup, mx_error *error) {
-    const mx_batch_setup *begun = mx_batch_begun(b);
+mx_status mx_batch_check(const mx_batch *b, const mx_api_setup *setup, mx_error *error) {
+    const mx_api_setup *begun = mx_batch_begun(b);
     if (!begun || mx_batch_same_setup(begun, setup)) return MX_OK;
     if (begun->context != setup->context)
         return mx_fail(error, MX_INVALID_ARGUMENT,
@@ -145,10 +145,10 @@ mx_status mx_batch_next(mx_batch *b, bool wait, mx_line *line, mx_next *next, mx
     }
 }
 
-mx_status mx_batch_read_line(mx_batch_reader *reader, const mx_line *line, mx_batch_request *out, mx_error *error) {
-    if (!line->too_long) return mx_batch_read(reader, line->number, line->text, line->size, out, error);
-    *out = (mx_batch_request){0};
-    mx_batch_wrong(&out->problem, NULL, "invalid_value", "the line is longer than %d MiB", MX_LINE_LIMIT >> 20);
+mx_status mx_batch_read_line(mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error) {
+    if (!line->too_long) return mx_api_read(reader, line->number, line->text, line->size, out, error);
+    *out = (mx_api_request){0};
+    mx_api_wrong(&out->problem, NULL, "invalid_value", "the line is longer than %d MiB", MX_LINE_LIMIT >> 20);
     return MX_OK;
 }
 
@@ -158,19 +158,19 @@ struct mx_batch_job {
     int64_t number;
     uint64_t hash;
     double started; /* mx_seconds(): its deadline is counted from then */
-    mx_batch_request request;
-    mx_batch_answer *answers; /* [count] */
-    int count, begun, ended;  /* begun: submitted, or never to be; ended: of those */
-    mx_bytes record;          /* it is finished and waits for those before it */
+    mx_api_request request;
+    mx_api_answer *answers;  /* [count] */
+    int count, begun, ended; /* begun: submitted, or never to be; ended: of those */
+    mx_bytes record;         /* it is finished and waits for those before it */
     bool finished;
     mx_batch_job *next; /* in the order of the input */
 };
 
 typedef struct runner {
     mx_batch *batch;
-    const mx_batch_settings *settings;
+    const mx_api_settings *settings;
     const mx_batch_work *work;
-    mx_batch_reader reader;
+    mx_api_reader reader;
     mx_batch_state *state;
     mx_batch_job *first, *last;
     int64_t listed, running; /* jobs in the list; those of them that are not finished */
@@ -181,9 +181,9 @@ typedef struct runner {
 } runner;
 
 static void free_job(mx_batch_job *job) {
-    for (int i = 0; job->answers && i < job->count; i++) mx_batch_answer_free(&job->answers[i]);
+    for (int i = 0; job->answers && i < job->count; i++) mx_api_answer_free(&job->answers[i]);
     free(job->answers);
-    mx_batch_request_free(&job->request);
+    mx_api_request_free(&job->request);
     mx_bytes_free(&job->record);
     free(job);
 }
@@ -240,7 +240,7 @@ static mx_status finish(runner *r, mx_batch_job *job, mx_error *error) {
 static void fail_job(runner *r, mx_batch_job *job, int http_status, const char *code, const mx_error *why) {
     if (job->request.problem.http_status) return;
     const char *param = http_status == 500 ? NULL : job->request.prompts_field;
-    mx_batch_wrong(&job->request.problem, param, code, "%s", why->text);
+    mx_api_wrong(&job->request.problem, param, code, "%s", why->text);
     job->request.problem.http_status = http_status;
     for (int i = 0; i < job->count; i++)
         if (job->answers[i].handle && !job->answers[i].ended) mx_cancel(r->work->engine, job->answers[i].handle);
@@ -249,20 +249,20 @@ static void fail_job(runner *r, mx_batch_job *job, int http_status, const char *
 }
 
 static mx_status submit_one(runner *r, mx_batch_job *job, mx_error *error) {
-    const mx_batch_request *request = &job->request;
-    mx_batch_answer *a = &job->answers[job->begun];
-    *a = (mx_batch_answer){.job = job, .prompt = job->begun / request->best_of, .index = job->begun % request->best_of};
-    mx_status status = mx_batch_answer_init(a, r->settings, request, error);
+    const mx_api_request *request = &job->request;
+    mx_api_answer *a = &job->answers[job->begun];
+    *a = (mx_api_answer){.owner = job, .prompt = job->begun / request->best_of, .index = job->begun % request->best_of};
+    mx_status status = mx_api_answer_init(a, r->settings, request, error);
     if (status) return status;
-    mx_request asked = mx_batch_answer_request(a, r->settings, request);
+    mx_request asked = mx_api_answer_request(a, r->settings, request);
     if (asked.deadline > 0) {
         const double left = asked.deadline - (mx_seconds() - job->started);
         asked.deadline = left > 1e-6 ? left : 1e-6;
     }
     status = mx_submit(r->work->engine, &asked, &a->handle, error);
     if (!status) return MX_OK;
-    mx_batch_answer_free(a);
-    *a = (mx_batch_answer){0};
+    mx_api_answer_free(a);
+    *a = (mx_api_answer){0};
     return status;
 }
 
@@ -340,15 +340,15 @@ static mx_status fill(runner *r, mx_error *error) {
 }
 
 static mx_status take(runner *r, const mx_event *e, mx_error *error) {
-    mx_batch_answer *a = e->user;
-    mx_batch_job *job = a->job;
+    mx_api_answer *a = e->user;
+    mx_batch_job *job = a->owner;
     mx_status status = MX_OK;
     if (e->type == MX_EVENT_FAILED) {
         a->ended = true;
         fail_job(r, job, 500, "server_error", &e->error);
         if (r->waiting == job) r->waiting = NULL;
     } else {
-        status = mx_batch_answer_take(a, r->settings, &job->request, e, error);
+        status = mx_api_answer_take(a, r->settings, &job->request, e, error);
     }
     if (status) return status;
     r->state->generated_tokens += e->type == MX_EVENT_TOKEN;
@@ -401,12 +401,12 @@ static mx_status loop(runner *r, mx_error *error) {
     }
 }
 
-mx_status mx_batch_run(mx_batch *b, const mx_batch_settings *settings, const mx_batch_work *work, mx_batch_state *state,
+mx_status mx_batch_run(mx_batch *b, const mx_api_settings *settings, const mx_batch_work *work, mx_batch_state *state,
                        mx_error *error) {
     *state = (mx_batch_state){0};
     runner r = {.batch = b, .settings = settings, .work = work, .state = state};
     mx_status status = mx_batch_check(b, &settings->setup, error);
-    if (!status) status = mx_batch_reader_init(&r.reader, settings, error);
+    if (!status) status = mx_api_reader_init(&r.reader, settings, error);
     if (!status) status = loop(&r, error);
     /* What is written is kept, however it ended; the first error is the one that is told. */
     mx_error later;
@@ -419,7 +419,7 @@ mx_status mx_batch_run(mx_batch *b, const mx_batch_settings *settings, const mx_
                 mx_cancel(work->engine, job->answers[i].handle);
         free_job(job);
     }
-    mx_batch_reader_free(&r.reader);
+    mx_api_reader_free(&r.reader);
     mx_bytes_free(&r.record);
     return status;
 }

@@ -178,17 +178,17 @@ static const char *model_name(const mx_session *s) {
     return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
 }
 
-static mx_batch_settings settings_of(const mx_session *s) {
-    mx_batch_settings settings = {.tokenizer = s->tokenizer,
-                                  .conversation = s->conversation,
-                                  .raw = raw,
-                                  .model = model_name(s),
-                                  .sampling = s->sampling,
-                                  .max_tokens = s->max_tokens,
-                                  .stop = (const char *const *)s->stop,
-                                  .stop_count = s->stop_count,
-                                  .stop_tokens = &s->stop_tokens,
-                                  .vocab = s->info.vocab};
+static mx_api_settings settings_of(const mx_session *s) {
+    mx_api_settings settings = {.tokenizer = s->tokenizer,
+                                .conversation = s->conversation,
+                                .raw = raw,
+                                .model = model_name(s),
+                                .sampling = s->sampling,
+                                .max_tokens = s->max_tokens,
+                                .stop = (const char *const *)s->stop,
+                                .stop_count = s->stop_count,
+                                .stop_tokens = &s->stop_tokens,
+                                .vocab = s->info.vocab};
     if (s->random_seed) settings.sampling.seed = 0;
     settings.setup.context = s->info.context;
     snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
@@ -198,7 +198,7 @@ static mx_batch_settings settings_of(const mx_session *s) {
 
 /* A run that goes on has the context that it was begun with, whatever fits by now. */
 static bool load(mx_session *s, const mx_batch *batch, int *exit_code) {
-    const mx_batch_setup *begun = mx_batch_begun(batch);
+    const mx_api_setup *begun = mx_batch_begun(batch);
     const mx_engine_options engine = {.max_running = (int)in_flight.value,
                                       .step_seconds = 1e6, /* nobody waits for single tokens */
                                       .context = begun ? begun->context : 0};
@@ -216,7 +216,7 @@ static int estimate(mx_session *s, mx_batch *batch) {
     mx_batch_total total;
     mx_batch_speed speed;
     int exit_code = MX_EXIT_OK;
-    mx_batch_settings settings = settings_of(s);
+    mx_api_settings settings = settings_of(s);
     if (mx_batch_count(batch, &settings, &total, &error)) return failed(s->command, &error);
     print_count(&total);
     if (total.lines == total.answered + total.wrong) return fflush(stdout) ? MX_EXIT_FAILED : MX_EXIT_OK;
@@ -244,7 +244,7 @@ static int answer(mx_session *s, mx_batch *batch) {
         return MX_EXIT_OK;
     }
     if (!load(s, batch, &exit_code)) return exit_code;
-    const mx_batch_settings settings = settings_of(s);
+    const mx_api_settings settings = settings_of(s);
     if (mx_batch_check(batch, &settings.setup, &error)) return failed(s->command, &error);
     if (!quiet) mx_session_show_memory(s);
     const mx_batch_work work = {.engine = s->engine,

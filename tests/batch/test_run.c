@@ -149,13 +149,13 @@ static mx_status go_on(int max_in_flight, bool ordered, void (*progress)(void *,
     if (status) return status;
     assert_int_equal(mx_engine_create(model, &options, &engine, error), MX_OK);
     const mx_engine_info info = mx_engine_get_info(engine);
-    mx_batch_settings settings = {.tokenizer = tokenizer,
-                                  .raw = true,
-                                  .model = "stories",
-                                  .sampling = mx_model_sampling(model),
-                                  .stop_tokens = &stop_tokens,
-                                  .vocab = info.vocab,
-                                  .setup = {.context = info.context, .tier = "", .precision = "any"}};
+    mx_api_settings settings = {.tokenizer = tokenizer,
+                                .raw = true,
+                                .model = "stories",
+                                .sampling = mx_model_sampling(model),
+                                .stop_tokens = &stop_tokens,
+                                .vocab = info.vocab,
+                                .setup = {.context = info.context, .tier = "", .precision = "any"}};
     strcpy(settings.setup.tier, tier);
     const mx_batch_work work = {
         .engine = engine, .max_in_flight = max_in_flight, .interrupted = &interrupted, .progress = progress};

@@ -1,4 +1,4 @@
-#include "batch/request.h"
+#include "api/request.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -9,9 +9,9 @@
 /* Limits of one line. OpenAI has 128, 20 and 2,048 for the first three. */
 enum { MOST_ANSWERS = 128, MOST_ALTERNATIVES = MX_TOP_LOGPROBS, MOST_PROMPTS = 2048, MOST_SAMPLES = 4096 };
 
-bool mx_batch_wrong(mx_batch_problem *problem, const char *param, const char *code, const char *format, ...) {
+bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...) {
     va_list list;
-    *problem = (mx_batch_problem){.http_status = 400, .code = code};
+    *problem = (mx_api_problem){.http_status = 400, .code = code};
     snprintf(problem->param, sizeof problem->param, "%s", param ? param : "");
     va_start(list, format);
     vsnprintf(problem->text, sizeof problem->text, format, list);
@@ -24,8 +24,8 @@ static mx_status no_memory(mx_error *error) {
 }
 
 /* ---- reader ------------------------------------------------------------------------------------------------------ */
-mx_status mx_batch_reader_init(mx_batch_reader *r, const mx_batch_settings *settings, mx_error *error) {
-    *r = (mx_batch_reader){.settings = settings};
+mx_status mx_api_reader_init(mx_api_reader *r, const mx_api_settings *settings, mx_error *error) {
+    *r = (mx_api_reader){.settings = settings};
     const mx_conversation *c = settings->conversation;
     if (!c) return MX_OK;
     r->developer = strdup(mx_conversation_get(c, MX_SETTING_DEVELOPER));
@@ -35,11 +35,11 @@ mx_status mx_batch_reader_init(mx_batch_reader *r, const mx_batch_settings *sett
     return tools->size ? mx_json_parse("tools", tools->data, tools->size, &r->tools, error) : MX_OK;
 }
 
-void mx_batch_reader_free(mx_batch_reader *r) {
+void mx_api_reader_free(mx_api_reader *r) {
     free(r->developer);
     free(r->reasoning);
     mx_json_free(r->tools);
-    *r = (mx_batch_reader){0};
+    *r = (mx_api_reader){0};
 }
 
 /* ---- seeds ------------------------------------------------------------------------------------------------------- */
@@ -52,7 +52,7 @@ static uint64_t mix(uint64_t seed, uint64_t index) {
     return (z ^ z >> 31) >> 11;
 }
 
-uint64_t mx_batch_seed(const mx_batch_request *r, int prompt, int k) {
+uint64_t mx_api_seed(const mx_api_request *r, int prompt, int k) {
     uint64_t seed = r->sampling.seed;
     if (prompt) seed = mix(~seed, (uint64_t)prompt);
     return k ? mix(seed, (uint64_t)k) : seed;
@@ -66,22 +66,21 @@ static const mx_json *field(const mx_json *fields, const char *name) {
 }
 
 /* Each leaves *out alone where the field is absent, and returns false with the problem told where it is wrong. */
-static bool read_number(mx_batch_request *r, const mx_json *fields, const char *name, double low, double high,
+static bool read_number(mx_api_request *r, const mx_json *fields, const char *name, double low, double high,
                         double *out) {
     const mx_json *v = field(fields, name);
     double value;
     if (!v) return true;
     if (!mx_json_double(v, &value))
-        return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a number from %g to %g", name, low,
-                              high);
+        return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected a number from %g to %g", name, low, high);
     if (value < low || value > high)
-        return mx_batch_wrong(&r->problem, name, "invalid_value", "%s is %g: expected a number from %g to %g", name,
-                              value, low, high);
+        return mx_api_wrong(&r->problem, name, "invalid_value", "%s is %g: expected a number from %g to %g", name,
+                            value, low, high);
     *out = value;
     return true;
 }
 
-static bool read_float(mx_batch_request *r, const mx_json *fields, const char *name, double low, double high,
+static bool read_float(mx_api_request *r, const mx_json *fields, const char *name, double low, double high,
                        float *out) {
     double value = *out;
     if (!read_number(r, fields, name, low, high, &value)) return false;
@@ -89,53 +88,52 @@ static bool read_float(mx_batch_request *r, const mx_json *fields, const char *n
     return true;
 }
 
-static bool read_whole(mx_batch_request *r, const mx_json *fields, const char *name, int64_t low, int64_t high,
+static bool read_whole(mx_api_request *r, const mx_json *fields, const char *name, int64_t low, int64_t high,
                        int64_t *out) {
     const mx_json *v = field(fields, name);
     int64_t value;
     if (!v) return true;
     if (!mx_json_int64(v, &value))
-        return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a whole number of at least %lld", name,
-                              (long long)low);
+        return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected a whole number of at least %lld", name,
+                            (long long)low);
     if (value < low || value > high)
-        return mx_batch_wrong(&r->problem, name, "invalid_value",
-                              "%s is %lld: expected a whole number from %lld to %lld", name, (long long)value,
-                              (long long)low, (long long)high);
+        return mx_api_wrong(&r->problem, name, "invalid_value", "%s is %lld: expected a whole number from %lld to %lld",
+                            name, (long long)value, (long long)low, (long long)high);
     *out = value;
     return true;
 }
 
-static bool read_int(mx_batch_request *r, const mx_json *fields, const char *name, int low, int high, int *out) {
+static bool read_int(mx_api_request *r, const mx_json *fields, const char *name, int low, int high, int *out) {
     int64_t value = *out;
     if (!read_whole(r, fields, name, low, high, &value)) return false;
     *out = (int)value;
     return true;
 }
 
-static bool read_bool(mx_batch_request *r, const mx_json *fields, const char *name, bool *out) {
+static bool read_bool(mx_api_request *r, const mx_json *fields, const char *name, bool *out) {
     const mx_json *v = field(fields, name);
     if (!v || mx_json_bool(v, out)) return true;
-    return mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected true or false", name);
+    return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected true or false", name);
 }
 
 /* What changes the answer and is not there must not be passed over. */
-static bool read_unsupported(mx_batch_request *r, const mx_json *fields) {
+static bool read_unsupported(mx_api_request *r, const mx_json *fields) {
     const mx_json *format = field(fields, "response_format"), *choice = field(fields, "tool_choice");
     bool stream = false;
     if (format && !mx_json_is_string(mx_json_get(format, "type"), "text"))
-        return mx_batch_wrong(&r->problem, "response_format", "unsupported_value",
-                              "response_format: only {\"type\": \"text\"} is supported");
+        return mx_api_wrong(&r->problem, "response_format", "unsupported_value",
+                            "response_format: only {\"type\": \"text\"} is supported");
     if (choice && !mx_json_is_string(choice, "auto") && !mx_json_is_string(choice, "none"))
-        return mx_batch_wrong(&r->problem, "tool_choice", "unsupported_value",
-                              "tool_choice: only \"auto\" and \"none\" are supported");
+        return mx_api_wrong(&r->problem, "tool_choice", "unsupported_value",
+                            "tool_choice: only \"auto\" and \"none\" are supported");
     if (!r->chat && field(fields, "suffix"))
-        return mx_batch_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
+        return mx_api_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
     if (!read_bool(r, fields, "stream", &stream)) return false;
-    if (stream) return mx_batch_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
+    if (stream) return mx_api_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
     return true;
 }
 
-static bool read_sampling(mx_batch_request *r, const mx_json *fields) {
+static bool read_sampling(mx_api_request *r, const mx_json *fields) {
     mx_sampling *s = &r->sampling;
     const mx_json *seed = field(fields, "seed");
     int64_t value;
@@ -143,7 +141,7 @@ static bool read_sampling(mx_batch_request *r, const mx_json *fields) {
         char *end;
         s->seed = seed->type == MX_JSON_NUMBER ? strtoull(seed->text, &end, 10) : 0;
         if (seed->type != MX_JSON_NUMBER || *end || strspn(seed->text, "0123456789") != seed->size || seed->size > 20)
-            return mx_batch_wrong(&r->problem, "seed", "invalid_type", "seed: expected a whole number of 64 bits");
+            return mx_api_wrong(&r->problem, "seed", "invalid_type", "seed: expected a whole number of 64 bits");
     } else if (seed) {
         s->seed = (uint64_t)value;
     }
@@ -156,11 +154,11 @@ static bool read_sampling(mx_batch_request *r, const mx_json *fields) {
 }
 
 /* {"1234": -100} */
-static mx_status read_bias(mx_batch_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
+static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
     const mx_json *map = field(fields, "logit_bias");
     if (!map) return MX_OK;
     if (map->type != MX_JSON_OBJECT) {
-        mx_batch_wrong(&r->problem, "logit_bias", "invalid_type", "logit_bias: expected an object of token ids");
+        mx_api_wrong(&r->problem, "logit_bias", "invalid_type", "logit_bias: expected an object of token ids");
         return MX_OK;
     }
     r->bias = calloc(map->count + 1u, sizeof *r->bias);
@@ -170,14 +168,14 @@ static mx_status read_bias(mx_batch_request *r, const mx_json *fields, int32_t v
         double value;
         const bool is_id = v->key_size > 0 && v->key_size < 10 && strspn(v->key, "0123456789") == v->key_size;
         if (!is_id || !mx_json_double(v, &value) || fabs(value) > 100) {
-            mx_batch_wrong(&r->problem, "logit_bias", "invalid_value",
-                           "logit_bias: expected token ids with numbers from -100 to 100, found \"%.40s\"", v->key);
+            mx_api_wrong(&r->problem, "logit_bias", "invalid_value",
+                         "logit_bias: expected token ids with numbers from -100 to 100, found \"%.40s\"", v->key);
             return MX_OK;
         }
         const long token = strtol(v->key, NULL, 10);
         if (vocab && token >= vocab) {
-            mx_batch_wrong(&r->problem, "logit_bias", "invalid_value", "logit_bias: the model's tokens are 0 to %d",
-                           vocab - 1);
+            mx_api_wrong(&r->problem, "logit_bias", "invalid_value", "logit_bias: the model's tokens are 0 to %d",
+                         vocab - 1);
             return MX_OK;
         }
         r->bias[count] = (mx_logit_bias){.token = (int32_t)token, .value = (float)value};
@@ -192,8 +190,7 @@ static bool is_stop_string(const mx_json *v) {
 }
 
 /* A string or an array of them; what the options say holds where a line says nothing. */
-static mx_status read_stop(mx_batch_request *r, const mx_json *fields, const mx_batch_settings *settings,
-                           mx_error *error) {
+static mx_status read_stop(mx_api_request *r, const mx_json *fields, const mx_api_settings *settings, mx_error *error) {
     const mx_json *stop = field(fields, "stop");
     const bool array = stop && stop->type == MX_JSON_ARRAY;
     const int count = !stop ? settings->stop_count : array ? (int)stop->count : 1;
@@ -202,8 +199,8 @@ static mx_status read_stop(mx_batch_request *r, const mx_json *fields, const mx_
     const mx_json *v = array ? stop->child : stop;
     for (int i = 0; i < count; i++) {
         if (stop && !is_stop_string(v)) {
-            mx_batch_wrong(&r->problem, "stop", "invalid_value",
-                           "stop: expected a string or an array of strings that are not empty");
+            mx_api_wrong(&r->problem, "stop", "invalid_value",
+                         "stop: expected a string or an array of strings that are not empty");
             return MX_OK;
         }
         r->stop[i] = strdup(stop ? v->text : settings->stop[i]);
@@ -215,26 +212,26 @@ static mx_status read_stop(mx_batch_request *r, const mx_json *fields, const mx_
 }
 
 /* OpenAI's completions have a number; its chats true and "top_logprobs" beside it; the short form has either. */
-static bool read_logprobs(mx_batch_request *r, const mx_json *fields) {
+static bool read_logprobs(mx_api_request *r, const mx_json *fields) {
     const mx_json *v = field(fields, "logprobs");
     bool wanted = false;
     r->logprobs = -1;
     if (v && v->type == MX_JSON_NUMBER && !(r->form == MX_FORM_OPENAI && r->chat))
         return read_int(r, fields, "logprobs", 0, MOST_ALTERNATIVES, &r->logprobs);
     if (r->form == MX_FORM_OPENAI && !r->chat && v)
-        return mx_batch_wrong(&r->problem, "logprobs", "invalid_type", "logprobs: expected a whole number of 0 to %d",
-                              MOST_ALTERNATIVES);
+        return mx_api_wrong(&r->problem, "logprobs", "invalid_type", "logprobs: expected a whole number of 0 to %d",
+                            MOST_ALTERNATIVES);
     if (!read_bool(r, fields, "logprobs", &wanted)) return false;
     int alternatives = -1;
     if (!read_int(r, fields, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
     if (alternatives >= 0 && !wanted)
-        return mx_batch_wrong(&r->problem, "top_logprobs", "invalid_value",
-                              "top_logprobs is only for requests with \"logprobs\": true");
+        return mx_api_wrong(&r->problem, "top_logprobs", "invalid_value",
+                            "top_logprobs is only for requests with \"logprobs\": true");
     if (wanted) r->logprobs = alternatives < 0 ? 0 : alternatives;
     return true;
 }
 
-static bool read_counts(mx_batch_request *r, const mx_json *fields) {
+static bool read_counts(mx_api_request *r, const mx_json *fields) {
     enum { COMPLETION_DEFAULT = 16 }; /* OpenAI's for completions */
     const bool completion = r->form == MX_FORM_OPENAI && !r->chat;
     if (completion && !r->max_tokens) r->max_tokens = COMPLETION_DEFAULT;
@@ -251,14 +248,13 @@ static bool read_counts(mx_batch_request *r, const mx_json *fields) {
         !read_number(r, fields, "deadline", 0, 1e9, &r->deadline) || !read_int(r, fields, "n", 1, MOST_ANSWERS, &r->n))
         return false;
     if (r->max_tokens && r->min_tokens > r->max_tokens)
-        return mx_batch_wrong(&r->problem, "min_tokens", "invalid_value", "min_tokens is %lld, max_tokens only %lld",
-                              (long long)r->min_tokens, (long long)r->max_tokens);
+        return mx_api_wrong(&r->problem, "min_tokens", "invalid_value", "min_tokens is %lld, max_tokens only %lld",
+                            (long long)r->min_tokens, (long long)r->max_tokens);
     r->best_of = r->n;
     if (r->chat) return true;
     if (!read_int(r, fields, "best_of", 1, MOST_ANSWERS, &r->best_of)) return false;
-    return r->best_of >= r->n ||
-           mx_batch_wrong(&r->problem, "best_of", "invalid_value",
-                          "best_of is %d: of so many not n = %d can be returned", r->best_of, r->n);
+    return r->best_of >= r->n || mx_api_wrong(&r->problem, "best_of", "invalid_value",
+                                              "best_of is %d: of so many not n = %d can be returned", r->best_of, r->n);
 }
 
 /* ---- prompts of completions -------------------------------------------------------------------------------------- */
@@ -267,12 +263,12 @@ static bool is_ids(const mx_json *v) {
 }
 
 /* A string, or an array of token ids. */
-static mx_status read_prompt(mx_batch_request *r, const mx_tokenizer *tokenizer, const mx_json *v, mx_ids *out,
+static mx_status read_prompt(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *v, mx_ids *out,
                              mx_error *error) {
     if (v->type == MX_JSON_STRING) {
         mx_status status = mx_encode_special(tokenizer, v->text, v->size, out, error);
         if (!status && out->count == 0)
-            mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: the text is empty");
+            mx_api_wrong(&r->problem, "prompt", "invalid_value", "prompt: the text is empty");
         return status;
     }
     for (const mx_json *id = v->child; id; id = id->next) {
@@ -280,9 +276,8 @@ static mx_status read_prompt(mx_batch_request *r, const mx_tokenizer *tokenizer,
         size_t size;
         if (!mx_json_int64(id, &value) || value < 0 || value > INT32_MAX ||
             !mx_token_bytes(tokenizer, (int32_t)value, &size)) {
-            mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: %s is no token; ids go from 0 to %d",
-                           id->type == MX_JSON_NUMBER ? id->text : "what is no number",
-                           mx_tokenizer_size(tokenizer) - 1);
+            mx_api_wrong(&r->problem, "prompt", "invalid_value", "prompt: %s is no token; ids go from 0 to %d",
+                         id->type == MX_JSON_NUMBER ? id->text : "what is no number", mx_tokenizer_size(tokenizer) - 1);
             return MX_OK;
         }
         if (!mx_ids_add(out, (int32_t)value)) return no_memory(error);
@@ -291,13 +286,13 @@ static mx_status read_prompt(mx_batch_request *r, const mx_tokenizer *tokenizer,
 }
 
 /* A string, an array of strings, of token ids, or of arrays of token ids. */
-static mx_status read_prompts(mx_batch_request *r, const mx_tokenizer *tokenizer, const mx_json *prompt,
+static mx_status read_prompts(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *prompt,
                               mx_error *error) {
     const bool several = prompt->type == MX_JSON_ARRAY && !is_ids(prompt);
     const uint32_t count = several ? prompt->count : 1;
     if (count == 0 || count > MOST_PROMPTS) {
-        mx_batch_wrong(&r->problem, "prompt", "invalid_value", "prompt: %u of them, expected 1 to %d", count,
-                       MOST_PROMPTS);
+        mx_api_wrong(&r->problem, "prompt", "invalid_value", "prompt: %u of them, expected 1 to %d", count,
+                     MOST_PROMPTS);
         return MX_OK;
     }
     r->prompts = calloc(count, sizeof *r->prompts);
@@ -306,8 +301,8 @@ static mx_status read_prompts(mx_batch_request *r, const mx_tokenizer *tokenizer
     const mx_json *v = several ? prompt->child : prompt;
     for (int i = 0; i < r->prompt_count; i++, v = v->next) {
         if (v->type != MX_JSON_STRING && !is_ids(v)) {
-            mx_batch_wrong(&r->problem, "prompt", "invalid_type",
-                           "prompt: expected a string, an array of strings, of token ids or of arrays of token ids");
+            mx_api_wrong(&r->problem, "prompt", "invalid_type",
+                         "prompt: expected a string, an array of strings, of token ids or of arrays of token ids");
             return MX_OK;
         }
         mx_status status = read_prompt(r, tokenizer, v, &r->prompts[i], error);
@@ -317,48 +312,47 @@ static mx_status read_prompts(mx_batch_request *r, const mx_tokenizer *tokenizer
 }
 
 /* ---- lines ------------------------------------------------------------------------------------------------------- */
-static mx_status keep_id(mx_batch_request *r, const mx_json *id, const char *name, mx_error *error) {
+static mx_status keep_id(mx_api_request *r, const mx_json *id, const char *name, mx_error *error) {
     if (!id || id->type == MX_JSON_NULL) return MX_OK;
     const bool fits = id->type == MX_JSON_STRING || (r->form == MX_FORM_SHORT && id->type == MX_JSON_NUMBER);
     if (!fits) {
-        mx_batch_wrong(&r->problem, name, "invalid_type", "%s: expected a string", name);
+        mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected a string", name);
         return MX_OK;
     }
     return mx_json_write(&r->id, id) ? MX_OK : no_memory(error);
 }
 
 /* Finds what the line asks for; *fields is where its fields are. False: the problem is told. */
-static bool find_body(mx_batch_request *r, const mx_json *root, const mx_json **fields) {
+static bool find_body(mx_api_request *r, const mx_json *root, const mx_json **fields) {
     *fields = root;
     if (r->form == MX_FORM_SHORT) {
         r->chat = field(root, "messages") != NULL;
         if (r->chat && field(root, "prompt"))
-            return mx_batch_wrong(&r->problem, "prompt", "invalid_value", "give \"prompt\" or \"messages\", not both");
+            return mx_api_wrong(&r->problem, "prompt", "invalid_value", "give \"prompt\" or \"messages\", not both");
         return true;
     }
     const mx_json *method = field(root, "method"), *url = field(root, "url"), *body = field(root, "body");
     if (method && !mx_json_is_string(method, "POST"))
-        return mx_batch_wrong(&r->problem, "method", "invalid_value", "method: expected \"POST\"");
+        return mx_api_wrong(&r->problem, "method", "invalid_value", "method: expected \"POST\"");
     if (!body || body->type != MX_JSON_OBJECT)
-        return mx_batch_wrong(&r->problem, "body", body ? "invalid_type" : "missing_required_parameter",
-                              "body: expected an object");
+        return mx_api_wrong(&r->problem, "body", body ? "invalid_type" : "missing_required_parameter",
+                            "body: expected an object");
     r->chat = url ? mx_json_is_string(url, "/v1/chat/completions") : field(body, "messages") != NULL;
     if (url && !r->chat && !mx_json_is_string(url, "/v1/completions"))
-        return mx_batch_wrong(&r->problem, "url", "unsupported_value",
-                              "url: expected \"/v1/chat/completions\" or \"/v1/completions\"");
+        return mx_api_wrong(&r->problem, "url", "unsupported_value",
+                            "url: expected \"/v1/chat/completions\" or \"/v1/completions\"");
     *fields = body;
     return true;
 }
 
-static mx_status read_what_to_say(mx_batch_reader *reader, mx_batch_request *r, const mx_json *fields,
-                                  mx_error *error) {
+static mx_status read_what_to_say(mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
     const mx_json *messages = field(fields, "messages"), *prompt = field(fields, "prompt");
     r->prompts_field = r->chat ? "messages" : "prompt";
     if (r->chat ? !messages : !prompt) {
-        mx_batch_wrong(&r->problem, r->prompts_field, "missing_required_parameter",
-                       r->form == MX_FORM_SHORT ? "neither \"prompt\" nor \"messages\" is there"
-                       : r->chat                ? "messages: missing"
-                                                : "prompt: missing");
+        mx_api_wrong(&r->problem, r->prompts_field, "missing_required_parameter",
+                     r->form == MX_FORM_SHORT ? "neither \"prompt\" nor \"messages\" is there"
+                     : r->chat                ? "messages: missing"
+                                              : "prompt: missing");
         return MX_OK;
     }
     bool raw = reader->settings->raw;
@@ -370,15 +364,15 @@ static mx_status read_what_to_say(mx_batch_reader *reader, mx_batch_request *r, 
     r->prompts = calloc(1, sizeof *r->prompts);
     if (!r->prompts) return no_memory(error);
     r->prompt_count = 1;
-    if (messages) return mx_batch_read_chat(reader, fields, messages, r->prompts, &r->problem, error);
+    if (messages) return mx_api_read_chat(reader, fields, messages, r->prompts, &r->problem, error);
     if (prompt->type == MX_JSON_STRING && prompt->size)
-        return mx_batch_read_user(reader, fields, prompt->text, prompt->size, r->prompts, &r->problem, error);
-    mx_batch_wrong(&r->problem, "prompt", "invalid_type",
-                   "prompt: expected a string that is not empty (several prompts or token ids need \"raw\": true)");
+        return mx_api_read_user(reader, fields, prompt->text, prompt->size, r->prompts, &r->problem, error);
+    mx_api_wrong(&r->problem, "prompt", "invalid_type",
+                 "prompt: expected a string that is not empty (several prompts or token ids need \"raw\": true)");
     return MX_OK;
 }
 
-static mx_status read_fields(mx_batch_reader *reader, mx_batch_request *r, const mx_json *root, mx_error *error) {
+static mx_status read_fields(mx_api_reader *reader, mx_api_request *r, const mx_json *root, mx_error *error) {
     const mx_json *fields;
     mx_status status = keep_id(r, mx_json_get(root, r->form == MX_FORM_OPENAI ? "custom_id" : "id"),
                                r->form == MX_FORM_OPENAI ? "custom_id" : "id", error);
@@ -391,27 +385,27 @@ static mx_status read_fields(mx_batch_reader *reader, mx_batch_request *r, const
         !read_counts(r, fields))
         return MX_OK;
     if ((int64_t)r->prompt_count * r->best_of > MOST_SAMPLES)
-        mx_batch_wrong(&r->problem, "n", "invalid_value", "%d prompts with %d answers each: at most %d together",
-                       r->prompt_count, r->best_of, MOST_SAMPLES);
+        mx_api_wrong(&r->problem, "n", "invalid_value", "%d prompts with %d answers each: at most %d together",
+                     r->prompt_count, r->best_of, MOST_SAMPLES);
     return MX_OK;
 }
 
-mx_status mx_batch_read(mx_batch_reader *reader, int64_t number, const char *text, size_t size, mx_batch_request *out,
-                        mx_error *error) {
-    const mx_batch_settings *settings = reader->settings;
-    *out = (mx_batch_request){.sampling = settings->sampling, .max_tokens = settings->max_tokens, .logprobs = -1};
+mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
+                      mx_error *error) {
+    const mx_api_settings *settings = reader->settings;
+    *out = (mx_api_request){.sampling = settings->sampling, .max_tokens = settings->max_tokens, .logprobs = -1};
     out->sampling.seed = mix(settings->sampling.seed, (uint64_t)number);
     mx_json_document *document;
     mx_error wrong;
     mx_status status = mx_json_parse("the line", text, size, &document, &wrong);
     if (status == MX_NO_MEMORY) return mx_fail(error, status, "line %lld: %s", (long long)number, wrong.text);
     if (status) {
-        mx_batch_wrong(&out->problem, NULL, "invalid_json", "%s", wrong.text);
+        mx_api_wrong(&out->problem, NULL, "invalid_json", "%s", wrong.text);
         return MX_OK;
     }
     const mx_json *root = mx_json_root(document);
     if (root->type != MX_JSON_OBJECT) {
-        mx_batch_wrong(&out->problem, NULL, "invalid_type", "the line is no JSON object");
+        mx_api_wrong(&out->problem, NULL, "invalid_type", "the line is no JSON object");
     } else {
         const bool openai = mx_json_get(root, "custom_id") || mx_json_get(root, "body") || mx_json_get(root, "url");
         out->form = openai ? MX_FORM_OPENAI : MX_FORM_SHORT;
@@ -421,12 +415,12 @@ mx_status mx_batch_read(mx_batch_reader *reader, int64_t number, const char *tex
     return status;
 }
 
-void mx_batch_request_free(mx_batch_request *r) {
+void mx_api_request_free(mx_api_request *r) {
     mx_bytes_free(&r->id);
     for (int i = 0; i < r->prompt_count; i++) mx_ids_free(&r->prompts[i]);
     free(r->prompts);
     free(r->bias);
     for (int i = 0; i < r->stop_count; i++) free(r->stop[i]);
     free(r->stop);
-    *r = (mx_batch_request){0};
+    *r = (mx_api_request){0};
 }

@@ -1,4 +1,4 @@
-#include "batch/answer.h"
+#include "api/answer.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -7,8 +7,8 @@ static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for an answer");
 }
 
-mx_status mx_batch_answer_init(mx_batch_answer *a, const mx_batch_settings *settings, const mx_batch_request *r,
-                               mx_error *error) {
+mx_status mx_api_answer_init(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r,
+                             mx_error *error) {
     const mx_turn_options options = {
         .tokenizer = settings->tokenizer,
         .raw = !r->chat,
@@ -20,18 +20,18 @@ mx_status mx_batch_answer_init(mx_batch_answer *a, const mx_batch_settings *sett
     return mx_turn_create(&options, &a->turn, error);
 }
 
-static void free_tokens(mx_batch_tokens *t) {
+static void free_tokens(mx_api_tokens *t) {
     free(t->item);
     free(t->top);
 }
 
-void mx_batch_answer_free(mx_batch_answer *a) {
+void mx_api_answer_free(mx_api_answer *a) {
     mx_turn_free(a->turn);
     free_tokens(&a->tokens);
     free_tokens(&a->prompt_tokens);
 }
 
-mx_request mx_batch_answer_request(mx_batch_answer *a, const mx_batch_settings *settings, const mx_batch_request *r) {
+mx_request mx_api_answer_request(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r) {
     mx_request request = {
         .prompt = r->prompts[a->prompt].data,
         .prompt_count = r->prompts[a->prompt].count,
@@ -47,7 +47,7 @@ mx_request mx_batch_answer_request(mx_batch_answer *a, const mx_batch_settings *
         .prompt_logprobs = r->echo && r->logprobs >= 0 && a->index == 0,
         .user = a,
     };
-    request.sampling.seed = mx_batch_seed(r, a->prompt, a->index);
+    request.sampling.seed = mx_api_seed(r, a->prompt, a->index);
     return request;
 }
 
@@ -62,22 +62,22 @@ static bool grow(void **data, int count, int more, int *capacity, size_t size) {
     return true;
 }
 
-static mx_batch_token *keep(mx_batch_tokens *t, const mx_event *e) {
+static mx_api_token *keep(mx_api_tokens *t, const mx_event *e) {
     if (!grow((void **)&t->item, t->count, 1, &t->capacity, sizeof *t->item)) return NULL;
     if (!grow((void **)&t->top, t->top_count, e->top_count, &t->top_capacity, sizeof *t->top)) return NULL;
-    mx_batch_token *token = &t->item[t->count++];
-    *token = (mx_batch_token){e->token, e->logprob, .top_first = t->top_count, .top_count = e->top_count};
+    mx_api_token *token = &t->item[t->count++];
+    *token = (mx_api_token){e->token, e->logprob, .top_first = t->top_count, .top_count = e->top_count};
     for (int i = 0; i < e->top_count; i++) t->top[t->top_count++] = e->top[i];
     return token;
 }
 
-static size_t bytes_of(const mx_batch_settings *settings, int32_t token) {
+static size_t bytes_of(const mx_api_settings *settings, int32_t token) {
     size_t size;
     mx_token_bytes(settings->tokenizer, token, &size);
     return size;
 }
 
-static mx_status take_token(mx_batch_answer *a, const mx_batch_settings *settings, const mx_batch_request *r,
+static mx_status take_token(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r,
                             const mx_event *e, mx_error *error) {
     mx_piece_kind kind;
     if (mx_turn_over(a->turn)) return MX_OK; /* it is cancelled; how far it got meanwhile is chance */
@@ -87,28 +87,28 @@ static mx_status take_token(mx_batch_answer *a, const mx_batch_settings *setting
     const bool content = mx_turn_token_kind(a->turn, &kind);
     a->thinking_tokens += content && kind == MX_PIECE_THINKING;
     if (r->logprobs < 0) return MX_OK;
-    mx_batch_token *token = keep(&a->tokens, e);
+    mx_api_token *token = keep(&a->tokens, e);
     if (!token) return no_memory(error);
     token->shown = content && kind == MX_PIECE_TEXT;
     token->message = mx_turn_token_message(a->turn);
-    const mx_batch_token *before = a->tokens.count > 1 ? token - 1 : NULL;
+    const mx_api_token *before = a->tokens.count > 1 ? token - 1 : NULL;
     if (before && before->message == token->message)
         token->offset = before->offset + (before->shown ? (int64_t)bytes_of(settings, before->token) : 0);
     return MX_OK;
 }
 
 /* Of what a stop string cut, the tokens that begin behind the cut are not shown. */
-static void cut_tokens(mx_batch_answer *a) {
+static void cut_tokens(mx_api_answer *a) {
     size_t size;
     if (!mx_turn_get_result(a->turn)->stop_string) return;
     mx_turn_cut_text(a->turn, &size);
-    const mx_batch_tokens *t = &a->tokens;
+    const mx_api_tokens *t = &a->tokens;
     for (int i = t->count - 1; i >= 0 && t->item[i].message == t->item[t->count - 1].message; i--)
         if (t->item[i].offset >= (int64_t)size) t->item[i].shown = false;
 }
 
-mx_status mx_batch_answer_take(mx_batch_answer *a, const mx_batch_settings *settings, const mx_batch_request *r,
-                               const mx_event *e, mx_error *error) {
+mx_status mx_api_answer_take(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r,
+                             const mx_event *e, mx_error *error) {
     if (e->type == MX_EVENT_PROMPT) return keep(&a->prompt_tokens, e) ? MX_OK : no_memory(error);
     if (e->type == MX_EVENT_TOKEN) return r->no_answer ? MX_OK : take_token(a, settings, r, e, error);
     a->ended = true;
@@ -119,16 +119,16 @@ mx_status mx_batch_answer_take(mx_batch_answer *a, const mx_batch_settings *sett
     return status;
 }
 
-int64_t mx_batch_answer_count(const mx_batch_answer *a) {
+int64_t mx_api_answer_count(const mx_api_answer *a) {
     return mx_turn_get_result(a->turn)->ids.count;
 }
 
-double mx_batch_answer_mean(const mx_batch_answer *a) {
-    const int64_t count = mx_batch_answer_count(a);
+double mx_api_answer_mean(const mx_api_answer *a) {
+    const int64_t count = mx_api_answer_count(a);
     return count ? a->logprob_sum / (double)count : -INFINITY;
 }
 
-const char *mx_batch_answer_finish(const mx_batch_answer *a, bool openai) {
+const char *mx_api_answer_finish(const mx_api_answer *a, bool openai) {
     const mx_turn_finish finish = mx_turn_get_result(a->turn)->finish;
     if (finish == MX_TURN_CANCELLED && a->finish == MX_FINISH_DEADLINE) return openai ? "length" : "deadline";
     return finish == MX_TURN_CONTEXT ? "length" : mx_turn_finish_name(finish);

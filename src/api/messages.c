@@ -1,11 +1,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "batch/request.h"
+#include "api/request.h"
 
 /* A chat's messages, as OpenAI's API has them, to the prompt of a conversation. */
 typedef struct place {
-    mx_batch_problem *problem;
+    mx_api_problem *problem;
     mx_error *error;
     int index; /* of the message */
 } place;
@@ -13,7 +13,7 @@ typedef struct place {
 static bool wrong(const place *p, const char *member, const char *code, const char *what) {
     char param[80];
     snprintf(param, sizeof param, "messages[%d]%s%s", p->index, *member ? "." : "", member);
-    return mx_batch_wrong(p->problem, param, code, "%s: %s", param, what);
+    return mx_api_wrong(p->problem, param, code, "%s: %s", param, what);
 }
 
 static const mx_json *field(const mx_json *object, const char *name) {
@@ -141,7 +141,7 @@ static mx_status set(mx_conversation *c, mx_setting setting, const char *value, 
     return strcmp(mx_conversation_get(c, setting), value) ? mx_conversation_set(c, setting, value, error) : MX_OK;
 }
 
-static mx_status set_tools(mx_batch_reader *reader, const mx_json *fields, mx_batch_problem *problem, mx_error *error) {
+static mx_status set_tools(mx_api_reader *reader, const mx_json *fields, mx_api_problem *problem, mx_error *error) {
     const mx_json *tools = field(fields, "tools");
     const bool none = mx_json_is_string(field(fields, "tool_choice"), "none");
     const bool own = tools || none;
@@ -152,17 +152,17 @@ static mx_status set_tools(mx_batch_reader *reader, const mx_json *fields, mx_ba
     mx_error found;
     mx_status status = mx_conversation_set_tools(reader->settings->conversation, "tools", tools, &found);
     if (status == MX_NO_MEMORY) return mx_fail(error, status, "%s", found.text);
-    if (status) mx_batch_wrong(problem, "tools", "invalid_value", "%s", found.text);
+    if (status) mx_api_wrong(problem, "tools", "invalid_value", "%s", found.text);
     return MX_OK;
 }
 
-static mx_status set_reasoning(const mx_batch_reader *reader, const mx_json *fields, mx_batch_problem *problem,
+static mx_status set_reasoning(const mx_api_reader *reader, const mx_json *fields, mx_api_problem *problem,
                                mx_error *error) {
     const mx_json *effort = field(fields, "reasoning_effort");
     const char *value = reader->reasoning;
     if (effort && (effort->type != MX_JSON_STRING || mx_setting_check(MX_SETTING_REASONING, effort->text, NULL))) {
-        mx_batch_wrong(problem, "reasoning_effort", "invalid_value",
-                       "reasoning_effort: expected \"low\", \"medium\" or \"high\"");
+        mx_api_wrong(problem, "reasoning_effort", "invalid_value",
+                     "reasoning_effort: expected \"low\", \"medium\" or \"high\"");
         return MX_OK;
     }
     if (effort) value = effort->text;
@@ -170,11 +170,11 @@ static mx_status set_reasoning(const mx_batch_reader *reader, const mx_json *fie
 }
 
 /* An empty conversation with the line's settings, but for the developer message. */
-static mx_status begin(mx_batch_reader *reader, const mx_json *fields, mx_batch_problem *problem, mx_error *error) {
+static mx_status begin(mx_api_reader *reader, const mx_json *fields, mx_api_problem *problem, mx_error *error) {
     mx_conversation *c = reader->settings->conversation;
     if (!c) {
-        mx_batch_wrong(problem, NULL, "unsupported_value",
-                       "a chat, but the batch runs with --raw or the tokenizer has no chat format");
+        mx_api_wrong(problem, NULL, "unsupported_value",
+                     "a chat, but the batch runs with --raw or the tokenizer has no chat format");
         return MX_OK;
     }
     mx_conversation_truncate(c, 0);
@@ -184,7 +184,7 @@ static mx_status begin(mx_batch_reader *reader, const mx_json *fields, mx_batch_
 
 /* The instructions at the beginning are the developer message, several of them with empty lines between. *rest gets
  * the first message behind them. */
-static mx_status set_developer(mx_batch_reader *reader, const mx_json *messages, place *p, const mx_json **rest) {
+static mx_status set_developer(mx_api_reader *reader, const mx_json *messages, place *p, const mx_json **rest) {
     mx_bytes all = {0}, text = {0};
     mx_status status = mx_bytes_add(&all, "", 0) ? MX_OK : mx_fail(p->error, MX_NO_MEMORY, "no memory");
     const mx_json *m = messages->child;
@@ -208,15 +208,15 @@ static mx_status set_developer(mx_batch_reader *reader, const mx_json *messages,
     return status;
 }
 
-mx_status mx_batch_read_chat(mx_batch_reader *reader, const mx_json *fields, const mx_json *messages, mx_ids *out,
-                             mx_batch_problem *problem, mx_error *error) {
+mx_status mx_api_read_chat(mx_api_reader *reader, const mx_json *fields, const mx_json *messages, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error) {
     mx_conversation *c = reader->settings->conversation;
     place p = {problem, error, 0};
     mx_bytes text = {0};
     const mx_json *m;
     if (messages->type != MX_JSON_ARRAY || !messages->count) {
-        mx_batch_wrong(problem, "messages", messages->type == MX_JSON_ARRAY ? "invalid_value" : "invalid_type",
-                       "messages: expected an array of at least one message");
+        mx_api_wrong(problem, "messages", messages->type == MX_JSON_ARRAY ? "invalid_value" : "invalid_type",
+                     "messages: expected an array of at least one message");
         return MX_OK;
     }
     mx_status status = begin(reader, fields, problem, error);
@@ -228,8 +228,8 @@ mx_status mx_batch_read_chat(mx_batch_reader *reader, const mx_json *fields, con
     return status || problem->http_status ? status : mx_conversation_prompt(c, out, error);
 }
 
-mx_status mx_batch_read_user(mx_batch_reader *reader, const mx_json *fields, const char *text, size_t size, mx_ids *out,
-                             mx_batch_problem *problem, mx_error *error) {
+mx_status mx_api_read_user(mx_api_reader *reader, const mx_json *fields, const char *text, size_t size, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error) {
     mx_conversation *c = reader->settings->conversation;
     mx_status status = begin(reader, fields, problem, error);
     if (status || problem->http_status) return status;

@@ -1,0 +1,95 @@
+#ifndef MX_API_REQUEST_H
+#define MX_API_REQUEST_H
+
+#include "base/json.h"
+#include "turn/conversation.h"
+
+/* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
+ * elsewhere does the same or is refused. */
+typedef struct mx_api_setup {
+    int64_t context;               /* of the engine; 0: none */
+    char tier[24], precision[120]; /* mx_engine_info's */
+} mx_api_setup;
+
+/* What holds for all lines, unless they say otherwise. */
+typedef struct mx_api_settings {
+    const mx_tokenizer *tokenizer;
+    mx_conversation *conversation; /* the settings of chats; its messages are lost. NULL: no chats */
+    bool raw;                      /* a "prompt" of the short form is continued as it stands, not answered in a chat */
+    const char *model;             /* its name, for the records */
+    mx_sampling sampling;          /* the seed of a line is mixed of this one and the line's number */
+    int64_t max_tokens;            /* 0: until the context is full */
+    const char *const *stop;
+    int stop_count;
+    const mx_ids *stop_tokens;
+    int32_t vocab; /* of the model; 0: not known yet */
+    mx_api_setup setup;
+} mx_api_settings;
+
+/* One line as a request: its prompts as token ids and everything that says how to answer them. */
+typedef enum mx_api_form {
+    MX_FORM_UNKNOWN, /* the line is no JSON object */
+    MX_FORM_OPENAI,  /* {"custom_id", "method", "url", "body"} */
+    MX_FORM_SHORT,   /* {"id", "prompt" | "messages", ...} */
+} mx_api_form;
+
+/* OpenAI's error object. */
+typedef struct mx_api_problem {
+    int http_status;  /* 400: the request is wrong, 500: we failed; 0: no problem */
+    char param[80];   /* "messages[2].content"; empty: none in particular */
+    const char *code; /* a constant */
+    char text[1000];
+} mx_api_problem;
+/* Returns false. `param` may be NULL. */
+bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+typedef struct mx_api_request {
+    mx_api_form form;
+    mx_bytes id;               /* custom_id or id, as JSON; empty: none */
+    bool chat;                 /* else its prompts are continued as they stand */
+    const char *prompts_field; /* where they are from: "messages" or "prompt" */
+    mx_ids *prompts;
+    int prompt_count;
+    mx_sampling sampling; /* .bias is owned here, .seed is of the first answer */
+    mx_logit_bias *bias;
+    int64_t max_tokens; /* 0: until the context is full */
+    bool no_answer;     /* max_tokens was 0: only the prompt's logprobs are wanted */
+    int64_t min_tokens;
+    int priority;
+    double deadline;
+    char **stop; /* [stop_count], owned */
+    int stop_count;
+    int n, best_of; /* answers a prompt that are returned and that are computed */
+    bool echo;
+    int logprobs; /* alternatives beside each token; -1: no logprobs at all */
+    mx_api_problem problem;
+} mx_api_request;
+
+/* What lines that say nothing about it have. */
+typedef struct mx_api_reader {
+    const mx_api_settings *settings;
+    char *developer, *reasoning; /* owned; NULL: no chats */
+    mx_json_document *tools;     /* NULL: none */
+    bool own_tools;              /* the conversation's are a line's */
+} mx_api_reader;
+mx_status mx_api_reader_init(mx_api_reader *reader, const mx_api_settings *settings, mx_error *error);
+void mx_api_reader_free(mx_api_reader *reader); /* all zeros allowed */
+
+/* `number` is the line's, for the seed. What is wrong with the line is in out->problem; the status is about memory and
+ * the like. Free with mx_api_request_free in any case. */
+mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
+                      mx_error *error);
+void mx_api_request_free(mx_api_request *request);
+
+/* The messages of a chat and what its settings are, to ids. `fields`: where "tools" and "reasoning_effort" are. */
+mx_status mx_api_read_chat(mx_api_reader *reader, const mx_json *fields, const mx_json *messages, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error);
+/* The same with one message of the user. */
+mx_status mx_api_read_user(mx_api_reader *reader, const mx_json *fields, const char *text, size_t size, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error);
+
+/* The seed of the k-th answer to a prompt: of the first the request's own. */
+uint64_t mx_api_seed(const mx_api_request *request, int prompt, int k);
+
+#endif

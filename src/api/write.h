@@ -1,0 +1,41 @@
+#ifndef MX_API_WRITE_H
+#define MX_API_WRITE_H
+
+#include "api/answer.h"
+
+/* Answers as JSON in OpenAI's form. A failure (no memory) stays in the writer, so that only the end asks. */
+typedef struct mx_api_writer {
+    mx_bytes *out;
+    const mx_api_settings *settings;
+    const mx_api_request *request;
+    const char *id;  /* of the request, without a prefix: those of the body ("chatcmpl-ID") and of tool calls are made
+                        of it */
+    int64_t created; /* seconds since 1970 */
+    bool failed;
+} mx_api_writer;
+
+void mx_api_put(mx_api_writer *w, const char *text);
+void mx_api_put_string(mx_api_writer *w, const void *text, size_t size); /* with quotes; text NULL: "" */
+#define mx_api_putf(w, ...) ((w)->failed |= !mx_bytes_addf((w)->out, __VA_ARGS__))
+
+/* "call_ID_ANSWER_INDEX": of the call with this index in the answer's turn. */
+void mx_api_call_id(const mx_api_writer *w, const mx_api_answer *a, int index, char out[static 80]);
+
+void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a); /* behind the prompt's, where that is echoed */
+void mx_api_put_tool_calls(mx_api_writer *w, const mx_api_answer *a);
+/* [{"token", "logprob", "bytes", "top_logprobs": [...]}] of what is content. */
+void mx_api_put_chat_tokens(mx_api_writer *w, const mx_api_tokens *tokens);
+/* The "logprobs" of a choice. `learned`: the answer to the same prompt that has the prompt's. */
+void mx_api_put_logprobs(mx_api_writer *w, const mx_api_answer *a, const mx_api_answer *learned);
+/* "usage":{...}. Prompts count once, however many answers they got; answers count all that were computed. */
+void mx_api_put_usage(mx_api_writer *w, const mx_api_answer *answers);
+/* {"id", "object", "created", "model", "choices", "usage"}; `chosen` of mx_api_choose. */
+void mx_api_put_body(mx_api_writer *w, const mx_api_answer *answers, const mx_api_answer **chosen);
+/* OpenAI's error object, {"message", "type", "param", "code"}. */
+void mx_api_put_problem(mx_api_writer *w, const mx_api_problem *problem);
+
+/* The answers to return: n for each prompt, all in order or the best first. The caller frees the array. NULL: no
+ * memory. */
+const mx_api_answer **mx_api_choose(const mx_api_request *request, const mx_api_answer *answers);
+
+#endif
