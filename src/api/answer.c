@@ -8,7 +8,7 @@ static mx_status no_memory(mx_error *error) {
 }
 
 mx_status mx_api_answer_init(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r,
-                             mx_error *error) {
+                             bool (*piece)(void *answer, const mx_piece *piece), mx_error *error) {
     const mx_turn_options options = {
         .tokenizer = settings->tokenizer,
         .raw = !r->chat,
@@ -16,6 +16,8 @@ mx_status mx_api_answer_init(mx_api_answer *a, const mx_api_settings *settings, 
         .stop = (const char *const *)r->stop,
         .stop_count = r->stop_count,
         .min_tokens = r->min_tokens,
+        .piece = piece,
+        .user = a,
     };
     return mx_turn_create(&options, &a->turn, error);
 }

@@ -35,8 +35,9 @@ typedef struct mx_api_answer {
     struct mx_usage usage;
 } mx_api_answer;
 
+/* `piece`: as mx_turn_options has it, with the answer as its user; NULL: nobody listens. */
 mx_status mx_api_answer_init(mx_api_answer *answer, const mx_api_settings *settings, const mx_api_request *request,
-                             mx_error *error);
+                             bool (*piece)(void *answer, const mx_piece *piece), mx_error *error);
 void mx_api_answer_free(mx_api_answer *answer);
 
 /* What the engine is asked; its pointers are into request, prompt and settings. */

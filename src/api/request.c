@@ -420,6 +420,7 @@ void mx_api_request_free(mx_api_request *r) {
     for (int i = 0; i < r->prompt_count; i++) mx_ids_free(&r->prompts[i]);
     free(r->prompts);
     free(r->bias);
+    mx_rules_free(r->rules);
     for (int i = 0; i < r->stop_count; i++) free(r->stop[i]);
     free(r->stop);
     *r = (mx_api_request){0};

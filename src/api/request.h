@@ -2,6 +2,7 @@
 #define MX_API_REQUEST_H
 
 #include "base/json.h"
+#include "grammar/rules.h"
 #include "turn/conversation.h"
 
 /* What answers depend on, too, and the machine may decide. Every record's id says it, so that a run that goes on
@@ -22,7 +23,8 @@ typedef struct mx_api_settings {
     const char *const *stop;
     int stop_count;
     const mx_ids *stop_tokens;
-    int32_t vocab; /* of the model; 0: not known yet */
+    int32_t vocab;             /* of the model; 0: not known yet */
+    mx_vocabulary *vocabulary; /* for grammars; NULL: none, requests with rules are refused */
     mx_api_setup setup;
 } mx_api_settings;
 
@@ -62,7 +64,8 @@ typedef struct mx_api_request {
     int stop_count;
     int n, best_of; /* answers a prompt that are returned and that are computed */
     bool echo;
-    int logprobs; /* alternatives beside each token; -1: no logprobs at all */
+    int logprobs;    /* alternatives beside each token; -1: no logprobs at all */
+    mx_rules *rules; /* owned; what the answers must be like; NULL: anything */
     mx_api_problem problem;
 } mx_api_request;
 

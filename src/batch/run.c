@@ -252,7 +252,7 @@ static mx_status submit_one(runner *r, mx_batch_job *job, mx_error *error) {
     const mx_api_request *request = &job->request;
     mx_api_answer *a = &job->answers[job->begun];
     *a = (mx_api_answer){.owner = job, .prompt = job->begun / request->best_of, .index = job->begun % request->best_of};
-    mx_status status = mx_api_answer_init(a, r->settings, request, error);
+    mx_status status = mx_api_answer_init(a, r->settings, request, NULL, error);
     if (status) return status;
     mx_request asked = mx_api_answer_request(a, r->settings, request);
     if (asked.deadline > 0) {

@@ -1,0 +1,3 @@
+#include "server/exchange.h"
+
+const mx_endpoint mx_responses_endpoints[] = {{0}};
