@@ -8,6 +8,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "api/chat.h"
 #include "base/log.h"
 #include "grammar/schema.h"
 
@@ -174,31 +175,29 @@ mx_status mx_api_rules_regex(mx_rules *rules, const char *pattern, size_t size, 
 }
 
 /* ---- tools ------------------------------------------------------------------------------------------------------- */
-/* The name as prompts have it, in place: what harmony could not say becomes _. */
-static void sanitise(char *name) {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
-    for (; *name; name++)
-        if (!strchr(allowed, *name)) *name = '_';
+/* The tool of this name, or NULL. */
+static mx_rules_tool *find_tool(const mx_rules *rules, const char *name) {
+    for (int i = 0; i < rules->tool_count; i++)
+        if (!strcmp(rules->tools[i].name, name)) return &rules->tools[i];
+    return NULL;
 }
 
-/* The tool's place, added where it is not there. NULL: no memory. */
+/* The same, added where it is not there. NULL: no memory. */
 static mx_rules_tool *place_of(mx_rules *rules, const char *name) {
-    char *own = strdup(name);
-    if (!own) return NULL;
-    sanitise(own);
-    for (int i = 0; i < rules->tool_count; i++) {
-        if (strcmp(rules->tools[i].name, own) != 0) continue;
-        free(own);
-        return &rules->tools[i];
-    }
+    mx_rules_tool *place = find_tool(rules, name);
+    if (place) return place;
     mx_rules_tool *grown = realloc(rules->tools, ((size_t)rules->tool_count + 1) * sizeof *grown);
-    if (!grown) {
-        free(own);
-        return NULL;
-    }
+    if (!grown) return NULL;
     rules->tools = grown;
-    grown[rules->tool_count] = (mx_rules_tool){.name = own};
-    return &grown[rules->tool_count++];
+    place = &grown[rules->tool_count];
+    *place = (mx_rules_tool){.name = strdup(name)};
+    rules->tool_count += place->name != NULL;
+    return place->name ? place : NULL;
+}
+
+static bool wrong_name(mx_api_problem *problem, const char *param, const char *name) {
+    return mx_api_wrong(problem, param, "invalid_value", "%s: a function's name has 1 to 64 characters, \"%.80s\" not",
+                        param, name);
 }
 
 static mx_status compile_arguments(const mx_json *parameters, const char *param, mx_grammar **out, mx_error *error) {
@@ -214,7 +213,12 @@ static mx_status compile_arguments(const mx_json *parameters, const char *param,
 
 mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *parameters, bool strict,
                             const char *param, mx_api_problem *problem, mx_error *error) {
-    mx_rules_tool *place = place_of(rules, tool);
+    char name[65];
+    if (!mx_api_tool_name(tool, strlen(tool), name)) {
+        wrong_name(problem, param, tool);
+        return MX_OK;
+    }
+    mx_rules_tool *place = place_of(rules, name);
     if (!place) return no_memory(error);
     if (!strict) return MX_OK;
     mx_grammar *grammar = NULL;
@@ -246,12 +250,12 @@ mx_status mx_api_rules_choose(mx_rules *rules, mx_tool_choice choice, const char
         return MX_OK;
     }
     if (choice == MX_TOOLS_NAMED) {
+        char name[65];
         free(rules->named);
-        if (!(rules->named = strdup(named))) return no_memory(error);
-        sanitise(rules->named);
-        bool found = false;
-        for (int i = 0; i < rules->tool_count; i++) found |= !strcmp(rules->tools[i].name, rules->named);
-        if (!found) {
+        rules->named = NULL;
+        const bool good = mx_api_tool_name(named, strlen(named), name);
+        if (good && !(rules->named = strdup(name))) return no_memory(error);
+        if (!good || !find_tool(rules, name)) {
             mx_api_wrong(problem, param, "invalid_value", "%s: no tool is called \"%.80s\"", param, named);
             return MX_OK;
         }
@@ -288,7 +292,8 @@ static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
     char param[80];
     const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
     if (type && type->type == MX_JSON_STRING && !mx_json_is_string(type, "function")) {
-        mx_log(MX_LOG_WARNING, "tools[%d]: of the type \"%.40s\", which is not there; it is left out", index, type->text);
+        mx_log(MX_LOG_WARNING, "tools[%d]: of the type \"%.40s\", which is not there; it is left out", index,
+               type->text);
         return MX_OK;
     }
     if (!function) function = tool; /* as /v1/responses has it, flat */
@@ -339,11 +344,9 @@ static mx_status choose_allowed(const reading *r, const mx_json *choice) {
         mx_rules_tool tool = r->rules->tools[i];
         bool found = false;
         for (const mx_json *v = list->child; v && !found; v = v->next) {
-            char name[128];
+            char name[65];
             const mx_json *given = name_within(v);
-            snprintf(name, sizeof name, "%s", given ? given->text : "");
-            sanitise(name);
-            found = given && !strcmp(name, tool.name);
+            found = given && mx_api_tool_name(given->text, given->size, name) && !strcmp(name, tool.name);
         }
         r->rules->tools[i] = r->rules->tools[kept];
         r->rules->tools[kept] = tool;
