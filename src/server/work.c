@@ -185,13 +185,7 @@ static mx_status submit_one(mx_job *job, mx_api_answer *a, mx_error *error) {
         const double left = asked.deadline - (mx_seconds() - job->work.started);
         asked.deadline = left > 1e-6 ? left : 1e-6;
     }
-    if (r->rules && mx_rules_bind(r->rules) && !asked.constraint.accept)
-        status = mx_rules_constraint(r->rules, settings->tokenizer, s->parts.vocabulary, settings->stop_tokens,
-                                     &asked.constraint, error);
-    if (status) return status;
-    status = mx_submit(s->engine, &asked, &a->handle, error);
-    if (status && asked.constraint.accept && asked.constraint.destroy) asked.constraint.destroy(asked.constraint.user);
-    return status;
+    return mx_submit(s->engine, &asked, &a->handle, error);
 }
 
 /* Where one is refused the others are cancelled. */
@@ -324,7 +318,7 @@ static void end_answer(mx_job *job, mx_api_answer *a) {
     mx_server *s = job->exchange->server;
     const bool whole = mx_turn_get_result(a->turn)->finish != MX_TURN_CANCELLED;
     if (whole && s->parts.replay && mx_turn_parser(a->turn))
-        mx_replay_keep(s->parts.replay, job->work.id, a->index, a->turn);
+        mx_replay_keep(s->parts.replay, job->work.id, a->index, &job->work.request.prompts[a->prompt], a->turn);
     if (job->work.stream && job->form->ended && !job->form->ended(&job->work, a, &job->exchange->out)) fail_memory(job);
 }
 
