@@ -147,27 +147,22 @@ static bool check_stream(mx_api_request *r) {
     return true;
 }
 
-/* Is there anything that the form of answers depends on? */
-static bool wants_rules(const mx_json *fields) {
-    const mx_json *format = field(fields, "response_format"), *choice = field(fields, "tool_choice");
-    const mx_json *tools = field(fields, "tools");
-    if (format && !mx_json_is_string(mx_json_get(format, "type"), "text")) return true;
-    if (choice && !mx_json_is_string(choice, "auto") && !mx_json_is_string(choice, "none")) return true;
-    for (const mx_json *tool = tools && tools->type == MX_JSON_ARRAY ? tools->child : NULL; tool; tool = tool->next) {
-        const mx_json *function = mx_json_get(tool, "function");
-        bool strict = false;
-        if (mx_json_bool(mx_json_get(function ? function : tool, "strict"), &strict) && strict) return true;
-    }
-    return false;
-}
-
-static mx_status read_rules(mx_api_request *r, const mx_json *fields, mx_error *error) {
-    mx_error found;
-    const mx_status status = wants_rules(fields) ? mx_api_read_rules(fields, &r->rules, &r->problem, &found) : MX_OK;
-    if (status != MX_UNSUPPORTED) return status ? mx_fail(error, status, "%s", found.text) : MX_OK;
-    const mx_json *choice = field(fields, "tool_choice");
-    const char *param = choice && !mx_json_is_string(choice, "auto") ? "tool_choice" : "response_format";
-    mx_api_wrong(&r->problem, param, "unsupported_value", "%s: %s", param, found.text);
+/* What the answers must be like. */
+static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
+    const mx_api_settings *settings = reader->settings;
+    const mx_bytes *own = settings->conversation ? mx_conversation_tools(settings->conversation) : NULL;
+    mx_json_document *tools = NULL;
+    mx_status status = MX_OK;
+    if (r->chat && own && own->size && !field(fields, "tools"))
+        status = mx_json_parse("tools", own->data, own->size, &tools, error);
+    if (!status)
+        status =
+            mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
+    mx_json_free(tools);
+    if (status || !r->rules || settings->vocabulary || settings->later) return status;
+    const char *name = r->rules->text ? "response_format" : field(fields, "tool_choice") ? "tool_choice" : "tools";
+    mx_api_wrong(&r->problem, name, "unsupported_value", "%s: grammars are not there with this model's tokenizer",
+                 name);
     return MX_OK;
 }
 
@@ -425,7 +420,7 @@ static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r
 static mx_status read_options(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
     mx_status status = read_bias(r, fields, reader->settings->vocab, error);
     if (!status && !r->problem.http_status) status = read_stop(r, fields, reader->settings, error);
-    if (!status && !r->problem.http_status) status = read_rules(r, fields, error);
+    if (!status && !r->problem.http_status) status = read_rules(reader, r, fields, error);
     if (status || r->problem.http_status) return status;
     if (!read_unsupported(r, fields) || !read_stream(reader, r, fields) || !read_sampling(r, fields) ||
         !read_logprobs(r, fields) || !read_counts(r, fields))

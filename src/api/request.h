@@ -24,7 +24,9 @@ typedef struct mx_api_settings {
     int stop_count;
     const mx_ids *stop_tokens;
     int32_t vocab;             /* of the model; 0: not known yet */
-    mx_vocabulary *vocabulary; /* for grammars; NULL: none, requests with rules are refused */
+    mx_vocabulary *vocabulary; /* for grammars; NULL: none, requests with rules are refused, but for: */
+    mx_vocabulary **later;     /* made here when the first answer needs it, by the one thread that makes answers; the
+                                  caller frees it. NULL: not so */
     mx_api_setup setup;
 } mx_api_settings;
 

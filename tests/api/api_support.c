@@ -7,6 +7,7 @@ mx_conversation *template;
 mx_ids stop_tokens;
 mx_api_settings settings;
 
+static mx_vocabulary *vocabulary; /* nobody needs it here */
 static mx_json_document *documents[256];
 static int document_count;
 
@@ -25,7 +26,8 @@ int api_set_up(void **unused) {
                                  .model = "stories",
                                  .sampling = MX_SAMPLING_DEFAULT,
                                  .stop_tokens = &stop_tokens,
-                                 .vocab = mx_tokenizer_size(stories)};
+                                 .vocab = mx_tokenizer_size(stories),
+                                 .later = &vocabulary};
     return 0;
 }
 
