@@ -212,7 +212,7 @@ static mx_status read_rules(reader *r) {
                                         &r->out->rules, &r->out->problem, r->error);
     mx_json_free(tools);
     const bool no_tools = !r->out->rules;
-    if (ok(r, status)) status = need_objects(r);
+    if (ok(r, status) && r->parts->vocabulary) status = need_objects(r);
     if (ok(r, status)) status = read_format(r);
     if (ok(r, status) && no_tools && r->out->rules) r->out->rules->choice = MX_TOOLS_NONE;
     return status;
