@@ -29,6 +29,7 @@ typedef struct mx_server_options {
     double stop_seconds;             /* of a graceful stop: answers at work may take so long; 0: 30 */
     uint64_t replay_bytes, responses_bytes; /* memory of what may come back; 0: 64 MiB, 64 MiB */
     bool page;                              /* the page at / */
+    const struct mx_endpoint *more;         /* of the program that embeds it, looked at first; NULL: none. Borrowed */
 } mx_server_options;
 
 /* Listens; nothing is answered before mx_server_run. Copies the options; engine and settings stay the caller's and must
@@ -42,5 +43,9 @@ const char *mx_server_address(const mx_server *s);
  * calling thread. */
 mx_status mx_server_run(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error);
 void mx_server_free(mx_server *s); /* NULL allowed */
+
+/* The socket that systemd handed over to this process (LISTEN_PID, LISTEN_FDS), for options.inherited_socket; -1: none.
+ * Later callers, and children, do not see it. */
+mx_status mx_server_inherited(int *fd, mx_error *error);
 
 #endif
