@@ -359,7 +359,8 @@ static const mx_shape *dependent(mx_schema_compiler *c, const mx_json *node, con
         return NULL;
     }
     for (const mx_json *m = list->child; m && s; m = m->next) {
-        const mx_shape *what = schemas ? sub(c, m, negative) : requires(c, node, m, negative);
+        const bool names = !schemas || (m->type == MX_JSON_ARRAY && mx_json_get(node, "dependencies") == list);
+        const mx_shape *what = names ? requires(c, node, m, negative) : sub(c, m, negative);
         const mx_shape *with = mx_shape_and(c, has_member(c, m->key, m->key_size, true), what);
         if (negative)
             s = mx_shape_or(c, s, with);
@@ -442,7 +443,7 @@ static const char *const known[] = {
     "maxProperties", "items", "prefixItems", "minItems", "maxItems", "contains", "minContains", "maxContains",
     "uniqueItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
     "exclusiveMaximum", "multipleOf", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentRequired",
-    "dependentSchemas", "unevaluatedItems", "unevaluatedProperties",
+    "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties",
     /* annotations */
     "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding",
     "contentMediaType", "contentSchema", "discriminator", "externalDocs", "xml"};
@@ -454,6 +455,11 @@ static void check_keywords(mx_schema_compiler *c, const mx_json *node) {
             found = strlen(known[i]) == m->key_size && !memcmp(known[i], m->key, m->key_size);
         if (!found) mx_schema_fail(c, MX_UNSUPPORTED, node, "\"%.60s\" is not supported", m->key);
     }
+    const mx_json *dialect = mx_json_get(node, "$schema");
+    if (dialect && (dialect->type != MX_JSON_STRING || (strncmp(dialect->text, "https://json-schema.org/", 24) != 0 &&
+                                                        strncmp(dialect->text, "http://json-schema.org/", 23) != 0)))
+        mx_schema_fail(c, MX_UNSUPPORTED, node, "\"$schema\": \"%.100s\" is not supported: https://json-schema.org/"
+                       "draft/2020-12/schema is", dialect->type == MX_JSON_STRING ? dialect->text : "");
 }
 
 /* Adds what one keyword says: intersected, or (negative) its opposites united. */
@@ -493,6 +499,7 @@ static void combine_schemas(mx_schema_compiler *c, const mx_json *node, const mx
     if (mx_json_get(node, "if")) combine(c, all, if_then_else(c, node, negative), negative);
     if ((v = mx_json_get(node, "dependentRequired"))) combine(c, all, dependent(c, node, v, false, negative), negative);
     if ((v = mx_json_get(node, "dependentSchemas"))) combine(c, all, dependent(c, node, v, true, negative), negative);
+    if ((v = mx_json_get(node, "dependencies"))) combine(c, all, dependent(c, node, v, true, negative), negative);
 }
 
 static const mx_shape *of_schema(mx_schema_compiler *c, const mx_json *node, bool negative) {

@@ -107,7 +107,7 @@ static const char *base_uri(const struct mx_schema_refs *r, int base) {
     return base < 0 ? "" : r->targets[base].uri;
 }
 
-static const char *const in_objects[] = {"$defs",     "definitions", "properties", "patternProperties", "dependentSchemas"};
+static const char *const in_objects[] = {"$defs",     "definitions", "properties", "patternProperties", "dependentSchemas", "dependencies"};
 static const char *const in_arrays[] = {"allOf", "anyOf", "oneOf", "prefixItems"};
 static const char *const single[] = {"additionalProperties", "propertyNames", "items", "contains", "not", "if", "then",
                                      "else", "unevaluatedItems", "unevaluatedProperties", "contentSchema"};

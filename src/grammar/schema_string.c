@@ -19,9 +19,9 @@
 #define DURATION_TIME "T(" N "H(" N "M(" N "S)?)?|" N "M(" N "S)?|" N "S)"
 #define DURATION                                                                                                       \
     "P(" N "W|(" N "D|" N "M(" N "D)?|" N "Y(" N "M(" N "D)?)?)(" DURATION_TIME ")?|" DURATION_TIME ")"
-/* RFC 1123: at most 253 characters: 4 labels of 62, or 10 of 24. */
+/* RFC 1123: at most 253 characters: one label of 63 and 3 of 62, or 10 of 24. */
 #define LABEL(most) "[A-Za-z0-9]([A-Za-z0-9-]{0," most "}[A-Za-z0-9])?"
-#define HOSTNAME "(" LABEL("60") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
+#define HOSTNAME "(" LABEL("61") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
 #define ATOM "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
 #define EMAIL ATOM "{1,64}(\\." ATOM "{1,20}){0,2}@" HOSTNAME
 #define OCTET "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
