@@ -131,6 +131,8 @@ void mx_matcher_free(mx_matcher *m) {
     free(m->moment);
     free(m->work[0].place);
     free(m->work[1].place);
+    for (uint32_t i = 0; m->level && i < m->v->longest + 3; i++) free(m->level[i].place);
+    free(m->level);
     mx_grammar_free(m->g);
     free(m);
 }
