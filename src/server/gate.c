@@ -11,7 +11,9 @@
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]) {
     unsigned size = MX_KEY_HASH;
-    return EVP_Digest(key, strlen(key), out, &size, EVP_sha256(), NULL) == 1;
+    size_t n = strlen(key);
+    while (n && strchr(" \t", key[n - 1])) n--;
+    return EVP_Digest(key, n, out, &size, EVP_sha256(), NULL) == 1;
 }
 
 /* The key that the client gives: "Authorization: Bearer KEY", or Anthropic's "x-api-key: KEY"; NULL: none. */

@@ -111,6 +111,7 @@ bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_pro
 void mx_gate_add_headers(mx_exchange *x, struct MHD_Connection *connection, struct MHD_Response *response,
                          bool preflight);
 enum { MX_KEY_HASH = 32 };
+/* White space at the end of a key does not count. */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
