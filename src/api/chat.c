@@ -1,5 +1,24 @@
 #include "api/chat.h"
 
+bool mx_api_tool_name(const char *name, size_t size, char out[static 65]) {
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
+    size_t n = 0;
+    for (size_t i = 0; i < size; n++) {
+        if (n == 64) return false;
+        const int length = mx_utf8_length(name + i, size - i);
+        out[n] = name[i] && strchr(allowed, name[i]) ? name[i] : '_';
+        i += length > 0 ? (size_t)length : 1;
+    }
+    out[n] = 0;
+    return n > 0;
+}
+
+mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error) {
+    (void)chat;
+    (void)request;
+    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+}
+
 mx_status mx_api_chat_create(const mx_api_settings *settings, mx_replay *replay, bool dated, mx_api_chat **out,
                              mx_error *error) {
     (void)settings;

@@ -11,10 +11,11 @@ mx_status mx_replay_create(uint64_t bytes, mx_replay **out, mx_error *error);
 void mx_replay_free(mx_replay *r); /* NULL allowed */
 
 /* Keeps the messages of a turn that ended. `id`: mx_exchange_id; `answer`: its index (n > 1), which calls' ids have,
- * too (mx_api_call_id). A failure (no memory) keeps nothing. */
-void mx_replay_keep(mx_replay *r, const char *id, int answer, const mx_turn *turn);
+ * too (mx_api_call_id); `prompt`: what it answers. A failure (no memory) keeps nothing. */
+void mx_replay_keep(mx_replay *r, const char *id, int answer, const mx_ids *prompt, const mx_turn *turn);
 
-/* The day ("2026-11-27") of the conversation that begins with what hashes to `key`: today's where it is a new one. */
-void mx_replay_date(mx_replay *r, uint64_t key, char out[static 11]);
+/* The day ("2026-11-27") on which the conversation began that begins with what hashes to `key`: today where it begins
+ * now, or is not known. */
+void mx_replay_date(mx_replay *r, uint64_t key, bool begins, char out[static 11]);
 
 #endif

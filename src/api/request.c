@@ -415,12 +415,23 @@ mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, s
     return status;
 }
 
+const char *mx_api_client_name(const mx_api_request *r, const char *name) {
+    for (int i = 0; i < r->name_count; i++)
+        if (strcmp(r->names[i].harmony, name) == 0) return r->names[i].client;
+    return name;
+}
+
 void mx_api_request_free(mx_api_request *r) {
     mx_bytes_free(&r->id);
     for (int i = 0; i < r->prompt_count; i++) mx_ids_free(&r->prompts[i]);
     free(r->prompts);
     free(r->bias);
     mx_rules_free(r->rules);
+    for (int i = 0; i < r->name_count; i++) {
+        free(r->names[i].harmony);
+        free(r->names[i].client);
+    }
+    free(r->names);
     for (int i = 0; i < r->stop_count; i++) free(r->stop[i]);
     free(r->stop);
     *r = (mx_api_request){0};

@@ -46,6 +46,11 @@ typedef struct mx_api_problem {
 bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* A function whose name harmony could not say. */
+typedef struct mx_api_name {
+    char *harmony, *client; /* owned */
+} mx_api_name;
+
 typedef struct mx_api_request {
     mx_api_form form;
     mx_bytes id;               /* custom_id or id, as JSON; empty: none */
@@ -66,6 +71,9 @@ typedef struct mx_api_request {
     bool echo;
     int logprobs;    /* alternatives beside each token; -1: no logprobs at all */
     mx_rules *rules; /* owned; what the answers must be like; NULL: anything */
+    bool stream, include_usage; /* of a server: answer in pieces; the last of them with the usage */
+    mx_api_name *names;         /* [name_count], owned: what mx_api_client_name looks up */
+    int name_count;
     mx_api_problem problem;
 } mx_api_request;
 
@@ -91,6 +99,9 @@ mx_status mx_api_read_chat(mx_api_reader *reader, const mx_json *fields, const m
 /* The same with one message of the user. */
 mx_status mx_api_read_user(mx_api_reader *reader, const mx_json *fields, const char *text, size_t size, mx_ids *out,
                            mx_api_problem *problem, mx_error *error);
+
+/* The client's own name of a function that the model calls: every protocol tells calls under it. */
+const char *mx_api_client_name(const mx_api_request *request, const char *name);
 
 /* The seed of the k-th answer to a prompt: of the first the request's own. */
 uint64_t mx_api_seed(const mx_api_request *request, int prompt, int k);

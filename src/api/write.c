@@ -146,24 +146,50 @@ static void put_completion_logprobs(mx_api_writer *w, const mx_api_tokens *promp
 }
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
+/* The object in a JSON string, appended; false: it is none (or memory is out). */
+static bool unwrap(mx_bytes *out, const char *text, size_t size) {
+    mx_json_document *string, *object;
+    if (!size || memchr(" \t\r\n\"", *text, 5) == NULL || mx_json_parse("arguments", text, size, &string, NULL))
+        return false;
+    const mx_json *v = mx_json_root(string);
+    bool found = v->type == MX_JSON_STRING && !mx_json_parse("arguments", v->text, v->size, &object, NULL);
+    if (found) {
+        found = mx_json_root(object)->type == MX_JSON_OBJECT && mx_bytes_add(out, v->text, v->size);
+        mx_json_free(object);
+    }
+    mx_json_free(string);
+    return found;
+}
+
+bool mx_api_add_arguments(mx_bytes *out, const char *arguments, size_t size) {
+    if (size == 0) return mx_bytes_add_string(out, "{}");
+    return unwrap(out, arguments, size) || mx_bytes_add(out, arguments, size);
+}
+
 void mx_api_call_id(const mx_api_writer *w, const mx_api_answer *a, int index, char out[static 80]) {
-    snprintf(out, 80, "call_%.50s_%d_%d", w->id, a->index, index);
+    snprintf(out, 80, "call_%.28s_%d_%d", w->id, a->index, index);
 }
 
 void mx_api_put_tool_calls(mx_api_writer *w, const mx_api_answer *a) {
     const mx_turn_result *r = mx_turn_get_result(a->turn);
+    mx_bytes arguments = {0};
     mx_api_put(w, "[");
     for (int i = 0; i < r->tool_call_count; i++) {
         const mx_tool_call *call = &r->tool_calls[i];
         char id[80];
         mx_api_call_id(w, a, i, id);
         mx_api_putf(w, "%s{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":", i ? "," : "", id);
-        mx_api_put_string(w, call->name, strlen(call->name));
+        const char *name = mx_api_client_name(w->request, call->name);
+        mx_api_put_string(w, name, strlen(name));
         mx_api_put(w, ",\"arguments\":");
-        mx_api_put_string(w, call->arguments.data, call->arguments.size);
+        mx_bytes_clear(&arguments);
+        w->failed |= !(call->incomplete ? mx_bytes_add(&arguments, call->arguments.data, call->arguments.size)
+                                        : mx_api_add_arguments(&arguments, call->arguments.data, call->arguments.size));
+        mx_api_put_string(w, arguments.data, arguments.size);
         mx_api_put(w, call->incomplete ? "},\"incomplete\":true}" : "}}");
     }
     mx_api_put(w, "]");
+    mx_bytes_free(&arguments);
 }
 
 /* Text behind the prompt's, where that is echoed. */

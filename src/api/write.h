@@ -18,7 +18,11 @@ void mx_api_put(mx_api_writer *w, const char *text);
 void mx_api_put_string(mx_api_writer *w, const void *text, size_t size); /* with quotes; text NULL: "" */
 #define mx_api_putf(w, ...) ((w)->failed |= !mx_bytes_addf((w)->out, __VA_ARGS__))
 
-/* "call_ID_ANSWER_INDEX": of the call with this index in the answer's turn. */
+/* The arguments of a call as JSON text for a client, none as {}: what the model wrote, but for an object that it put
+ * into a JSON string. Who streams them holds back what begins with a quotation mark until the call is complete. */
+bool mx_api_add_arguments(mx_bytes *out, const char *arguments, size_t size);
+
+/* "call_ID_ANSWER_INDEX", at most 40 characters: of the call with this index in the answer's turn. */
 void mx_api_call_id(const mx_api_writer *w, const mx_api_answer *a, int index, char out[static 80]);
 
 void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a); /* behind the prompt's, where that is echoed */
