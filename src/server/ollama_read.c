@@ -194,26 +194,14 @@ static mx_status read_format(reader *r) {
     return mx_api_rules_schema(r->out->rules, format, false, "format", r->problem, r->error);
 }
 
-/* As mx_api_chat has names. The caller frees it; NULL: no memory. */
-static char *sanitised(const char *name) {
-    char *s = strdup(name);
-    for (char *c = s; c && *c; c++)
-        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || strchr("_-.", *c)))
-            *c = '_';
-    return s;
-}
-
 /* Arguments are objects in this protocol, so a grammar holds the model to them. */
 static mx_status add_tool_rule(reader *r, const mx_json *tool, int index, const mx_json *any_object) {
     const mx_json *function = field(tool, "function"), *name = field(function ? function : tool, "name");
-    char param[80];
+    char param[80], clean[65];
     if (!name || name->type != MX_JSON_STRING) return MX_OK; /* mx_api_chat_set_tools has said so */
-    char *clean = sanitised(name->text);
-    if (!clean) return no_memory(r->error);
+    if (!mx_api_tool_name(name->text, name->size, clean)) return MX_OK;
     snprintf(param, sizeof param, "tools[%d]", index);
-    mx_status status = mx_api_rules_tool(r->out->rules, clean, any_object, true, param, r->problem, r->error);
-    free(clean);
-    return status;
+    return mx_api_rules_tool(r->out->rules, clean, any_object, true, param, r->problem, r->error);
 }
 
 static mx_status add_tool_rules(reader *r, const mx_json *tools) {
@@ -266,7 +254,7 @@ static mx_status wrong(reader *r, int index, const char *member, const char *wha
     return MX_OK;
 }
 
-/* A call that an earlier message made: its arguments are JSON text of ours. */
+/* The calls of a message: their arguments are JSON text of ours. */
 typedef struct called {
     mx_api_call *call; /* [count]; strings within the body */
     mx_bytes *arguments;
@@ -277,7 +265,6 @@ static void free_called(called *c) {
     for (int i = 0; c->arguments && i < c->count; i++) mx_bytes_free(&c->arguments[i]);
     free(c->arguments);
     free(c->call);
-    *c = (called){0};
 }
 
 static mx_status read_call(reader *r, int index, const mx_json *v, mx_api_call *call, mx_bytes *text) {
@@ -295,7 +282,6 @@ static mx_status read_call(reader *r, int index, const mx_json *v, mx_api_call *
 }
 
 static mx_status read_calls(reader *r, int index, const mx_json *calls, called *out) {
-    free_called(out);
     if (!calls) return MX_OK;
     if (calls->type != MX_JSON_ARRAY) return wrong(r, index, "tool_calls", "expected an array");
     out->call = calloc(calls->count + 1u, sizeof *out->call);
@@ -309,46 +295,39 @@ static mx_status read_calls(reader *r, int index, const mx_json *calls, called *
     return status;
 }
 
-static mx_status add_assistant(reader *r, int index, const mx_json *m, const mx_json *content, called *last) {
+static mx_status add_assistant(reader *r, int index, const mx_json *m, const mx_json *content) {
     const mx_json *thinking = field(m, "thinking");
-    mx_status status = read_calls(r, index, field(m, "tool_calls"), last);
-    if (!ok(r, status)) return status;
+    called calls = {0};
     if (thinking && thinking->type != MX_JSON_STRING) return wrong(r, index, "thinking", "expected a string");
+    mx_status status = read_calls(r, index, field(m, "tool_calls"), &calls);
     const mx_api_said said = {
         .thinking = thinking ? thinking->text : "",
         .thinking_size = thinking ? thinking->size : 0,
         .text = content ? content->text : "",
         .text_size = content ? content->size : 0,
-        /* Ollama's answers always have a content. */
-        .has_text = content && (content->size || !last->count),
-        .calls = last->call,
-        .call_count = last->count,
+        .has_text = content && (content->size || !calls.count), /* Ollama's answers always have a content */
+        .calls = calls.call,
+        .call_count = calls.count,
     };
-    return mx_api_chat_add_said(r->chat, &said, r->error);
+    if (ok(r, status)) status = mx_api_chat_add_said(r->chat, &said, r->error);
+    free_called(&calls);
+    return status;
 }
 
 /* A result names its tool, or its call, or is of the call whose turn it is. */
-static mx_status add_result(reader *r, int index, const mx_json *m, const mx_json *content, const called *last,
-                            int answered) {
+static mx_status add_result(reader *r, int index, const mx_json *m, const mx_json *content) {
     const mx_json *tool = field(m, "tool_name"), *id = field(m, "tool_call_id");
     if (!tool) tool = field(m, "name");
     if ((tool && (tool->type != MX_JSON_STRING || strlen(tool->text) != tool->size)) ||
         (id && (id->type != MX_JSON_STRING || strlen(id->text) != id->size)))
-        return wrong(r, index, "", "expected \"tool_name\" to be a string");
-    const char *name = tool && tool->size ? tool->text : NULL, *call = id && id->size ? id->text : NULL;
-    if (!name && !call && answered < last->count) {
-        name = last->call[answered].name;
-        call = last->call[answered].id;
-    }
-    if (!name && !call) return wrong(r, index, "tool_name", "missing, and no call before is without a result");
-    return mx_api_chat_add_result(r->chat, call, name, content ? content->text : "", content ? content->size : 0,
-                                  r->error);
+        return wrong(r, index, "", "expected \"tool_name\" and \"tool_call_id\" to be strings");
+    return mx_api_chat_add_result(r->chat, is_empty(id) ? NULL : id->text, is_empty(tool) ? NULL : tool->text,
+                                  content ? content->text : "", content ? content->size : 0, r->error);
 }
 
 static mx_status read_messages(reader *r, const mx_json *messages) {
-    called last = {0};
     mx_status status = MX_OK;
-    int index = 0, answered = 0;
+    int index = 0;
     for (const mx_json *m = messages->child; m && ok(r, status); m = m->next, index++) {
         const mx_json *role = field(m, "role"), *content = field(m, "content");
         const char *text = content ? content->text : "";
@@ -364,15 +343,13 @@ static mx_status read_messages(reader *r, const mx_json *messages) {
         else if (mx_json_is_string(role, "user"))
             status = mx_api_chat_add_user(r->chat, text, size, r->error);
         else if (mx_json_is_string(role, "assistant"))
-            status = add_assistant(r, index, m, content, &last);
+            status = add_assistant(r, index, m, content);
         else if (mx_json_is_string(role, "tool"))
-            status = add_result(r, index, m, content, &last, answered);
+            status = add_result(r, index, m, content);
         else
             status = wrong(r, index, "role", "expected \"system\", \"user\", \"assistant\" or \"tool\"");
-        answered = mx_json_is_string(role, "tool") ? answered + 1 : 0;
         status = blame(r, status, param);
     }
-    free_called(&last);
     return status;
 }
 
@@ -398,9 +375,6 @@ static mx_status begin(reader *r, const char *id, bool chat) {
                                .n = 1,
                                .best_of = 1,
                                .logprobs = -1};
-    r->out->prompts = calloc(1, sizeof *r->out->prompts);
-    if (!r->out->prompts) return no_memory(r->error);
-    r->out->prompt_count = 1;
     if (!check_model(r) || !read_logprobs(r)) return MX_OK;
     return read_options(r, id);
 }
@@ -413,7 +387,7 @@ static mx_status read_chat(reader *r, mx_ollama_answer *answer, mx_status (*add)
     if (ok(r, status)) status = read_tools(r);
     if (ok(r, status)) status = add(r);
     if (ok(r, status)) status = read_format(r);
-    if (ok(r, status)) status = blame(r, mx_api_chat_prompt(r->chat, r->out->prompts, r->error), NULL);
+    if (ok(r, status)) status = blame(r, mx_api_chat_finish(r->chat, r->out, r->error), NULL);
     mx_api_chat_free(r->chat);
     r->chat = NULL;
     return status;
@@ -483,6 +457,9 @@ mx_status mx_ollama_read_generate(const mx_server_parts *parts, const char *id, 
     if (*load) return MX_OK;
     if (!raw) return read_chat(&r, answer, add_prompt);
     out->chat = false;
+    out->prompts = calloc(1, sizeof *out->prompts);
+    if (!out->prompts) return no_memory(error);
+    out->prompt_count = 1;
     status = read_format(&r);
     return ok(&r, status) ? mx_encode_special(parts->tokenizer, prompt->text, prompt->size, out->prompts, error)
                           : status;

@@ -38,8 +38,10 @@ void mx_ollama_put_head(mx_api_writer *w) {
  * grammar holds it to it, is kept as {"arguments": "text"}. */
 static void put_arguments(mx_api_writer *w, const char *text, size_t size) {
     mx_json_document *document = NULL;
+    mx_bytes plain = {0};
     mx_error wrong;
-    if (!mx_json_parse("arguments", text ? text : "", size, &document, &wrong) &&
+    w->failed |= !mx_api_add_arguments(&plain, text, size);
+    if (!w->failed && !mx_json_parse("arguments", plain.data, plain.size, &document, &wrong) &&
         mx_json_root(document)->type == MX_JSON_OBJECT) {
         w->failed |= !mx_json_write(w->out, mx_json_root(document));
     } else {
@@ -48,11 +50,13 @@ static void put_arguments(mx_api_writer *w, const char *text, size_t size) {
         mx_api_put(w, "}");
     }
     mx_json_free(document);
+    mx_bytes_free(&plain);
 }
 
 static void put_call(mx_api_writer *w, const mx_api_answer *a, int index, const char *name, const mx_bytes *arguments) {
     char id[80];
     mx_api_call_id(w, a, index, id);
+    name = mx_api_client_name(w->request, name);
     mx_api_putf(w, "{\"id\":\"%s\",\"function\":{\"index\":%d,\"name\":", id, index);
     mx_api_put_string(w, name, strlen(name));
     mx_api_put(w, ",\"arguments\":");
