@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/rules.h"
+
 /* Limits of one line. OpenAI has 128, 20 and 2,048 for the first three. */
 enum { MOST_ANSWERS = 128, MOST_ALTERNATIVES = MX_TOP_LOGPROBS, MOST_PROMPTS = 2048, MOST_SAMPLES = 4096 };
 
@@ -118,19 +120,24 @@ static bool read_bool(mx_api_request *r, const mx_json *fields, const char *name
 
 /* What changes the answer and is not there must not be passed over. */
 static bool read_unsupported(mx_api_request *r, const mx_json *fields) {
-    const mx_json *format = field(fields, "response_format"), *choice = field(fields, "tool_choice");
     bool stream = false;
-    if (format && !mx_json_is_string(mx_json_get(format, "type"), "text"))
-        return mx_api_wrong(&r->problem, "response_format", "unsupported_value",
-                            "response_format: only {\"type\": \"text\"} is supported");
-    if (choice && !mx_json_is_string(choice, "auto") && !mx_json_is_string(choice, "none"))
-        return mx_api_wrong(&r->problem, "tool_choice", "unsupported_value",
-                            "tool_choice: only \"auto\" and \"none\" are supported");
     if (!r->chat && field(fields, "suffix"))
         return mx_api_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
     if (!read_bool(r, fields, "stream", &stream)) return false;
     if (stream) return mx_api_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
     return true;
+}
+
+/* What the answers must be like. */
+static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
+    const mx_api_settings *settings = reader->settings;
+    const mx_json *tools = reader->tools ? mx_json_root(reader->tools) : NULL;
+    mx_status status = mx_api_read_rules_with(fields, tools, r->chat, &r->rules, &r->problem, error);
+    if (status || !r->rules || settings->vocabulary || settings->later) return status;
+    const char *name = r->rules->text ? "response_format" : field(fields, "tool_choice") ? "tool_choice" : "tools";
+    mx_api_wrong(&r->problem, name, "unsupported_value", "%s: grammars are not there with this model's tokenizer",
+                 name);
+    return MX_OK;
 }
 
 static bool read_sampling(mx_api_request *r, const mx_json *fields) {
@@ -380,6 +387,8 @@ static mx_status read_fields(mx_api_reader *reader, mx_api_request *r, const mx_
     status = read_what_to_say(reader, r, fields, error);
     if (!status && !r->problem.http_status) status = read_bias(r, fields, reader->settings->vocab, error);
     if (!status && !r->problem.http_status) status = read_stop(r, fields, reader->settings, error);
+    if (status || r->problem.http_status) return status;
+    status = read_rules(reader, r, fields, error);
     if (status || r->problem.http_status) return status;
     if (!read_unsupported(r, fields) || !read_sampling(r, fields) || !read_logprobs(r, fields) ||
         !read_counts(r, fields))

@@ -24,7 +24,9 @@ typedef struct mx_api_settings {
     int stop_count;
     const mx_ids *stop_tokens;
     int32_t vocab;             /* of the model; 0: not known yet */
-    mx_vocabulary *vocabulary; /* for grammars; NULL: none, requests with rules are refused */
+    mx_vocabulary *vocabulary; /* for grammars; NULL: none, requests with rules are refused, but for: */
+    mx_vocabulary **later;     /* made here when the first answer needs it, by the one thread that makes answers; the
+                                  caller frees it. NULL: not so */
     mx_api_setup setup;
 } mx_api_settings;
 
@@ -69,8 +71,8 @@ typedef struct mx_api_request {
     int stop_count;
     int n, best_of; /* answers a prompt that are returned and that are computed */
     bool echo;
-    int logprobs;    /* alternatives beside each token; -1: no logprobs at all */
-    mx_rules *rules; /* owned; what the answers must be like; NULL: anything */
+    int logprobs;               /* alternatives beside each token; -1: no logprobs at all */
+    mx_rules *rules;            /* owned; what the answers must be like; NULL: anything */
     bool stream, include_usage; /* of a server: answer in pieces; the last of them with the usage */
     mx_api_name *names;         /* [name_count], owned: what mx_api_client_name looks up */
     int name_count;

@@ -438,6 +438,7 @@ bool mx_session_open(const mx_command *command, bool raw, mx_session *out, int *
 void mx_session_close(mx_session *s) {
     mx_engine_destroy(s->engine);
     mx_model_close(s->model);
+    mx_vocabulary_free(s->vocabulary);
     mx_tokenizer_close(s->tokenizer);
     mx_conversation_free(s->conversation);
     mx_ids_free(&s->stop_tokens);
