@@ -67,6 +67,23 @@ static mx_status encode_text(const mx_server_parts *parts, const mx_json *body, 
     return (add_special ? mx_encode_special : mx_encode)(parts->tokenizer, text->text, text->size, ids, error);
 }
 
+/* The prompt that /v1/chat/completions would make of it. */
+static mx_status encode_chat(const mx_server_parts *parts, const mx_json *body, mx_ids *ids, mx_api_problem *problem,
+                             mx_error *error) {
+    const mx_api_reader reader = {
+        .settings = &parts->settings, .replay = parts->replay, .dated = parts->dates, .streams = true};
+    mx_api_request request;
+    mx_status status = mx_api_read_body(&reader, true, 0, body, &request, error);
+    if (!status && request.problem.http_status) {
+        *problem = request.problem;
+    } else if (!status) {
+        *ids = request.prompts[0];
+        request.prompts[0] = (mx_ids){0};
+    }
+    mx_api_request_free(&request);
+    return status;
+}
+
 static void tokenize(mx_exchange *x) {
     const mx_server_parts *parts = mx_exchange_parts(x);
     const mx_json *body = mx_exchange_json(x);
@@ -76,7 +93,7 @@ static void tokenize(mx_exchange *x) {
     mx_error error = {0};
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out};
-    mx_status status = encode_text(parts, body, &ids, &problem, &error);
+    mx_status status = (field(body, "messages") ? encode_chat : encode_text)(parts, body, &ids, &problem, &error);
     if (status || problem.http_status) {
         mx_ids_free(&ids);
         if (status)

@@ -50,7 +50,7 @@ class Server:
     def __init__(self, *arguments, model='stories', unix=None):
         self.port = None if unix else free_port()
         self.unix = unix
-        where = ['--unix-socket', unix] if unix else ['--port', str(self.port)]
+        where = ['--unix', unix] if unix else ['--port', str(self.port)]
         self.command = [BINARY, 'serve', '-m', model, *where, *arguments]
         self.url = f'http://127.0.0.1:{self.port}'
 
