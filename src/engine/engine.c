@@ -107,6 +107,7 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
     e->parts.boundary = NULL; /* the KV pages have a copy */
     e->parts.info.context = parts->plan.context;
     e->parts.info.vocab = parts->config->vocab;
+    e->parts.info.max_running = parts->max_running;
     e->parts.info.kv_bytes = (uint64_t)(parts->plan.pages * parts->backend->ops->page_bytes(parts->backend));
     *out = e;
     return MX_OK;

@@ -196,6 +196,7 @@ typedef struct mx_engine_info {
     char device[128];    /* the GPU's name; "": the CPU */
     char precision[120]; /* in force, as mx_engine_options has it */
     mx_kv_type kv_type;
+    int max_running; /* requests that run at once at most */
 } mx_engine_info;
 mx_engine_info mx_engine_get_info(mx_engine *engine);
 

@@ -43,4 +43,8 @@ const char *mx_server_address(const mx_server *s);
 mx_status mx_server_run(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error);
 void mx_server_free(mx_server *s); /* NULL allowed */
 
+/* The socket that systemd handed over to this process (LISTEN_PID, LISTEN_FDS), for options.inherited_socket; -1: none.
+ * Later callers, and children, do not see it. */
+mx_status mx_server_inherited(int *fd, mx_error *error);
+
 #endif
