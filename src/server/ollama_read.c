@@ -36,7 +36,8 @@ static mx_status blame(reader *r, mx_status status, const char *param) {
     if (!theirs) return status;
     char text[sizeof r->error->text];
     snprintf(text, sizeof text, "%s", r->error->text);
-    mx_api_wrong(r->problem, param, "invalid_value", "%s", text);
+    const bool named = !param || strncmp(text, param, strlen(param)) == 0;
+    mx_api_wrong(r->problem, param, "invalid_value", "%s%s%s", named ? "" : param, named ? "" : ": ", text);
     return MX_OK;
 }
 

@@ -324,7 +324,7 @@ static void end_answer(mx_job *job, mx_api_answer *a) {
     mx_server *s = job->exchange->server;
     const bool whole = mx_turn_get_result(a->turn)->finish != MX_TURN_CANCELLED;
     if (whole && s->parts.replay && mx_turn_parser(a->turn))
-        mx_replay_keep(s->parts.replay, job->work.id, a->index, a->turn);
+        mx_replay_keep(s->parts.replay, job->work.id, a->index, &job->work.request.prompts[a->prompt], a->turn);
     if (job->work.stream && job->form->ended && !job->form->ended(&job->work, a, &job->exchange->out)) fail_memory(job);
 }
 

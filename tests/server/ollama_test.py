@@ -170,7 +170,7 @@ class Models(unittest.TestCase):
             self.assertEqual(model['name'], 'stories')
             self.assertRegex(model['digest'], '^[0-9a-f]{64}$')
             self.assertEqual(model['details']['quantization_level'], 'MXFP4')
-            self.assertEqual(model['details']['parameter_size'], '9.7M')
+            self.assertEqual(model['details']['parameter_size'], '9.8M')
             self.assertEqual(model['details']['family'], 'gptoss')
         self.assertGreater(model['context_length'], 1000)
 
