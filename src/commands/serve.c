@@ -53,8 +53,8 @@ static const struct poptOption limit_options[] = {
     {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
      "Connections at once; more have to wait (default 1024)", "N"},
     {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 16M (default 64M)", "SIZE"},
-    {"read-timeout", '\0', STRING, &numbers[READ].text, 0,
-     "Seconds in which a request must be there (default 30)", "S"},
+    {"read-timeout", '\0', STRING, &numbers[READ].text, 0, "Seconds in which a request must be there (default 30)",
+     "S"},
     {"write-timeout", '\0', STRING, &numbers[WRITE].text, 0,
      "Seconds after which a client that takes nothing is cut off (default 30)", "S"},
     {"idle-timeout", '\0', STRING, &numbers[IDLE].text, 0,
@@ -179,8 +179,7 @@ static void catch_signals(void) {
         struct sigaction old, action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
         sigemptyset(&action.sa_mask);
         /* nohup, and shells that start something in the background, want it ignored. */
-        if (sigaction(numbers_[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-            sigaction(numbers_[i], &action, NULL);
+        if (sigaction(numbers_[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(numbers_[i], &action, NULL);
     }
     signal(SIGPIPE, SIG_IGN);
 }
@@ -308,33 +307,32 @@ const mx_command mx_command_serve = {
     .name = "serve",
     .arguments = "-m MODEL [OPTION]...",
     .summary = "Answer over HTTP, as OpenAI, Anthropic and Ollama do",
-    .description =
-        "Loads a model and answers requests over HTTP until Ctrl-C: programs made for\n"
-        "OpenAI's API (base URL http://127.0.0.1:8080/v1), for Anthropic's or for Ollama's\n"
-        "work with it. Without options only this machine can reach it.\n"
-        "\n"
-        "  /v1/chat/completions /v1/completions /v1/responses /v1/models   OpenAI\n"
-        "  /v1/messages                                                    Anthropic\n"
-        "  /api/chat /api/generate /api/tags /api/show /api/version        Ollama\n"
-        "  /v1/tokenize /v1/detokenize /openapi.json\n"
-        "  /health /ready /metrics (Prometheus)\n"
-        "  /                                                               a page to chat\n"
-        "\n"
-        "Elsewhere than on this machine (--host) it wants a key (--api-key-file, or the\n"
-        "variable MXRUN_API_KEY), unless --no-auth says that anybody may ask. Without a key\n"
-        "pages of other sites are kept out: by Host, and by Origin unless --cors allows it.\n"
-        "\n"
-        "Many requests are answered at once; beyond --max-running they wait, beyond --max-queue\n"
-        "they are refused with 429 and Retry-After. Who goes away is not answered any further.\n"
-        "\n"
-        "The first Ctrl-C (SIGINT, SIGTERM) takes no more requests and finishes what is at\n"
-        "work, at most --stop-timeout seconds; the second ends at once. systemd can hand over\n"
-        "the socket (LISTEN_FDS) and is told when the server is ready (NOTIFY_SOCKET).\n"
-        "\n"
-        "Examples:\n"
-        "  $ mxrun serve -m stories\n"
-        "  $ curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\":\n"
-        "    \"user\", \"content\": \"Tell me a story.\"}]}'\n"
-        "  $ MXRUN_API_KEY=$(cat key) mxrun serve -m DIR --host 0.0.0.0 --tls-cert c.pem --tls-key k.pem",
+    .description = "Loads a model and answers requests over HTTP until Ctrl-C: programs made for\n"
+                   "OpenAI's API (base URL http://127.0.0.1:8080/v1), for Anthropic's or for Ollama's\n"
+                   "work with it. Without options only this machine can reach it.\n"
+                   "\n"
+                   "  /v1/chat/completions /v1/completions /v1/responses /v1/models   OpenAI\n"
+                   "  /v1/messages                                                    Anthropic\n"
+                   "  /api/chat /api/generate /api/tags /api/show /api/version        Ollama\n"
+                   "  /v1/tokenize /v1/detokenize /openapi.json\n"
+                   "  /health /ready /metrics (Prometheus)\n"
+                   "  /                                                               a page to chat\n"
+                   "\n"
+                   "Elsewhere than on this machine (--host) it wants a key (--api-key-file, or the\n"
+                   "variable MXRUN_API_KEY), unless --no-auth says that anybody may ask. Without a key\n"
+                   "pages of other sites are kept out: by Host, and by Origin unless --cors allows it.\n"
+                   "\n"
+                   "Many requests are answered at once; beyond --max-running they wait, beyond --max-queue\n"
+                   "they are refused with 429 and Retry-After. Who goes away is not answered any further.\n"
+                   "\n"
+                   "The first Ctrl-C (SIGINT, SIGTERM) takes no more requests and finishes what is at\n"
+                   "work, at most --stop-timeout seconds; the second ends at once. systemd can hand over\n"
+                   "the socket (LISTEN_FDS) and is told when the server is ready (NOTIFY_SOCKET).\n"
+                   "\n"
+                   "Examples:\n"
+                   "  $ mxrun serve -m stories\n"
+                   "  $ curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\":\n"
+                   "    \"user\", \"content\": \"Tell me a story.\"}]}'\n"
+                   "  $ MXRUN_API_KEY=$(cat key) mxrun serve -m DIR --host 0.0.0.0 --tls-cert c.pem --tls-key k.pem",
     .run = run,
 };

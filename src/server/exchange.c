@@ -115,9 +115,9 @@ const mx_json *mx_exchange_json(mx_exchange *x) {
      * what cannot be JSON. */
     const char *type = mx_exchange_header(x, "content-type");
     if (type && begins_with(type, "multipart/")) {
-        mx_exchange_refuse(x, mx_problem_set(&problem, 415, "unsupported_media_type",
-                                             "the body is %.60s: expected JSON (content-type: application/json)",
-                                             type));
+        mx_exchange_refuse(x,
+                           mx_problem_set(&problem, 415, "unsupported_media_type",
+                                          "the body is %.60s: expected JSON (content-type: application/json)", type));
         return NULL;
     }
     if (x->json) return mx_json_root(x->json);
@@ -131,7 +131,8 @@ const mx_json *mx_exchange_json(mx_exchange *x) {
     } else if (status) {
         mx_exchange_refuse(x, mx_problem_set(&problem, 400, "invalid_json", "%s", error.text));
     } else if (mx_json_root(x->json)->type != MX_JSON_OBJECT) {
-        mx_exchange_refuse(x, mx_problem_set(&problem, 400, "invalid_json", "the body is no JSON object: expected one"));
+        mx_exchange_refuse(x,
+                           mx_problem_set(&problem, 400, "invalid_json", "the body is no JSON object: expected one"));
     } else {
         return mx_json_root(x->json);
     }

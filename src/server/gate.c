@@ -78,8 +78,8 @@ static bool check_origin(const mx_server *s, const char *origin, const char *hos
     if (!origin || allowed_origin(s, origin)) return true;
     const char *rest = strstr(origin, "://");
     if (rest && host && strcasecmp(rest + 3, host) == 0) return true; /* our own page */
-    mx_problem_set(problem, 403, "forbidden_origin", "pages of %.200s may not use this server: allow it with --cors %.200s",
-                   origin, origin);
+    mx_problem_set(problem, 403, "forbidden_origin",
+                   "pages of %.200s may not use this server: allow it with --cors %.200s", origin, origin);
     return false;
 }
 

@@ -8,13 +8,13 @@
 #include "server/private.h"
 
 enum {
-    THREADS = 4,              /* that read, call handle() and write; a long prompt holds up no other clients but its
-                                 own thread's */
-    POOL = 32 << 10,          /* of a connection beside its headers */
-    WHOLE = 256 << 10,        /* bodies up to so much are handed over as they are */
-    SMALL_BODY = 1 << 20,     /* of a request that is refused: is read, so that the connection can stay */
+    THREADS = 4,          /* that read, call handle() and write; a long prompt holds up no other clients but its
+                             own thread's */
+    POOL = 32 << 10,      /* of a connection beside its headers */
+    WHOLE = 256 << 10,    /* bodies up to so much are handed over as they are */
+    SMALL_BODY = 1 << 20, /* of a request that is refused: is read, so that the connection can stay */
     BLOCK = 32 << 10,
-    ALL_BODIES = 8,           /* all requests' bodies together: so many of the largest */
+    ALL_BODIES = 8, /* all requests' bodies together: so many of the largest */
 };
 
 /* ---- replies ----------------------------------------------------------------------------------------------------- */
@@ -129,7 +129,8 @@ static void check_head(mx_exchange *x, struct MHD_Connection *connection, const 
     char allow[64];
     const size_t most = x->server->options.header_bytes;
     if (header_size(connection) > most) {
-        refuse(x, mx_problem_set(&problem, 431, "header_too_large", "the request's header is larger than %zu bytes", most));
+        refuse(x, mx_problem_set(&problem, 431, "header_too_large", "the request's header is larger than %zu bytes",
+                                 most));
     } else if (!mx_route(x, method, &problem, allow)) {
         if (*allow) mx_exchange_add_header(x, "Allow", allow);
         refuse(x, &problem);
@@ -193,8 +194,8 @@ static void answer(mx_exchange *x) {
 static void check_answered(mx_exchange *x) {
     mx_api_problem problem;
     if (x->state == MX_STATE_OPEN && !x->job)
-        mx_exchange_set_problem(x, mx_problem_set(&problem, 500, "server_error", "%s %s gave no reply", x->method,
-                                                  x->endpoint->path));
+        mx_exchange_set_problem(
+            x, mx_problem_set(&problem, 500, "server_error", "%s %s gave no reply", x->method, x->endpoint->path));
 }
 
 static enum MHD_Result on_request(void *server, struct MHD_Connection *connection, const char *url, const char *method,

@@ -45,8 +45,7 @@ static bool is_local(int fd) {
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
     if (getsockname(fd, (struct sockaddr *)&bound, &size)) return false;
-    if (bound.ss_family == AF_INET)
-        return ntohl(((struct sockaddr_in *)&bound)->sin_addr.s_addr) >> 24 == 127;
+    if (bound.ss_family == AF_INET) return ntohl(((struct sockaddr_in *)&bound)->sin_addr.s_addr) >> 24 == 127;
     if (bound.ss_family != AF_INET6) return bound.ss_family == AF_UNIX;
     const struct in6_addr *a = &((struct sockaddr_in6 *)&bound)->sin6_addr;
     return IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127);

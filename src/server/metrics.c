@@ -115,8 +115,8 @@ static bool put_histogram(mx_bytes *out, const struct measure *what, histogram *
     bool ok = mx_bytes_addf(out, "# HELP %s %s\n# TYPE %s histogram\n", what->name, what->help, what->name);
     for (int i = 0; i < BOUNDS; i++) {
         sum += get(&h->count[i]);
-        ok = ok && mx_bytes_addf(out, "%s_bucket{le=\"%g\"} %llu\n", what->name, what->bounds[i],
-                                 (unsigned long long)sum);
+        ok = ok &&
+             mx_bytes_addf(out, "%s_bucket{le=\"%g\"} %llu\n", what->name, what->bounds[i], (unsigned long long)sum);
     }
     sum += get(&h->count[BOUNDS]);
     return ok && mx_bytes_addf(out, "%s_bucket{le=\"+Inf\"} %llu\n%s_sum %.9g\n%s_count %llu\n", what->name,

@@ -68,10 +68,10 @@ struct mx_exchange {
     mx_header *headers; /* [header_count], of the reply */
     int header_count;
 
-    pthread_mutex_t lock; /* for all below, and `out` and `job` are the engine's and the connection's */
+    pthread_mutex_t lock;              /* for all below, and `out` and `job` are the engine's and the connection's */
     struct MHD_Connection *connection; /* NULL: the request is over for libmicrohttpd */
     mx_state state;
-    int status; /* HTTP; 0: none yet */
+    int status;       /* HTTP; 0: none yet */
     const char *type; /* content type, a constant or of a form */
     mx_bytes out;     /* what the client gets */
     size_t taken;     /* bytes of it that libmicrohttpd has */
@@ -104,8 +104,6 @@ mx_status mx_http_start(mx_server *s, mx_error *error);
 /* ---- route.c, gate.c --------------------------------------------------------------------------------------------- */
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
 bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]);
-/* The tables, in order; NULL ends them. */
-extern const mx_endpoint *const mx_endpoint_tables[];
 
 /* May this request be answered: keys, Host, Origin. false: `problem` says why not. */
 bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_problem *problem);
@@ -164,9 +162,9 @@ struct mx_server {
     pthread_mutex_t lock;
     mx_slot *slots; /* [slot_count] */
     int slot_count, free_slot;
-    atomic_int connected; /* slots used */
-    atomic_int busy;      /* exchanges whose request is there and whose reply is not gone out */
-    _Atomic size_t bodies; /* bytes of all requests' bodies */
+    atomic_int connected;          /* slots used */
+    atomic_int busy;               /* exchanges whose request is there and whose reply is not gone out */
+    _Atomic size_t bodies;         /* bytes of all requests' bodies */
     atomic_bool stopping, closing; /* closing: nothing waits any more */
 
     pthread_t watcher;
@@ -175,7 +173,7 @@ struct mx_server {
 
     pthread_mutex_t jobs_lock;
     mx_job *jobs;
-    atomic_int at_work; /* answers that the engine has */
+    atomic_int at_work;                  /* answers that the engine has */
     double finish_interval, last_finish; /* seconds between two answers' ends, smoothed; the engine's thread */
     _Atomic double retry_interval;
 };

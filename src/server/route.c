@@ -5,10 +5,11 @@
 #include "server/private.h"
 
 /* Errors of no endpoint have the form of the first that is nearest. */
-const mx_endpoint *const mx_endpoint_tables[] = {
+static const mx_endpoint *const tables[] = {
     mx_openai_endpoints, mx_responses_endpoints, mx_anthropic_endpoints, mx_ollama_endpoints,
-    mx_tool_endpoints,   mx_status_endpoints,    mx_page_endpoints,      NULL,
+    mx_tool_endpoints,   mx_status_endpoints,    mx_page_endpoints,
 };
+enum { TABLES = sizeof tables / sizeof *tables };
 
 /* Is `path` of the endpoint? *variable: what stands for its {…}; NULL: it has none. */
 static bool matches(const mx_endpoint *e, const char *path, const char **variable) {
@@ -51,45 +52,59 @@ static bool set_variable(mx_exchange *x, const mx_endpoint *e, const char *varia
     return x->variable != NULL;
 }
 
-bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]) {
-    const bool page = x->server->options.page;
-    const mx_endpoint *nearest = NULL, *found = NULL;
+typedef struct search {
+    mx_exchange *exchange;
+    const char *wanted; /* method */
+    bool options;
+    char *allow;                /* [64], methods that the path has */
+    const mx_endpoint *nearest; /* the form of its errors is taken where nothing is found */
+    size_t nearness;
+    const mx_endpoint *found;
+    bool failed; /* no memory */
+} search;
+
+/* The first in the tables is taken. */
+static void look(search *s, const mx_endpoint *e) {
+    mx_exchange *x = s->exchange;
     const char *variable;
-    size_t nearness = 0;
+    const size_t near = common(e->path, x->path);
+    if (near > s->nearness && near > 1) s->nearest = e, s->nearness = near;
+    if (!matches(e, x->path, &variable)) return;
+    if (!s->found && (s->options || strcmp(e->method, s->wanted) == 0)) {
+        s->found = e;
+        s->failed = !set_variable(x, e, variable);
+    }
+    add_method(s->allow, e->method);
+    if (strcmp(e->method, "GET") == 0) add_method(s->allow, "HEAD");
+    s->nearest = e;
+    s->nearness = SIZE_MAX;
+}
+
+bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]) {
+    const mx_server_options *o = &x->server->options;
     x->method = known(method);
-    const char *wanted = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
-    const bool options = strcmp(wanted, "OPTIONS") == 0;
+    search s = {.exchange = x,
+                .wanted = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method,
+                .options = strcmp(x->method, "OPTIONS") == 0,
+                .allow = allow};
     *allow = 0;
-    for (const mx_endpoint *const *table = mx_endpoint_tables; *table; table++) {
-        if (*table == mx_page_endpoints && !page) continue;
-        for (const mx_endpoint *e = *table; e->method; e++) {
-            const size_t near = common(e->path, x->path);
-            if (near > nearness && near > 1) nearest = e, nearness = near;
-            if (!matches(e, x->path, &variable)) continue;
-            /* Of "/v1/models" and "/v1/{id}" the first in the tables is taken. */
-            if (!found && (options || strcmp(e->method, wanted) == 0)) {
-                found = e;
-                if (!set_variable(x, e, variable)) {
-                    mx_problem_set(problem, 500, "server_error", "no memory for a request");
-                    return false;
-                }
-            }
-            add_method(allow, e->method);
-            if (strcmp(e->method, "GET") == 0) add_method(allow, "HEAD");
-            nearest = e;
-            nearness = SIZE_MAX;
-        }
+    for (const mx_endpoint *e = o->more; e && e->method; e++) look(&s, e);
+    for (int i = 0; i < TABLES; i++) {
+        if (tables[i] == mx_page_endpoints && !o->page) continue;
+        for (const mx_endpoint *e = tables[i]; e->method; e++) look(&s, e);
     }
     if (*allow) add_method(allow, "OPTIONS");
-    if (found) {
-        if (options) mx_exchange_add_header(x, "Allow", allow);
+    if (s.found && !s.failed) {
+        if (s.options) mx_exchange_add_header(x, "Allow", allow);
         *allow = 0;
         return true;
     }
-    x->endpoint = nearest; /* for the form of the error */
-    if (*allow)
-        mx_problem_set(problem, 405, "method_not_allowed", "%s takes %s, not %s", x->path, allow, method);
+    x->endpoint = s.nearest;
+    if (s.failed)
+        mx_problem_set(problem, 500, "server_error", "no memory for a request");
+    else if (*allow)
+        mx_problem_set(problem, 405, "method_not_allowed", "%.200s takes %s, not %.20s", x->path, allow, method);
     else
-        mx_problem_set(problem, 404, "not_found", "there is no %s %.200s here", method, x->path);
+        mx_problem_set(problem, 404, "not_found", "there is no %.20s %.200s here", method, x->path);
     return false;
 }

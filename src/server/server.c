@@ -15,6 +15,7 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "server/private.h"
+#include "server/responses_store.h"
 
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
 static void set_defaults(mx_server_options *o) {
@@ -84,8 +85,9 @@ static mx_status set_parts(mx_server *s, const mx_api_settings *settings, const 
                                  .model_created = modified(model_path),
                                  .metrics = s->metrics,
                                  .dates = dated};
-    const mx_status status = mx_replay_create(s->options.replay_bytes, &s->parts.replay, error);
-    return status == MX_UNSUPPORTED ? MX_OK : status; /* not built yet */
+    mx_status status = mx_replay_create(s->options.replay_bytes, &s->parts.replay, error);
+    if (status == MX_UNSUPPORTED) status = MX_OK; /* not built yet */
+    return status ? status : mx_response_store_create(s->options.responses_bytes, &s->parts.responses, error);
 }
 
 static mx_status make_slots(mx_server *s, mx_error *error) {
@@ -135,6 +137,7 @@ void mx_server_free(mx_server *s) {
     mx_listen_unlink(s);
     if (s->watch_fd >= 0) close(s->watch_fd);
     if (s->watch_wake >= 0) close(s->watch_wake);
+    mx_response_store_free(s->parts.responses);
     mx_replay_free(s->parts.replay);
     mx_metrics_free(s->metrics);
     mx_bytes_free(&s->certificate);

@@ -29,6 +29,7 @@ typedef struct mx_server_options {
     double stop_seconds;             /* of a graceful stop: answers at work may take so long; 0: 30 */
     uint64_t replay_bytes, responses_bytes; /* memory of what may come back; 0: 64 MiB, 64 MiB */
     bool page;                              /* the page at / */
+    const struct mx_endpoint *more;         /* of the program that embeds it, looked at first; NULL: none. Borrowed */
 } mx_server_options;
 
 /* Listens; nothing is answered before mx_server_run. Copies the options; engine and settings stay the caller's and must

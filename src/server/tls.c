@@ -34,8 +34,9 @@ static mx_status check(const char *certificate, const char *key, const mx_bytes 
         status = mx_fail(error, MX_INVALID_FILE, "%s: no certificate in it (expected PEM, -----BEGIN CERTIFICATE-----)",
                          certificate);
     else if (!k && strstr(key_text->data, "ENCRYPTED"))
-        status = mx_fail(error, MX_UNSUPPORTED, "%s: the private key has a passphrase: expected one without (openssl "
-                                                "pkey -in FILE -out FILE takes it off)",
+        status = mx_fail(error, MX_UNSUPPORTED,
+                         "%s: the private key has a passphrase: expected one without (openssl "
+                         "pkey -in FILE -out FILE takes it off)",
                          key);
     else if (!k)
         status = mx_fail(error, MX_INVALID_FILE, "%s: no private key in it (expected PEM, -----BEGIN PRIVATE KEY-----)",

@@ -21,13 +21,13 @@ struct mx_job {
     mx_work work;
     mx_exchange *exchange; /* a reference */
     const mx_form *form;
-    part *parts;         /* [work.count] */
+    part *parts; /* [work.count] */
     int submitted, ended;
-    bool failed;         /* it has got its error; what the engine still says does not matter */
-    bool touched;        /* something was appended in this round */
+    bool failed;  /* it has got its error; what the engine still says does not matter */
+    bool touched; /* something was appended in this round */
     mx_job *next_touched;
     mx_job *before, *next; /* in server->jobs */
-    held_piece *held;    /* [held_count] */
+    held_piece *held;      /* [held_count] */
     int held_count, held_capacity;
     mx_bytes held_text;
 };
@@ -162,8 +162,8 @@ static bool reserve(mx_server *s, int count, mx_api_problem *problem) {
         return false;
     }
     if (count > most) {
-        mx_api_wrong(problem, NULL, "invalid_value", "the request asks for %d answers, this server makes at most %d at once",
-                     count, most);
+        mx_api_wrong(problem, NULL, "invalid_value",
+                     "the request asks for %d answers, this server makes at most %d at once", count, most);
         return false;
     }
     if (atomic_fetch_add(&s->at_work, count) + count <= most) return true;
@@ -185,13 +185,7 @@ static mx_status submit_one(mx_job *job, mx_api_answer *a, mx_error *error) {
         const double left = asked.deadline - (mx_seconds() - job->work.started);
         asked.deadline = left > 1e-6 ? left : 1e-6;
     }
-    if (r->rules && mx_rules_bind(r->rules) && !asked.constraint.accept)
-        status = mx_rules_constraint(r->rules, settings->tokenizer, s->parts.vocabulary, settings->stop_tokens,
-                                     &asked.constraint, error);
-    if (status) return status;
-    status = mx_submit(s->engine, &asked, &a->handle, error);
-    if (status && asked.constraint.accept && asked.constraint.destroy) asked.constraint.destroy(asked.constraint.user);
-    return status;
+    return mx_submit(s->engine, &asked, &a->handle, error);
 }
 
 /* Where one is refused the others are cancelled. */

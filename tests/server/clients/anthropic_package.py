@@ -1,13 +1,10 @@
 """The `anthropic` package against a server of stories."""
-import pathlib
-import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from serving import WEATHER, Server, skip_without  # noqa: E402
+from serving import WEATHER, Server, skip_without
 
 skip_without('anthropic')
-import anthropic  # noqa: E402
+import anthropic
 
 USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 ASK = [{'role': 'user', 'content': 'What is the weather in Paris?'}]

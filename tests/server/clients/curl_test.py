@@ -1,15 +1,13 @@
 """curl against a server of stories: streams as they come, and a unix socket."""
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from serving import SKIPPED, Server  # noqa: E402
+from serving import SKIPPED, Server
 
 if not shutil.which('curl'):
     print('skipped: no curl')

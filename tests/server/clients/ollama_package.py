@@ -1,15 +1,12 @@
 """The `ollama` package against a server of stories."""
 import asyncio
-import pathlib
-import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from serving import Server, skip_without  # noqa: E402
+from serving import Server, skip_without
 
 skip_without('ollama', 'pydantic')
-import ollama  # noqa: E402
-import pydantic  # noqa: E402
+import ollama
+import pydantic
 
 USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 

@@ -1,15 +1,12 @@
 """The `openai` package against a server of stories."""
 import json
-import pathlib
-import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from serving import WEATHER, Server, skip_without  # noqa: E402
+from serving import WEATHER, Server, skip_without
 
 skip_without('openai', 'pydantic')
-import openai  # noqa: E402
-import pydantic  # noqa: E402
+import openai
+import pydantic
 
 USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 ASK = [{'role': 'user', 'content': 'What is the weather in Paris?'}]

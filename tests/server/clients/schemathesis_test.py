@@ -6,9 +6,9 @@ import unittest
 from serving import Server, skip_without
 
 skip_without('schemathesis', 'hypothesis')
-import hypothesis  # noqa: E402
-import schemathesis  # noqa: E402
-from schemathesis import checks  # noqa: E402
+import hypothesis
+import schemathesis
+from schemathesis import checks
 
 EXAMPLES = int(sys.argv.pop(1)) if len(sys.argv) > 1 and sys.argv[1].isdigit() else 10
 BUDGETS = ('max_tokens', 'max_completion_tokens', 'max_output_tokens')
