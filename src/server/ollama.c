@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/fields.h"
+
 /* {"error": "text"} */
 static bool problem_body(mx_bytes *out, const mx_api_problem *problem) {
     mx_api_writer w = {.out = out};
@@ -35,13 +37,6 @@ static void reply_loaded(mx_exchange *x, const mx_json *body, bool chat) {
     mx_exchange_reply(x, 200, "application/json", &out);
 }
 
-static bool read_stream(const mx_json *body, mx_api_problem *problem, bool *stream) {
-    const mx_json *v = mx_json_get(body, "stream");
-    *stream = true; /* Ollama's default */
-    if (!v || v->type == MX_JSON_NULL || mx_json_bool(v, stream)) return true;
-    return mx_api_wrong(problem, "stream", "invalid_type", "stream: expected true or false");
-}
-
 static void answer(mx_exchange *x, bool chat) {
     const mx_server_parts *parts = mx_exchange_parts(x);
     const mx_json *body = mx_exchange_json(x);
@@ -49,9 +44,10 @@ static void answer(mx_exchange *x, bool chat) {
     mx_ollama_answer *state = calloc(1, sizeof *state);
     mx_api_request request = {0};
     mx_error error = {0};
-    bool stream, load = false;
+    bool stream = true, load = false; /* streams are Ollama's default */
+    const mx_fields fields = {body, "", &request.problem};
     mx_status status = state ? MX_OK : mx_fail(&error, MX_NO_MEMORY, "no memory for an answer");
-    if (!status && read_stream(body, &request.problem, &stream)) {
+    if (!status && mx_read_bool(&fields, "stream", &stream)) {
         state->chat = chat;
         status = (chat ? mx_ollama_read_chat : mx_ollama_read_generate)(parts, mx_exchange_id(x), body, &request, state,
                                                                         &load, &error);

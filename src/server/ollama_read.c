@@ -1,10 +1,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "api/rules.h"
 #include "base/log.h"
+#include "server/fields.h"
 #include "server/ollama.h"
 
 /* Bodies of /api/chat and /api/generate to requests. */
@@ -19,11 +19,6 @@ typedef struct reader {
 
 static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
-}
-
-static const mx_json *field(const mx_json *object, const char *name) {
-    const mx_json *v = mx_json_get(object, name);
-    return v && v->type != MX_JSON_NULL ? v : NULL;
 }
 
 static bool is_empty(const mx_json *v) {
@@ -46,63 +41,22 @@ static bool ok(const reader *r, mx_status status) {
 }
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
-static bool read_number(reader *r, const mx_json *options, const char *name, double low, double high, double *out) {
-    const mx_json *v = field(options, name);
-    char param[80];
-    double value;
-    if (!v) return true;
-    snprintf(param, sizeof param, "options.%s", name);
-    if (!mx_json_double(v, &value))
-        return mx_api_wrong(r->problem, param, "invalid_type", "%s: expected a number from %g to %g", param, low, high);
-    if (value < low || value > high)
-        return mx_api_wrong(r->problem, param, "invalid_value", "%s is %g: expected a number from %g to %g", param,
-                            value, low, high);
-    *out = value;
-    return true;
-}
-
-static bool read_float(reader *r, const mx_json *options, const char *name, double low, double high, float *out) {
-    double value = *out;
-    if (!read_number(r, options, name, low, high, &value)) return false;
-    *out = (float)value;
-    return true;
-}
-
-static bool read_whole(reader *r, const mx_json *options, const char *name, int64_t low, int64_t high, int64_t *out) {
-    const mx_json *v = field(options, name);
-    char param[80];
-    int64_t value;
-    double number;
-    if (!v) return true;
-    snprintf(param, sizeof param, "options.%s", name);
-    if (!mx_json_int64(v, &value)) { /* 20.0, as clients that know no whole numbers write it */
-        if (!mx_json_double(v, &number) || number < -9e15 || number > 9e15 || (double)(int64_t)number != number)
-            return mx_api_wrong(r->problem, param, "invalid_type", "%s: expected a whole number", param);
-        value = (int64_t)number;
-    }
-    if (value < low || value > high)
-        return mx_api_wrong(r->problem, param, "invalid_value", "%s is %lld: expected a whole number from %lld to %lld",
-                            param, (long long)value, (long long)low, (long long)high);
-    *out = value;
-    return true;
-}
-
 /* Ways of sampling that mxrun does not have are refused unless they are switched off. */
-static bool read_unsupported_options(reader *r, const mx_json *options) {
+static bool read_unsupported_options(reader *r, const mx_fields *options) {
     static const struct {
         const char *name;
         double off, also_off;
     } unsupported[] = {{"mirostat", 0, 0}, {"tfs_z", 1, 0}, {"typical_p", 1, 0}};
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++) {
         double value = unsupported[i].off;
-        if (!read_number(r, options, unsupported[i].name, -1e9, 1e9, &value)) return false;
+        if (!mx_read_number(options, unsupported[i].name, -1e9, 1e9, &value)) return false;
         if (value != unsupported[i].off && value != unsupported[i].also_off)
             return mx_api_wrong(r->problem, unsupported[i].name, "unsupported_value",
                                 "options.%s is not supported: leave it out or use top_k, top_p, min_p",
                                 unsupported[i].name);
     }
     int64_t context = 0;
-    if (!read_whole(r, options, "num_ctx", INT32_MIN, INT32_MAX, &context)) return false;
+    if (!mx_read_whole(options, "num_ctx", INT32_MIN, INT32_MAX, &context)) return false;
     if (context > r->parts->info.context)
         mx_log(MX_LOG_WARNING,
                "a client of /api wants num_ctx %lld, the context here is %lld: start the server with more",
@@ -110,85 +64,49 @@ static bool read_unsupported_options(reader *r, const mx_json *options) {
     return true;
 }
 
-static mx_status read_stop(reader *r, const mx_json *options) {
-    const mx_json *stop = field(options, "stop");
-    const mx_api_settings *s = &r->parts->settings;
-    const bool array = stop && stop->type == MX_JSON_ARRAY;
-    const int count = !stop ? s->stop_count : array ? (int)stop->count : 1;
-    r->out->stop = calloc((size_t)count + 1, sizeof *r->out->stop);
-    if (!r->out->stop) return no_memory(r->error);
-    const mx_json *v = array ? stop->child : stop;
-    for (int i = 0; i < count; i++) {
-        if (stop && (v->type != MX_JSON_STRING || !v->size || memchr(v->text, 0, v->size))) {
-            mx_api_wrong(r->problem, "options.stop", "invalid_value",
-                         "options.stop: expected a string or an array of strings that are not empty");
-            return MX_OK;
-        }
-        r->out->stop[i] = strdup(stop ? v->text : s->stop[i]);
-        if (!r->out->stop[i]) return no_memory(r->error);
-        r->out->stop_count = i + 1;
-        if (stop) v = v->next;
-    }
-    return MX_OK;
-}
-
-/* Without a seed every request has another: that of the settings with the request's id. */
-static mx_status read_options(reader *r, const char *id) {
-    enum { BITS = 53 }; /* as many as every reader of JSON keeps */
-    const mx_json *options = field(r->body, "options");
+static mx_status read_options(reader *r) {
+    const mx_fields body = {r->body, "", r->problem};
+    mx_fields options = {NULL, "options.", r->problem};
     mx_sampling *s = &r->out->sampling;
-    int64_t limit = 0, seed = -1, top_k = s->top_k;
-    s->seed = XXH64(id, strlen(id), s->seed) >> (64 - BITS);
-    if (options && options->type != MX_JSON_OBJECT) {
-        mx_api_wrong(r->problem, "options", "invalid_type", "options: expected an object");
+    int64_t limit = 0, seed = -1;
+    int top_k = s->top_k;
+    if (!mx_read_typed(&body, "options", MX_JSON_OBJECT, &options.object)) return MX_OK;
+    if (!mx_read_float(&options, "temperature", 0, 10, &s->temperature) ||
+        !mx_read_float(&options, "top_p", 0, 1, &s->top_p) || !mx_read_float(&options, "min_p", 0, 1, &s->min_p) ||
+        !mx_read_int(&options, "top_k", INT32_MIN, INT32_MAX, &top_k) ||
+        !mx_read_float(&options, "repeat_penalty", 0.01, 10, &s->repetition_penalty) ||
+        !mx_read_float(&options, "presence_penalty", -10, 10, &s->presence_penalty) ||
+        !mx_read_float(&options, "frequency_penalty", -10, 10, &s->frequency_penalty) ||
+        !mx_read_whole(&options, "seed", INT64_MIN, INT64_MAX, &seed) ||
+        !mx_read_whole(&options, "num_predict", INT32_MIN, INT32_MAX, &limit) || !read_unsupported_options(r, &options))
         return MX_OK;
-    }
-    if (!read_float(r, options, "temperature", 0, 10, &s->temperature) ||
-        !read_float(r, options, "top_p", 0, 1, &s->top_p) || !read_float(r, options, "min_p", 0, 1, &s->min_p) ||
-        !read_whole(r, options, "top_k", INT32_MIN, INT32_MAX, &top_k) ||
-        !read_float(r, options, "repeat_penalty", 0.01, 10, &s->repetition_penalty) ||
-        !read_float(r, options, "presence_penalty", -10, 10, &s->presence_penalty) ||
-        !read_float(r, options, "frequency_penalty", -10, 10, &s->frequency_penalty) ||
-        !read_whole(r, options, "seed", INT64_MIN, INT64_MAX, &seed) ||
-        !read_whole(r, options, "num_predict", INT32_MIN, INT32_MAX, &limit) || !read_unsupported_options(r, options))
-        return MX_OK;
-    s->top_k = top_k > 0 ? (int)top_k : 0;
+    s->top_k = top_k > 0 ? top_k : 0;
     if (seed >= 0) s->seed = (uint64_t)seed;   /* Ollama: -1 is any */
     if (limit > 0) r->out->max_tokens = limit; /* -1, -2: until the context is full */
-    return read_stop(r, options);
+    return mx_read_stop_strings(&options, "stop", r->out, r->error);
 }
 
 /* "logprobs": true, "top_logprobs": N */
 static bool read_logprobs(reader *r) {
-    const mx_json *wanted = field(r->body, "logprobs"), *top = field(r->body, "top_logprobs");
-    bool any = false;
-    int64_t count = 0;
-    r->out->logprobs = -1;
-    if (wanted && !mx_json_bool(wanted, &any))
-        return mx_api_wrong(r->problem, "logprobs", "invalid_type", "logprobs: expected true or false");
-    if (top && (!mx_json_int64(top, &count) || count < 0 || count > MX_TOP_LOGPROBS))
-        return mx_api_wrong(r->problem, "top_logprobs", "invalid_value",
-                            "top_logprobs: expected a whole number from 0 to %d", MX_TOP_LOGPROBS);
-    if (any) r->out->logprobs = (int)count;
+    const mx_fields body = {r->body, "", r->problem};
+    bool wanted = false;
+    int count = 0;
+    if (!mx_read_bool(&body, "logprobs", &wanted) || !mx_read_int(&body, "top_logprobs", 0, MX_TOP_LOGPROBS, &count))
+        return false;
+    if (wanted) r->out->logprobs = count;
     return true;
 }
 
 /* ---- format and tools -------------------------------------------------------------------------------------------- */
-static mx_status make_rules(reader *r) {
-    if (r->out->rules) return MX_OK;
-    r->out->rules = mx_rules_create();
-    return r->out->rules ? MX_OK : no_memory(r->error);
-}
-
 /* "json" or a JSON schema */
 static mx_status read_format(reader *r) {
-    const mx_json *format = field(r->body, "format");
+    const mx_json *format = mx_field(r->body, "format");
     if (is_empty(format)) return MX_OK;
     if (format->type != MX_JSON_OBJECT && !mx_json_is_string(format, "json")) {
         mx_api_wrong(r->problem, "format", "invalid_value", "format: expected \"json\" or a JSON schema");
         return MX_OK;
     }
-    mx_status status = make_rules(r);
+    mx_status status = mx_need_rules(r->out, r->error);
     if (status) return status;
     r->out->rules->raw = !r->out->chat;
     if (format->type != MX_JSON_OBJECT) return mx_api_rules_json(r->out->rules, r->error);
@@ -197,7 +115,7 @@ static mx_status read_format(reader *r) {
 
 /* Arguments are objects in this protocol, so a grammar holds the model to them. */
 static mx_status add_tool_rule(reader *r, const mx_json *tool, int index, const mx_json *any_object) {
-    const mx_json *function = field(tool, "function"), *name = field(function ? function : tool, "name");
+    const mx_json *function = mx_field(tool, "function"), *name = mx_field(function ? function : tool, "name");
     char param[80], clean[65];
     if (!name || name->type != MX_JSON_STRING) return MX_OK; /* mx_api_chat_set_tools has said so */
     if (!mx_api_tool_name(name->text, name->size, clean)) return MX_OK;
@@ -209,7 +127,7 @@ static mx_status add_tool_rules(reader *r, const mx_json *tools) {
     static const char text[] = "{\"type\":\"object\",\"additionalProperties\":true}";
     mx_json_document *any_object;
     int index = 0;
-    mx_status status = make_rules(r);
+    mx_status status = mx_need_rules(r->out, r->error);
     if (!status) status = mx_json_parse("arguments", text, sizeof text - 1, &any_object, r->error);
     if (status) return status;
     for (const mx_json *tool = tools->child; tool && ok(r, status); tool = tool->next, index++)
@@ -220,7 +138,7 @@ static mx_status add_tool_rules(reader *r, const mx_json *tools) {
 }
 
 static mx_status read_tools(reader *r) {
-    const mx_json *tools = field(r->body, "tools");
+    const mx_json *tools = mx_field(r->body, "tools");
     if (tools && tools->type != MX_JSON_ARRAY) {
         mx_api_wrong(r->problem, "tools", "invalid_type", "tools: expected an array of functions");
         return MX_OK;
@@ -232,7 +150,7 @@ static mx_status read_tools(reader *r) {
 
 /* true, false, or how much */
 static mx_status read_think(reader *r, mx_ollama_answer *answer) {
-    const mx_json *think = field(r->body, "think");
+    const mx_json *think = mx_field(r->body, "think");
     bool wanted;
     if (is_empty(think)) return MX_OK;
     if (mx_json_bool(think, &wanted)) {
@@ -269,8 +187,8 @@ static void free_called(called *c) {
 }
 
 static mx_status read_call(reader *r, int index, const mx_json *v, mx_api_call *call, mx_bytes *text) {
-    const mx_json *function = field(v, "function"), *name = field(function, "name"), *id = field(v, "id");
-    const mx_json *arguments = field(function, "arguments");
+    const mx_json *function = mx_field(v, "function"), *name = mx_field(function, "name"), *id = mx_field(v, "id");
+    const mx_json *arguments = mx_field(function, "arguments");
     if (!name || name->type != MX_JSON_STRING || !name->size || strlen(name->text) != name->size ||
         (id && (id->type != MX_JSON_STRING || strlen(id->text) != id->size)))
         return wrong(r, index, "tool_calls", "expected [{\"function\": {\"name\": \"...\", \"arguments\": {...}}}]");
@@ -297,10 +215,10 @@ static mx_status read_calls(reader *r, int index, const mx_json *calls, called *
 }
 
 static mx_status add_assistant(reader *r, int index, const mx_json *m, const mx_json *content) {
-    const mx_json *thinking = field(m, "thinking");
+    const mx_json *thinking = mx_field(m, "thinking");
     called calls = {0};
     if (thinking && thinking->type != MX_JSON_STRING) return wrong(r, index, "thinking", "expected a string");
-    mx_status status = read_calls(r, index, field(m, "tool_calls"), &calls);
+    mx_status status = read_calls(r, index, mx_field(m, "tool_calls"), &calls);
     const mx_api_said said = {
         .thinking = thinking ? thinking->text : "",
         .thinking_size = thinking ? thinking->size : 0,
@@ -317,8 +235,8 @@ static mx_status add_assistant(reader *r, int index, const mx_json *m, const mx_
 
 /* A result names its tool, or its call, or is of the call whose turn it is. */
 static mx_status add_result(reader *r, int index, const mx_json *m, const mx_json *content) {
-    const mx_json *tool = field(m, "tool_name"), *id = field(m, "tool_call_id");
-    if (!tool) tool = field(m, "name");
+    const mx_json *tool = mx_field(m, "tool_name"), *id = mx_field(m, "tool_call_id");
+    if (!tool) tool = mx_field(m, "name");
     if ((tool && (tool->type != MX_JSON_STRING || strlen(tool->text) != tool->size)) ||
         (id && (id->type != MX_JSON_STRING || strlen(id->text) != id->size)))
         return wrong(r, index, "", "expected \"tool_name\" and \"tool_call_id\" to be strings");
@@ -330,14 +248,14 @@ static mx_status read_messages(reader *r, const mx_json *messages) {
     mx_status status = MX_OK;
     int index = 0;
     for (const mx_json *m = messages->child; m && ok(r, status); m = m->next, index++) {
-        const mx_json *role = field(m, "role"), *content = field(m, "content");
+        const mx_json *role = mx_field(m, "role"), *content = mx_field(m, "content");
         const char *text = content ? content->text : "";
         const size_t size = content ? content->size : 0;
         char param[80];
         snprintf(param, sizeof param, "messages[%d]", index);
         if (content && content->type != MX_JSON_STRING)
             status = wrong(r, index, "content", "expected a string");
-        else if (!is_empty(field(m, "images")))
+        else if (!is_empty(mx_field(m, "images")))
             status = wrong(r, index, "images", "gpt-oss models read text only");
         else if (mx_json_is_string(role, "system") || mx_json_is_string(role, "developer"))
             status = mx_api_chat_add_instructions(r->chat, text, size, r->error);
@@ -356,7 +274,7 @@ static mx_status read_messages(reader *r, const mx_json *messages) {
 
 /* ---- bodies ------------------------------------------------------------------------------------------------------ */
 static bool check_model(reader *r) {
-    const mx_json *model = field(r->body, "model");
+    const mx_json *model = mx_field(r->body, "model");
     if (!model || model->type != MX_JSON_STRING || !model->size)
         return mx_api_wrong(r->problem, "model", "missing_required_parameter", "model is required");
     if (mx_ollama_is_model(r->parts, model)) return true;
@@ -366,18 +284,10 @@ static bool check_model(reader *r) {
     return false;
 }
 
-static mx_status begin(reader *r, const char *id, bool chat) {
-    const mx_api_settings *s = &r->parts->settings;
-    *r->out = (mx_api_request){.form = MX_FORM_OPENAI,
-                               .chat = chat,
-                               .prompts_field = "prompt",
-                               .sampling = s->sampling,
-                               .max_tokens = s->max_tokens,
-                               .n = 1,
-                               .best_of = 1,
-                               .logprobs = -1};
-    if (!check_model(r) || !read_logprobs(r)) return MX_OK;
-    return read_options(r, id);
+static mx_status begin(reader *r, const char *id) {
+    mx_status status = mx_begin_request(r->parts, id, r->out, r->error);
+    if (status || !check_model(r) || !read_logprobs(r)) return status;
+    return read_options(r);
 }
 
 /* `add` gives the chat its messages. */
@@ -395,14 +305,14 @@ static mx_status read_chat(reader *r, mx_ollama_answer *answer, mx_status (*add)
 }
 
 static mx_status add_messages(reader *r) {
-    return read_messages(r, field(r->body, "messages"));
+    return read_messages(r, mx_field(r->body, "messages"));
 }
 
 mx_status mx_ollama_read_chat(const mx_server_parts *parts, const char *id, const mx_json *body, mx_api_request *out,
                               mx_ollama_answer *answer, bool *load, mx_error *error) {
     reader r = {.parts = parts, .body = body, .out = out, .problem = &out->problem, .error = error};
-    const mx_json *messages = field(body, "messages");
-    mx_status status = begin(&r, id, true);
+    const mx_json *messages = mx_field(body, "messages");
+    mx_status status = begin(&r, id);
     if (!ok(&r, status)) return status;
     if (messages && messages->type != MX_JSON_ARRAY) {
         mx_api_wrong(r.problem, "messages", "invalid_type", "messages: expected an array");
@@ -414,7 +324,7 @@ mx_status mx_ollama_read_chat(const mx_server_parts *parts, const char *id, cons
 }
 
 static mx_status add_prompt(reader *r) {
-    const mx_json *system = field(r->body, "system"), *prompt = field(r->body, "prompt");
+    const mx_json *system = mx_field(r->body, "system"), *prompt = mx_field(r->body, "prompt");
     mx_status status = MX_OK;
     if (!is_empty(system))
         status = blame(r, mx_api_chat_add_instructions(r->chat, system->text, system->size, r->error), "system");
@@ -433,16 +343,16 @@ static bool check_generate(reader *r, bool *raw) {
         {"context", "use /api/chat with the messages so far"},
     };
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
-        if (!is_empty(field(r->body, unsupported[i].name)))
+        if (!is_empty(mx_field(r->body, unsupported[i].name)))
             return mx_api_wrong(r->problem, unsupported[i].name, "unsupported_value", "%s is not supported: %s",
                                 unsupported[i].name, unsupported[i].why);
     static const char *const strings[] = {"prompt", "system"};
     for (size_t i = 0; i < 2; i++) {
-        const mx_json *v = field(r->body, strings[i]);
+        const mx_json *v = mx_field(r->body, strings[i]);
         if (v && v->type != MX_JSON_STRING)
             return mx_api_wrong(r->problem, strings[i], "invalid_type", "%s: expected a string", strings[i]);
     }
-    const mx_json *v = field(r->body, "raw");
+    const mx_json *v = mx_field(r->body, "raw");
     *raw = false;
     return !v || mx_json_bool(v, raw) || mx_api_wrong(r->problem, "raw", "invalid_type", "raw: expected true or false");
 }
@@ -450,9 +360,9 @@ static bool check_generate(reader *r, bool *raw) {
 mx_status mx_ollama_read_generate(const mx_server_parts *parts, const char *id, const mx_json *body,
                                   mx_api_request *out, mx_ollama_answer *answer, bool *load, mx_error *error) {
     reader r = {.parts = parts, .body = body, .out = out, .problem = &out->problem, .error = error};
-    const mx_json *prompt = field(body, "prompt");
+    const mx_json *prompt = mx_field(body, "prompt");
     bool raw;
-    mx_status status = begin(&r, id, true);
+    mx_status status = begin(&r, id);
     if (!ok(&r, status) || !check_generate(&r, &raw)) return status;
     *load = is_empty(prompt);
     if (*load) return MX_OK;

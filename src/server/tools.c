@@ -4,6 +4,7 @@
 #include "api/write.h"
 #include "server/embedded.h"
 #include "server/exchange.h"
+#include "server/fields.h"
 
 /* /v1/tokenize, /v1/detokenize, and the description of all endpoints. */
 
@@ -29,17 +30,12 @@ static void refuse(mx_exchange *x, mx_status status, const mx_error *error, cons
     mx_exchange_refuse(x, &problem);
 }
 
-static const mx_json *field(const mx_json *fields, const char *name) {
-    const mx_json *v = mx_json_get(fields, name);
-    return v && v->type != MX_JSON_NULL ? v : NULL;
-}
-
 /* ---- tokenize ---------------------------------------------------------------------------------------------------- */
 /* The text under any of the names that servers have for it. */
 static const mx_json *find_text(const mx_json *body, const char **name) {
     static const char *const names[] = {"input", "text", "prompt", "content"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const mx_json *v = field(body, names[i]);
+        const mx_json *v = mx_field(body, names[i]);
         *name = names[i];
         if (v) return v;
     }
@@ -50,7 +46,7 @@ static const mx_json *find_text(const mx_json *body, const char **name) {
 static mx_status encode_text(const mx_server_parts *parts, const mx_json *body, mx_ids *ids, mx_api_problem *problem,
                              mx_error *error) {
     const char *name;
-    const mx_json *text = find_text(body, &name), *special = field(body, "add_special");
+    const mx_json *text = find_text(body, &name), *special = mx_field(body, "add_special");
     bool add_special = true;
     if (!text) {
         mx_api_wrong(problem, "input", "missing_required_parameter", "input: missing (or \"messages\")");
@@ -93,7 +89,7 @@ static void tokenize(mx_exchange *x) {
     mx_error error = {0};
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out};
-    mx_status status = (field(body, "messages") ? encode_chat : encode_text)(parts, body, &ids, &problem, &error);
+    mx_status status = (mx_field(body, "messages") ? encode_chat : encode_text)(parts, body, &ids, &problem, &error);
     if (status || problem.http_status) {
         mx_ids_free(&ids);
         if (status)
@@ -127,7 +123,7 @@ static void detokenize(mx_exchange *x) {
     const mx_server_parts *parts = mx_exchange_parts(x);
     const mx_json *body = mx_exchange_json(x);
     if (!body) return;
-    const mx_json *tokens = field(body, "tokens");
+    const mx_json *tokens = mx_field(body, "tokens");
     mx_api_problem problem = {0};
     mx_bytes text = {0}, out = {0};
     mx_api_writer w = {.out = &out};
