@@ -472,13 +472,26 @@ mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *t
     return status;
 }
 
+/* A prompt that leaves no room for an answer is refused in the words that clients look for. */
+static bool check_room(mx_api_request *r, int64_t context) {
+    for (int i = 0; i < r->prompt_count; i++)
+        if (context && r->prompts[i].count >= context)
+            return mx_api_wrong(&r->problem, r->prompts_field, "context_length_exceeded",
+                                "This model's maximum context length is %lld tokens, the answer included, and the "
+                                "prompt has %lld: shorten it, or start the server with a larger context",
+                                (long long)context, (long long)r->prompts[i].count);
+    return true;
+}
+
 mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed, const mx_json *body,
                            mx_api_request *out, mx_error *error) {
     *out = begin(reader->settings, seed);
     out->form = MX_FORM_OPENAI;
     out->chat = chat;
     mx_status status = read_what_to_say(reader, out, body, error);
-    return status || out->problem.http_status ? status : read_options(reader, out, body, error);
+    if (!status && !out->problem.http_status) status = read_options(reader, out, body, error);
+    if (!status && !out->problem.http_status) check_room(out, reader->settings->setup.context);
+    return status;
 }
 
 const char *mx_api_client_name(const mx_api_request *r, const char *name) {

@@ -291,7 +291,7 @@ static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
     char param[80];
     const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
     if (type && !mx_json_is_string(type, "function")) return MX_OK; /* mx_api_chat_set_tools warns of it, once */
-    if (!function) function = tool; /* as /v1/responses has it, flat */
+    if (!function) function = tool;                                 /* as /v1/responses has it, flat */
     const mx_json *name = field(function, "name"), *parameters = field(function, "parameters");
     snprintf(param, sizeof param, "tools[%d].function.name", index);
     if (!is_text(name)) {
