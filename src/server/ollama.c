@@ -1,8 +1,10 @@
 #include "server/ollama.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "server/fields.h"
 
 /* {"error": "text"} */
@@ -14,12 +16,19 @@ static bool problem_body(mx_bytes *out, const mx_api_problem *problem) {
     return !w.failed;
 }
 
-bool mx_ollama_is_model(const mx_server_parts *parts, const mx_json *name) {
+bool mx_ollama_check_model(const mx_server_parts *parts, const mx_json *name, mx_api_problem *problem) {
     static const char latest[] = ":latest";
-    if (!name || name->type != MX_JSON_STRING) return false;
+    static atomic_bool warned;
+    if (!name || name->type != MX_JSON_STRING || !name->size)
+        return mx_api_wrong(problem, "model", "missing_required_parameter", "model is required");
     const size_t size = strlen(parts->model);
-    if (name->size < size || memcmp(name->text, parts->model, size)) return false;
-    return name->size == size || (name->size == size + sizeof latest - 1 && !strcmp(name->text + size, latest));
+    const bool same = name->size >= size && !memcmp(name->text, parts->model, size) &&
+                      (!name->text[size] || !strcmp(name->text + size, latest));
+    if (!same && !atomic_exchange(&warned, true))
+        mx_log(MX_LOG_WARNING,
+               "a client of /api asks for the model \"%.80s\" and is answered by %s (this is said once)", name->text,
+               parts->model);
+    return true;
 }
 
 /* The model is there already: an answer at once, without text. */

@@ -19,8 +19,9 @@ typedef struct mx_ollama_answer {
 
 extern const mx_form mx_ollama_form;
 
-/* Is `name` how clients call the model here? "NAME" and "NAME:latest". */
-bool mx_ollama_is_model(const mx_server_parts *parts, const mx_json *name);
+/* Is there the name of a model? There is one model, and it answers under any, as in OpenAI's endpoints; false: the
+ * problem is told. */
+bool mx_ollama_check_model(const mx_server_parts *parts, const mx_json *name, mx_api_problem *problem);
 
 /* The bodies of the two, as a request; what is wrong with it is in out->problem. `answer` gets its wishes. The caller
  * frees out in any case. *load: the body asks for no answer, only that the model be there; then out is empty. */

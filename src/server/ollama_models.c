@@ -161,12 +161,7 @@ void mx_ollama_show(mx_exchange *x) {
     const mx_json *name = mx_json_get(body, "model");
     if (!name) name = mx_json_get(body, "name"); /* its older name */
     mx_api_problem problem;
-    if (!mx_ollama_is_model(parts, name)) {
-        const bool given = name && name->type == MX_JSON_STRING && name->size;
-        mx_api_wrong(&problem, "model", given ? "model_not_found" : "missing_required_parameter",
-                     given ? "model '%.200s' not found: this server has '%.200s'" : "model is required",
-                     given ? name->text : "", parts->model);
-        problem.http_status = given ? 404 : 400;
+    if (!mx_ollama_check_model(parts, name, &problem)) {
         mx_exchange_refuse(x, &problem);
         return;
     }

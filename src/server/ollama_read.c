@@ -273,20 +273,10 @@ static mx_status read_messages(reader *r, const mx_json *messages) {
 }
 
 /* ---- bodies ------------------------------------------------------------------------------------------------------ */
-static bool check_model(reader *r) {
-    const mx_json *model = mx_field(r->body, "model");
-    if (!model || model->type != MX_JSON_STRING || !model->size)
-        return mx_api_wrong(r->problem, "model", "missing_required_parameter", "model is required");
-    if (mx_ollama_is_model(r->parts, model)) return true;
-    mx_api_wrong(r->problem, "model", "model_not_found", "model '%.200s' not found: this server has '%.200s'",
-                 model->text, r->parts->model);
-    r->problem->http_status = 404;
-    return false;
-}
-
 static mx_status begin(reader *r, const char *id) {
     mx_status status = mx_begin_request(r->parts, id, r->out, r->error);
-    if (status || !check_model(r) || !read_logprobs(r)) return status;
+    if (status || !mx_ollama_check_model(r->parts, mx_field(r->body, "model"), r->problem) || !read_logprobs(r))
+        return status;
     return read_options(r);
 }
 

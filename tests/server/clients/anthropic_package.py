@@ -34,7 +34,8 @@ class Package(unittest.TestCase):
         self.assertGreater(told.usage.output_tokens, 1)
 
     def test_tool_loop(self):
-        first = self.client.messages.create(model='stories', messages=ASK, tools=TOOLS, max_tokens=300, temperature=0)
+        first = self.client.messages.create(model='stories', messages=ASK, tools=TOOLS, max_tokens=300,
+                                            extra_body={'temperature': 0})
         self.assertEqual(first.stop_reason, 'tool_use')
         call, = [block for block in first.content if block.type == 'tool_use']
         self.assertEqual(call.name, 'get_weather')
@@ -43,7 +44,7 @@ class Package(unittest.TestCase):
             {'role': 'assistant', 'content': first.content},
             {'role': 'user', 'content': [{'type': 'tool_result', 'tool_use_id': call.id, 'content': '{"temperature": 21}'}]}]
         second = self.client.messages.create(model='stories', messages=messages, tools=TOOLS, max_tokens=300,
-                                             temperature=0)
+                                             extra_body={'temperature': 0})
         self.assertTrue([block for block in second.content if block.type == 'text'])
 
     def test_count(self):

@@ -72,8 +72,8 @@ class Package(unittest.TestCase):
 
     def test_errors(self):
         with self.assertRaises(ollama.ResponseError) as e:
-            self.client.chat('other', USER)
-        self.assertEqual(e.exception.status_code, 404)
+            self.client.chat('stories', [{'role': 'nobody', 'content': 'x'}])
+        self.assertEqual(e.exception.status_code, 400)
         with self.assertRaises(ollama.ResponseError) as e:
             self.client.embed('stories', 'x')
         self.assertEqual(e.exception.status_code, 501)
