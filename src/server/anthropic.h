@@ -30,7 +30,7 @@ mx_status mx_anthropic_read(const mx_server_parts *parts, const char *id, const 
 /* Adds body's "system" and "messages" to a chat. */
 mx_status mx_anthropic_add_messages(const mx_json *body, mx_api_chat *chat, mx_api_problem *problem, mx_error *error);
 
-/* {"type": "error", "error": {"type", "message"}} */
+/* {"type": "error", "error": {"type", "message"}, "request_id"} */
 bool mx_anthropic_problem(mx_bytes *out, const mx_api_problem *problem);
 
 /* What thinking is signed with: tells whose answer it was when it comes back. */

@@ -2,7 +2,6 @@
 #include <string.h>
 
 #include "api/rules.h"
-#include "base/log.h"
 #include "server/anthropic.h"
 #include "server/fields.h"
 
@@ -13,9 +12,8 @@ typedef struct reader {
     mx_api_request *out;
     mx_anthropic_state *state;
     mx_error *error;
-    const char *effort;          /* NULL: as the server has it */
-    const mx_json *tools;        /* as the client has them; NULL: none */
-    mx_json_document *functions; /* those of them that are functions, as mx_api_chat_set_tools wants them */
+    const char *effort;       /* NULL: as the server has it */
+    mx_json_document *fields; /* tools, their choice and the effort in OpenAI's form */
 } reader;
 
 static mx_fields fields_of(const reader *r, const mx_json *object, const char *prefix) {
@@ -24,10 +22,6 @@ static mx_fields fields_of(const reader *r, const mx_json *object, const char *p
 
 static bool ok(const reader *r, mx_status status) {
     return !status && !r->out->problem.http_status;
-}
-
-static mx_status blame(const reader *r, mx_status status, const mx_error *found, const char *param) {
-    return mx_blame(status, found, param, &r->out->problem, r->error);
 }
 
 /* ---- plain fields ------------------------------------------------------------------------------------------------ */
@@ -95,15 +89,10 @@ static bool read_effort(reader *r) {
 }
 
 /* ---- tools ------------------------------------------------------------------------------------------------------- */
-static bool is_function(const mx_json *tool) {
-    const mx_json *type = mx_field(tool, "type");
-    return !type || mx_json_is_string(type, "custom");
-}
-
-/* {"type": "function", "name", "description", "parameters"} */
+/* {"type": "function", "name", "description", "parameters", "strict"} */
 static bool write_function(mx_bytes *out, const mx_json *tool) {
     static const char *const members[][2] = {
-        {"name", "name"}, {"description", "description"}, {"input_schema", "parameters"}};
+        {"name", "name"}, {"description", "description"}, {"input_schema", "parameters"}, {"strict", "strict"}};
     bool fits = mx_bytes_add_string(out, "{\"type\":\"function\"");
     for (size_t i = 0; i < sizeof members / sizeof *members && fits; i++) {
         const mx_json *v = mx_field(tool, members[i][0]);
@@ -112,96 +101,75 @@ static bool write_function(mx_bytes *out, const mx_json *tool) {
     return fits && mx_bytes_add_string(out, "}");
 }
 
-/* Tools that the server would run itself (web search ...) are left out with a warning. */
-static mx_status read_functions(reader *r) {
-    mx_bytes text = {0};
-    bool fits = mx_bytes_add_string(&text, "["), any = false;
-    for (const mx_json *tool = r->tools->child; tool && fits; tool = tool->next) {
+/* Tools that the server would run itself (web search ...) keep their type, for whoever leaves them out. */
+static bool write_tools(mx_bytes *out, const mx_json *tools) {
+    bool fits = mx_bytes_add_string(out, "\"tools\":["), any = false;
+    for (const mx_json *tool = tools->child; tool && fits; tool = tool->next, any = true) {
         const mx_json *type = mx_field(tool, "type");
-        if (!is_function(tool)) {
-            mx_log(MX_LOG_WARNING,
-                   "a client of /v1/messages offers a tool of type \"%.40s\": it is left out, only "
-                   "functions are supported",
-                   type->type == MX_JSON_STRING ? type->text : "?");
-            continue;
-        }
-        fits = (!any || mx_bytes_add_string(&text, ",")) && write_function(&text, tool);
-        any = true;
+        const bool function = !type || mx_json_is_string(type, "custom");
+        fits = (!any || mx_bytes_add_string(out, ",")) &&
+               (function ? write_function(out, tool) : mx_json_write(out, tool));
     }
-    fits = fits && mx_bytes_add_string(&text, "]");
-    mx_status status = fits ? mx_json_parse("tools", text.data, text.size, &r->functions, r->error)
-                            : mx_fail(r->error, MX_NO_MEMORY, "no memory for tools");
+    return fits && mx_bytes_add_string(out, "],");
+}
+
+/* {"type": "auto" | "any" | "tool" | "none", "name", "disable_parallel_tool_use"} */
+static bool write_choice(const reader *r, const mx_json *choice, mx_bytes *out, bool *fits) {
+    static const char *const words[][2] = {{"auto", "auto"}, {"any", "required"}, {"none", "none"}};
+    const mx_fields within = fields_of(r, choice, "tool_choice.");
+    const mx_json *type = mx_field(choice, "type"), *name = mx_field(choice, "name");
+    bool alone = false;
+    if (!mx_read_bool(&within, "disable_parallel_tool_use", &alone)) return false;
+    if (alone) *fits = *fits && mx_bytes_add_string(out, "\"parallel_tool_calls\":false,");
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (mx_json_is_string(type, words[i][0])) {
+            *fits = *fits && mx_bytes_addf(out, "\"tool_choice\":\"%s\",", words[i][1]);
+            return true;
+        }
+    if (!mx_json_is_string(type, "tool"))
+        return mx_api_wrong(within.problem, "tool_choice.type", "invalid_value",
+                            "tool_choice.type: expected \"auto\", \"any\", \"tool\" or \"none\"");
+    if (!name || name->type != MX_JSON_STRING)
+        return mx_api_wrong(within.problem, "tool_choice.name", "invalid_value",
+                            "tool_choice.name: expected the name of a tool");
+    *fits = *fits && mx_bytes_add_string(out, "\"tool_choice\":{\"type\":\"function\",\"name\":") &&
+            mx_json_write(out, name) && mx_bytes_add_string(out, "},");
+    return true;
+}
+
+/* Tools, their choice and the effort as OpenAI's fields, which the rest is made of. */
+static mx_status translate(reader *r) {
+    const mx_fields f = fields_of(r, r->body, "");
+    const mx_json *tools, *choice;
+    mx_bytes text = {0};
+    if (!mx_read_typed(&f, "tools", MX_JSON_ARRAY, &tools) ||
+        !mx_read_typed(&f, "tool_choice", MX_JSON_OBJECT, &choice))
+        return MX_OK;
+    bool fits = mx_bytes_add_string(&text, "{");
+    if (tools) fits = fits && write_tools(&text, tools);
+    const bool good = !choice || write_choice(r, choice, &text, &fits);
+    if (r->effort) fits = fits && mx_bytes_addf(&text, "\"reasoning_effort\":\"%s\",", r->effort);
+    fits = fits && mx_bytes_add_string(&text, "\"stream\":false}");
+    mx_status status = MX_OK;
+    if (good)
+        status = fits ? mx_json_parse("tools", text.data, text.size, &r->fields, r->error)
+                      : mx_fail(r->error, MX_NO_MEMORY, "no memory for tools");
     mx_bytes_free(&text);
     return status;
 }
 
-/* Inputs are objects, so that arguments of every tool are held to that, those of strict ones to their schema. */
-static mx_status add_tool_rule(reader *r, const mx_json *tool, int index, const mx_json *any_object) {
-    char prefix[40], param[80], name[65];
-    snprintf(prefix, sizeof prefix, "tools.%d.", index);
-    const mx_fields f = fields_of(r, tool, prefix);
-    const mx_json *text, *schema;
-    bool strict = false;
-    if (!mx_read_typed(&f, "name", MX_JSON_STRING, &text) ||
-        !mx_read_typed(&f, "input_schema", MX_JSON_OBJECT, &schema) || !mx_read_bool(&f, "strict", &strict))
-        return MX_OK;
-    if (!text || !mx_api_tool_name(text->text, text->size, name)) {
-        snprintf(param, sizeof param, "%sname", prefix);
-        mx_api_wrong(f.problem, param, "invalid_value", "%s: expected a name of 1 to 64 characters", param);
-        return MX_OK;
-    }
-    snprintf(param, sizeof param, "%sinput_schema", prefix);
-    if (strict && schema) return mx_api_rules_tool(r->out->rules, name, schema, true, param, f.problem, r->error);
-    return mx_api_rules_tool(r->out->rules, name, any_object, r->parts->vocabulary != NULL, param, f.problem, r->error);
-}
-
-static mx_status add_tool_rules(reader *r) {
+/* Inputs are objects: the arguments of tools that are not strict are held to that. */
+static mx_status need_objects(reader *r) {
     static const char text[] = "{\"type\":\"object\",\"additionalProperties\":true}";
-    mx_json_document *any_object;
-    int index = 0;
-    mx_status status = mx_json_parse("arguments", text, sizeof text - 1, &any_object, r->error);
-    if (status) return status;
-    for (const mx_json *tool = r->tools ? r->tools->child : NULL; tool && ok(r, status); tool = tool->next, index++)
-        if (is_function(tool)) status = add_tool_rule(r, tool, index, mx_json_root(any_object));
-    mx_json_free(any_object);
+    mx_rules *rules = r->out->rules;
+    mx_json_document *any = NULL;
+    mx_status status = mx_json_parse("arguments", text, sizeof text - 1, &any, r->error);
+    for (int i = 0; rules && i < rules->tool_count && ok(r, status); i++)
+        if (!rules->tools[i].arguments)
+            status = mx_api_rules_tool(rules, rules->tools[i].name, mx_json_root(any), true, "tools", &r->out->problem,
+                                       r->error);
+    mx_json_free(any);
     return status;
-}
-
-/* {"type": "auto" | "any" | "tool" | "none", "name", "disable_parallel_tool_use"} */
-static bool read_choice(reader *r, mx_tool_choice *choice, char named[static 65], bool *parallel) {
-    static const char *const words[] = {"auto", "none", "any", "tool"}; /* as mx_tool_choice */
-    const mx_fields f = fields_of(r, r->body, "");
-    const mx_json *v;
-    bool alone = false;
-    *choice = MX_TOOLS_AUTO;
-    *named = 0;
-    *parallel = true;
-    if (!mx_read_typed(&f, "tool_choice", MX_JSON_OBJECT, &v)) return false;
-    if (!v) return true;
-    const mx_fields within = fields_of(r, v, "tool_choice.");
-    if (!mx_read_bool(&within, "disable_parallel_tool_use", &alone)) return false;
-    *parallel = !alone;
-    const mx_json *type = mx_field(v, "type"), *name = mx_field(v, "name");
-    int i = 0;
-    while (i < 4 && !mx_json_is_string(type, words[i])) i++;
-    if (i == 4)
-        return mx_api_wrong(f.problem, "tool_choice.type", "invalid_value",
-                            "tool_choice.type: expected \"auto\", \"any\", \"tool\" or \"none\"");
-    *choice = (mx_tool_choice)i;
-    if (*choice != MX_TOOLS_NAMED) return true;
-    return (name && name->type == MX_JSON_STRING && mx_api_tool_name(name->text, name->size, named)) ||
-           mx_api_wrong(f.problem, "tool_choice.name", "invalid_value",
-                        "tool_choice.name: expected the name of a tool");
-}
-
-static mx_status read_tools(reader *r, mx_tool_choice choice, const char *named, bool parallel) {
-    if (choice == MX_TOOLS_AUTO && (!r->tools || !r->tools->count)) return MX_OK;
-    mx_status status = mx_need_rules(r->out, r->error);
-    if (status) return status;
-    r->out->rules->parallel = parallel;
-    status = add_tool_rules(r);
-    if (!ok(r, status)) return status;
-    return mx_api_rules_choose(r->out->rules, choice, *named ? named : NULL, "tool_choice", &r->out->problem, r->error);
 }
 
 /* "output_config": {"format": {"type": "json_schema", "schema"}} */
@@ -221,37 +189,42 @@ static mx_status read_format(reader *r) {
 }
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
-static mx_status make_prompt(reader *r, bool no_tools) {
+static mx_status make_prompt(reader *r) {
+    const mx_api_reader api = {.settings = &r->parts->settings, .replay = r->parts->replay, .dated = r->parts->dates};
     mx_api_chat *chat = NULL;
     mx_error found;
-    mx_status status = mx_api_chat_create(&r->parts->settings, r->parts->replay, r->parts->dates, &chat, &found);
-    status = blame(r, status, &found, NULL);
-    if (ok(r, status) && r->effort)
-        status = blame(r, mx_api_chat_set_reasoning(chat, r->effort, &found), &found, "thinking");
-    if (ok(r, status) && r->tools && !no_tools) status = read_functions(r);
-    if (ok(r, status) && (r->functions || no_tools))
-        status =
-            blame(r, mx_api_chat_set_tools(chat, "tools", r->functions ? mx_json_root(r->functions) : NULL, &found),
-                  &found, "tools");
+    mx_status status = mx_api_begin_chat(&api, mx_json_root(r->fields), &chat, &r->out->problem, r->error);
     if (ok(r, status)) status = mx_anthropic_add_messages(r->body, chat, &r->out->problem, r->error);
-    if (ok(r, status)) status = blame(r, mx_api_chat_finish(chat, r->out, &found), &found, "messages");
+    if (ok(r, status))
+        status = mx_blame(mx_api_chat_finish(chat, r->out, &found), &found, "messages", &r->out->problem, r->error);
     mx_api_chat_free(chat);
+    return status;
+}
+
+static mx_status read_rules(reader *r) {
+    const mx_bytes *own = mx_conversation_tools(r->parts->settings.conversation);
+    mx_json_document *tools = NULL;
+    mx_status status = MX_OK;
+    if (own->size && !mx_field(r->body, "tools"))
+        status = mx_json_parse("tools", own->data, own->size, &tools, r->error);
+    if (!status)
+        status = mx_api_read_rules_with(mx_json_root(r->fields), tools ? mx_json_root(tools) : NULL, true,
+                                        &r->out->rules, &r->out->problem, r->error);
+    mx_json_free(tools);
+    const bool no_tools = !r->out->rules;
+    if (ok(r, status) && r->parts->vocabulary) status = need_objects(r);
+    if (ok(r, status)) status = read_format(r);
+    if (ok(r, status) && no_tools && r->out->rules) r->out->rules->choice = MX_TOOLS_NONE;
     return status;
 }
 
 static mx_status read_all(reader *r, bool counted) {
     const mx_fields f = fields_of(r, r->body, "");
-    mx_tool_choice choice;
-    char named[65];
-    bool parallel;
-    if (!read_plain(r, counted) || !read_thinking(r) || !read_effort(r) ||
-        !mx_read_typed(&f, "tools", MX_JSON_ARRAY, &r->tools) || !read_choice(r, &choice, named, &parallel))
-        return MX_OK;
+    if (!read_plain(r, counted) || !read_thinking(r) || !read_effort(r)) return MX_OK;
     mx_status status = mx_read_stop_strings(&f, "stop_sequences", r->out, r->error);
-    if (ok(r, status)) status = make_prompt(r, choice == MX_TOOLS_NONE);
-    if (counted) return status;
-    if (ok(r, status)) status = read_format(r);
-    return ok(r, status) ? read_tools(r, choice, named, parallel) : status;
+    if (ok(r, status)) status = translate(r);
+    if (ok(r, status)) status = make_prompt(r);
+    return ok(r, status) && !counted ? read_rules(r) : status;
 }
 
 mx_status mx_anthropic_read(const mx_server_parts *parts, const char *id, const mx_json *body, bool counted,
@@ -260,6 +233,6 @@ mx_status mx_anthropic_read(const mx_server_parts *parts, const char *id, const 
     mx_status status = mx_begin_request(parts, id, out, error);
     out->prompts_field = "messages";
     if (!status) status = read_all(&r, counted);
-    mx_json_free(r.functions);
+    mx_json_free(r.fields);
     return status;
 }

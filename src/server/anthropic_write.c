@@ -31,7 +31,9 @@ static const char *problem_type(int http_status) {
 bool mx_anthropic_problem(mx_bytes *out, const mx_api_problem *problem) {
     return mx_bytes_addf(out, "{\"type\":\"error\",\"error\":{\"type\":\"%s\",\"message\":",
                          problem_type(problem->http_status)) &&
-           mx_bytes_add_json(out, problem->text, strlen(problem->text)) && mx_bytes_add_string(out, "}}");
+           mx_bytes_add_json(out, problem->text, strlen(problem->text)) && mx_bytes_add_string(out, "}") &&
+           (!problem->request_id || mx_bytes_addf(out, ",\"request_id\":\"req_%s\"", problem->request_id)) &&
+           mx_bytes_add_string(out, "}");
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------- */
@@ -300,8 +302,9 @@ static bool finish(mx_work *work, mx_bytes *out) {
 }
 
 static bool broken(mx_work *work, const mx_api_problem *problem, mx_bytes *out) {
-    (void)work;
-    return mx_bytes_add_string(out, "event: error\ndata: ") && mx_anthropic_problem(out, problem) &&
+    mx_api_problem told = *problem;
+    told.request_id = work->id;
+    return mx_bytes_add_string(out, "event: error\ndata: ") && mx_anthropic_problem(out, &told) &&
            mx_bytes_add_string(out, "\n\n");
 }
 

@@ -14,8 +14,7 @@ typedef struct reader {
     mx_responses_state *state;
     mx_error *error;
     mx_responses_items items;
-    const mx_json *tools, *choice, *format; /* NULL: nothing is said */
-    const char *effort;                     /* as the client says it */
+    const mx_json *tools, *format; /* NULL: nothing is said */
     bool parallel, truncate;
     int64_t max_output_tokens;
 } reader;
@@ -85,37 +84,17 @@ static bool read_logprobs(reader *r) {
     return true;
 }
 
-/* These models know three efforts, and always think. */
-static const char *known_effort(const char *effort) {
-    static const char *const names[][2] = {{"none", "low"},  {"minimal", "low"}, {"low", "low"}, {"medium", "medium"},
-                                           {"high", "high"}, {"xhigh", "high"},  {"max", "high"}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(names[i][0], effort) == 0) return names[i][1];
-    return NULL;
-}
-
-static bool read_reasoning(reader *r) {
-    const mx_fields f = fields_of(r, r->body, "");
-    const mx_json *reasoning;
-    if (!mx_read_typed(&f, "reasoning", MX_JSON_OBJECT, &reasoning)) return false;
-    const mx_fields within = fields_of(r, reasoning, "reasoning.");
-    if (!mx_read_word(&within, "effort", &r->effort)) return false;
-    return !r->effort || known_effort(r->effort) ||
-           mx_api_wrong(f.problem, "reasoning.effort", "invalid_value",
-                        "reasoning.effort: expected \"low\", \"medium\" or \"high\", found \"%.40s\"", r->effort);
-}
-
 static bool read_plain(reader *r) {
     const mx_fields f = fields_of(r, r->body, "");
-    const mx_json *metadata, *text;
+    const mx_json *metadata, *text, *reasoning;
     r->state->store = r->parallel = true;
     if (!mx_read_bool(&f, "stream", &r->out->stream) || !mx_read_bool(&f, "store", &r->state->store) ||
         !mx_read_bool(&f, "parallel_tool_calls", &r->parallel) ||
         !mx_read_typed(&f, "metadata", MX_JSON_OBJECT, &metadata) ||
+        !mx_read_typed(&f, "reasoning", MX_JSON_OBJECT, &reasoning) ||
         !mx_read_typed(&f, "text", MX_JSON_OBJECT, &text) || !mx_read_typed(&f, "tools", MX_JSON_ARRAY, &r->tools))
         return false;
     r->format = mx_field(text, "format");
-    r->choice = mx_field(r->body, "tool_choice");
     return true;
 }
 
@@ -161,88 +140,43 @@ static mx_status read_format(reader *r) {
     return MX_OK;
 }
 
-static bool is_function(const mx_json *tool) {
-    return mx_json_is_string(mx_field(tool, "type"), "function");
+/* The tools of the settings; *out NULL: the client brings its own, or there are none. */
+static mx_status read_own_tools(const reader *r, mx_json_document **out) {
+    const mx_bytes *own = mx_conversation_tools(r->parts->settings.conversation);
+    *out = NULL;
+    return own->size && !r->tools ? mx_json_parse("tools", own->data, own->size, out, r->error) : MX_OK;
 }
 
-static mx_status add_tool_rule(reader *r, const mx_json *tool, int index) {
-    char param[80], prefix[40], name[65];
-    snprintf(prefix, sizeof prefix, "tools[%d].", index);
-    const mx_fields f = fields_of(r, tool, prefix);
-    const mx_json *text, *parameters;
-    bool strict = false;
-    if (!mx_read_typed(&f, "name", MX_JSON_STRING, &text) ||
-        !mx_read_typed(&f, "parameters", MX_JSON_OBJECT, &parameters) || !mx_read_bool(&f, "strict", &strict))
-        return MX_OK;
-    if (!text || !mx_api_tool_name(text->text, text->size, name)) {
-        snprintf(param, sizeof param, "%sname", prefix);
-        mx_api_wrong(f.problem, param, "invalid_value", "%s: expected a name of 1 to 64 characters", param);
-        return MX_OK;
-    }
-    snprintf(param, sizeof param, "%sparameters", prefix);
-    return mx_api_rules_tool(r->out->rules, name, parameters, strict, param, f.problem, r->error);
-}
-
-/* "auto", "none", "required", {"type": "function", "name"}; false: the problem is told. */
-static bool read_choice(reader *r, mx_tool_choice *choice, char named[static 65]) {
-    static const char *const words[] = {
-        [MX_TOOLS_AUTO] = "auto", [MX_TOOLS_NONE] = "none", [MX_TOOLS_REQUIRED] = "required"};
-    *choice = MX_TOOLS_AUTO;
-    *named = 0;
-    if (!r->choice) return true;
-    for (int i = MX_TOOLS_AUTO; i <= MX_TOOLS_REQUIRED; i++)
-        if (mx_json_is_string(r->choice, words[i])) {
-            *choice = (mx_tool_choice)i;
-            return true;
-        }
-    const mx_json *name = mx_field(r->choice, "name");
-    *choice = MX_TOOLS_NAMED;
-    return (is_function(r->choice) && name && name->type == MX_JSON_STRING &&
-            mx_api_tool_name(name->text, name->size, named)) ||
-           mx_api_wrong(&r->out->problem, "tool_choice", "unsupported_value",
-                        "tool_choice: expected \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"name\": "
-                        "\"...\"}");
-}
-
-static mx_status read_tools(reader *r) {
-    mx_tool_choice choice;
-    char named[65];
-    int index = 0;
-    if (!read_choice(r, &choice, named)) return MX_OK;
-    if (choice == MX_TOOLS_AUTO && (!r->tools || !r->tools->count)) return MX_OK;
-    mx_status status = mx_need_rules(r->out, r->error);
+static mx_status read_rules(reader *r) {
+    mx_json_document *own;
+    mx_status status = read_own_tools(r, &own);
     if (status) return status;
-    r->out->rules->parallel = r->parallel;
-    for (const mx_json *tool = r->tools ? r->tools->child : NULL; tool && ok(r, status); tool = tool->next, index++)
-        if (is_function(tool)) status = add_tool_rule(r, tool, index);
-    if (!ok(r, status)) return status;
-    return mx_api_rules_choose(r->out->rules, choice, *named ? named : NULL, "tool_choice", &r->out->problem, r->error);
+    const mx_json *tools = own ? mx_json_root(own) : NULL;
+    status = mx_api_read_rules_with(r->body, tools, true, &r->out->rules, &r->out->problem, r->error);
+    const bool no_tools = !r->out->rules;
+    if (ok(r, status)) status = read_format(r);
+    if (ok(r, status) && no_tools && r->out->rules) r->out->rules->choice = MX_TOOLS_NONE;
+    mx_json_free(own);
+    return status;
 }
 
 /* ---- the chat ---------------------------------------------------------------------------------------------------- */
-static mx_status begin_chat(reader *r, mx_api_chat *chat) {
+static mx_status add_instructions(reader *r, mx_api_chat *chat) {
     const mx_json *instructions;
     const mx_fields f = fields_of(r, r->body, "");
-    const bool none = mx_json_is_string(r->choice, "none");
     mx_error found;
-    mx_status status = MX_OK;
-    if (r->effort)
-        status = blame(r, mx_api_chat_set_reasoning(chat, known_effort(r->effort), &found), &found, "reasoning.effort");
-    if (ok(r, status) && (r->tools || none))
-        status = blame(r, mx_api_chat_set_tools(chat, "tools", none ? NULL : r->tools, &found), &found, "tools");
-    if (!ok(r, status) || !mx_read_typed(&f, "instructions", MX_JSON_STRING, &instructions) || !instructions)
-        return status;
+    if (!mx_read_typed(&f, "instructions", MX_JSON_STRING, &instructions) || !instructions) return MX_OK;
     return blame(r, mx_api_chat_add_instructions(chat, instructions->text, instructions->size, &found), &found,
                  "instructions");
 }
 
 /* The prompt of the items from `first` on. */
 static mx_status make_prompt(reader *r, int first) {
+    const mx_api_reader api = {.settings = &r->parts->settings, .replay = r->parts->replay, .dated = r->parts->dates};
     mx_api_chat *chat = NULL;
     mx_error found;
-    mx_status status = mx_api_chat_create(&r->parts->settings, r->parts->replay, r->parts->dates, &chat, &found);
-    status = blame(r, status, &found, NULL);
-    if (ok(r, status)) status = begin_chat(r, chat);
+    mx_status status = mx_api_begin_chat(&api, r->body, &chat, &r->out->problem, r->error);
+    if (ok(r, status)) status = add_instructions(r, chat);
     if (ok(r, status)) status = mx_responses_add_items(&r->items, first, chat, &r->out->problem, r->error);
     if (ok(r, status)) status = blame(r, mx_api_chat_finish(chat, r->out, &found), &found, "input");
     mx_api_chat_free(chat);
@@ -305,7 +239,7 @@ static void echo_tools(mx_api_writer *w, const mx_json *tools) {
     bool any = false;
     mx_api_put(w, "\"tools\":[");
     for (const mx_json *tool = tools ? tools->child : NULL; tool; tool = tool->next) {
-        if (!is_function(tool)) continue;
+        if (!mx_json_is_string(mx_field(tool, "type"), "function")) continue;
         if (any) mx_api_put(w, ",");
         any = true;
         w->failed |= !mx_json_write(w->out, tool);
@@ -331,13 +265,14 @@ static mx_status write_echo(reader *r) {
                    {"safety_identifier", "null"},    {"tool_choice", "\"auto\""},
                    {"truncation", "\"disabled\""},   {"user", "null"}};
     mx_api_writer w = {.out = &r->state->echo};
-    const char *effort =
-        r->effort ? r->effort : mx_conversation_get(r->parts->settings.conversation, MX_SETTING_REASONING);
+    const mx_json *effort = mx_field(mx_field(r->body, "reasoning"), "effort");
+    const char *reasoning =
+        effort ? effort->text : mx_conversation_get(r->parts->settings.conversation, MX_SETTING_REASONING);
     for (size_t i = 0; i < sizeof members / sizeof *members; i++)
         echo(&w, r->body, members[i].name, members[i].otherwise);
     echo_tools(&w, r->tools);
     echo_text(&w, r);
-    mx_api_putf(&w, "\"reasoning\":{\"effort\":\"%s\",\"summary\":null},\"background\":false,", effort);
+    mx_api_putf(&w, "\"reasoning\":{\"effort\":\"%s\",\"summary\":null},\"background\":false,", reasoning);
     mx_api_putf(&w, "\"parallel_tool_calls\":%s,\"store\":%s,", r->parallel ? "true" : "false",
                 r->state->store ? "true" : "false");
     mx_api_putf(&w, "\"service_tier\":\"default\",\"temperature\":%.6g,\"top_p\":%.6g,\"top_logprobs\":%d,",
@@ -364,8 +299,7 @@ static bool find_previous(reader *r) {
 
 static mx_status read_all(reader *r, const char *id) {
     const mx_json *input = mx_field(r->body, "input");
-    if (!read_unsupported(r) || !read_plain(r) || !read_sampling(r) || !read_logprobs(r) || !read_reasoning(r) ||
-        !find_previous(r))
+    if (!read_unsupported(r) || !read_plain(r) || !read_sampling(r) || !read_logprobs(r) || !find_previous(r))
         return MX_OK;
     if (!input && !r->state->previous) {
         mx_api_wrong(&r->out->problem, "input", "missing_required_parameter", "input: missing");
@@ -374,8 +308,7 @@ static mx_status read_all(reader *r, const char *id) {
     mx_status status = mx_responses_read_input(input, id, r->state, &r->items, &r->out->problem, r->error);
     if (ok(r, status)) status = make_prompt(r, 0);
     if (ok(r, status) && r->truncate) status = drop_oldest(r);
-    if (ok(r, status)) status = read_format(r);
-    if (ok(r, status)) status = read_tools(r);
+    if (ok(r, status)) status = read_rules(r);
     return ok(r, status) ? write_echo(r) : status;
 }
 
