@@ -1,3 +1,4 @@
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,11 +56,12 @@ static bool read_unsupported_options(reader *r, const mx_fields *options) {
                                 "options.%s is not supported: leave it out or use top_k, top_p, min_p",
                                 unsupported[i].name);
     }
+    static atomic_bool warned;
     int64_t context = 0;
     if (!mx_read_whole(options, "num_ctx", INT32_MIN, INT32_MAX, &context)) return false;
-    if (context > r->parts->info.context)
+    if (context > r->parts->info.context && !atomic_exchange(&warned, true))
         mx_log(MX_LOG_WARNING,
-               "a client of /api wants num_ctx %lld, the context here is %lld: start the server with more",
+               "a client of /api wants num_ctx %lld, the context here is %lld (--context; this is said once)",
                (long long)context, (long long)r->parts->info.context);
     return true;
 }
@@ -273,9 +275,17 @@ static mx_status read_messages(reader *r, const mx_json *messages) {
 }
 
 /* ---- bodies ------------------------------------------------------------------------------------------------------ */
+/* The model stays, whatever it says. */
+static bool check_keep_alive(reader *r) {
+    const mx_json *v = mx_field(r->body, "keep_alive");
+    return !v || v->type == MX_JSON_STRING || v->type == MX_JSON_NUMBER ||
+           mx_api_wrong(r->problem, "keep_alive", "invalid_type", "keep_alive: expected \"5m\" or a number of seconds");
+}
+
 static mx_status begin(reader *r, const char *id) {
     mx_status status = mx_begin_request(r->parts, id, r->out, r->error);
-    if (status || !mx_ollama_check_model(r->parts, mx_field(r->body, "model"), r->problem) || !read_logprobs(r))
+    if (status || !mx_ollama_check_model(r->parts, mx_field(r->body, "model"), r->problem) || !read_logprobs(r) ||
+        !check_keep_alive(r))
         return status;
     return read_options(r);
 }

@@ -80,10 +80,11 @@ class Server:
         connection = http.client.HTTPConnection('127.0.0.1', self.port or 80, timeout=60)
         if self.unix:
             connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(self.unix)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         kind = {} if body is None else {'Content-Type': 'application/json'}
         try:
+            if self.unix:
+                connection.sock.connect(self.unix)
             connection.request(method, path, data, {**kind, **(headers or {})})
             r = connection.getresponse()
             return Reply(r.status, r.headers, r.read())
