@@ -17,7 +17,11 @@ void mx_responses_free(void *state) {
 }
 
 static mx_api_writer writer(const mx_work *work, mx_bytes *out) {
-    return (mx_api_writer){out, &work->parts->settings, &work->request, work->id, work->created, false};
+    return (mx_api_writer){.out = out,
+                           .settings = &work->parts->settings,
+                           .request = &work->request,
+                           .id = work->id,
+                           .created = work->created};
 }
 
 /* ---- items ------------------------------------------------------------------------------------------------------- */
