@@ -307,7 +307,7 @@ static mx_status check_left_recursion(const compiler *c, mx_error *error) {
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 static void free_compiler(compiler *c) {
-    mx_plan_free(&c->plan);
+    mx_grammar_plan_free(&c->plan);
     free(c->nfa.state);
     free(c->draft.state);
     free(c->draft.range);
@@ -318,7 +318,7 @@ static void free_compiler(compiler *c) {
 }
 
 static mx_status compile(compiler *c, mx_expr root, mx_grammar **out, mx_error *error) {
-    mx_status status = mx_plan_make(c->b, &c->plan, error);
+    mx_status status = mx_grammar_plan_make(c->b, &c->plan, error);
     if (status != MX_OK) return status;
     if (!c->plan.productive[root]) return mx_fail(error, MX_INVALID_ARGUMENT, "no text is of the grammar");
     c->nfa.view = c->plan.view;

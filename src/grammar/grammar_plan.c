@@ -139,7 +139,7 @@ static bool find_same(mx_plan *p) {
     return true;
 }
 
-mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error) {
+mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error) {
     const size_t n = b->exprs, regulars = b->regulars ? b->regulars : 1;
     *p = (mx_plan){.b = b};
     p->view = calloc(regulars, sizeof *p->view);
@@ -160,7 +160,7 @@ mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error)
     free(u.first);
     free(u.user);
     if (!ok) {
-        mx_plan_free(p);
+        mx_grammar_plan_free(p);
         return mx_fail(error, MX_NO_MEMORY, "no memory to compile a grammar");
     }
     measure(p);
@@ -173,7 +173,7 @@ mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error)
     return MX_OK;
 }
 
-void mx_plan_free(mx_plan *p) {
+void mx_grammar_plan_free(mx_plan *p) {
     free(p->view);
     free(p->same_regular);
     free(p->nullable);

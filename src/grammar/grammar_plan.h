@@ -25,8 +25,8 @@ enum {
     MX_PLAN_DEPTH = 200,  /* levels of expressions in one machine */
 };
 
-mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error);
-void mx_plan_free(mx_plan *p);
+mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error);
+void mx_grammar_plan_free(mx_plan *p);
 /* Is a repeat counted at run time? Else it is spelled out. */
 bool mx_plan_counts(const mx_plan *p, const mx_expr_node *repeat);
 
