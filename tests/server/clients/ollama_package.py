@@ -2,7 +2,7 @@
 import asyncio
 import unittest
 
-from serving import Server, skip_without
+from serving import Case, Server, skip_without
 
 skip_without('ollama', 'pydantic')
 import ollama
@@ -25,7 +25,7 @@ def get_weather(location: str) -> str:
     return '{"temperature": 21, "where": "%s"}' % location
 
 
-class Package(unittest.TestCase):
+class Package(Case):
     @classmethod
     def setUpClass(cls):
         cls.server = Server()

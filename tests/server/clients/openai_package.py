@@ -2,7 +2,7 @@
 import json
 import unittest
 
-from serving import WEATHER, Server, skip_without
+from serving import WEATHER, Case, Server, skip_without
 
 skip_without('openai', 'pydantic')
 import openai
@@ -18,7 +18,7 @@ class Mood(pydantic.BaseModel):
     age: int
 
 
-class Package(unittest.TestCase):
+class Package(Case):
     @classmethod
     def setUpClass(cls):
         cls.server = Server('--api-key', 'secret')
