@@ -332,7 +332,7 @@ async function watch() {
   last = now;
   const parts = [`${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`];
   if (g.process_resident_memory_bytes) parts.push(bytes(g.process_resident_memory_bytes));
-  if (g.mxrun_requests_waiting) parts.push(`${g.mxrun_requests_waiting} waiting`);
+  if (g.mxrun_answers_waiting) parts.push(`${g.mxrun_answers_waiting} waiting`);
   $('stats').textContent = parts.join(' · ');
 }
 
