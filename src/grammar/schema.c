@@ -50,6 +50,7 @@ void mx_schema_fail(mx_schema_compiler *c, mx_status status, const mx_json *node
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     mx_bytes place = {0};
+    if (!node) node = c->current;
     if (node) mx_schema_place(&place, c->root, node);
     if (place.size > 300) { /* the end says more than the beginning */
         memmove(place.data + 3, place.data + place.size - 297, 298);

@@ -164,8 +164,8 @@ static int64_t settled(const mx_array_part *a) {
 
 static void too_many(mx_schema_compiler *c, const mx_array_part *a) {
     mx_schema_fail(c, MX_UNSUPPORTED, NULL,
-                   "\"contains\": %d of them on one array, from the %lldth element on, are too many to count",
-                   a->contains_count, (long long)settled(a));
+                   "\"contains\" is supported with small counts, and at most %d of them on one array; these are %d",
+                   MOST_CONTAINS, a->contains_count);
 }
 
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit) {

@@ -108,7 +108,7 @@ static const mx_shape *of_value(mx_schema_compiler *c, const mx_json *v, bool ne
         constant = v->boolean ? MX_SHAPE_TRUE : MX_SHAPE_FALSE;
         break;
     case MX_JSON_NUMBER:
-        number = mx_schema_number_value(c, v, negative);
+        number = mx_schema_number_values(c, &v, 1, negative);
         s->number = negative ? mx_schema_without(c, c->number_plain, number) : number;
         return s;
     case MX_JSON_STRING:
@@ -142,21 +142,12 @@ static mx_regular *enum_strings(mx_schema_compiler *c, const mx_json *list) {
 }
 
 static mx_regular *enum_numbers(mx_schema_compiler *c, const mx_json *list, bool negative) {
-    mx_schema_word *words = mx_schema_take(c, list->count * sizeof *words * 8);
-    mx_regular *all = NULL;
-    if (!words) return NULL;
+    const mx_json **numbers = mx_schema_take(c, list->count * sizeof *numbers);
+    if (!numbers) return NULL;
     int count = 0;
-    for (const mx_json *v = list->child; v && !c->status; v = v->next) {
-        if (v->type != MX_JSON_NUMBER) continue;
-        mx_regular *one = mx_schema_number_value(c, v, negative);
-        if (negative)
-            all = all ? mx_schema_or(c, all, one) : one;
-        else if (one) {
-            const int found = mx_schema_enumerate(c, one, words + count, 8);
-            count += found > 0 ? found : 0;
-        }
-    }
-    return negative && all ? all : mx_schema_words(c, words, count);
+    for (const mx_json *v = list->child; v; v = v->next)
+        if (v->type == MX_JSON_NUMBER) numbers[count++] = v;
+    return mx_schema_number_values(c, numbers, count, negative);
 }
 
 static const mx_shape *of_enum(mx_schema_compiler *c, const mx_json *node, const mx_json *list, bool negative) {
@@ -180,11 +171,17 @@ static const mx_shape *of_enum(mx_schema_compiler *c, const mx_json *node, const
         if (!mx_regular_is_empty(numbers)) s->number = numbers;
     }
     const mx_shape *all = s;
-    for (const mx_json *v = list->child; v && !c->status; v = v->next)
-        if (v->type != MX_JSON_STRING && v->type != MX_JSON_NUMBER) {
-            const mx_shape *one = of_value(c, v, negative);
-            all = negative ? mx_shape_and(c, all, one) : mx_shape_or(c, all, one);
+    for (const mx_json *v = list->child; v && !c->status; v = v->next) {
+        if (v->type == MX_JSON_STRING || v->type == MX_JSON_NUMBER) continue;
+        const mx_shape *one = of_value(c, v, negative);
+        if (negative || !one) {
+            all = mx_shape_and(c, all, one);
+            continue;
         }
+        s->constants |= one->constants;
+        for (int i = 0; i < one->arrays.count; i++) mx_parts_add(c, &s->arrays, one->arrays.at[i]);
+        for (int i = 0; i < one->objects.count; i++) mx_parts_add(c, &s->objects, one->objects.at[i]);
+    }
     return all;
 }
 
@@ -547,9 +544,12 @@ const mx_shape *mx_schema_expand(mx_schema_compiler *c, mx_literal literal) {
     c->depth++;
     c->literals[literal].busy = true;
     const bool before = c->blocked;
+    const mx_json *outer = c->current;
     c->blocked = false;
+    c->current = l.node;
     const mx_shape *shape = l.value ? of_value(c, l.node, l.negative) : of_schema(c, l.node, l.negative);
     c->literals[literal].busy = false;
+    c->current = outer;
     c->depth--;
     if (!c->blocked) c->literals[literal].shape = shape;
     c->blocked |= before;

@@ -4,7 +4,7 @@
 
 /* What keywords say of objects, and how objects are written. */
 
-enum { MOST_CLASSES = 64, MOST_STATES = 20000, INLINE_TAIL = 16 };
+enum { MOST_CLASSES = 64, MOST_STATES = 20000, MOST_ENTRIES = 50000, INLINE_TAIL = 16 };
 
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 static int find_named(const mx_member *named, int count, const char *key, size_t size) {
@@ -412,6 +412,9 @@ static mx_expr member_of(mx_schema_compiler *c, mx_expr key, mx_goal goal) {
 }
 
 static bool list_entries(mx_schema_compiler *c, const mx_object_part *a, entries *out) {
+    c->entries += a->count;
+    if (c->entries > MOST_ENTRIES)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "too complicated: its alternatives have more than %d members", MOST_ENTRIES);
     out->at = mx_schema_take(c, (size_t)(a->count + 2 * a->exists_count + 1) * sizeof *out->at);
     mx_expr *choices = mx_schema_take(c, (size_t)a->other_count * sizeof *choices);
     if (!out->at || !choices) return false;
