@@ -287,8 +287,7 @@ static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
         if (mx_object_fruitful(c, s->objects.at[i], NULL, NULL))
             choices[n++] = mx_schema_write_object(c, s->objects.at[i]);
     for (int i = 0; i < s->arrays.count; i++)
-        if (mx_array_fruitful(c, s->arrays.at[i], NULL, NULL))
-            choices[n++] = mx_schema_write_array(c, s->arrays.at[i]);
+        if (mx_array_fruitful(c, s->arrays.at[i], NULL, NULL)) choices[n++] = mx_schema_write_array(c, s->arrays.at[i]);
     for (int i = 0; i < s->strings.count; i++) choices[n++] = mx_schema_write_string(c, s->strings.at[i]);
     if (s->number) {
         mx_regular *limited = mx_schema_and(c, s->number, c->number_limit);

@@ -103,7 +103,7 @@ static mx_status add_comparison(mx_raw *raw, const decimal *d, int accept, mx_er
         for (int sign = 0; sign < 3; sign++) { /* less, equal, more so far */
             const int state = base + 3 * n + sign;
             const int outcome = n < k ? LESS : n > k ? MORE : 1 << sign;
-            raw->accepting[state] = accept & outcome;
+            raw->accepting[state] = accept & (outcome == EQUAL && f ? LESS : outcome); /* 1 is less than 1.5 */
             row(raw, state)[CLASS_POINT] = outcome == LESS ? less : outcome == MORE ? more : fraction;
             for (int digit = 0; digit < 10; digit++) {
                 const int expected = n < k ? d->digits[n] - '0' : 0;
@@ -209,7 +209,8 @@ static mx_regular *multiple_language(mx_schema_compiler *c, const mx_json *node,
         multiple = 10 * multiple + (d->digits[i] - '0');
     if (multiple * (d->fraction + 2) > MOST_REMAINDERS) {
         mx_schema_fail(c, MX_UNSUPPORTED, node,
-                       "\"multipleOf\" is supported up to %d, and with few digits behind the point", MOST_REMAINDERS / 2);
+                       "\"multipleOf\" is supported up to %d, and with few digits behind the point",
+                       MOST_REMAINDERS / 2);
         return NULL;
     }
     return multiples(c, (int)multiple, d->fraction);
@@ -235,7 +236,8 @@ mx_regular *mx_schema_number_language(mx_schema_compiler *c, const mx_json *node
     if (number_keyword(c, node, "multipleOf", &d)) all = with(c, all, multiple_language(c, node, &d));
     const mx_json *format = mx_json_get(node, "format"); /* OpenAPI's */
     if (mx_json_is_string(format, "int32"))
-        all = with(c, all, mx_schema_regex(c, "-?[0-9]{1,9}|-?1[0-9]{9}|-?20[0-9]{8}|-?21[0-3][0-9]{7}|-?214[0-6][0-9]{6}"));
+        all = with(c, all,
+                   mx_schema_regex(c, "-?[0-9]{1,9}|-?1[0-9]{9}|-?20[0-9]{8}|-?21[0-3][0-9]{7}|-?214[0-6][0-9]{6}"));
     return c->status ? NULL : all;
 }
 

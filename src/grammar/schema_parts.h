@@ -121,12 +121,12 @@ struct mx_schema_compiler {
     int goal_count, goal_room;
     int32_t *literal_table, *goal_table; /* hash tables of index + 1; powers of two */
     int literal_table_size, goal_table_size;
-    int trying;        /* see mx_schema_expand */
+    int trying; /* see mx_schema_expand */
     bool blocked;
-    int depth;         /* of schemas that apply to the same value */
-    int64_t work;      /* bytes of the arena */
-    int64_t entries;   /* of member lists written */
-    bool unevaluated;  /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
+    int depth;        /* of schemas that apply to the same value */
+    int64_t work;     /* bytes of the arena */
+    int64_t entries;  /* of member lists written */
+    bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
 
     mx_regular *all_text;
