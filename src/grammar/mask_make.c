@@ -8,7 +8,8 @@
  * the machine may be complete. Those of simple machines, which call nothing, are the dear ones (a string's characters:
  * nearly all tokens) and are the same in all grammars: their key is a hash of what can be reached from the state. */
 
-/* ---- keys --------------------------------------------------------------------------------------------------------- */
+/* ---- keys ---------------------------------------------------------------------------------------------------------
+ */
 /* More states than that are not looked through. */
 enum { KEY_STATES = 200 };
 
@@ -30,8 +31,10 @@ typedef struct reached {
 static uint32_t number(reached *r, uint32_t state) {
     uint32_t i = 0;
     while (i < r->count && r->state[i] != state) i++;
-    if (i == KEY_STATES) r->ok = false;
-    else if (i == r->count) r->state[r->count++] = state;
+    if (i == KEY_STATES)
+        r->ok = false;
+    else if (i == r->count)
+        r->state[r->count++] = state;
     return i;
 }
 
@@ -61,8 +64,8 @@ static mx_state_key shared_key(const mx_grammar *cg, uint32_t state) {
     if (atomic_load_explicit(&g->has_key[state], memory_order_acquire)) return g->key[state];
     reached r = {.ok = true};
     describe(&r, g, &g->machine[g->state[state].machine], state);
-    const mx_state_key key = r.ok ? key_of_hash(XXH3_128bits(r.text.data, r.text.size))
-                                  : local_key(g, state, (mx_rounds){0});
+    const mx_state_key key =
+        r.ok ? key_of_hash(XXH3_128bits(r.text.data, r.text.size)) : local_key(g, state, (mx_rounds){0});
     mx_bytes_free(&r.text);
     pthread_mutex_lock(&g->lock);
     if (!atomic_load_explicit(&g->has_key[state], memory_order_relaxed)) {
@@ -83,10 +86,11 @@ mx_rounds mx_rounds_of(const mx_grammar *g, const mx_vocabulary *v, mx_place p) 
     return r;
 }
 
-/* ---- what is found on a walk -------------------------------------------------------------------------------------- */
+/* ---- what is found on a walk --------------------------------------------------------------------------------------
+ */
 typedef struct finding {
     const mx_vocabulary *v;
-    uint32_t *id; /* [tokens] */
+    uint32_t *id;    /* [tokens] */
     uint16_t *round; /* [tokens]; NULL: the machine is not counted */
     uint32_t ids;
     uint32_t *leaving;
@@ -143,7 +147,8 @@ static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *
             take_tokens(f, n, rounds);
             if (n->children) take_leaving(f, n, rounds);
             if (m->counted) next = m->start;
-        } else take_tokens(f, n, rounds + one);
+        } else
+            take_tokens(f, n, rounds + one);
         if (n->children && (g->state[next].flags & MX_STATE_ROW))
             stack[++depth] = (level){n->child, n->child + n->children, next, rounds};
     }
@@ -183,7 +188,8 @@ static void walk_general(finding *f, const mx_grammar *g, uint32_t state, uint32
     mx_stack_free(&stack);
 }
 
-/* ---- from findings to masks --------------------------------------------------------------------------------------- */
+/* ---- from findings to masks ---------------------------------------------------------------------------------------
+ */
 /* By bytes; the order of those with one byte does not matter. */
 static bool sort_leaving(const finding *f, mx_mask *m) {
     if (f->leavings == 0) return true;
@@ -243,13 +249,15 @@ static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_r
     if (machine->simple && machine->counted) f.round = malloc((v->tokens + 1) * sizeof *f.round);
     level *stack = malloc((v->longest + 1) * sizeof *stack);
     bool ok = m && f.id && stack && (f.round || !machine->simple || !machine->counted);
-    if (ok && machine->simple) walk_simple(&f, g, state, stack);
+    if (ok && machine->simple)
+        walk_simple(&f, g, state, stack);
     else if (ok) {
         /* A count that stands for all that have as many rounds left and wanted. */
         uint32_t count = 0;
         if (machine->counted && machine->most != UINT32_MAX && rounds.left <= v->longest)
             count = machine->most - rounds.left;
-        else if (machine->counted && machine->least >= rounds.wanted) count = machine->least - rounds.wanted;
+        else if (machine->counted && machine->least >= rounds.wanted)
+            count = machine->least - rounds.wanted;
         walk_general(&f, g, state, count);
     }
     if (ok) {
@@ -275,7 +283,8 @@ static mx_mask *make_for_rounds(mx_vocabulary *v, const mx_mask *all, uint32_t l
     m->bytes = sizeof *m;
     const uint32_t ids = all->round_from[left + 1];
     bool ok = true;
-    if (ids >= v->words) ok = set_bits(m, v, all->id, ids);
+    if (ids >= v->words)
+        ok = set_bits(m, v, all->id, ids);
     else {
         m->id = malloc((ids + 1) * sizeof *m->id);
         m->ids = ids;
