@@ -35,12 +35,19 @@ static void check(const char *pattern, size_t pattern_size, bool whole, const ch
     mx_regular_free(r);
 }
 
+/* Three digits in a row are mostly many repetitions, and these slow: test_regular has such. */
+static bool has_number(const char *text, size_t size) {
+    size_t digits = 0;
+    for (size_t i = 0; i < size && digits < 3; i++) digits = text[i] >= '0' && text[i] <= '9' ? digits + 1 : 0;
+    return digits == 3;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *pattern = (const char *)data, *zero = size ? memchr(data, 0, size) : NULL;
     const size_t pattern_size = zero ? (size_t)(zero - pattern) : size;
     const char *text = zero ? zero + 1 : "";
     const size_t text_size = zero ? size - pattern_size - 1 : 0;
-    if (pattern_size > 100 || text_size > 100) return -1;
+    if (pattern_size > 100 || text_size > 100 || has_number(pattern, pattern_size)) return -1;
     check(pattern, pattern_size, false, text, text_size);
     check(pattern, pattern_size, true, text, text_size);
     return 0;
