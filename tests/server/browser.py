@@ -150,6 +150,9 @@ class Page:
         self.command('Page.reload')
         self.wait_loaded(before)
 
+    def ready(self):
+        self.wait('document.querySelector("#model").textContent !== "mxrun"')
+
     def wait_loaded(self, before):
         until = time.monotonic() + 30
         while self.loaded == before:
@@ -157,7 +160,8 @@ class Page:
 
     def eval(self, expression):
         reply = self.command('Runtime.evaluate', {'expression': expression, 'awaitPromise': True,
-                                                  'returnByValue': True, 'userGesture': True})
+                                                  'returnByValue': True, 'userGesture': True,
+                                                  'allowUnsafeEvalBlockedByCSP': False})
         if 'exceptionDetails' in reply:
             raise AssertionError(f'{expression}: {reply["exceptionDetails"]}')
         return reply['result'].get('value')

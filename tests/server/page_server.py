@@ -40,7 +40,7 @@ class FakeServer(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
+    protocol_version = 'HTTP/1.0'  # a connection for each request: none is left when the server ends
 
     def log_message(self, *_):
         pass
@@ -73,10 +73,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.refusal:
             status, headers, error = self.server.refusal
             return self.reply(status, {'error': error}, headers=headers)
-        said = self.server.parts.get(body['messages'][-1]['content'], [('content', 'Yes.', 0)])
+        said = self.server.parts.get(body['messages'][-1]['content'].strip(), [('content', 'Yes.', 0)])
         self.send_response(200)
         self.send_header('Content-Type', 'text/event-stream')
-        self.send_header('Connection', 'close')
         self.end_headers()
         try:
             for kind, text, seconds in said:

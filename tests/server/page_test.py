@@ -16,7 +16,7 @@ from serving import SKIPPED, Server
 
 ANSWERED = '!document.querySelector("#send").hidden && !!document.querySelector(".message.assistant .note")'
 ANSWER = 'document.querySelector(".message.assistant:last-of-type .body").innerText'
-NOTICE = 'document.querySelector("#notice:not([hidden])")?.innerText ?? ""'
+NOTICE = '(document.querySelector("#notice:not([hidden])")?.innerText ?? "")'
 SLOW = [('reasoning_content', f'thought {i} ', 0.01) for i in range(5)] + \
        [('content', f'word{i} ', 0.03) for i in range(2000)]
 CODE = 'Sure, **here**:\n\n```python\nprint("<b>hi</b>")\n```\n\n1. one\n2. two\n'
@@ -66,7 +66,7 @@ class Page(unittest.TestCase):
         page = chromium.page(self.context, url or self.fake.url, **how)
         page.origin = url or self.fake.url
         self.pages.append(page)
-        page.wait('document.querySelector("#model").textContent !== "mxrun"')
+        page.ready()
         return page
 
     def tearDown(self):
@@ -150,6 +150,7 @@ class Page(unittest.TestCase):
         page = self.page()
         page.eval('localStorage.setItem("mxrun.settings", JSON.stringify({ temperature: "0.5", seed: "7", max_tokens: "900", system: "Be brief." }))')
         page.reload()
+        page.ready()
         self.ask(page, 'count', wait=False)
         page.wait(f'{ANSWER}.includes("word3")')
         asked = self.fake.asked[0]
@@ -177,7 +178,7 @@ class Page(unittest.TestCase):
         page.wait(f'{ANSWER}.includes("word20")')
         page.reload()  # in the midst of it
         page.wait(f'{ANSWER}.includes("word20")')
-        self.assertEqual(page.eval('document.querySelector(".message.assistant .note").textContent'), 'not finished')
+        self.assertRegex(page.eval('document.querySelector(".message.assistant .note").textContent'), 'not finished$')
         self.assertEqual(page.eval('document.querySelector(".message.assistant .thinking .text").textContent').count('thought'), 5)
         page.click('.message.assistant .again')
         page.wait(f'{ANSWER}.includes("word2")')
@@ -282,23 +283,30 @@ class Page(unittest.TestCase):
         hostile = ['`', '*', '**', '_', '[', ']', '![', '[](', '[a](', '<', '<http://', 'https://', '\\(', '$$', '~~', '> ', '- ', '#', ' ', '|',
                    '`a', '*a', '*a ', 'a* ', '**a ', 'a_', '[a', '(', '1. ', '>\n', '-\n', '#\n', '`\n', '|\n', '|-', '\\', '\n', '*a*', '- a\n',
                    '```\n', '~~~~', '*a **b ', '[x](y) ', '![x](', 'a\n', '| a | b |\n|-|-|\n', ' \n', '_a_ ', '``a`', '***a', '\u202e', '&#x3c;']
-        texts = [(h * (100000 // len(h)))[:100000] for h in hostile]
+        texts = [h * ((15000 if '\n' in h else 100000) // len(h)) for h in hostile]
         texts += ['# ' + '#' * 100000 + ' x', '```' + ' ' * 100000 + '`', '- ' + ' ' * 100000 + 'x', '* ' * 50000 + 'x',
                   '|' * 50000 + '\n' + '|-' * 50000, '\n'.join('  ' * i + '- x' for i in range(400)),
                   '`' * 50000 + '\n' + 'x\n' * 20000, '`' + ' ' * 99999, '~' * 50000 + '`']
-        worst = page.eval('''(async texts => { const { show_markdown } = await import('/page/markdown.js'); const out = [];
-            for (const t of texts) {
-              const d = document.createElement('div'); document.querySelector('#log').replaceChildren(d);
-              let most = 0, complete = false;
-              while (!complete) {
-                const begin = performance.now();
-                complete = show_markdown(d, t, () => 0, begin + 12); d.offsetHeight;
-                most = Math.max(most, performance.now() - begin);
-              }
-              out.push([most, t.slice(0, 12)]);
-            } return out.sort((a, b) => b[0] - a[0]); })(%s)''' % json.dumps(texts))
-        print('the longest pieces of work, ms:', [(round(ms), text) for ms, text in worst[:4]])
-        self.assertLess(worst[0][0], 1000)  # 50 on a machine that does nothing else
+        page.command('Performance.enable', {'timeDomain': 'threadTicks'})  # what others do on this machine is not counted
+
+        def spent():
+            metrics = page.command('Performance.getMetrics')['metrics']
+            return next(m['value'] for m in metrics if m['name'] == 'TaskDuration')
+        page.eval('''import('/page/markdown.js').then(({ show_markdown }) => { window.show = t => {
+            const d = document.createElement('div'); document.querySelector('#log').replaceChildren(d);
+            let frames = 1;
+            for (; !show_markdown(d, t, () => 0, performance.now() + 12); frames++) d.offsetHeight;
+            d.offsetHeight;
+            return frames; }; })''')
+        worst, begin = [], spent()
+        for text in texts:
+            frames = page.eval(f'show({json.dumps(text)})')
+            now = spent()
+            worst.append(((now - begin) / frames * 1000, text[:12], frames))
+            begin = now
+        worst.sort(reverse=True)
+        print('the longest pieces of work, ms:', [(round(ms), *rest) for ms, *rest in worst[:5]])
+        self.assertLess(worst[0][0], 250)  # about 50 on a machine of 2026
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
@@ -317,8 +325,10 @@ class Page(unittest.TestCase):
             page.wait('document.querySelectorAll("#chats li").length === 2')
         last = 'Object.keys(localStorage).filter(k => k.startsWith("mxrun.chat.")).map(k => JSON.parse(localStorage[k]).messages.at(-2).text).sort()'
         self.assertEqual(two.eval(last), ['count', 'third'])
-        one.eval('document.querySelector("#theme").value = "dark"; document.querySelector("#open-settings").click(); '
-                 'document.querySelector("#theme").value = "dark"; document.querySelector("#settings").close()')
+        one.command('Page.bringToFront')
+        one.click('#open-settings')
+        one.eval('document.querySelector("#theme").value = "dark"')
+        one.key('Escape')
         two.wait('document.documentElement.dataset.theme === "dark"')
 
     def test_no_room(self):
@@ -361,8 +371,8 @@ class Page(unittest.TestCase):
         self.assertEqual(page.eval(active), 'prompt')
         page.key('Tab')
         self.assertEqual(page.eval(active), 'effort')
-        page.eval('document.body.focus(), document.activeElement.blur()')
-        seen = []
+        page.eval('document.querySelector(".skip").focus()')
+        seen = ['Skip to the message box']
         for _ in range(40):
             page.key('Tab')
             seen.append(page.eval('(e => e.ariaLabel || e.labels?.[0]?.textContent || e.textContent.trim())(document.activeElement)'))

@@ -103,6 +103,7 @@ const acts = {
   edited: (message, text) => {
     halt(chat);
     chat.messages.splice(chat.messages.indexOf(message));
+    show_chat();
     ask(text);
   },
   regenerate,
@@ -131,6 +132,10 @@ function show_chat(from = Math.max(0, chat.messages.length - SHOWN)) {
   to_end();
   show_list();
   show_running();
+  show_title();
+}
+
+function show_title() {
   document.title = chat.title ? `${chat.title} – mxrun` : 'mxrun';
 }
 
@@ -144,13 +149,22 @@ function show_earlier() {
 
 // ---- asking ----------------------------------------------------------------------------------------------------
 
+// One more message at the end of the conversation.
+function append(message) {
+  chat.messages.push(message);
+  $('log').querySelector('.empty')?.remove();
+  $('log').append(make_message(message, acts));
+  update_message(message);
+  follow = true;
+  to_end();
+}
+
 function ask(text) {
-  chat.messages.push({ role: 'user', text });
-  const saved = save(chat);
-  const notice = saved ? null : $('notice').textContent;
-  show_chat();
+  tell('');
+  append({ role: 'user', text });
+  save(chat);
+  show_title();
   write();
-  if (notice) tell(notice);
   rest_focus();
 }
 
@@ -213,11 +227,7 @@ async function write() {
   const body = request(), message = { role: 'assistant', text: '', thinking: '' };
   const run = { abort: new AbortController(), chat, message, first: 0, tokens: 0, saved: performance.now(), cost: 0, frame: 0, finish: null, usage: null, gone: false };
   runs.add(run);
-  chat.messages.push(message);
-  $('log').append(make_message(message, acts));
-  update_message(message);
-  follow = true;
-  to_end();
+  append(message);
   show_running();
   show_list();
   say('The answer is being written.');

@@ -3,7 +3,7 @@
 // markup, an attribute other than a checked link, or a script.
 
 const DEEP = 16;             // open marks at once; more are text
-const ELEMENTS = 3000;       // of one block; what follows is text
+const ELEMENTS = 1000;       // of one block; what follows is text
 const LONGEST = 2000;        // characters of an address or a formula
 
 export const element = (name, children = [], attributes = {}) => {
@@ -126,7 +126,7 @@ export function inline(text) {
       at = end;
     } else if (two === '\\(' || two === '\\[' || two === '$$') { // a formula, as it is written
       const mark = two === '$$' ? two : two === '\\(' ? '\\)' : '\\]', end = next(mark, at + 2);
-      if (end > 0 && end - at < LONGEST) {
+      if (end > at + 2 && end - at < LONGEST) {
         open.add(element('span', [text.slice(at + 2, end).trim()], { class: 'math' }));
         at = end + 2;
       } else { open.add(two === '$$' ? two : two[1]); at += 2; }

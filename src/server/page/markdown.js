@@ -3,16 +3,18 @@
 import { element, inline } from './inline.js';
 
 const DEEP = 10;     // lists and quotes within each other; what is deeper is a paragraph
-const LINES = 400;   // of a paragraph, list, quote, table; the next lines begin another
+const LINES = 200;   // of a paragraph, list, quote, table; the next lines begin another
 const COLUMNS = 60;
+const AT_ONCE = 16;  // blocks that the browser is to lay out in a frame
 
 const FENCE = /^( {0,3})(`{3,}|~{3,}(?!~))([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
-const RULE = /^ {0,3}(?:(?:\*\s*){3,}|(?:-\s*){3,}|(?:_\s*){3,})$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)/;
 const QUOTE = /^ {0,3}> ?/;
 
-const begins_block = line => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || ITEM.test(line) || QUOTE.test(line);
+// At least three of * or - or _, and nothing but space
+const is_rule = line => /^ {0,3}(?:\*[*\s]*|-[-\s]*|_[_\s]*)$/.test(line) && line.replace(/\s+/g, '').length > 2;
+const begins_block = line => FENCE.test(line) || HEADING.test(line) || is_rule(line) || ITEM.test(line) || QUOTE.test(line);
 const indent_of = line => line.length - line.trimStart().length;
 const spaced = line => line.includes('\t') ? line.replace(/^[ \t]+/, w => w.replaceAll('\t', '    ')) : line;
 const is_blank = line => !line.trim();
@@ -57,7 +59,7 @@ function next_block(lines, from, depth) {
     return { kind: 'code', language: m[3].trim().split(/\s/)[0], indent: m[1].length, open, end: open ? end : end + 1 };
   }
   if ((m = HEADING.exec(line))) return { kind: 'heading', level: m[1].length, end };
-  if (RULE.test(line)) return { kind: 'rule', end };
+  if (is_rule(line)) return { kind: 'rule', end };
   if (QUOTE.test(line) && depth < DEEP) {
     while (end < most && !is_blank(lines[end]) && (QUOTE.test(lines[end]) || !begins_block(lines[end]))) end++;
     return { kind: 'quote', end };
@@ -74,13 +76,11 @@ function next_block(lines, from, depth) {
 
 // ---- elements --------------------------------------------------------------------------------------------------
 
-const AUTO = { dir: 'auto' };
-
 function heading(line, level) {
   let text = line.trim().slice(level).trim(), end = text.length;
   while (text[end - 1] === '#') end--;
   if (!end || /\s/.test(text[end - 1])) text = text.slice(0, end).trim();
-  return element(`h${Math.min(level + 2, 6)}`, inline(text), AUTO); // h2 names the message
+  return element(`h${Math.min(level + 2, 6)}`, inline(text)); // h2 names the message
 }
 
 function code_text(lines, block) {
@@ -99,7 +99,7 @@ function code(lines, block, copied) {
 }
 
 function list(lines, block, depth, copied) {
-  const out = element(block.start >= 0 ? 'ol' : 'ul', [], AUTO);
+  const out = element(block.start >= 0 ? 'ol' : 'ul');
   if (block.start >= 0 && block.start !== 1) out.setAttribute('start', String(block.start));
   for (let i = 0; i < lines.length;) {
     const width = ITEM.exec(lines[i])?.[0].length ?? 0;
@@ -112,7 +112,7 @@ function list(lines, block, depth, copied) {
     const children = blocks(own, depth + 1, copied);
     // a tight item is its text, without a paragraph
     if (children[0]?.tagName === 'P') children.splice(0, 1, ...children[0].childNodes);
-    out.append(element('li', children, AUTO));
+    out.append(element('li', children));
   }
   return out;
 }
@@ -120,7 +120,7 @@ function list(lines, block, depth, copied) {
 function table(lines, width) {
   const row = (line, name) => {
     const texts = cells(line);
-    return element('tr', Array.from({ length: width }, (_, i) => element(name, inline(texts[i] ?? ''), AUTO)));
+    return element('tr', Array.from({ length: width }, (_, i) => element(name, inline(texts[i] ?? ''))));
   };
   return element('div', [element('table', [
     element('thead', [row(lines[0], 'th')]),
@@ -133,10 +133,10 @@ function build(lines, block, depth, copied) {
     case 'code': return code(lines, block, copied);
     case 'heading': return heading(lines[0], block.level);
     case 'rule': return element('hr');
-    case 'quote': return element('blockquote', blocks(lines.map(l => l.replace(QUOTE, '')), depth + 1, copied), AUTO);
+    case 'quote': return element('blockquote', blocks(lines.map(l => l.replace(QUOTE, '')), depth + 1, copied));
     case 'list': return list(lines, block, depth, copied);
     case 'table': return table(lines, block.width);
-    default: return element('p', inline(lines.map(l => l.trimStart()).join('\n')), AUTO);
+    default: return element('p', inline(lines.map(l => l.trimStart()).join('\n')));
   }
 }
 
@@ -186,16 +186,18 @@ export function show_markdown(target, text, copied, until = Infinity) {
   }
   state.text = text;
   const old = state.blocks.splice(-2);
-  let at = old[0]?.at ?? 0, complete = true;
+  let at = old[0]?.at ?? 0, complete = true, made = 0;
   const raw = text.slice(at).split('\n'), lines = raw.map(spaced);
   for (let i = 0; i < lines.length;) {
     if (is_blank(lines[i])) { at += raw[i++].length + 1; continue; }
-    if (performance.now() > until) { complete = false; break; }
+    if (performance.now() > until || (made === AT_ONCE && until < Infinity)) { complete = false; break; }
     const block = next_block(lines, i, 0), own = lines.slice(i, block.end), source = own.join('\n');
     let shown = old.shift();
     if (!extended(shown, source, block, own)) {
       for (const gone of [shown, ...old.splice(0)]) gone?.node.remove();
+      made++;
       shown = { node: build(own, block, 0, copied) };
+      if (block.kind !== 'code') shown.node.dir = 'auto'; // here only: the browser looks through all of its text
       target.append(shown.node);
     }
     state.blocks.push({ at, source, block, node: shown.node });

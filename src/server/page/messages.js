@@ -98,7 +98,7 @@ export function update_message(message, until) {
 export function make_message(message, on) {
   const node = element('article', [
     element('h2', [message.role === 'user' ? 'You' : 'Answer'], { class: 'visually-hidden' }),
-    element('div', [], { class: 'body', dir: 'auto' }),
+    element('div', [], { class: 'body', ...message.role === 'user' ? { dir: 'auto' } : {} }),
     element('div', [], { class: 'tools' }),
   ], { class: `message ${message.role}` });
   views.set(message, { node, on, editing: false });
