@@ -145,6 +145,17 @@ class Page(unittest.TestCase):
         page.wait('document.querySelectorAll("#chats li").length === 2')
         self.assertEqual(page.eval(NOTICE), '2 conversations came.')
 
+    def test_files(self):
+        for path, kind in (('/', 'text/html'), ('/page/app.js', 'text/javascript'), ('/page/style.css', 'text/css')):
+            reply = real.get(path)
+            self.assertEqual((reply.status, reply.headers['Content-Type']), (200, kind + '; charset=utf-8'))
+            self.assertIn("default-src 'none'; script-src 'self';", reply.headers['Content-Security-Policy'])
+            self.assertEqual(reply.headers['X-Content-Type-Options'], 'nosniff')
+            again = real.get(path, **{'If-None-Match': reply.headers['ETag']})
+            self.assertEqual((again.status, again.body), (304, b''))
+        for path in ('/page/openapi.json', '/page/nothing.js', '/page/', '/page/..%2fapp.js', '/page/x/app.js'):
+            self.assertEqual(real.get(path).status, 404, path)
+
     # ---- streams -------------------------------------------------------------------------------------------------
 
     def test_stop_and_reload(self):
