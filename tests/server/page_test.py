@@ -131,7 +131,7 @@ class Page(unittest.TestCase):
             page.eval('0')
             time.sleep(0.02)
         chats = json.loads(file.read_text())['chats']
-        self.assertEqual([c['title'] for c in chats], ['Hello!', 'Tell me a story about a fox.'])
+        self.assertEqual([c['title'] for c in chats], ['Hello!', 'Tell me a story about a lamp.'])
         self.assertEqual([m['role'] for m in chats[1]['messages']], ['user', 'assistant'])
         self.assertEqual(chats[1]['messages'][0]['text'], 'Tell me a story about a lamp.')
 
@@ -189,6 +189,9 @@ class Page(unittest.TestCase):
         page.wait('!!document.querySelector("#chats li.writing")')
         page.click('#chats .open')
         page.wait(f'{ANSWER}.includes("word20")')
+        self.assertTrue(page.eval('''(() => { dispatchEvent(new Event('pagehide'));
+            const key = Object.keys(localStorage).find(k => k.startsWith('mxrun.chat.'));
+            return JSON.parse(localStorage[key]).messages.at(-1).text.trim().startsWith(%s); })()''' % ANSWER), 'saved before it ends')
         page.reload()  # in the midst of it
         page.wait(f'{ANSWER}.includes("word20")')
         self.assertRegex(page.eval('document.querySelector(".message.assistant .note").textContent'), 'not finished$')
@@ -430,6 +433,10 @@ class Page(unittest.TestCase):
         self.fake.parts = {'code': [('reasoning_content', 'hm', 0), ('content', CODE + '\n> a [link](https://example.org)\n\n|a|b|\n|-|-|\n|1|2|\n', 0)]}
         page = self.page()
         self.ask(page, 'code')
+        self.fake.parts['?'] = [('content', 'שלום עולם\n\n- hello', 0)]
+        self.ask(page, '?')
+        self.assertEqual(page.eval('["p", "ul"].map(n => getComputedStyle(document.querySelector(`.message:last-child ${n}`)).direction)'),
+                         ['rtl', 'ltr'])
         page.click('.thinking summary')
         colours = []
         for scheme in ('light', 'dark'):

@@ -55,12 +55,16 @@ export async function gauges() {
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const lines = (rest + value).split('\n');
-    rest = lines.pop();
-    for (const line of lines) if (line.startsWith('data:')) yield line.slice(5).trim();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split('\n');
+      rest = lines.pop();
+      for (const line of lines) if (line.startsWith('data:')) yield line.slice(5).trim();
+    }
+  } finally {
+    reader.cancel().catch(() => { /* it is broken already */ });
   }
 }
 

@@ -102,7 +102,9 @@ const acts = {
   run: message => [...runs].find(r => r.message === message),
   edited: (message, text) => {
     halt(chat);
-    chat.messages.splice(chat.messages.indexOf(message));
+    const index = chat.messages.indexOf(message);
+    chat.messages.splice(index);
+    if (!index) chat.title = '';
     show_chat();
     ask(text);
   },
@@ -308,6 +310,7 @@ async function watch() {
     g = await gauges();
   } catch (error) {
     last = null;
+    met = false;
     $('stats').textContent = error.status === 401 ? 'no API key' : 'no server';
     return;
   }
