@@ -213,6 +213,17 @@ class Page(unittest.TestCase):
         page.reload()
         page.wait('document.querySelectorAll(".thinking:not([open])").length === 2')
 
+    def test_the_end_stays_in_view(self):
+        self.fake.parts = {'lines': [('content', f'line {i}\n\n', 0.01) for i in range(80)]}
+        page = self.page(height=400)
+        self.ask(page, 'lines')
+        page.wait('(m => m.scrollTop > 500 && m.scrollHeight - m.scrollTop - m.clientHeight < 5)(document.querySelector("#messages"))')
+        page.click('.message:last-child .again')
+        page.wait(f'{ANSWER}.includes("line 25")')
+        page.eval('document.querySelector("#messages").scrollTop = 100')  # who looks at the beginning is left there
+        page.wait(ANSWERED)
+        self.assertEqual(page.eval('document.querySelector("#messages").scrollTop'), 100)
+
     def test_errors(self):
         self.fake.parts = {'cut': [('content', 'Once', 0), ('cut', '', 0)]}
         page = self.page()
@@ -280,19 +291,21 @@ class Page(unittest.TestCase):
 
     def test_markdown(self):
         page = self.page()
-        show = '''(async (texts) => { const { show_markdown } = await import('/page/markdown.js'); const d = document.createElement('div');
-                  const out = []; for (const t of texts) { show_markdown(d, t, () => 0); out.push(d.innerHTML.replaceAll(' dir="auto"', '')
-                  .replaceAll(' target="_blank" rel="noopener noreferrer nofollow"', '')); } return out; })'''
+        page.eval('''import('/page/markdown.js').then(({ show_markdown }) => {
+            // the HTML of each text; step: characters that come at a time
+            window.shown = (texts, step = Infinity) => texts.map(text => {
+              const d = document.createElement('div');
+              for (let i = step; i < text.length; i += step) show_markdown(d, text.slice(0, i), () => 0);
+              show_markdown(d, text, () => 0);
+              return d.innerHTML.replaceAll(/ (dir="auto"|target="_blank"|rel="noopener noreferrer nofollow")/g, '');
+            }); })''')
         cases = json.loads((pathlib.Path(__file__).parent / 'markdown_cases.json').read_text())
-        got = page.eval(f'{show}({json.dumps([c[0] for c in cases])})')
-        for (text, wanted), html in zip(cases, got):
+        texts = [text for text, _ in cases]
+        for (text, wanted), html in zip(cases, page.eval(f'shown({json.dumps(texts)})')):
             with self.subTest(text):
                 self.assertEqual(html, wanted)
-        # as it streams, piece by piece, the end is what it is at once
-        every = '\n\n'.join(c[0] for c in cases)
-        pieces = [every[:i] for i in range(0, len(every), 7)] + [every]
-        streamed, whole = page.eval(f'{show}({json.dumps(pieces)})')[-1], page.eval(f'{show}({json.dumps([every])})')[-1]
-        self.assertEqual(streamed, whole)
+        texts.append('\n\n'.join(texts))
+        self.assertEqual(page.eval(f'shown({json.dumps(texts)}, 1)'), page.eval(f'shown({json.dumps(texts)})'))
 
     def test_markdown_is_never_slow(self):
         """100 kB of each of these: what backtracks or nests without bound would take minutes, or break the page."""
