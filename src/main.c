@@ -11,6 +11,7 @@
 static const mx_command *const commands[] = {
     &mx_command_run,
     &mx_command_chat,
+    &mx_command_serve,
     &mx_command_batch,
     &mx_command_plan,
     &mx_command_pull,

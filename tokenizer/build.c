@@ -343,7 +343,7 @@ static mx_status derive_merges(mx_source *s, const table *t) {
     mx_status status = create_block(s, t, &v);
     if (status == MX_OK) status = fill_tokens(s, t, &v);
     if (status == MX_OK) status = list_merges(s, &v, t);
-    mx_vocabulary_free(&v);
+    mx_vocabulary_release(&v);
     return status;
 }
 
@@ -355,7 +355,7 @@ mx_status mx_vocabulary_build(mx_source *s, mx_vocabulary *out) {
     if (status == MX_OK) status = create_block(s, &t, out);
     if (status == MX_OK) status = fill_tokens(s, &t, out);
     if (status == MX_OK) status = fill_merges(s, out);
-    if (status != MX_OK) mx_vocabulary_free(out);
+    if (status != MX_OK) mx_vocabulary_release(out);
     free(t.of);
     return status;
 }

@@ -70,7 +70,7 @@ bool mx_vocabulary_cache_load(const mx_content *content, mx_vocabulary *out) {
     *out = (mx_vocabulary){.block = block, .size = (size_t)info.st_size};
     if (is_whole(out, content)) return true;
     mx_log(MX_LOG_DEBUG, "%s is damaged or of another version; it is written anew", path);
-    mx_vocabulary_free(out);
+    mx_vocabulary_release(out);
     return false;
 }
 

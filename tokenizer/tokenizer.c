@@ -167,7 +167,7 @@ uint64_t mx_tokenizer_vocabulary_hash(const mx_tokenizer *t) {
 void mx_tokenizer_close(mx_tokenizer *t) {
     if (!t) return;
     mx_splitter_free(t->splitter);
-    mx_vocabulary_free(&t->vocabulary);
+    mx_vocabulary_release(&t->vocabulary);
     free(t->special.slot);
     free(t->special.length);
     free(t);

@@ -32,7 +32,7 @@ size_t mx_vocabulary_sections(mx_vocabulary *v, const mx_vocabulary_header *head
     return at;
 }
 
-void mx_vocabulary_free(mx_vocabulary *v) {
+void mx_vocabulary_release(mx_vocabulary *v) {
     if (v->block) munmap(v->block, v->size);
     *v = (mx_vocabulary){0};
 }

@@ -59,7 +59,7 @@ typedef struct mx_vocabulary {
 /* Points the sections into `v->block` by the counts in its header; returns the bytes they need all together. With a
  * NULL block only the size is computed, from the counts in `header`. */
 size_t mx_vocabulary_sections(mx_vocabulary *v, const mx_vocabulary_header *header);
-void mx_vocabulary_free(mx_vocabulary *v);
+void mx_vocabulary_release(mx_vocabulary *v);
 
 /* Each reads one kind of file; `path` is for messages. (load.c, load_gguf.c, load_metal.c) */
 mx_status mx_vocabulary_parse(const char *path, const char *json, size_t size, mx_vocabulary *out, mx_error *error);

@@ -7,6 +7,19 @@ static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for an answer");
 }
 
+static mx_status constrain(mx_api_answer *a, const mx_api_settings *settings, mx_rules *rules, mx_error *error) {
+    mx_vocabulary *vocabulary = settings->vocabulary;
+    if (!vocabulary && settings->later) {
+        if (!*settings->later) {
+            mx_status status = mx_vocabulary_create(settings->tokenizer, settings->vocab, settings->later, error);
+            if (status) return status;
+        }
+        vocabulary = *settings->later;
+    }
+    if (!vocabulary) return mx_fail(error, MX_UNSUPPORTED, "an answer has rules, but there are no grammars here");
+    return mx_rules_constraint(rules, settings->tokenizer, vocabulary, settings->stop_tokens, &a->constraint, error);
+}
+
 mx_status mx_api_answer_init(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r,
                              bool (*piece)(void *answer, const mx_piece *piece), mx_error *error) {
     const mx_turn_options options = {
@@ -19,7 +32,10 @@ mx_status mx_api_answer_init(mx_api_answer *a, const mx_api_settings *settings, 
         .piece = piece,
         .user = a,
     };
-    return mx_turn_create(&options, &a->turn, error);
+    mx_status status = mx_turn_create(&options, &a->turn, error);
+    if (!status && r->rules && mx_rules_bind(r->rules)) status = constrain(a, settings, r->rules, error);
+    if (status) mx_api_answer_free(a);
+    return status;
 }
 
 static void free_tokens(mx_api_tokens *t) {
@@ -29,8 +45,12 @@ static void free_tokens(mx_api_tokens *t) {
 
 void mx_api_answer_free(mx_api_answer *a) {
     mx_turn_free(a->turn);
+    a->turn = NULL;
+    if (!a->handle && a->constraint.destroy) a->constraint.destroy(a->constraint.user);
+    a->constraint = (mx_constraint){0};
     free_tokens(&a->tokens);
     free_tokens(&a->prompt_tokens);
+    a->tokens = a->prompt_tokens = (mx_api_tokens){0};
 }
 
 mx_request mx_api_answer_request(mx_api_answer *a, const mx_api_settings *settings, const mx_api_request *r) {
@@ -47,6 +67,7 @@ mx_request mx_api_answer_request(mx_api_answer *a, const mx_api_settings *settin
         .top_logprobs = r->logprobs > 0 ? r->logprobs : 0,
         /* One of the answers to a prompt is enough to learn it. */
         .prompt_logprobs = r->echo && r->logprobs >= 0 && a->index == 0,
+        .constraint = a->constraint,
         .user = a,
     };
     request.sampling.seed = mx_api_seed(r, a->prompt, a->index);

@@ -33,6 +33,7 @@ typedef struct mx_api_answer {
     double logprob_sum; /* of all tokens of the answer */
     mx_finish finish;
     struct mx_usage usage;
+    mx_constraint constraint; /* of the request's rules; the engine's once `handle` is there */
 } mx_api_answer;
 
 /* `piece`: as mx_turn_options has it, with the answer as its user; NULL: nobody listens. */

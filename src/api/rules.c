@@ -1,54 +1,455 @@
+/* What requests say about the form of their answers, as rules. Grammars are made once: those of schemas that come again
+ * are kept. */
 #include "api/rules.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "api/chat.h"
+#include "grammar/schema.h"
+
+static mx_status no_memory(mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY, "no memory for the rules of an answer");
+}
+
+/* ---- the cache --------------------------------------------------------------------------------------------------- */
+/* The most recently used first. A grammar grows while it is used, by the masks that it keeps: what all have is counted
+ * anew whenever one is added. */
+enum { CACHE_GRAMMARS = 256 };
+static const uint64_t CACHE_BYTES = (uint64_t)256 << 20;
+
+typedef struct entry entry;
+struct entry {
+    XXH128_hash_t key;
+    mx_grammar *grammar;
+    entry *next;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    entry *first;
+} cache = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* With the lock held: the link to the entry, or to the end of the list. */
+static entry **find(XXH128_hash_t key) {
+    entry **link = &cache.first;
+    while (*link && !XXH128_isEqual((*link)->key, key)) link = &(*link)->next;
+    return link;
+}
+
+static void move_to_front(entry **link) {
+    entry *e = *link;
+    *link = e->next;
+    e->next = cache.first;
+    cache.first = e;
+}
+
+static mx_grammar *look_up(XXH128_hash_t key) {
+    mx_grammar *found = NULL;
+    pthread_mutex_lock(&cache.lock);
+    entry **link = find(key);
+    if (*link) {
+        found = mx_grammar_keep((*link)->grammar);
+        move_to_front(link);
+    }
+    pthread_mutex_unlock(&cache.lock);
+    return found;
+}
+
+/* The newest stays, however large it is. Without memory nothing is kept. */
+static void keep(XXH128_hash_t key, mx_grammar *grammar) {
+    entry *e = malloc(sizeof *e), *dropped = NULL;
+    if (!e) return;
+    pthread_mutex_lock(&cache.lock);
+    if (*find(key)) { /* another thread was faster */
+        dropped = e;
+        *e = (entry){0};
+    } else {
+        *e = (entry){key, mx_grammar_keep(grammar), cache.first};
+        cache.first = e;
+        uint64_t bytes = 0;
+        int count = 0;
+        for (entry **link = &cache.first; *link; link = &(*link)->next) {
+            bytes += mx_grammar_bytes((*link)->grammar);
+            if (++count <= CACHE_GRAMMARS && (count == 1 || bytes <= CACHE_BYTES)) continue;
+            dropped = *link;
+            *link = NULL;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&cache.lock);
+    for (entry *next; dropped; dropped = next) {
+        next = dropped->next;
+        mx_grammar_free(dropped->grammar);
+        free(dropped);
+    }
+}
+
+/* ---- grammars ---------------------------------------------------------------------------------------------------- */
+/* What is wrong with the request is told there; the rest is about us. */
+static mx_status tell(mx_status status, const mx_error *found, const char *param, mx_api_problem *problem,
+                      mx_error *error) {
+    if (status == MX_NO_MEMORY) return mx_fail(error, status, "%s", found->text);
+    if (status)
+        mx_api_wrong(problem, param, status == MX_UNSUPPORTED ? "unsupported_value" : "invalid_value", "%s",
+                     found->text);
+    return MX_OK;
+}
+
+/* schema NULL: any object. */
+static mx_status compile(const mx_json *schema, const char *name, bool strict, mx_grammar **out, mx_error *error) {
+    const mx_schema_options options = {.spaces = MX_SPACES_FEW, .openai_strict = strict};
+    mx_bytes key = {0};
+    if (!mx_bytes_addf(&key, "%s %d ", schema ? "schema" : "object", strict) ||
+        (schema && !mx_json_write(&key, schema))) {
+        mx_bytes_free(&key);
+        return no_memory(error);
+    }
+    const XXH128_hash_t hash = XXH3_128bits(key.data, key.size);
+    mx_bytes_free(&key);
+    if ((*out = look_up(hash))) return MX_OK;
+    const mx_status status =
+        schema ? mx_schema_compile(schema, name, &options, out, error) : mx_schema_any_object(&options, out, error);
+    if (!status) keep(hash, *out);
+    return status;
+}
+
+/* All of a text matches the expression. */
+static mx_status compile_regex(const char *pattern, size_t size, mx_grammar **out, mx_error *error) {
+    mx_bytes key = {0};
+    if (!mx_bytes_add_string(&key, "regex ") || !mx_bytes_add(&key, pattern, size)) {
+        mx_bytes_free(&key);
+        return no_memory(error);
+    }
+    const XXH128_hash_t hash = XXH3_128bits(key.data, key.size);
+    mx_bytes_free(&key);
+    if ((*out = look_up(hash))) return MX_OK;
+    mx_regular *language = NULL;
+    mx_status status = mx_regular_parse(pattern, size, true, &language, error);
+    mx_grammar_builder *b = status ? NULL : mx_grammar_builder_create();
+    if (!status && !b) status = no_memory(error);
+    if (!status) status = mx_grammar_compile(b, mx_expr_regular(b, language), out, error);
+    mx_grammar_builder_free(b);
+    mx_regular_free(language);
+    if (!status) keep(hash, *out);
+    return status;
+}
+
+static void set_text(mx_rules *rules, mx_grammar *grammar) {
+    mx_grammar_free(rules->text);
+    rules->text = grammar;
+}
 
 mx_status mx_api_rules_schema(mx_rules *rules, const mx_json *schema, bool strict, const char *param,
                               mx_api_problem *problem, mx_error *error) {
-    (void)rules;
-    (void)schema;
-    (void)strict;
-    (void)param;
-    (void)problem;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    mx_grammar *grammar = NULL;
+    mx_error found = {0};
+    const mx_status status = compile(schema, param, strict, &grammar, &found);
+    if (!status) set_text(rules, grammar);
+    return tell(status, &found, param, problem, error);
 }
 
 mx_status mx_api_rules_json(mx_rules *rules, mx_error *error) {
-    (void)rules;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    mx_grammar *grammar = NULL;
+    const mx_status status = compile(NULL, NULL, false, &grammar, error);
+    if (!status) set_text(rules, grammar);
+    return status;
 }
 
 mx_status mx_api_rules_regex(mx_rules *rules, const char *pattern, size_t size, const char *param,
                              mx_api_problem *problem, mx_error *error) {
-    (void)rules;
-    (void)pattern;
-    (void)size;
-    (void)param;
-    (void)problem;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    mx_grammar *grammar = NULL;
+    mx_error found = {0};
+    const mx_status status = compile_regex(pattern, size, &grammar, &found);
+    if (!status) {
+        set_text(rules, grammar);
+        return MX_OK;
+    }
+    mx_error named = {0};
+    mx_fail(&named, status, "%s: %s", param, found.text);
+    return tell(status, &named, param, problem, error);
+}
+
+/* ---- tools ------------------------------------------------------------------------------------------------------- */
+/* The tool of this name, or NULL. */
+static mx_rules_tool *find_tool(const mx_rules *rules, const char *name) {
+    for (int i = 0; i < rules->tool_count; i++)
+        if (!strcmp(rules->tools[i].name, name)) return &rules->tools[i];
+    return NULL;
+}
+
+/* The same, added where it is not there. NULL: no memory. */
+static mx_rules_tool *place_of(mx_rules *rules, const char *name) {
+    mx_rules_tool *place = find_tool(rules, name);
+    if (place) return place;
+    mx_rules_tool *grown = realloc(rules->tools, ((size_t)rules->tool_count + 1) * sizeof *grown);
+    if (!grown) return NULL;
+    rules->tools = grown;
+    place = &grown[rules->tool_count];
+    *place = (mx_rules_tool){.name = strdup(name)};
+    rules->tool_count += place->name != NULL;
+    return place->name ? place : NULL;
+}
+
+static bool wrong_name(mx_api_problem *problem, const char *param, const char *name) {
+    return mx_api_wrong(problem, param, "invalid_value", "%s: a function's name has 1 to 64 characters, \"%.80s\" not",
+                        param, name);
+}
+
+static mx_status compile_arguments(const mx_json *parameters, const char *param, mx_grammar **out, mx_error *error) {
+    static const char nothing[] = "{\"type\":\"object\",\"properties\":{},\"additionalProperties\":false}";
+    if (parameters) return compile(parameters, param, true, out, error);
+    mx_json_document *document;
+    mx_status status = mx_json_parse(param, nothing, sizeof nothing - 1, &document, error);
+    if (status) return status;
+    status = compile(mx_json_root(document), param, true, out, error);
+    mx_json_free(document);
+    return status;
 }
 
 mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *parameters, bool strict,
                             const char *param, mx_api_problem *problem, mx_error *error) {
-    (void)rules;
-    (void)tool;
-    (void)parameters;
-    (void)strict;
-    (void)param;
-    (void)problem;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    char name[65];
+    if (!mx_api_tool_name(tool, strlen(tool), name)) {
+        wrong_name(problem, param, tool);
+        return MX_OK;
+    }
+    mx_rules_tool *place = place_of(rules, name);
+    if (!place) return no_memory(error);
+    if (!strict) return MX_OK;
+    mx_grammar *grammar = NULL;
+    mx_error found = {0};
+    const mx_status status = compile_arguments(parameters, param, &grammar, &found);
+    if (!status) {
+        mx_grammar_free(place->arguments);
+        place->arguments = grammar;
+    }
+    return tell(status, &found, param, problem, error);
+}
+
+/* Calls that have to be made are made of JSON. */
+static mx_status at_least_objects(mx_rules *rules, mx_error *error) {
+    for (int i = 0; i < rules->tool_count; i++) {
+        if (rules->tools[i].arguments) continue;
+        const mx_status status = compile(NULL, NULL, false, &rules->tools[i].arguments, error);
+        if (status) return status;
+    }
+    return MX_OK;
 }
 
 mx_status mx_api_rules_choose(mx_rules *rules, mx_tool_choice choice, const char *named, const char *param,
                               mx_api_problem *problem, mx_error *error) {
-    (void)rules;
-    (void)choice;
-    (void)named;
-    (void)param;
-    (void)problem;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    rules->choice = choice;
+    if (choice != MX_TOOLS_REQUIRED && choice != MX_TOOLS_NAMED) return MX_OK;
+    if (!rules->tool_count) {
+        mx_api_wrong(problem, param, "invalid_value", "%s: a call is asked for, but there are no tools", param);
+        return MX_OK;
+    }
+    if (choice == MX_TOOLS_NAMED) {
+        char name[65];
+        free(rules->named);
+        rules->named = NULL;
+        const bool good = mx_api_tool_name(named, strlen(named), name);
+        if (good && !(rules->named = strdup(name))) return no_memory(error);
+        if (!good || !find_tool(rules, name)) {
+            mx_api_wrong(problem, param, "invalid_value", "%s: no tool is called \"%.80s\"", param, named);
+            return MX_OK;
+        }
+    }
+    return at_least_objects(rules, error);
+}
+
+/* ---- OpenAI's form ----------------------------------------------------------------------------------------------- */
+typedef struct reading {
+    mx_rules *rules;
+    mx_api_problem *problem;
+    mx_error *error;
+} reading;
+
+static const mx_json *field(const mx_json *fields, const char *name) {
+    const mx_json *v = mx_json_get(fields, name);
+    return v && v->type != MX_JSON_NULL ? v : NULL;
+}
+
+static bool is_text(const mx_json *v) {
+    return v && v->type == MX_JSON_STRING && v->size && strlen(v->text) == v->size;
+}
+
+/* false where it is absent; a problem where it is no truth value. */
+static bool read_bool(const reading *r, const mx_json *object, const char *name, const char *param) {
+    const mx_json *v = field(object, name);
+    bool value = false;
+    if (v && !mx_json_bool(v, &value))
+        mx_api_wrong(r->problem, param, "invalid_type", "%s: expected true or false", param);
+    return value;
+}
+
+static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
+    char param[80];
+    const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
+    if (type && !mx_json_is_string(type, "function")) return MX_OK; /* mx_api_chat_set_tools warns of it, once */
+    if (!function) function = tool;                                 /* as /v1/responses has it, flat */
+    const mx_json *name = field(function, "name"), *parameters = field(function, "parameters");
+    snprintf(param, sizeof param, "tools[%d].function.name", index);
+    if (!is_text(name)) {
+        mx_api_wrong(r->problem, param, "invalid_type", "%s: expected a name", param);
+        return MX_OK;
+    }
+    snprintf(param, sizeof param, "tools[%d].function.strict", index);
+    const bool strict = read_bool(r, function, "strict", param);
+    if (r->problem->http_status) return MX_OK;
+    snprintf(param, sizeof param, "tools[%d].function.parameters", index);
+    return mx_api_rules_tool(r->rules, name->text, parameters, strict, param, r->problem, r->error);
+}
+
+static mx_status read_tools(const reading *r, const mx_json *tools) {
+    mx_status status = MX_OK;
+    int index = 0;
+    if (tools && tools->type != MX_JSON_ARRAY) {
+        mx_api_wrong(r->problem, "tools", "invalid_type", "tools: expected an array");
+        return MX_OK;
+    }
+    for (const mx_json *tool = tools ? tools->child : NULL; tool && !status && !r->problem->http_status;
+         tool = tool->next)
+        status = read_tool(r, tool, index++);
+    return status;
+}
+
+/* The name within {"type": "function", "function": {"name"}} or, flat, {"type": "function", "name"}; NULL: none. */
+static const mx_json *name_within(const mx_json *choice) {
+    const mx_json *function = field(choice, "function");
+    const mx_json *name = field(function ? function : choice, "name");
+    return mx_json_is_string(mx_json_get(choice, "type"), "function") && is_text(name) ? name : NULL;
+}
+
+/* {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required", "tools": [...]}}: the others go. */
+static mx_status choose_allowed(const reading *r, const mx_json *choice) {
+    const mx_json *allowed = field(choice, "allowed_tools");
+    if (!allowed) allowed = choice;
+    const mx_json *list = field(allowed, "tools"), *mode = field(allowed, "mode");
+    if (!list || list->type != MX_JSON_ARRAY) {
+        mx_api_wrong(r->problem, "tool_choice", "invalid_type", "tool_choice.allowed_tools.tools: expected an array");
+        return MX_OK;
+    }
+    int kept = 0;
+    for (int i = 0; i < r->rules->tool_count; i++) {
+        mx_rules_tool tool = r->rules->tools[i];
+        bool found = false;
+        for (const mx_json *v = list->child; v && !found; v = v->next) {
+            char name[65];
+            const mx_json *given = name_within(v);
+            found = given && mx_api_tool_name(given->text, given->size, name) && !strcmp(name, tool.name);
+        }
+        r->rules->tools[i] = r->rules->tools[kept];
+        r->rules->tools[kept] = tool;
+        kept += found;
+    }
+    for (int i = kept; i < r->rules->tool_count; i++) {
+        free(r->rules->tools[i].name);
+        mx_grammar_free(r->rules->tools[i].arguments);
+    }
+    r->rules->tool_count = kept;
+    const mx_tool_choice what = mx_json_is_string(mode, "required") ? MX_TOOLS_REQUIRED
+                                : kept                              ? MX_TOOLS_AUTO
+                                                                    : MX_TOOLS_NONE;
+    return mx_api_rules_choose(r->rules, what, NULL, "tool_choice", r->problem, r->error);
+}
+
+static mx_status read_choice(const reading *r, const mx_json *choice) {
+    const mx_json *name = choice ? name_within(choice) : NULL;
+    mx_tool_choice what = r->rules->tool_count ? MX_TOOLS_AUTO : MX_TOOLS_NONE;
+    if (choice && mx_json_is_string(mx_json_get(choice, "type"), "allowed_tools")) return choose_allowed(r, choice);
+    if (name)
+        what = MX_TOOLS_NAMED;
+    else if (mx_json_is_string(choice, "required"))
+        what = MX_TOOLS_REQUIRED;
+    else if (mx_json_is_string(choice, "none"))
+        what = MX_TOOLS_NONE;
+    else if (choice && !mx_json_is_string(choice, "auto")) {
+        mx_api_wrong(r->problem, "tool_choice", "invalid_value",
+                     "tool_choice: expected \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"function\": "
+                     "{\"name\": \"...\"}}");
+        return MX_OK;
+    }
+    return mx_api_rules_choose(r->rules, what, name ? name->text : NULL, "tool_choice", r->problem, r->error);
+}
+
+static mx_status read_schema(const reading *r, const mx_json *format) {
+    static const char param[] = "response_format.json_schema";
+    const mx_json *own = field(format, "json_schema");
+    const mx_json *schema = field(own, "schema");
+    if (!own || own->type != MX_JSON_OBJECT || !schema) {
+        mx_api_wrong(r->problem, param, own ? "invalid_type" : "missing_required_parameter",
+                     "%s: expected {\"name\": \"...\", \"schema\": {...}}", param);
+        return MX_OK;
+    }
+    const bool strict = read_bool(r, own, "strict", "response_format.json_schema.strict");
+    if (r->problem->http_status) return MX_OK;
+    return mx_api_rules_schema(r->rules, schema, strict, "response_format.json_schema.schema", r->problem, r->error);
+}
+
+static mx_status read_grammar(const reading *r, const mx_json *format, bool regex) {
+    const mx_json *grammar = regex ? format : field(format, "grammar");
+    const char *param = regex ? "response_format.pattern" : "response_format.grammar";
+    const mx_json *pattern = field(grammar, regex ? "pattern" : "definition"), *syntax = field(grammar, "syntax");
+    if (!regex && syntax && !mx_json_is_string(syntax, "regex")) {
+        mx_api_wrong(r->problem, param, "unsupported_value", "%s: only the syntax \"regex\" is there", param);
+        return MX_OK;
+    }
+    if (!pattern || pattern->type != MX_JSON_STRING) {
+        mx_api_wrong(r->problem, param, "invalid_type", "%s: expected %s", param,
+                     regex ? "a regular expression" : "{\"syntax\": \"regex\", \"definition\": \"...\"}");
+        return MX_OK;
+    }
+    return mx_api_rules_regex(r->rules, pattern->text, pattern->size, param, r->problem, r->error);
+}
+
+static mx_status read_format(const reading *r, const mx_json *format) {
+    const mx_json *type = field(format, "type");
+    if (!format || mx_json_is_string(type, "text")) return MX_OK;
+    if (mx_json_is_string(type, "json_object")) return mx_api_rules_json(r->rules, r->error);
+    if (mx_json_is_string(type, "json_schema")) return read_schema(r, format);
+    if (mx_json_is_string(type, "grammar")) return read_grammar(r, format, false);
+    if (mx_json_is_string(type, "regex")) return read_grammar(r, format, true);
+    mx_api_wrong(
+        r->problem, "response_format", "invalid_value",
+        "response_format: expected {\"type\": \"text\" | \"json_object\" | \"json_schema\" | \"grammar\", ...}");
+    return MX_OK;
+}
+
+static mx_status read_all(const reading *r, const mx_json *fields, const mx_json *tools, bool chat) {
+    const mx_json *choice = field(fields, "tool_choice");
+    mx_status status = read_format(r, field(fields, "response_format"));
+    r->rules->raw = !chat;
+    r->rules->choice = MX_TOOLS_NONE;
+    if (status || r->problem->http_status || !chat) return status;
+    r->rules->parallel =
+        !field(fields, "parallel_tool_calls") || read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls");
+    if (r->problem->http_status) return status;
+    if (!mx_json_is_string(choice, "none")) status = read_tools(r, tools);
+    return status || r->problem->http_status ? status : read_choice(r, choice);
+}
+
+mx_status mx_api_read_rules_with(const mx_json *fields, const mx_json *tools, bool chat, mx_rules **out,
+                                 mx_api_problem *problem, mx_error *error) {
+    *out = NULL;
+    mx_rules *rules = mx_rules_create();
+    if (!rules) return no_memory(error);
+    const reading r = {rules, problem, error};
+    if (field(fields, "tools")) tools = field(fields, "tools");
+    const mx_status status = read_all(&r, fields, tools, chat);
+    /* Where there are no tools nothing has to be forbidden. */
+    const bool none = mx_json_is_string(field(fields, "tool_choice"), "none") && tools && tools->count;
+    if (!status && !problem->http_status && (rules->text || (chat && (rules->choice != MX_TOOLS_NONE || none))))
+        *out = rules;
+    else
+        mx_rules_free(rules);
+    return status;
 }
 
 mx_status mx_api_read_rules(const mx_json *fields, mx_rules **out, mx_api_problem *problem, mx_error *error) {
-    (void)fields;
-    (void)out;
-    (void)problem;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    return mx_api_read_rules_with(fields, NULL, true, out, problem, error);
 }

@@ -12,19 +12,33 @@ typedef struct mx_api_writer {
                         of it */
     int64_t created; /* seconds since 1970 */
     bool failed;
+    const char *fingerprint; /* of mx_api_fingerprint; NULL: not said */
 } mx_api_writer;
+
+/* What answers depend on beside the request: the model and the setup. */
+void mx_api_fingerprint(const mx_api_settings *settings, char out[static 20]);
 
 void mx_api_put(mx_api_writer *w, const char *text);
 void mx_api_put_string(mx_api_writer *w, const void *text, size_t size); /* with quotes; text NULL: "" */
 #define mx_api_putf(w, ...) ((w)->failed |= !mx_bytes_addf((w)->out, __VA_ARGS__))
 
-/* "call_ID_ANSWER_INDEX": of the call with this index in the answer's turn. */
+/* The arguments of a call as JSON text for a client, none as {}: what the model wrote, but for an object that it put
+ * into a JSON string. Who streams them holds back what begins with a quotation mark until the call is complete. */
+bool mx_api_add_arguments(mx_bytes *out, const char *arguments, size_t size);
+
+/* "call_ID_ANSWER_INDEX", at most 40 characters: of the call with this index in the answer's turn. */
 void mx_api_call_id(const mx_api_writer *w, const mx_api_answer *a, int index, char out[static 80]);
 
 void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a); /* behind the prompt's, where that is echoed */
 void mx_api_put_tool_calls(mx_api_writer *w, const mx_api_answer *a);
 /* [{"token", "logprob", "bytes", "top_logprobs": [...]}] of what is content. */
 void mx_api_put_chat_tokens(mx_api_writer *w, const mx_api_tokens *tokens);
+/* {"tokens", "token_logprobs", "top_logprobs", "text_offset"} of an echoed prompt's (NULL: none) and an answer's tokens;
+ * *begin is the first's offset in characters, and afterwards that behind the last. */
+void mx_api_put_completion_tokens(mx_api_writer *w, const mx_api_tokens *prompt, const mx_api_tokens *answer,
+                                  int64_t *begin);
+/* The text of a prompt. */
+bool mx_api_add_prompt(const mx_api_writer *w, int index, mx_bytes *out);
 /* The "logprobs" of a choice. `learned`: the answer to the same prompt that has the prompt's. */
 void mx_api_put_logprobs(mx_api_writer *w, const mx_api_answer *a, const mx_api_answer *learned);
 /* "usage":{...}. Prompts count once, however many answers they got; answers count all that were computed. */

@@ -178,7 +178,7 @@ static const char *model_name(const mx_session *s) {
     return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
 }
 
-static mx_api_settings settings_of(const mx_session *s) {
+static mx_api_settings settings_of(mx_session *s) {
     mx_api_settings settings = {.tokenizer = s->tokenizer,
                                 .conversation = s->conversation,
                                 .raw = raw,
@@ -188,7 +188,8 @@ static mx_api_settings settings_of(const mx_session *s) {
                                 .stop = (const char *const *)s->stop,
                                 .stop_count = s->stop_count,
                                 .stop_tokens = &s->stop_tokens,
-                                .vocab = s->info.vocab};
+                                .vocab = s->info.vocab,
+                                .later = &s->vocabulary};
     if (s->random_seed) settings.sampling.seed = 0;
     settings.setup.context = s->info.context;
     snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
@@ -315,7 +316,7 @@ const mx_command mx_command_batch = {
         "  what run -p takes; with --raw, or \"raw\": true, it is continued as it stands. A line\n"
         "  without \"id\" has its number for one.\n"
         "\n"
-        "Fields of both: messages, tools, tool_choice (auto, none), reasoning_effort,\n"
+        "Fields of both: messages, tools, tool_choice, response_format, reasoning_effort,\n"
         "max_tokens or max_completion_tokens, temperature, top_p, top_k, min_p, seed, stop,\n"
         "presence_penalty, frequency_penalty, repetition_penalty, logit_bias, n, logprobs,\n"
         "top_logprobs; best_of and echo (of completions); min_tokens, priority (the higher\n"

@@ -45,7 +45,7 @@ mx_status mx_find_model(const char *name, char *out, size_t size, mx_error *erro
 int mx_print_commands(const mx_command *const *commands);
 int mx_print_version(void);
 
-extern const mx_command mx_command_run, mx_command_chat, mx_command_tokenize, mx_command_detokenize, mx_command_harmony,
+extern const mx_command mx_command_run, mx_command_chat, mx_command_serve, mx_command_tokenize, mx_command_detokenize, mx_command_harmony,
     mx_command_verify, mx_command_info, mx_command_bench, mx_command_batch, mx_command_pull, mx_command_list,
     mx_command_rm, mx_command_verify_files, mx_command_plan, mx_command_convert, mx_command_quantize,
     mx_command_perplexity, mx_command_compare;

@@ -3,6 +3,7 @@
 
 #include "commands/command.h"
 #include "engine/mxrun.h"
+#include "grammar/grammar.h"
 #include "turn/conversation.h"
 
 /* The options that the commands which generate text have in common: which model and engine, how tokens are chosen,
@@ -20,6 +21,7 @@ typedef struct mx_session {
     mx_engine *engine;
     mx_engine_info info;
     mx_tokenizer *tokenizer;
+    mx_vocabulary *vocabulary;     /* for grammars; NULL: made by nobody so far */
     mx_conversation *conversation; /* with --system, --developer, --reasoning, --date and --tools; NULL: raw */
     mx_ids stop_tokens;
     mx_sampling sampling; /* .seed is set, .bias owned here */

@@ -19,6 +19,8 @@ typedef struct mx_rules_tool {
     mx_grammar *arguments; /* owned; NULL: free text ("strict": false) */
 } mx_rules_tool;
 
+typedef struct mx_rules_headers mx_rules_headers;
+
 /* Immutable once made; shared by the answers to a request, reference-counted. */
 typedef struct mx_rules {
     int references;
@@ -29,6 +31,7 @@ typedef struct mx_rules {
     mx_rules_tool *tools; /* [tool_count], owned */
     int tool_count;
     bool parallel; /* several calls in one answer; false: <|call|> ends it, as it does anyway where harmony has it */
+    mx_rules_headers *headers; /* rules.c's own, made with the first constraint */
 } mx_rules;
 mx_rules *mx_rules_create(void); /* AUTO, no tools, nothing constrained; NULL: no memory */
 mx_rules *mx_rules_keep(mx_rules *rules);

@@ -17,7 +17,8 @@ typedef struct mx_server_options {
     const char *tls_certificate, *tls_key; /* PEM files; NULL: no TLS */
     const char *const *api_keys;           /* [api_key_count]; 0: none is asked for */
     int api_key_count;
-    const char *cors_origin;         /* "*", an origin; NULL: no CORS */
+    bool any_host;           /* without a key, too, anybody may ask under any name: Host and Origin do not matter */
+    const char *cors_origin; /* "*", an origin; NULL: no CORS */
     size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 64 MiB */
     int connections;                 /* most at once; 0: 1024 */
     int queue;                       /* most answers that wait for the engine; more: 429. 0: 256 */
@@ -29,6 +30,7 @@ typedef struct mx_server_options {
     double stop_seconds;             /* of a graceful stop: answers at work may take so long; 0: 30 */
     uint64_t replay_bytes, responses_bytes; /* memory of what may come back; 0: 64 MiB, 64 MiB */
     bool page;                              /* the page at / */
+    const struct mx_endpoint *more;         /* of the program that embeds it, looked at first; NULL: none. Borrowed */
 } mx_server_options;
 
 /* Listens; nothing is answered before mx_server_run. Copies the options; engine and settings stay the caller's and must
@@ -42,5 +44,9 @@ const char *mx_server_address(const mx_server *s);
  * calling thread. */
 mx_status mx_server_run(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error);
 void mx_server_free(mx_server *s); /* NULL allowed */
+
+/* The socket that systemd handed over to this process (LISTEN_PID, LISTEN_FDS), for options.inherited_socket; -1: none.
+ * Later callers, and children, do not see it. */
+mx_status mx_server_inherited(int *fd, mx_error *error);
 
 #endif

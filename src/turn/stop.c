@@ -30,14 +30,15 @@ void mx_stop_free(mx_stop *s) {
     *s = (mx_stop){0};
 }
 
-/* Where the stop string begins that is complete first at or behind byte `from`; -1: none is. */
-static ptrdiff_t find_first(const mx_stop *s, const char *text, size_t size, size_t from) {
+/* Where the stop string begins that is complete first at or behind byte `from`, and which it is; -1: none is. */
+static ptrdiff_t find_first(mx_stop *s, const char *text, size_t size, size_t from) {
     for (size_t end = from + 1; end <= size; end++) {
         size_t longest = 0;
         for (int i = 0; i < s->count; i++) {
             size_t length = s->strings[i].size;
             if (length > longest && length <= end && memcmp(text + end - length, s->strings[i].data, length) == 0) {
                 longest = length;
+                s->found = i;
             }
         }
         if (longest) return (ptrdiff_t)(end - longest);

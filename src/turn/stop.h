@@ -13,6 +13,7 @@ typedef struct mx_stop {
     mx_bytes *strings; /* owned */
     int count;
     mx_bytes held; /* shorter than the longest string */
+    int found;     /* which string it was, once one was found */
 } mx_stop;
 
 /* Copies the strings. Empty ones are MX_INVALID_ARGUMENT. */

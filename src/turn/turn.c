@@ -18,10 +18,12 @@ struct mx_turn {
     bool cut;  /* the engine broke off; what is still open is not whole */
     bool open; /* a message is being written */
     mx_piece_kind kind;
+    bool preamble;
     char *name;               /* of the open tool call */
     mx_bytes text;            /* of the open message, as delivered */
     mx_bytes show;            /* scratch */
     int messages;             /* of the parser, already closed here */
+    int whole;                /* of them, closed before the turn ended */
     bool content;             /* the last token was content, */
     mx_piece_kind token_kind; /* of such a message, */
     int token_message;        /* the so manyth */
@@ -81,6 +83,10 @@ const mx_turn_result *mx_turn_get_result(const mx_turn *t) {
     return &t->result;
 }
 
+const mx_tokenizer *mx_turn_tokenizer(const mx_turn *t) {
+    return t->options.tokenizer;
+}
+
 const mx_harmony_parser *mx_turn_parser(const mx_turn *t) {
     return t->parser;
 }
@@ -105,6 +111,7 @@ static void deliver(mx_turn *t, const char *text, size_t size, bool first, bool 
     mx_piece piece = {.kind = t->kind, .first = first, .last = last, .text = text ? text : "", .size = size};
     if (t->kind == MX_PIECE_TOOL_CALL) piece.name = t->name;
     piece.cut = last && t->cut;
+    piece.preamble = t->preamble;
     if (!t->options.piece(t->options.user, &piece)) t->over = true;
 }
 
@@ -121,9 +128,14 @@ static mx_piece_kind kind_of(const char *channel, const char *recipient) {
     return channel && strcmp(channel, "analysis") == 0 ? MX_PIECE_THINKING : MX_PIECE_TEXT;
 }
 
+static bool is_preamble(mx_piece_kind kind, const char *channel) {
+    return kind == MX_PIECE_TEXT && channel && strcmp(channel, "commentary") == 0;
+}
+
 static bool begin_message(mx_turn *t, const char *channel, const char *recipient) {
     t->open = true;
     t->kind = kind_of(channel, recipient);
+    t->preamble = is_preamble(t->kind, channel);
     mx_bytes_clear(&t->text);
     if (t->kind == MX_PIECE_TOOL_CALL) {
         free(t->name);
@@ -156,6 +168,7 @@ static bool add_text(mx_turn *t, const char *text, size_t size) {
         deliver(t, NULL, 0, false, true);
         t->open = false;
         t->result.stop_string = t->over = true;
+        t->result.stop_index = t->stop.found;
     }
     return true;
 }
@@ -194,6 +207,28 @@ static bool follow_parser(mx_turn *t, const mx_harmony_delta *delta) {
         if (!end_message(t)) return false;
     }
     return true;
+}
+
+int mx_turn_message_count(const mx_turn *t) {
+    return t->parser ? t->messages + t->result.stop_string : 0;
+}
+
+mx_turn_message mx_turn_message_at(const mx_turn *t, int index) {
+    if (index == t->messages) /* what a stop string cut */
+        return (mx_turn_message){
+            .kind = t->kind, .preamble = t->preamble, .text = t->text.data ? t->text.data : "", .size = t->text.size};
+    const mx_harmony_message *m = mx_harmony_message_at(t->parser, index);
+    mx_turn_message out = {.kind = kind_of(m->channel, m->recipient),
+                           .text = m->content.data ? m->content.data : "",
+                           .size = m->content.size};
+    out.preamble = is_preamble(out.kind, m->channel);
+    out.cut = t->cut && index >= t->whole;
+    if (out.kind != MX_PIECE_TOOL_CALL) return out;
+    for (int i = 0; i < index; i++) {
+        const mx_harmony_message *before = mx_harmony_message_at(t->parser, i);
+        out.call += kind_of(before->channel, before->recipient) == MX_PIECE_TOOL_CALL;
+    }
+    return out;
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
@@ -269,6 +304,7 @@ mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error) {
     if (t->ended) return MX_OK;
     t->ended = true;
     t->cut = finish != MX_FINISH_STOP && finish != MX_FINISH_CONSTRAINT;
+    t->whole = t->messages;
     mx_status status = MX_OK;
     if (t->parser) { /* also when it is over, so that the message it broke off in is complete */
         mx_harmony_delta delta = {0};

@@ -23,6 +23,7 @@ typedef struct mx_piece {
     size_t size;
     const char *name; /* of a tool call: "get_weather"; NULL otherwise */
     bool cut;         /* with `last`: the model had not ended the message when the turn was over */
+    bool preamble;    /* TEXT said on the commentary channel, before a call: not the answer */
 } mx_piece;
 
 typedef struct mx_turn_options {
@@ -57,7 +58,8 @@ typedef struct mx_turn_result {
     mx_tool_call *tool_calls;
     int tool_call_count;
     mx_turn_finish finish;
-    bool stop_string;        /* it was a stop string that ended it */
+    bool stop_string;        /* it was a stop string that ended it: */
+    int stop_index;          /* of mx_turn_options.stop this one */
     mx_ids ids;              /* the model's own tokens, the stop token included */
     struct mx_usage usage;   /* of mx_turn_run */
     double seconds_to_first; /* of mx_turn_run: from submitting to the first token */
@@ -77,8 +79,20 @@ int mx_turn_token_message(const mx_turn *t);
 mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error);
 
 const mx_turn_result *mx_turn_get_result(const mx_turn *t);
+const mx_tokenizer *mx_turn_tokenizer(const mx_turn *t);
 /* The answer's messages; NULL for a raw turn. */
 const mx_harmony_parser *mx_turn_parser(const mx_turn *t);
+/* One message as its pieces delivered it; valid until the turn is freed. */
+typedef struct mx_turn_message {
+    mx_piece_kind kind;
+    bool preamble, cut; /* as mx_piece has them */
+    const char *text;
+    size_t size;
+    int call; /* of TOOL_CALL: which of the result's tool_calls */
+} mx_turn_message;
+/* The messages that are over, in order; a raw turn tells none. */
+int mx_turn_message_count(const mx_turn *t);
+mx_turn_message mx_turn_message_at(const mx_turn *t, int index);
 /* Text of the message that a stop string cut; *size bytes of it. */
 const char *mx_turn_cut_text(const mx_turn *t, size_t *size);
 

@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     mx_error error;
     if (mx_gguf_open(fuzz_file(data, size), &g, &error) == MX_OK) {
         walk(&g);
-        if (mx_vocabulary_from_gguf(&g, &v, &error) == MX_OK) mx_vocabulary_free(&v);
+        if (mx_vocabulary_from_gguf(&g, &v, &error) == MX_OK) mx_vocabulary_release(&v);
     }
     mx_gguf_close(&g);
     return 0;

@@ -325,7 +325,7 @@ static void test_ranks(void **state) {
     assert_int_equal(mx_vocabulary_merge(&v, 'a', 259)->result, 257);
     assert_int_equal(mx_vocabulary_merge(&v, ' ', 'a')->rank, 4);
     assert_null(mx_vocabulary_merge(&v, 'c', 'a'));
-    mx_vocabulary_free(&v);
+    mx_vocabulary_release(&v);
     mx_bytes_free(&json);
 }
 
@@ -405,7 +405,7 @@ static void check_merging(const char *path, int pieces) {
     mx_bpe_scratch_free(&scratch);
     mx_ids_free(&expected);
     mx_ids_free(&found);
-    mx_vocabulary_free(&v);
+    mx_vocabulary_release(&v);
 }
 
 static void test_merging(void **state) {

@@ -25,13 +25,13 @@ static int close_tokenizer(void **unused) {
     return 0;
 }
 
-/* Writes the pieces as one line: T(x) thinking, A(x) answer, C:name(x) call, "..." for ")" where it was cut; "|"
- * between pieces. */
+/* Writes the pieces as one line: T(x) thinking, A(x) answer, P(x) what is said before a call, C:name(x) call, "..." for
+ * ")" where it was cut; "|" between pieces. */
 static bool record(void *user, const mx_piece *piece) {
     mx_bytes *log = user;
     static const char letters[] = "TAC";
     if (piece->first) {
-        mx_bytes_addf(log, "%c", letters[piece->kind]);
+        mx_bytes_addf(log, "%c", piece->preamble ? 'P' : letters[piece->kind]);
         if (piece->name) mx_bytes_addf(log, ":%s", piece->name);
         mx_bytes_add_string(log, "(");
     }
@@ -71,7 +71,21 @@ static void push_text(scene *s, const char *text) {
     mx_ids_free(&ids);
 }
 
+/* What mx_turn_message_at tells afterwards is what was heard. */
+static void check_messages(const scene *s) {
+    const mx_turn_result *r = mx_turn_get_result(s->turn);
+    mx_bytes log = {0};
+    for (int i = 0; i < mx_turn_message_count(s->turn); i++) {
+        const mx_turn_message m = mx_turn_message_at(s->turn, i);
+        const char *name = m.kind == MX_PIECE_TOOL_CALL ? r->tool_calls[m.call].name : NULL;
+        record(&log, &(mx_piece){m.kind, true, true, m.text, m.size, name, m.cut, m.preamble});
+    }
+    if (mx_turn_parser(s->turn)) assert_string_equal(log.data ? log.data : "", s->log.data ? s->log.data : "");
+    mx_bytes_free(&log);
+}
+
 static void finish(scene *s) {
+    check_messages(s);
     mx_turn_free(s->turn);
     mx_bytes_free(&s->log);
     mx_ids_free(&s->stop_tokens);
@@ -105,7 +119,7 @@ static void test_tool_calls(void **unused) {
           MX_TURN_TOOL_CALLS);
     check("<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.f"
           "<|message|><|call|>",
-          MX_FINISH_STOP, "A(I look.)C:f()", MX_TURN_TOOL_CALLS);
+          MX_FINISH_STOP, "P(I look.)C:f()", MX_TURN_TOOL_CALLS);
     check("<|channel|>analysis to=python<|message|>1+1<|call|>", MX_FINISH_STOP, "C:python(1+1)", MX_TURN_TOOL_CALLS);
 }
 
@@ -216,7 +230,7 @@ static void test_random_tokens(void **unused) {
 
 static void test_stop_strings(void **unused) {
     (void)unused;
-    const char *stop[] = {"lazy fox", "\n\n"};
+    const char *stop[] = {"\n\n", "lazy fox"};
     scene s;
     start(&s, false, stop, 2);
     push_text(&s, "<|channel|>analysis<|message|>lazy fox\n\nis no answer<|end|><|start|>assistant<|channel|>final"
@@ -227,6 +241,7 @@ static void test_stop_strings(void **unused) {
     const mx_turn_result *result = mx_turn_get_result(s.turn);
     assert_int_equal(result->finish, MX_TURN_STOP);
     assert_true(result->stop_string);
+    assert_int_equal(result->stop_index, 1);
     assert_string_equal(result->text.data, "The lazy dog and the ");
     finish(&s);
 
@@ -235,7 +250,7 @@ static void test_stop_strings(void **unused) {
     push_text(&s,
               "<|channel|>commentary<|message|>a lazy<|end|><|start|>assistant<|channel|>final<|message|> fox, lazy");
     assert_int_equal(mx_turn_end(s.turn, MX_FINISH_LENGTH, NULL), MX_OK);
-    assert_string_equal(s.log.data, "A(a lazy)A( fox, lazy...");
+    assert_string_equal(s.log.data, "P(a lazy)A( fox, lazy...");
     assert_false(mx_turn_get_result(s.turn)->stop_string);
     finish(&s);
 }

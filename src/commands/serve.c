@@ -1,0 +1,339 @@
+/* mxrun serve: answers over HTTP. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "commands/common.h"
+#include "commands/options.h"
+#include "server/server.h"
+
+static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *cors, *max_body, *alias;
+static char **given_keys;
+static int no_auth, no_page;
+enum { PORT, QUEUE, CONNECTIONS, RUNNING, READ, WRITE, IDLE, KEEP_ALIVE, STOP, NUMBERS };
+static mx_number numbers[NUMBERS] = {
+    [PORT] = {"--port", NULL, 8080, 0, 65535, true, false},
+    [QUEUE] = {"--max-queue", NULL, 256, 1, 100000, true, false},
+    [CONNECTIONS] = {"--max-connections", NULL, 1024, 1, 100000, true, false},
+    [RUNNING] = {"--max-running", NULL, 64, 1, 4096, true, false},
+    [READ] = {"--read-timeout", NULL, 30, 0, 86400, false, true},
+    [WRITE] = {"--write-timeout", NULL, 30, 0, 86400, false, true},
+    [IDLE] = {"--idle-timeout", NULL, 75, 0, 86400, false, true},
+    [KEEP_ALIVE] = {"--keep-alive", NULL, 15, 0, 86400, false, true},
+    [STOP] = {"--stop-timeout", NULL, 30, 0, 86400, false, true},
+};
+
+#define STRING POPT_ARG_STRING
+static const struct poptOption listen_options[] = {
+    {"host", '\0', STRING, &host, 0, "Address to listen on (default 127.0.0.1: this machine only)", "ADDRESS"},
+    {"port", '\0', STRING, &numbers[PORT].text, 0, "Port (default 8080; 0: any that is free)", "N"},
+    {"unix", '\0', STRING, &unix_socket, 0, "Listen on a unix socket instead", "PATH"},
+    {"tls-cert", '\0', STRING, &tls_certificate, 0, "HTTPS: the certificate, with its chain, as PEM", "FILE"},
+    {"tls-key", '\0', STRING, &tls_key, 0, "HTTPS: its private key, as PEM", "FILE"},
+    {"api-key", '\0', POPT_ARG_ARGV, &given_keys, 0,
+     "Clients must send this key; may be repeated. Other users of this machine see it in the list of processes: "
+     "--api-key-file or the variable MXRUN_API_KEY hide it",
+     "KEY"},
+    {"api-key-file", '\0', STRING, &key_file, 0, "The same from a file, one key a line", "FILE"},
+    {"no-auth", '\0', POPT_ARG_NONE, &no_auth, 0, "Answer anybody who can reach the address, without a key", NULL},
+    {"cors", '\0', STRING, &cors, 0, "Let pages of this origin use the server: https://example.org, or *", "ORIGIN"},
+    POPT_TABLEEND,
+};
+
+static const struct poptOption limit_options[] = {
+    {"max-running", '\0', STRING, &numbers[RUNNING].text, 0, "Answers computed at once (default 64)", "N"},
+    {"max-queue", '\0', STRING, &numbers[QUEUE].text, 0,
+     "Answers that wait for that; more are refused, with 429 (default 256)", "N"},
+    {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
+     "Connections at once; more have to wait (default 1024)", "N"},
+    {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 16M (default 64M)", "SIZE"},
+    {"read-timeout", '\0', STRING, &numbers[READ].text, 0, "Seconds in which a request must be there (default 30)",
+     "S"},
+    {"write-timeout", '\0', STRING, &numbers[WRITE].text, 0,
+     "Seconds after which a client that takes nothing is cut off (default 30)", "S"},
+    {"idle-timeout", '\0', STRING, &numbers[IDLE].text, 0,
+     "Seconds after which a connection without a request is closed (default 75)", "S"},
+    {"keep-alive", '\0', STRING, &numbers[KEEP_ALIVE].text, 0,
+     "Seconds after which a quiet stream gets a comment, so that nobody between closes it (default 15)", "S"},
+    {"stop-timeout", '\0', STRING, &numbers[STOP].text, 0,
+     "Seconds that answers at work may still take after Ctrl-C or SIGTERM (default 30)", "S"},
+    {"model-name", '\0', STRING, &alias, 0, "What clients are told that the model is called", "NAME"},
+    {"no-page", '\0', POPT_ARG_NONE, &no_page, 0, "No chat page at /", NULL},
+    POPT_TABLEEND,
+};
+
+static const struct poptOption options[] = {
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)listen_options, 0, "Listening:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)limit_options, 0, "Serving:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_model_options, 0, "Model:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_prompt_options, 0,
+     "Chat format, where a request does not say it:", NULL},
+    {NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)mx_sampling_options, 0,
+     "Choosing tokens, where a request does not say it:", NULL},
+    POPT_TABLEEND,
+};
+
+/* ---- keys -------------------------------------------------------------------------------------------------------- */
+typedef struct key_list {
+    mx_bytes file;     /* the keys of a file point into it */
+    const char **keys; /* [count] */
+    int count;
+} key_list;
+
+static bool add_key(key_list *list, const char *key) {
+    const char **more = realloc(list->keys, sizeof *more * (size_t)(list->count + 1));
+    if (!more) return false;
+    list->keys = more;
+    list->keys[list->count++] = key;
+    return true;
+}
+
+/* One key a line; white space around it, empty lines and lines that begin with # do not count. */
+static mx_status read_keys(key_list *list, mx_error *error) {
+    mx_status status = mx_read_file(key_file, 1 << 20, &list->file, error);
+    if (status) return status;
+    const int before = list->count;
+    char *rest = list->file.data;
+    for (char *line; rest && (line = strsep(&rest, "\n"));) {
+        line += strspn(line, " \t\r");
+        size_t n = strlen(line);
+        while (n && strchr(" \t\r", line[n - 1])) n--;
+        line[n] = 0;
+        if (n && *line != '#' && !add_key(list, line)) return mx_out_of_memory(error);
+    }
+    if (list->count > before) return MX_OK;
+    return mx_fail(error, MX_INVALID_FILE, "%s: no key in it (expected one a line)", key_file);
+}
+
+static mx_status collect_keys(key_list *list, mx_error *error) {
+    const char *variable = getenv("MXRUN_API_KEY");
+    for (char **key = given_keys; key && *key; key++)
+        if (!add_key(list, *key)) return mx_out_of_memory(error);
+    if (variable && *variable && !add_key(list, variable)) return mx_out_of_memory(error);
+    return key_file ? read_keys(list, error) : MX_OK;
+}
+
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
+static bool is_loopback(const char *name) {
+    return !name || strncmp(name, "127.", 4) == 0 || strcmp(name, "::1") == 0 || strcmp(name, "localhost") == 0;
+}
+
+static bool check_keys(const mx_command *self, const key_list *keys, bool inherited) {
+    for (int i = 0; i < keys->count; i++) {
+        if (*keys->keys[i]) continue;
+        mx_command_usage(self, "--api-key: the key is empty");
+        return false;
+    }
+    if (keys->count && no_auth) {
+        mx_command_usage(self, "--no-auth contradicts the API key that is given (--api-key, --api-key-file or "
+                               "MXRUN_API_KEY)");
+        return false;
+    }
+    if (keys->count || no_auth || unix_socket || inherited || is_loopback(host)) return true;
+    mx_command_usage(self,
+                     "--host %s: others can reach it, so that a key is needed (--api-key-file, MXRUN_API_KEY or "
+                     "--api-key), or --no-auth",
+                     host);
+    return false;
+}
+
+static bool check_options(const mx_command *self, size_t *body) {
+    uint64_t size = 0;
+    for (int i = 0; i < NUMBERS; i++)
+        if (!mx_number_check(self, &numbers[i])) return false;
+    if (max_body && !mx_size_check(self, "--max-body", max_body, &size)) return false;
+    *body = (size_t)size;
+    if (!tls_certificate != !tls_key) {
+        mx_command_usage(self, "--tls-cert and --tls-key go together");
+        return false;
+    }
+    if (unix_socket && (host || numbers[PORT].text)) {
+        mx_command_usage(self, "--unix goes without --host and --port");
+        return false;
+    }
+    const size_t n = cors ? strlen(cors) : 0;
+    if (cors && strcmp(cors, "*") != 0 && (!strstr(cors, "://") || strpbrk(cors, " \r\n,") || cors[n - 1] == '/')) {
+        mx_command_usage(self, "--cors %s: expected an origin, such as https://example.org, or *", cors);
+        return false;
+    }
+    return true;
+}
+
+/* ---- signals ----------------------------------------------------------------------------------------------------- */
+static volatile sig_atomic_t stop;
+
+static void on_signal(int number) {
+    (void)number;
+    if (stop < 2) stop++;
+}
+
+static void catch_signals(void) {
+    static const int numbers_[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof numbers_ / sizeof *numbers_; i++) {
+        struct sigaction old, action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+        sigemptyset(&action.sa_mask);
+        /* nohup, and shells that start something in the background, want it ignored. */
+        if (sigaction(numbers_[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(numbers_[i], &action, NULL);
+    }
+}
+
+/* Tells systemd, see sd_notify(3). */
+static void notify(const char *text) {
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    if (!path || (*path != '/' && *path != '@') || strlen(path) >= sizeof a.sun_path) return;
+    memcpy(a.sun_path, path, strlen(path));
+    if (*path == '@') a.sun_path[0] = 0;
+    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return;
+    const socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+    if (sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&a, size) < 0)
+        mx_log(MX_LOG_WARNING, "NOTIFY_SOCKET %s: %s", path, strerror(errno));
+    close(fd);
+}
+
+/* ---- command ----------------------------------------------------------------------------------------------------- */
+static const char *model_name(const mx_session *s) {
+    const char *slash = strrchr(s->path, '/');
+    if (alias) return alias;
+    return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
+}
+
+static mx_api_settings settings_of(const mx_session *s) {
+    mx_api_settings settings = {.tokenizer = s->tokenizer,
+                                .conversation = s->conversation,
+                                .model = model_name(s),
+                                .sampling = s->sampling,
+                                .max_tokens = s->max_tokens,
+                                .stop = (const char *const *)s->stop,
+                                .stop_count = s->stop_count,
+                                .stop_tokens = &s->stop_tokens,
+                                .vocab = s->info.vocab};
+    settings.setup.context = s->info.context;
+    snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
+    snprintf(settings.setup.precision, sizeof settings.setup.precision, "%s", s->info.precision);
+    return settings;
+}
+
+static void announce(const mx_session *s, const mx_server *server, const mx_server_options *o) {
+    char memory[40];
+    mx_session_kv_memory(s, memory);
+    fprintf(stderr, "mxrun serve: %s at %s (context %lld, KV memory %s, %d at once, %s)\n", model_name(s),
+            mx_server_address(server), (long long)s->info.context, memory, s->info.max_running,
+            o->api_key_count ? "with API key" : "no API key");
+    notify("READY=1");
+}
+
+static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary **vocabulary, mx_error *error) {
+    mx_server *server;
+    mx_api_settings settings = settings_of(s);
+    mx_status status = mx_vocabulary_create(s->tokenizer, s->info.vocab, vocabulary, error);
+    if (status == MX_UNSUPPORTED) status = MX_OK; /* no grammars with this tokenizer */
+    settings.vocabulary = *vocabulary;
+    catch_signals(); /* not before: while the model is loaded they end the program */
+    if (!status) status = mx_server_create(o, s->engine, &settings, s->path, s->today, &server, error);
+    if (!status) {
+        announce(s, server, o);
+        status = mx_server_run(server, &stop, error);
+        notify("STOPPING=1");
+        mx_server_free(server);
+    }
+    return status;
+}
+
+static int work(const mx_command *self, const mx_server_options *o) {
+    mx_error error;
+    mx_session session;
+    mx_vocabulary *vocabulary = NULL;
+    int exit_code = MX_EXIT_OK;
+    const mx_engine_options engine = {.max_running = (int)numbers[RUNNING].value};
+    signal(SIGPIPE, SIG_IGN);
+    if (mx_session_prepare(self, false, &session, &exit_code) && mx_session_load(&session, &engine, &exit_code) &&
+        serve(&session, o, &vocabulary, &error))
+        exit_code = mx_command_fail(self, &error);
+    mx_session_close(&session);
+    mx_vocabulary_free(vocabulary); /* constraints in the engine use it */
+    return exit_code;
+}
+
+static int run(const mx_command *self, int argc, const char **argv) {
+    const char *const *positional;
+    key_list keys = {0};
+    mx_error error;
+    int exit_code, inherited;
+    size_t body;
+    if (!mx_command_parse(self, options, argc, argv, &positional, &exit_code)) return exit_code;
+    if (positional) return mx_command_usage(self, "unexpected argument \"%s\"", *positional);
+    if (!check_options(self, &body)) return MX_EXIT_USAGE;
+    if (mx_server_inherited(&inherited, &error) || collect_keys(&keys, &error)) {
+        exit_code = mx_command_fail(self, &error);
+    } else if (!check_keys(self, &keys, inherited >= 0)) {
+        exit_code = MX_EXIT_USAGE;
+    } else {
+        const mx_server_options o = {
+            .host = host,
+            .port = (int)numbers[PORT].value,
+            .unix_socket = unix_socket,
+            .inherited_socket = inherited,
+            .tls_certificate = tls_certificate,
+            .tls_key = tls_key,
+            .api_keys = keys.keys,
+            .api_key_count = keys.count,
+            .any_host = no_auth,
+            .cors_origin = cors,
+            .body_bytes = body,
+            .connections = (int)numbers[CONNECTIONS].value,
+            .queue = (int)numbers[QUEUE].value,
+            .read_seconds = numbers[READ].value,
+            .write_seconds = numbers[WRITE].value,
+            .idle_seconds = numbers[IDLE].value,
+            .keep_alive_seconds = numbers[KEEP_ALIVE].value,
+            .stop_seconds = numbers[STOP].value,
+            .page = !no_page,
+        };
+        exit_code = work(self, &o);
+    }
+    free(keys.keys);
+    mx_bytes_free(&keys.file);
+    return exit_code;
+}
+
+const mx_command mx_command_serve = {
+    .name = "serve",
+    .arguments = "-m MODEL [OPTION]...",
+    .summary = "Answer over HTTP, as OpenAI, Anthropic and Ollama do",
+    .description = "Loads a model and answers requests over HTTP until Ctrl-C: programs made for\n"
+                   "OpenAI's API (base URL http://127.0.0.1:8080/v1), for Anthropic's or for Ollama's\n"
+                   "work with it. Without options only this machine can reach it.\n"
+                   "\n"
+                   "  /v1/chat/completions /v1/completions /v1/responses /v1/models   OpenAI\n"
+                   "  /v1/messages                                                    Anthropic\n"
+                   "  /api/chat /api/generate /api/tags /api/show /api/version        Ollama\n"
+                   "  /v1/tokenize /v1/detokenize /openapi.json\n"
+                   "  /health /ready /metrics (Prometheus)\n"
+                   "  /                                                               a page to chat\n"
+                   "\n"
+                   "Elsewhere than on this machine (--host) it wants a key (--api-key-file, or the\n"
+                   "variable MXRUN_API_KEY), unless --no-auth says that anybody may ask. Without a key\n"
+                   "pages of other sites are kept out: by Host, and by Origin unless --cors allows it.\n"
+                   "\n"
+                   "Many requests are answered at once; beyond --max-running they wait, beyond --max-queue\n"
+                   "they are refused with 429 and Retry-After. Who goes away is not answered any further.\n"
+                   "\n"
+                   "The first Ctrl-C (SIGINT, SIGTERM) takes no more requests and finishes what is at\n"
+                   "work, at most --stop-timeout seconds; the second ends at once. systemd can hand over\n"
+                   "the socket (LISTEN_FDS) and is told when the server is ready (NOTIFY_SOCKET).\n"
+                   "\n"
+                   "Examples:\n"
+                   "  $ mxrun serve -m stories\n"
+                   "  $ curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\":\n"
+                   "    \"user\", \"content\": \"Tell me a story.\"}]}'\n"
+                   "  $ MXRUN_API_KEY=$(cat key) mxrun serve -m DIR --host 0.0.0.0 --tls-cert c.pem --tls-key k.pem",
+    .run = run,
+};

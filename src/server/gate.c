@@ -1,0 +1,114 @@
+/* Who may ask: API keys, and what browsers may do. */
+#include <ctype.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <strings.h>
+
+#include "server/private.h"
+
+/* ---- keys -------------------------------------------------------------------------------------------------------- */
+bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]) {
+    unsigned size = MX_KEY_HASH;
+    size_t n = strlen(key);
+    while (n && strchr(" \t", key[n - 1])) n--;
+    return EVP_Digest(key, n, out, &size, EVP_sha256(), NULL) == 1;
+}
+
+/* Hashes are compared, so that the time tells neither how long a key is nor how far it is right. */
+static bool is_key(const mx_server *s, const char *key) {
+    unsigned char hash[MX_KEY_HASH];
+    int right = 0;
+    if (!key || !mx_gate_hash(key, hash)) return false;
+    for (int i = 0; i < s->key_count; i++) right |= CRYPTO_memcmp(hash, s->keys[i], sizeof hash) == 0;
+    return right;
+}
+
+/* "Authorization: Bearer KEY", or Anthropic's "x-api-key: KEY". */
+static bool check_key(const mx_server *s, struct MHD_Connection *connection, mx_api_problem *problem) {
+    const char *bearer = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "authorization");
+    const char *key = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "x-api-key");
+    if (bearer && strncasecmp(bearer, "Bearer", 6) == 0 && (bearer[6] == ' ' || bearer[6] == '\t'))
+        bearer += 6 + strspn(bearer + 6, " \t");
+    else
+        bearer = NULL;
+    if (is_key(s, bearer) || is_key(s, key)) return true;
+    if (bearer || key)
+        mx_problem_set(problem, 401, "invalid_api_key", "the API key is not one of this server's");
+    else
+        mx_problem_set(problem, 401, "missing_api_key",
+                       "no API key: expected the header \"Authorization: Bearer KEY\" (or \"x-api-key: KEY\")");
+    return false;
+}
+
+/* ---- browsers ---------------------------------------------------------------------------------------------------- */
+/* The host of "host:port" or "[::1]:port". */
+static void host_of(const char *text, char out[static 256]) {
+    size_t n = *text == '[' ? strcspn(text, "]") + 1 : strcspn(text, ":/");
+    if (n > 255) n = 255;
+    n = strnlen(text, n);
+    memcpy(out, text, n);
+    out[n] = 0;
+    if (n && out[n - 1] == '.') out[n - 1] = 0;
+}
+
+static bool is_address(const char *host) {
+    return *host == '[' || (*host && host[strspn(host, "0123456789.")] == 0);
+}
+
+/* A page of another site, whose name its owner lets point to this machine, comes with that name. */
+static bool check_host(const mx_server *s, const char *text, mx_api_problem *problem) {
+    char host[256];
+    if (!text) return true; /* HTTP/1.0: no browser */
+    host_of(text, host);
+    if (is_address(host) || strcasecmp(host, "localhost") == 0 || !*host) return true;
+    const size_t n = strlen(host);
+    if (n > 10 && strcasecmp(host + n - 10, ".localhost") == 0) return true;
+    if (s->host && strcasecmp(host, s->host) == 0) return true;
+    mx_problem_set(problem, 403, "forbidden_host",
+                   "this server listens for this machine only and does not know the name \"%.100s\": use localhost, or "
+                   "start it with --api-key or --cors",
+                   host);
+    return false;
+}
+
+static bool allowed_origin(const mx_server *s, const char *origin) {
+    return s->origin && (strcmp(s->origin, "*") == 0 || strcasecmp(s->origin, origin) == 0);
+}
+
+/* A page of another site may send some requests without asking, though it cannot read the reply. */
+static bool check_origin(const mx_server *s, const char *origin, const char *host, mx_api_problem *problem) {
+    if (!origin || allowed_origin(s, origin)) return true;
+    const char *rest = strstr(origin, "://");
+    if (rest && host && strcasecmp(rest + 3, host) == 0) return true; /* our own page */
+    mx_problem_set(problem, 403, "forbidden_origin",
+                   "pages of %.200s may not use this server: allow it with --cors %.200s", origin, origin);
+    return false;
+}
+
+bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_problem *problem) {
+    const mx_server *s = x->server;
+    const bool options = strcmp(x->method, "OPTIONS") == 0; /* browsers ask without the key */
+    if (s->key_count) return options || x->endpoint->open || check_key(s, connection, problem);
+    if (!s->local) return true;
+    const char *host = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "host");
+    const char *origin = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "origin");
+    return (s->origin || check_host(s, host, problem)) && (options || check_origin(s, origin, host, problem));
+}
+
+void mx_gate_add_headers(mx_exchange *x, struct MHD_Connection *connection, struct MHD_Response *response,
+                         bool preflight) {
+    const mx_server *s = x->server;
+    if (!s->origin) return;
+    const bool any = strcmp(s->origin, "*") == 0;
+    MHD_add_response_header(response, "access-control-allow-origin", s->origin);
+    if (!any) MHD_add_response_header(response, "vary", "origin");
+    MHD_add_response_header(response, "access-control-expose-headers", "x-request-id, retry-after");
+    if (!preflight) return;
+    const char *headers = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "access-control-request-headers");
+    MHD_add_response_header(response, "access-control-allow-methods", "GET, POST, DELETE, OPTIONS");
+    MHD_add_response_header(response, "access-control-allow-headers",
+                            headers ? headers : "authorization, content-type, x-api-key");
+    MHD_add_response_header(response, "access-control-max-age", "86400");
+}
