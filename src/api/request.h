@@ -43,6 +43,7 @@ typedef struct mx_api_problem {
     char param[80];   /* "messages[2].content"; empty: none in particular */
     const char *code; /* a constant */
     char text[1000];
+    const char *request_id; /* mx_exchange_id, set where a server tells the problem; NULL: not so */
 } mx_api_problem;
 /* Returns false. `param` may be NULL. */
 bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...)
