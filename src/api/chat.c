@@ -1,5 +1,123 @@
 #include "api/chat.h"
 
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "api/write.h"
+#include "base/log.h"
+
+/* Messages are kept as they come and become a conversation at the end, when all that the prompt depends on is known. */
+typedef enum step_kind { USER, INSTRUCTIONS, SAID, RESULT } step_kind;
+
+typedef struct call {
+    char *id, *name; /* id NULL: none; name as harmony says it */
+    mx_bytes arguments;
+    bool answered; /* it has a result */
+} call;
+
+typedef struct step {
+    step_kind kind;
+    mx_bytes text;
+    char *id;          /* SAID: of the answer, NULL: none; RESULT: the tool's name */
+    mx_bytes thinking; /* SAID */
+    bool has_text;
+    call *calls;
+    int call_count;
+} step;
+
+struct mx_api_chat {
+    mx_conversation *conversation;
+    mx_replay *replay;
+    bool dated;
+    step *steps;
+    int count, capacity;
+    mx_api_name *names;
+    int name_count;
+};
+
+static mx_status no_memory(mx_error *error) {
+    return mx_fail(error, MX_NO_MEMORY, "no memory for a chat");
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------------- */
+mx_status mx_api_chat_create(const mx_api_settings *settings, mx_replay *replay, bool dated, mx_api_chat **out,
+                             mx_error *error) {
+    *out = NULL;
+    if (!settings->conversation)
+        return mx_fail(error, MX_UNSUPPORTED, "no chats: the tokenizer has no chat format, or --raw was given");
+    mx_api_chat *chat = calloc(1, sizeof *chat);
+    if (!chat) return no_memory(error);
+    chat->replay = replay;
+    chat->dated = dated && replay;
+    mx_status status = mx_conversation_copy_settings(settings->conversation, &chat->conversation, error);
+    if (status) {
+        free(chat);
+        return status;
+    }
+    *out = chat;
+    return MX_OK;
+}
+
+static void free_step(step *s) {
+    for (int i = 0; i < s->call_count; i++) {
+        free(s->calls[i].id);
+        free(s->calls[i].name);
+        mx_bytes_free(&s->calls[i].arguments);
+    }
+    free(s->calls);
+    free(s->id);
+    mx_bytes_free(&s->text);
+    mx_bytes_free(&s->thinking);
+}
+
+static void free_names(mx_api_name *names, int count) {
+    for (int i = 0; i < count; i++) {
+        free(names[i].harmony);
+        free(names[i].client);
+    }
+    free(names);
+}
+
+void mx_api_chat_free(mx_api_chat *chat) {
+    if (!chat) return;
+    for (int i = 0; i < chat->count; i++) free_step(&chat->steps[i]);
+    free(chat->steps);
+    free_names(chat->names, chat->name_count);
+    mx_conversation_free(chat->conversation);
+    free(chat);
+}
+
+/* Takes the step over, in every case. `complete`: its memory is all there. */
+static mx_status add_step(mx_api_chat *chat, step *s, bool complete, mx_error *error) {
+    if (complete && chat->count == chat->capacity) {
+        const int capacity = chat->capacity ? 2 * chat->capacity : 16;
+        step *steps = realloc(chat->steps, (size_t)capacity * sizeof *steps);
+        complete = steps != NULL;
+        if (steps) {
+            chat->steps = steps;
+            chat->capacity = capacity;
+        }
+    }
+    if (!complete) {
+        free_step(s);
+        return no_memory(error);
+    }
+    chat->steps[chat->count++] = *s;
+    return MX_OK;
+}
+
+/* ---- settings ---------------------------------------------------------------------------------------------------- */
+static mx_status set(mx_conversation *c, mx_setting setting, const char *value, mx_error *error) {
+    return strcmp(mx_conversation_get(c, setting), value) ? mx_conversation_set(c, setting, value, error) : MX_OK;
+}
+
+mx_status mx_api_chat_set_reasoning(mx_api_chat *chat, const char *effort, mx_error *error) {
+    return set(chat->conversation, MX_SETTING_REASONING, effort, error);
+}
+
 bool mx_api_tool_name(const char *name, size_t size, char out[static 65]) {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
     size_t n = 0;
@@ -13,70 +131,293 @@ bool mx_api_tool_name(const char *name, size_t size, char out[static 65]) {
     return n > 0;
 }
 
-mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error) {
-    (void)chat;
-    (void)request;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+static bool is_function(const mx_json *tool) {
+    const mx_json *type = mx_json_get(tool, "type");
+    return !type || mx_json_is_string(type, "function");
 }
 
-mx_status mx_api_chat_create(const mx_api_settings *settings, mx_replay *replay, bool dated, mx_api_chat **out,
-                             mx_error *error) {
-    (void)settings;
-    (void)replay;
-    (void)dated;
-    (void)out;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+static const mx_json *name_of(const mx_json *tool) {
+    const mx_json *function = mx_json_get(tool, "function");
+    return mx_json_get(function ? function : tool, "name");
 }
 
-void mx_api_chat_free(mx_api_chat *chat) {
-    (void)chat;
+/* The name that harmony cannot say as it is is kept. */
+static mx_status keep_name(mx_api_chat *chat, const char *field, const mx_json *name, const char *harmony,
+                           mx_error *error) {
+    if (strlen(name->text) == name->size && strcmp(name->text, harmony) == 0) return MX_OK;
+    mx_api_name *names = realloc(chat->names, (size_t)(chat->name_count + 1) * sizeof *names);
+    if (!names) return no_memory(error);
+    chat->names = names;
+    mx_api_name *n = &names[chat->name_count];
+    *n = (mx_api_name){strdup(harmony), strdup(name->text)};
+    chat->name_count++;
+    if (!n->harmony || !n->client) return no_memory(error);
+    for (int i = 0; i < chat->name_count - 1; i++)
+        if (!strcmp(names[i].harmony, harmony) && strcmp(names[i].client, name->text) != 0)
+            return mx_fail(error, MX_INVALID_ARGUMENT,
+                           "%s: \"%s\" and \"%s\" are the same name to the model, %s: give one of them another name",
+                           field, names[i].client, name->text, harmony);
+    return MX_OK;
 }
 
-mx_status mx_api_chat_set_reasoning(mx_api_chat *chat, const char *effort, mx_error *error) {
-    (void)chat;
-    (void)effort;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+/* One tool with a name that harmony can say, appended to an array. What is wrong with it mx_conversation_set_tools will
+ * tell. */
+static mx_status add_tool(mx_api_chat *chat, const char *field, const mx_json *tool, mx_bytes *out, mx_error *error) {
+    const mx_json *function = mx_json_get(tool, "function"), *name = name_of(tool);
+    char harmony[65];
+    if (!function) function = tool;
+    if (out->size > 1 && !mx_bytes_add_string(out, ",")) return no_memory(error);
+    if (!name || name->type != MX_JSON_STRING || !mx_api_tool_name(name->text, name->size, harmony))
+        return mx_json_write(out, tool) ? MX_OK : no_memory(error);
+    mx_status status = keep_name(chat, field, name, harmony, error);
+    if (status) return status;
+    bool added = mx_bytes_add_string(out, "{\"type\":\"function\",\"function\":{\"name\":") &&
+                 mx_bytes_add_json(out, harmony, strlen(harmony));
+    static const char *const members[] = {"description", "parameters"};
+    for (int i = 0; i < 2 && added; i++) {
+        const mx_json *v = mx_json_get(function, members[i]);
+        added = !v || (mx_bytes_addf(out, ",\"%s\":", members[i]) && mx_json_write(out, v));
+    }
+    return added && mx_bytes_add_string(out, "}}") ? MX_OK : no_memory(error);
 }
 
-mx_status mx_api_chat_set_tools(mx_api_chat *chat, const char *name, const mx_json *tools, mx_error *error) {
-    (void)chat;
-    (void)name;
-    (void)tools;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+static mx_status add_tools(mx_api_chat *chat, const char *field, const mx_json *tools, mx_bytes *out, mx_error *error) {
+    static atomic_bool warned;
+    mx_status status = mx_bytes_add_string(out, "[") ? MX_OK : no_memory(error);
+    for (const mx_json *tool = tools->child; tool && !status; tool = tool->next) {
+        if (is_function(tool)) {
+            status = add_tool(chat, field, tool, out, error);
+        } else if (!atomic_exchange(&warned, true)) {
+            const mx_json *type = mx_json_get(tool, "type");
+            mx_log(
+                MX_LOG_WARNING,
+                "a client offers tools of type \"%.40s\": only functions are passed on to the model, others are left "
+                "out (this is said once)",
+                type->type == MX_JSON_STRING ? type->text : "");
+        }
+    }
+    return status || mx_bytes_add_string(out, "]") ? status : no_memory(error);
 }
 
+mx_status mx_api_chat_set_tools(mx_api_chat *chat, const char *field, const mx_json *tools, mx_error *error) {
+    free_names(chat->names, chat->name_count);
+    chat->names = NULL;
+    chat->name_count = 0;
+    if (!tools || tools->type != MX_JSON_ARRAY)
+        return mx_conversation_set_tools(chat->conversation, field, tools, error);
+    mx_bytes text = {0};
+    mx_json_document *document = NULL;
+    mx_status status = add_tools(chat, field, tools, &text, error);
+    if (!status) status = mx_json_parse(field, text.data, text.size, &document, error);
+    if (!status) status = mx_conversation_set_tools(chat->conversation, field, mx_json_root(document), error);
+    mx_json_free(document);
+    mx_bytes_free(&text);
+    return status;
+}
+
+/* ---- messages ---------------------------------------------------------------------------------------------------- */
 mx_status mx_api_chat_add_instructions(mx_api_chat *chat, const char *text, size_t size, mx_error *error) {
-    (void)chat;
-    (void)text;
-    (void)size;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    if (size && memchr(text, 0, size)) return mx_fail(error, MX_INVALID_ARGUMENT, "instructions hold U+0000");
+    step s = {.kind = INSTRUCTIONS};
+    return add_step(chat, &s, mx_bytes_add(&s.text, text, size), error);
 }
 
 mx_status mx_api_chat_add_user(mx_api_chat *chat, const char *text, size_t size, mx_error *error) {
-    (void)chat;
-    (void)text;
-    (void)size;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    step s = {.kind = USER};
+    return add_step(chat, &s, mx_bytes_add(&s.text, text, size), error);
+}
+
+static bool copy_call(call *to, const mx_api_call *from, const char *name) {
+    return (!from->id || (to->id = strdup(from->id))) && (to->name = strdup(name)) &&
+           mx_api_add_arguments(&to->arguments, from->arguments, from->size);
 }
 
 mx_status mx_api_chat_add_said(mx_api_chat *chat, const mx_api_said *said, mx_error *error) {
-    (void)chat;
-    (void)said;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    step s = {.kind = SAID, .has_text = said->has_text};
+    bool complete = mx_bytes_add(&s.text, said->text, said->text_size) &&
+                    mx_bytes_add(&s.thinking, said->thinking, said->thinking_size) &&
+                    (!said->id || (s.id = strdup(said->id)));
+    if (complete && said->call_count) complete = (s.calls = calloc((size_t)said->call_count, sizeof *s.calls)) != NULL;
+    for (int i = 0; i < said->call_count && complete; i++) {
+        char name[65];
+        if (!mx_api_tool_name(said->calls[i].name, strlen(said->calls[i].name), name)) {
+            free_step(&s);
+            return mx_fail(error, MX_INVALID_ARGUMENT, "a call of a function whose name is empty or longer than 64");
+        }
+        s.call_count = i + 1;
+        complete = copy_call(&s.calls[i], &said->calls[i], name);
+    }
+    return add_step(chat, &s, complete, error);
+}
+
+/* The latest call with this id; without one the first that has no result. */
+static call *find_call(mx_api_chat *chat, const char *id) {
+    call *found = NULL;
+    for (int i = 0; i < chat->count; i++) {
+        for (int k = 0; k < chat->steps[i].call_count; k++) {
+            call *c = &chat->steps[i].calls[k];
+            if (id ? c->id && strcmp(c->id, id) == 0 : !found && !c->answered) found = c;
+        }
+    }
+    return found;
 }
 
 mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const char *tool, const char *text,
                                  size_t size, mx_error *error) {
-    (void)chat;
-    (void)call_id;
-    (void)tool;
-    (void)text;
-    (void)size;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    char name[65];
+    call *of = call_id || !tool ? find_call(chat, call_id) : NULL;
+    if (of) of->answered = true;
+    if (!of && !tool)
+        return call_id ? mx_fail(error, MX_NOT_FOUND, "no call before has the id \"%.80s\"", call_id)
+                       : mx_fail(error, MX_NOT_FOUND, "a result, but no call before it is without one");
+    if (!of && !mx_api_tool_name(tool, strlen(tool), name))
+        return mx_fail(error, MX_INVALID_ARGUMENT, "a result of a tool whose name is empty or longer than 64");
+    step s = {.kind = RESULT, .id = strdup(of ? of->name : name)};
+    return add_step(chat, &s, s.id && mx_bytes_add(&s.text, text, size), error);
+}
+
+/* ---- what the assistant said ------------------------------------------------------------------------------------- */
+/* A client may have cut one answer into several messages: steps [0, count) at once, if an answer says just this. */
+static mx_status replay_run(mx_api_chat *chat, const step *steps, int count, uint64_t prompt, bool *found,
+                            mx_error *error) {
+    mx_bytes text = {0}, calls = {0};
+    const char *ids[64];
+    mx_replay_key key = {.ids = ids, .prompt = prompt, .calls = &calls};
+    bool complete = true;
+    for (int i = 0; i < count && complete; i++) {
+        const step *s = &steps[i];
+        if (s->text.size)
+            complete = (!text.size || mx_bytes_add_string(&text, "\n\n")) &&
+                       mx_bytes_add_lossy(&text, s->text.data, s->text.size);
+        for (int k = 0; k < s->call_count && complete; k++) {
+            const call *c = &s->calls[k];
+            complete = mx_replay_add_call(&calls, c->name, c->arguments.data, c->arguments.size);
+            if (c->id && key.id_count < 64) ids[key.id_count++] = c->id;
+        }
+        if (s->id && key.id_count < 64) ids[key.id_count++] = s->id;
+    }
+    key.text = text.data;
+    key.text_size = text.size;
+    mx_status status =
+        complete ? mx_replay_find(chat->replay, &key, chat->conversation, found, error) : no_memory(error);
+    mx_bytes_free(&text);
+    mx_bytes_free(&calls);
+    return status;
+}
+
+static mx_status render_said(mx_conversation *c, const step *s, mx_error *error) {
+    mx_status status = MX_OK;
+    if (s->thinking.size)
+        status = mx_conversation_add_assistant(c, "analysis", s->thinking.data, s->thinking.size, error);
+    if (!status && (s->text.size || (s->has_text && !s->call_count)))
+        status =
+            mx_conversation_add_assistant(c, s->call_count ? "commentary" : "final", s->text.data, s->text.size, error);
+    for (int i = 0; i < s->call_count && !status; i++)
+        status = mx_conversation_add_call(c, s->calls[i].name, s->calls[i].arguments.data, s->calls[i].arguments.size,
+                                          error);
+    return status;
+}
+
+/* The longest beginnings first. `count` messages of the assistant, one behind the other. */
+static mx_status add_run(mx_api_chat *chat, const step *steps, int count, mx_error *error) {
+    for (int i = 0; i < count;) {
+        bool found = false;
+        int taken = 1;
+        if (chat->replay) {
+            mx_ids prompt = {0};
+            mx_status status = mx_conversation_prompt(chat->conversation, &prompt, error);
+            const uint64_t hash = mx_replay_hash(&prompt);
+            mx_ids_free(&prompt);
+            enum { LONGEST = 8 };
+            const int most = count - i < LONGEST ? count - i : LONGEST;
+            for (taken = most; taken > 0 && !status && !found; taken -= !found)
+                status = replay_run(chat, steps + i, taken, hash, &found, error);
+            if (status) return status;
+        }
+        if (!found) {
+            mx_status status = render_said(chat->conversation, &steps[i], error);
+            if (status) return status;
+            taken = 1;
+        }
+        i += taken;
+    }
+    return MX_OK;
+}
+
+/* ---- prompts ----------------------------------------------------------------------------------------------------- */
+/* The instructions at the beginning, with empty lines between, are the developer message. *rest: the first step behind
+ * them. */
+static mx_status set_developer(mx_api_chat *chat, int *rest, mx_error *error) {
+    mx_bytes all = {0};
+    int i = 0;
+    bool complete = mx_bytes_add(&all, "", 0);
+    for (; i < chat->count && chat->steps[i].kind == INSTRUCTIONS && complete; i++)
+        complete = (!all.size || mx_bytes_add_string(&all, "\n\n")) &&
+                   mx_bytes_add(&all, chat->steps[i].text.data, chat->steps[i].text.size);
+    mx_status status = complete ? MX_OK : no_memory(error);
+    if (!status && i > 0) status = set(chat->conversation, MX_SETTING_DEVELOPER, all.data, error);
+    mx_bytes_free(&all);
+    *rest = i;
+    return status;
+}
+
+static uint64_t mix(uint64_t hash, const void *data, size_t size) {
+    return XXH3_64bits_withSeed(size ? data : "", size, hash);
+}
+
+/* The day on which this conversation began. */
+static mx_status set_date(mx_api_chat *chat, mx_error *error) {
+    const char *developer = mx_conversation_get(chat->conversation, MX_SETTING_DEVELOPER);
+    const mx_bytes *tools = mx_conversation_tools(chat->conversation);
+    const step *user = NULL;
+    bool begins = true;
+    for (int i = 0; i < chat->count; i++) {
+        if (!user && chat->steps[i].kind == USER) user = &chat->steps[i];
+        begins = begins && chat->steps[i].kind != SAID;
+    }
+    uint64_t key = mix(0, developer, strlen(developer));
+    key = mix(key, tools->data, tools->size);
+    if (user) key = mix(key, user->text.data, user->text.size);
+    char day[11];
+    mx_replay_date(chat->replay, key, begins, day);
+    return set(chat->conversation, MX_SETTING_DATE, day, error);
+}
+
+static mx_status add_steps(mx_api_chat *chat, int from, mx_error *error) {
+    mx_status status = MX_OK;
+    for (int i = from, run; i < chat->count && !status; i += run) {
+        const step *s = &chat->steps[i];
+        run = 1;
+        if (s->kind == SAID) {
+            while (i + run < chat->count && s[run].kind == SAID) run++;
+            status = add_run(chat, s, run, error);
+        } else if (s->kind == USER) {
+            status = mx_conversation_add_user(chat->conversation, s->text.data, s->text.size, error);
+        } else if (s->kind == INSTRUCTIONS) {
+            status = mx_conversation_add_developer(chat->conversation, s->text.data, s->text.size, error);
+        } else {
+            status = mx_conversation_add_tool_result(chat->conversation, s->id, s->text.data, s->text.size, error);
+        }
+    }
+    return status;
 }
 
 mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error) {
-    (void)chat;
-    (void)out;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+    int rest;
+    mx_conversation_truncate(chat->conversation, 0);
+    mx_status status = set_developer(chat, &rest, error);
+    if (!status && chat->dated) status = set_date(chat, error);
+    if (!status) status = add_steps(chat, rest, error);
+    return status ? status : mx_conversation_prompt(chat->conversation, out, error);
+}
+
+mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error) {
+    if (!(request->prompts = calloc(1, sizeof *request->prompts))) return no_memory(error);
+    request->prompt_count = 1;
+    request->chat = true;
+    request->names = chat->names;
+    request->name_count = chat->name_count;
+    chat->names = NULL;
+    chat->name_count = 0;
+    return mx_api_chat_prompt(chat, request->prompts, error);
 }

@@ -6,8 +6,8 @@
 
 /* A chat on its way to a prompt, whichever protocol it came in: readers add its messages in order, then ask for the
  * ids. Instructions (system, developer) at the beginning are harmony's developer message, in the middle such a message
- * of their own. Texts may hold anything but instructions U+0000; invalid UTF-8 is replaced. Names of functions that harmony could not say are
- * sanitised in one way everywhere: what is no letter, digit, _ - or . becomes _. */
+ * of their own. Texts may hold anything but instructions U+0000; invalid UTF-8 is replaced. Names of functions that
+ * harmony could not say are sanitised in one way everywhere: what is no letter, digit, _ - or . becomes _. */
 typedef struct mx_api_chat mx_api_chat;
 
 /* A function's name as harmony says it, one _ for each character that it could not say; false: that is empty or longer
@@ -56,5 +56,23 @@ mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const c
 mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error);
 /* The same into a request, which has no prompts yet: chat, prompts, and the names of functions. */
 mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error);
+
+/* ---- OpenAI's form (messages.c) ---------------------------------------------------------------------------------- */
+/* OpenAI's efforts as harmony's: "minimal" and "none" are "low", "xhigh" is "high". NULL: it is none. */
+const char *mx_api_effort(const mx_json *effort);
+
+/* An empty chat with what the fields of a request say: tools, tool_choice, reasoning_effort. What is wrong with them is
+ * in `problem`, and *out NULL then. */
+mx_status mx_api_begin_chat(const mx_api_reader *reader, const mx_json *fields, mx_api_chat **out,
+                            mx_api_problem *problem, mx_error *error);
+/* Adds the array of a chat completion. */
+mx_status mx_api_add_messages(mx_api_chat *chat, const mx_json *messages, mx_api_problem *problem, mx_error *error);
+
+/* All of it, to ids. */
+mx_status mx_api_read_chat(const mx_api_reader *reader, const mx_json *fields, const mx_json *messages, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error);
+/* A chat of one message of the user, with the settings. */
+mx_status mx_api_read_user(const mx_api_reader *reader, const char *text, size_t size, mx_ids *out,
+                           mx_api_problem *problem, mx_error *error);
 
 #endif

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/chat.h"
 #include "api/rules.h"
 
 /* Limits of one line. OpenAI has 128, 20 and 2,048 for the first three. */
@@ -23,25 +24,6 @@ bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, 
 
 static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for a request");
-}
-
-/* ---- reader ------------------------------------------------------------------------------------------------------ */
-mx_status mx_api_reader_init(mx_api_reader *r, const mx_api_settings *settings, mx_error *error) {
-    *r = (mx_api_reader){.settings = settings};
-    const mx_conversation *c = settings->conversation;
-    if (!c) return MX_OK;
-    r->developer = strdup(mx_conversation_get(c, MX_SETTING_DEVELOPER));
-    r->reasoning = strdup(mx_conversation_get(c, MX_SETTING_REASONING));
-    if (!r->developer || !r->reasoning) return no_memory(error);
-    const mx_bytes *tools = mx_conversation_tools(c);
-    return tools->size ? mx_json_parse("tools", tools->data, tools->size, &r->tools, error) : MX_OK;
-}
-
-void mx_api_reader_free(mx_api_reader *r) {
-    free(r->developer);
-    free(r->reasoning);
-    mx_json_free(r->tools);
-    *r = (mx_api_reader){0};
 }
 
 /* ---- seeds ------------------------------------------------------------------------------------------------------- */
@@ -120,20 +102,77 @@ static bool read_bool(mx_api_request *r, const mx_json *fields, const char *name
 
 /* What changes the answer and is not there must not be passed over. */
 static bool read_unsupported(mx_api_request *r, const mx_json *fields) {
-    bool stream = false;
+    static const char *const chats[][2] = {
+        {"functions", "the old form of tools; give them as \"tools\""},
+        {"function_call", "the old form of tool_choice; give it as \"tool_choice\""},
+        {"audio", "the model does not speak"},
+    };
     if (!r->chat && field(fields, "suffix"))
         return mx_api_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
-    if (!read_bool(r, fields, "stream", &stream)) return false;
-    if (stream) return mx_api_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
+    for (int i = 0; i < 3 && r->chat; i++)
+        if (field(fields, chats[i][0]))
+            return mx_api_wrong(&r->problem, chats[i][0], "unsupported_value", "%s: %s", chats[i][0], chats[i][1]);
+    const mx_json *modalities = r->chat ? field(fields, "modalities") : NULL;
+    for (const mx_json *m = modalities ? modalities->child : NULL; m; m = m->next)
+        if (!mx_json_is_string(m, "text"))
+            return mx_api_wrong(&r->problem, "modalities", "unsupported_value",
+                                "modalities: the model writes text only, [\"text\"]");
+    return true;
+}
+
+static bool read_stream(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields) {
+    const mx_json *options = field(fields, "stream_options");
+    if (!read_bool(r, fields, "stream", &r->stream)) return false;
+    if (r->stream && !reader->streams)
+        return mx_api_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
+    if (!r->stream || !options) return true;
+    if (options->type != MX_JSON_OBJECT)
+        return mx_api_wrong(&r->problem, "stream_options", "invalid_type", "stream_options: expected an object");
+    const mx_json *usage = field(options, "include_usage");
+    return !usage || mx_json_bool(usage, &r->include_usage) ||
+           mx_api_wrong(&r->problem, "stream_options.include_usage", "invalid_type",
+                        "stream_options.include_usage: expected true or false");
+}
+
+/* What can only be said once everything is there. */
+static bool check_stream(mx_api_request *r) {
+    if (r->best_of > r->n)
+        return mx_api_wrong(&r->problem, "best_of", "unsupported_value",
+                            "best_of is %d, n %d: the best of more answers can be told only without \"stream\"",
+                            r->best_of, r->n);
+    if (r->echo && r->logprobs >= 0 && r->n > 1)
+        return mx_api_wrong(&r->problem, "n", "unsupported_value",
+                            "n is %d: the prompt's logprobs (echo) beside several answers only without \"stream\"",
+                            r->n);
+    return true;
+}
+
+/* Rules that say no more than which tools there are, which the prompt says, too. */
+static bool is_optional(const mx_rules *rules) {
+    if (rules->text || rules->choice != MX_TOOLS_AUTO) return false;
+    for (int i = 0; i < rules->tool_count; i++)
+        if (rules->tools[i].arguments) return false;
     return true;
 }
 
 /* What the answers must be like. */
 static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
     const mx_api_settings *settings = reader->settings;
-    const mx_json *tools = reader->tools ? mx_json_root(reader->tools) : NULL;
-    mx_status status = mx_api_read_rules_with(fields, tools, r->chat, &r->rules, &r->problem, error);
+    const mx_bytes *own = settings->conversation ? mx_conversation_tools(settings->conversation) : NULL;
+    mx_json_document *tools = NULL;
+    mx_status status = MX_OK;
+    if (r->chat && own && own->size && !field(fields, "tools"))
+        status = mx_json_parse("tools", own->data, own->size, &tools, error);
+    if (!status)
+        status =
+            mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
+    mx_json_free(tools);
     if (status || !r->rules || settings->vocabulary || settings->later) return status;
+    if (is_optional(r->rules)) {
+        mx_rules_free(r->rules);
+        r->rules = NULL;
+        return MX_OK;
+    }
     const char *name = r->rules->text ? "response_format" : field(fields, "tool_choice") ? "tool_choice" : "tools";
     mx_api_wrong(&r->problem, name, "unsupported_value", "%s: grammars are not there with this model's tokenizer",
                  name);
@@ -352,7 +391,26 @@ static bool find_body(mx_api_request *r, const mx_json *root, const mx_json **fi
     return true;
 }
 
-static mx_status read_what_to_say(mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
+/* `messages`, or, NULL, `prompt` as the user's only message. */
+static mx_status read_chat(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields,
+                           const mx_json *messages, const mx_json *prompt, mx_error *error) {
+    if (!messages && (prompt->type != MX_JSON_STRING || !prompt->size)) {
+        mx_api_wrong(&r->problem, "prompt", "invalid_type",
+                     "prompt: expected a string that is not empty (several prompts or token ids need \"raw\": true)");
+        return MX_OK;
+    }
+    mx_api_chat *chat;
+    mx_status status = mx_api_begin_chat(reader, fields, &chat, &r->problem, error);
+    if (!chat) return status;
+    status = messages ? mx_api_add_messages(chat, messages, &r->problem, error)
+                      : mx_api_chat_add_user(chat, prompt->text, prompt->size, error);
+    if (!status && !r->problem.http_status) status = mx_api_chat_finish(chat, r, error);
+    mx_api_chat_free(chat);
+    return status;
+}
+
+static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields,
+                                  mx_error *error) {
     const mx_json *messages = field(fields, "messages"), *prompt = field(fields, "prompt");
     r->prompts_field = r->chat ? "messages" : "prompt";
     if (r->chat ? !messages : !prompt) {
@@ -368,42 +426,45 @@ static mx_status read_what_to_say(mx_api_reader *reader, mx_api_request *r, cons
         r->chat = !raw;
     }
     if (!r->chat) return read_prompts(r, reader->settings->tokenizer, prompt, error);
-    r->prompts = calloc(1, sizeof *r->prompts);
-    if (!r->prompts) return no_memory(error);
-    r->prompt_count = 1;
-    if (messages) return mx_api_read_chat(reader, fields, messages, r->prompts, &r->problem, error);
-    if (prompt->type == MX_JSON_STRING && prompt->size)
-        return mx_api_read_user(reader, fields, prompt->text, prompt->size, r->prompts, &r->problem, error);
-    mx_api_wrong(&r->problem, "prompt", "invalid_type",
-                 "prompt: expected a string that is not empty (several prompts or token ids need \"raw\": true)");
+    return read_chat(reader, r, fields, messages, prompt, error);
+}
+
+/* Everything but what is to be said, and where. */
+static mx_status read_options(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
+    mx_status status = read_bias(r, fields, reader->settings->vocab, error);
+    if (!status && !r->problem.http_status) status = read_stop(r, fields, reader->settings, error);
+    if (!status && !r->problem.http_status) status = read_rules(reader, r, fields, error);
+    if (status || r->problem.http_status) return status;
+    if (!read_unsupported(r, fields) || !read_stream(reader, r, fields) || !read_sampling(r, fields) ||
+        !read_logprobs(r, fields) || !read_counts(r, fields))
+        return MX_OK;
+    if ((int64_t)r->prompt_count * r->best_of > MOST_SAMPLES)
+        mx_api_wrong(&r->problem, "n", "invalid_value", "%d prompts with %d answers each: at most %d together",
+                     r->prompt_count, r->best_of, MOST_SAMPLES);
+    else if (r->stream)
+        check_stream(r);
     return MX_OK;
 }
 
-static mx_status read_fields(mx_api_reader *reader, mx_api_request *r, const mx_json *root, mx_error *error) {
+static mx_status read_fields(const mx_api_reader *reader, mx_api_request *r, const mx_json *root, mx_error *error) {
     const mx_json *fields;
     mx_status status = keep_id(r, mx_json_get(root, r->form == MX_FORM_OPENAI ? "custom_id" : "id"),
                                r->form == MX_FORM_OPENAI ? "custom_id" : "id", error);
     if (status || r->problem.http_status || !find_body(r, root, &fields)) return status;
     status = read_what_to_say(reader, r, fields, error);
-    if (!status && !r->problem.http_status) status = read_bias(r, fields, reader->settings->vocab, error);
-    if (!status && !r->problem.http_status) status = read_stop(r, fields, reader->settings, error);
-    if (status || r->problem.http_status) return status;
-    status = read_rules(reader, r, fields, error);
-    if (status || r->problem.http_status) return status;
-    if (!read_unsupported(r, fields) || !read_sampling(r, fields) || !read_logprobs(r, fields) ||
-        !read_counts(r, fields))
-        return MX_OK;
-    if ((int64_t)r->prompt_count * r->best_of > MOST_SAMPLES)
-        mx_api_wrong(&r->problem, "n", "invalid_value", "%d prompts with %d answers each: at most %d together",
-                     r->prompt_count, r->best_of, MOST_SAMPLES);
-    return MX_OK;
+    return status || r->problem.http_status ? status : read_options(reader, r, fields, error);
 }
 
-mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
+static mx_api_request begin(const mx_api_settings *settings, uint64_t seed) {
+    mx_api_request r = {.sampling = settings->sampling, .max_tokens = settings->max_tokens, .logprobs = -1};
+    r.sampling.seed = seed;
+    return r;
+}
+
+mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
                       mx_error *error) {
     const mx_api_settings *settings = reader->settings;
-    *out = (mx_api_request){.sampling = settings->sampling, .max_tokens = settings->max_tokens, .logprobs = -1};
-    out->sampling.seed = mix(settings->sampling.seed, (uint64_t)number);
+    *out = begin(settings, mix(settings->sampling.seed, (uint64_t)number));
     mx_json_document *document;
     mx_error wrong;
     mx_status status = mx_json_parse("the line", text, size, &document, &wrong);
@@ -421,6 +482,28 @@ mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, s
         status = read_fields(reader, out, root, error);
     }
     mx_json_free(document);
+    return status;
+}
+
+/* A prompt that leaves no room for an answer is refused in the words that clients look for. */
+static bool check_room(mx_api_request *r, int64_t context) {
+    for (int i = 0; i < r->prompt_count; i++)
+        if (context && r->prompts[i].count >= context)
+            return mx_api_wrong(&r->problem, r->prompts_field, "context_length_exceeded",
+                                "This model's maximum context length is %lld tokens, the answer included, and the "
+                                "prompt has %lld: shorten it, or start the server with a larger context",
+                                (long long)context, (long long)r->prompts[i].count);
+    return true;
+}
+
+mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed, const mx_json *body,
+                           mx_api_request *out, mx_error *error) {
+    *out = begin(reader->settings, seed);
+    out->form = MX_FORM_OPENAI;
+    out->chat = chat;
+    mx_status status = read_what_to_say(reader, out, body, error);
+    if (!status && !out->problem.http_status) status = read_options(reader, out, body, error);
+    if (!status && !out->problem.http_status) check_room(out, reader->settings->setup.context);
     return status;
 }
 

@@ -15,11 +15,11 @@ typedef struct mx_api_setup {
 /* What holds for all lines, unless they say otherwise. */
 typedef struct mx_api_settings {
     const mx_tokenizer *tokenizer;
-    mx_conversation *conversation; /* the settings of chats; its messages are lost. NULL: no chats */
-    bool raw;                      /* a "prompt" of the short form is continued as it stands, not answered in a chat */
-    const char *model;             /* its name, for the records */
-    mx_sampling sampling;          /* the seed of a line is mixed of this one and the line's number */
-    int64_t max_tokens;            /* 0: until the context is full */
+    const mx_conversation *conversation; /* the settings of chats. NULL: no chats */
+    bool raw;             /* a "prompt" of the short form is continued as it stands, not answered in a chat */
+    const char *model;    /* its name, for the records */
+    mx_sampling sampling; /* the seed of a line is mixed of this one and the line's number */
+    int64_t max_tokens;   /* 0: until the context is full */
     const char *const *stop;
     int stop_count;
     const mx_ids *stop_tokens;
@@ -43,6 +43,7 @@ typedef struct mx_api_problem {
     char param[80];   /* "messages[2].content"; empty: none in particular */
     const char *code; /* a constant */
     char text[1000];
+    const char *request_id; /* mx_exchange_id, set where a server tells the problem; NULL: not so */
 } mx_api_problem;
 /* Returns false. `param` may be NULL. */
 bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...)
@@ -79,28 +80,23 @@ typedef struct mx_api_request {
     mx_api_problem problem;
 } mx_api_request;
 
-/* What lines that say nothing about it have. */
+/* How requests are read. */
 typedef struct mx_api_reader {
     const mx_api_settings *settings;
-    char *developer, *reasoning; /* owned; NULL: no chats */
-    mx_json_document *tools;     /* NULL: none */
-    bool own_tools;              /* the conversation's are a line's */
+    struct mx_replay *replay; /* the model's own tokens of what comes back; NULL: none */
+    bool dated;               /* chats have the day on which they began */
+    bool streams;             /* answers may be wanted in pieces */
 } mx_api_reader;
-mx_status mx_api_reader_init(mx_api_reader *reader, const mx_api_settings *settings, mx_error *error);
-void mx_api_reader_free(mx_api_reader *reader); /* all zeros allowed */
 
 /* `number` is the line's, for the seed. What is wrong with the line is in out->problem; the status is about memory and
  * the like. Free with mx_api_request_free in any case. */
-mx_status mx_api_read(mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
+mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *text, size_t size, mx_api_request *out,
                       mx_error *error);
+/* The same for the body of a request to a server, an object: of /v1/chat/completions (`chat`) or /v1/completions. A
+ * request without a seed gets this one. */
+mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed, const mx_json *body,
+                           mx_api_request *out, mx_error *error);
 void mx_api_request_free(mx_api_request *request);
-
-/* The messages of a chat and what its settings are, to ids. `fields`: where "tools" and "reasoning_effort" are. */
-mx_status mx_api_read_chat(mx_api_reader *reader, const mx_json *fields, const mx_json *messages, mx_ids *out,
-                           mx_api_problem *problem, mx_error *error);
-/* The same with one message of the user. */
-mx_status mx_api_read_user(mx_api_reader *reader, const mx_json *fields, const char *text, size_t size, mx_ids *out,
-                           mx_api_problem *problem, mx_error *error);
 
 /* The client's own name of a function that the model calls: every protocol tells calls under it. */
 const char *mx_api_client_name(const mx_api_request *request, const char *name);

@@ -9,7 +9,6 @@
 #include <xxhash.h>
 
 #include "api/chat.h"
-#include "base/log.h"
 #include "grammar/schema.h"
 
 static mx_status no_memory(mx_error *error) {
@@ -291,12 +290,8 @@ static bool read_bool(const reading *r, const mx_json *object, const char *name,
 static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
     char param[80];
     const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
-    if (type && type->type == MX_JSON_STRING && !mx_json_is_string(type, "function")) {
-        mx_log(MX_LOG_WARNING, "tools[%d]: of the type \"%.40s\", which is not there; it is left out", index,
-               type->text);
-        return MX_OK;
-    }
-    if (!function) function = tool; /* as /v1/responses has it, flat */
+    if (type && !mx_json_is_string(type, "function")) return MX_OK; /* mx_api_chat_set_tools warns of it, once */
+    if (!function) function = tool;                                 /* as /v1/responses has it, flat */
     const mx_json *name = field(function, "name"), *parameters = field(function, "parameters");
     snprintf(param, sizeof param, "tools[%d].function.name", index);
     if (!is_text(name)) {

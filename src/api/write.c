@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 void mx_api_put(mx_api_writer *w, const char *text) {
     w->failed |= !mx_bytes_add_string(w->out, text);
@@ -115,8 +116,8 @@ static void put_token_map(mx_api_writer *w, const mx_api_tokens *from, const mx_
     mx_api_put(w, "}");
 }
 
-/* {"tokens", "token_logprobs", "top_logprobs", "text_offset"}, the last in characters. */
-static void put_completion_logprobs(mx_api_writer *w, const mx_api_tokens *prompt, const mx_api_tokens *answer) {
+void mx_api_put_completion_tokens(mx_api_writer *w, const mx_api_tokens *prompt, const mx_api_tokens *answer,
+                                  int64_t *begin) {
     static const char *const names[] = {"{\"tokens\":[", "],\"token_logprobs\":[", "],\"top_logprobs\":[",
                                         "],\"text_offset\":["};
     for (int column = 0; column < 4; column++) {
@@ -124,7 +125,7 @@ static void put_completion_logprobs(mx_api_writer *w, const mx_api_tokens *promp
         const mx_api_tokens *from;
         const mx_api_token *token;
         bool first, any = false;
-        int64_t offset = 0;
+        int64_t offset = *begin;
         mx_api_put(w, names[column]);
         while ((token = next_token(&walk, &from, &first))) {
             if (any) mx_api_put(w, ",");
@@ -141,6 +142,7 @@ static void put_completion_logprobs(mx_api_writer *w, const mx_api_tokens *promp
                 put_token_map(w, from, token);
             offset += characters(w->settings->tokenizer, token->token);
         }
+        if (column == 3) *begin = offset;
     }
     mx_api_put(w, "]}");
 }
@@ -192,6 +194,16 @@ void mx_api_put_tool_calls(mx_api_writer *w, const mx_api_answer *a) {
     mx_bytes_free(&arguments);
 }
 
+bool mx_api_add_prompt(const mx_api_writer *w, int index, mx_bytes *out) {
+    const mx_ids *prompt = &w->request->prompts[index];
+    for (int64_t i = 0; i < prompt->count; i++) {
+        size_t size;
+        const char *bytes = mx_token_bytes(w->settings->tokenizer, prompt->data[i], &size);
+        if (!mx_bytes_add(out, bytes, size)) return false;
+    }
+    return true;
+}
+
 /* Text behind the prompt's, where that is echoed. */
 void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a) {
     const mx_bytes *text = &mx_turn_get_result(a->turn)->text;
@@ -200,13 +212,7 @@ void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a) {
         mx_api_put_string(w, text->data, text->size);
         return;
     }
-    const mx_ids *prompt = &w->request->prompts[a->prompt];
-    for (int64_t i = 0; i < prompt->count; i++) {
-        size_t size;
-        const char *bytes = mx_token_bytes(w->settings->tokenizer, prompt->data[i], &size);
-        w->failed |= !mx_bytes_add(&all, bytes, size);
-    }
-    w->failed |= !mx_bytes_add(&all, text->data, text->size);
+    w->failed |= !mx_api_add_prompt(w, a->prompt, &all) || !mx_bytes_add(&all, text->data, text->size);
     mx_api_put_string(w, all.data, all.size);
     mx_bytes_free(&all);
 }
@@ -220,7 +226,8 @@ void mx_api_put_logprobs(mx_api_writer *w, const mx_api_answer *a, const mx_api_
         mx_api_put_chat_tokens(w, &a->tokens);
         mx_api_put(w, ",\"refusal\":null}");
     } else {
-        put_completion_logprobs(w, w->request->echo ? &learned->prompt_tokens : NULL, &a->tokens);
+        int64_t begin = 0;
+        mx_api_put_completion_tokens(w, w->request->echo ? &learned->prompt_tokens : NULL, &a->tokens, &begin);
     }
 }
 
@@ -304,6 +311,7 @@ void mx_api_put_body(mx_api_writer *w, const mx_api_answer *answers, const mx_ap
     mx_api_putf(w, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", r->chat ? "chatcmpl" : "cmpl",
                 w->id, r->chat ? "chat.completion" : "text_completion", (long long)w->created);
     mx_api_put_string(w, w->settings->model, strlen(w->settings->model));
+    if (w->fingerprint) mx_api_putf(w, ",\"system_fingerprint\":\"%s\"", w->fingerprint);
     mx_api_put(w, ",\"choices\":[");
     for (int i = 0; i < r->prompt_count * r->n; i++) {
         if (i) mx_api_put(w, ",");
@@ -312,6 +320,15 @@ void mx_api_put_body(mx_api_writer *w, const mx_api_answer *answers, const mx_ap
     mx_api_put(w, "],");
     mx_api_put_usage(w, answers);
     mx_api_put(w, "}");
+}
+
+void mx_api_fingerprint(const mx_api_settings *settings, char out[static 20]) {
+    const mx_api_setup *setup = &settings->setup;
+    uint64_t hash = XXH3_64bits(settings->model, strlen(settings->model));
+    hash = XXH3_64bits_withSeed(setup->tier, strlen(setup->tier), hash);
+    hash = XXH3_64bits_withSeed(setup->precision, strlen(setup->precision), hash);
+    hash = XXH3_64bits_withSeed(&setup->context, sizeof setup->context, hash);
+    snprintf(out, 20, "fp_%012llx", (unsigned long long)(hash >> 16));
 }
 
 /* {"message", "type", "param", "code"} */

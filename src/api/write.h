@@ -12,7 +12,11 @@ typedef struct mx_api_writer {
                         of it */
     int64_t created; /* seconds since 1970 */
     bool failed;
+    const char *fingerprint; /* of mx_api_fingerprint; NULL: not said */
 } mx_api_writer;
+
+/* What answers depend on beside the request: the model and the setup. */
+void mx_api_fingerprint(const mx_api_settings *settings, char out[static 20]);
 
 void mx_api_put(mx_api_writer *w, const char *text);
 void mx_api_put_string(mx_api_writer *w, const void *text, size_t size); /* with quotes; text NULL: "" */
@@ -29,6 +33,12 @@ void mx_api_put_text(mx_api_writer *w, const mx_api_answer *a); /* behind the pr
 void mx_api_put_tool_calls(mx_api_writer *w, const mx_api_answer *a);
 /* [{"token", "logprob", "bytes", "top_logprobs": [...]}] of what is content. */
 void mx_api_put_chat_tokens(mx_api_writer *w, const mx_api_tokens *tokens);
+/* {"tokens", "token_logprobs", "top_logprobs", "text_offset"} of an echoed prompt's (NULL: none) and an answer's tokens;
+ * *begin is the first's offset in characters, and afterwards that behind the last. */
+void mx_api_put_completion_tokens(mx_api_writer *w, const mx_api_tokens *prompt, const mx_api_tokens *answer,
+                                  int64_t *begin);
+/* The text of a prompt. */
+bool mx_api_add_prompt(const mx_api_writer *w, int index, mx_bytes *out);
 /* The "logprobs" of a choice. `learned`: the answer to the same prompt that has the prompt's. */
 void mx_api_put_logprobs(mx_api_writer *w, const mx_api_answer *a, const mx_api_answer *learned);
 /* "usage":{...}. Prompts count once, however many answers they got; answers count all that were computed. */

@@ -17,6 +17,6 @@ struct mx_batch {
 mx_status mx_batch_next(mx_batch *batch, bool wait, mx_line *line, mx_next *next, mx_error *error);
 
 /* A line as a request; also one that is too long. Free with mx_api_request_free in any case. */
-mx_status mx_batch_read_line(mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error);
+mx_status mx_batch_read_line(const mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error);
 
 #endif

@@ -25,10 +25,10 @@ static void count_request(const mx_api_request *r, mx_ids *previous, mx_batch_to
 }
 
 mx_status mx_batch_count(mx_batch *b, const mx_api_settings *settings, mx_batch_total *out, mx_error *error) {
-    mx_api_reader reader;
+    const mx_api_reader reader = {.settings = settings};
     mx_ids previous = {0};
     *out = (mx_batch_total){0};
-    mx_status status = mx_api_reader_init(&reader, settings, error);
+    mx_status status = MX_OK;
     while (!status) {
         mx_line line;
         mx_next next;
@@ -51,7 +51,6 @@ mx_status mx_batch_count(mx_batch *b, const mx_api_settings *settings, mx_batch_
     out->answered = b->before;
     out->lines += b->before;
     mx_ids_free(&previous);
-    mx_api_reader_free(&reader);
     if (!status && b->lines.regular) status = mx_lines_rewind(&b->lines, error);
     return status;
 }
@@ -71,8 +70,8 @@ typedef struct trial {
 
 /* Reads the first requests that can be answered. */
 static mx_status read_first(trial *t, mx_batch *b, mx_error *error) {
-    mx_api_reader reader;
-    mx_status status = mx_api_reader_init(&reader, t->settings, error);
+    const mx_api_reader reader = {.settings = t->settings};
+    mx_status status = MX_OK;
     while (!status && t->count < t->work->max_in_flight) {
         mx_line line;
         mx_next next;
@@ -85,7 +84,6 @@ static mx_status read_first(trial *t, mx_batch *b, mx_error *error) {
         else
             t->count++;
     }
-    mx_api_reader_free(&reader);
     return status;
 }
 

@@ -18,7 +18,7 @@ static void begin(record *r, mx_bytes *out, const mx_api_settings *settings, con
                   int64_t number, uint64_t hash) {
     *r = (record){.number = number, .hash = hash};
     snprintf(r->id, sizeof r->id, "%lld_%016llx", (long long)number, (unsigned long long)hash);
-    r->w = (mx_api_writer){out, settings, request, r->id, time(NULL), false};
+    r->w = (mx_api_writer){.out = out, .settings = settings, .request = request, .id = r->id, .created = time(NULL)};
 }
 
 /* The short form's {"text", "thinking", "tool_calls", "finish_reason", "seed"[, "logprobs"]}, without braces. */

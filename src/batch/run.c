@@ -145,7 +145,7 @@ mx_status mx_batch_next(mx_batch *b, bool wait, mx_line *line, mx_next *next, mx
     }
 }
 
-mx_status mx_batch_read_line(mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error) {
+mx_status mx_batch_read_line(const mx_api_reader *reader, const mx_line *line, mx_api_request *out, mx_error *error) {
     if (!line->too_long) return mx_api_read(reader, line->number, line->text, line->size, out, error);
     *out = (mx_api_request){0};
     mx_api_wrong(&out->problem, NULL, "invalid_value", "the line is longer than %d MiB", MX_LINE_LIMIT >> 20);
@@ -404,9 +404,8 @@ static mx_status loop(runner *r, mx_error *error) {
 mx_status mx_batch_run(mx_batch *b, const mx_api_settings *settings, const mx_batch_work *work, mx_batch_state *state,
                        mx_error *error) {
     *state = (mx_batch_state){0};
-    runner r = {.batch = b, .settings = settings, .work = work, .state = state};
+    runner r = {.batch = b, .settings = settings, .work = work, .reader = {.settings = settings}, .state = state};
     mx_status status = mx_batch_check(b, &settings->setup, error);
-    if (!status) status = mx_api_reader_init(&r.reader, settings, error);
     if (!status) status = loop(&r, error);
     /* What is written is kept, however it ended; the first error is the one that is told. */
     mx_error later;
@@ -419,7 +418,6 @@ mx_status mx_batch_run(mx_batch *b, const mx_api_settings *settings, const mx_ba
                 mx_cancel(work->engine, job->answers[i].handle);
         free_job(job);
     }
-    mx_api_reader_free(&r.reader);
     mx_bytes_free(&r.record);
     return status;
 }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/request.h"
+#include "api/chat.h"
 
 static const char FINAL[] = "<|channel|>final<|message|>";
 
@@ -31,7 +31,7 @@ static mx_json all_but_last(const mx_json *messages, mx_json *copy, const mx_jso
     return before;
 }
 
-static mx_status render_messages(mx_api_reader *reader, const mx_evaluate_text *text, const mx_json *fields,
+static mx_status render_messages(const mx_api_reader *reader, const mx_evaluate_text *text, const mx_json *fields,
                                  const mx_json *messages, mx_ids *out, const mx_json **answer, mx_error *error) {
     const mx_json *last = NULL;
     mx_api_problem problem = {0};
@@ -54,7 +54,7 @@ static mx_status render_messages(mx_api_reader *reader, const mx_evaluate_text *
     return status;
 }
 
-static mx_status render(mx_api_reader *reader, const mx_evaluate_text *text, mx_ids *out, int64_t *begins,
+static mx_status render(const mx_api_reader *reader, const mx_evaluate_text *text, mx_ids *out, int64_t *begins,
                         mx_error *error) {
     const mx_tokenizer *t = reader->settings->tokenizer;
     mx_json_document *document = NULL;
@@ -64,7 +64,7 @@ static mx_status render(mx_api_reader *reader, const mx_evaluate_text *text, mx_
     if (messages)
         status = render_messages(reader, text, mx_json_root(document), messages, out, &answer, error);
     else
-        status = mx_api_read_user(reader, NULL, MX_HARMONY_PROMPT, strlen(MX_HARMONY_PROMPT), out, &problem, error);
+        status = mx_api_read_user(reader, MX_HARMONY_PROMPT, strlen(MX_HARMONY_PROMPT), out, &problem, error);
     if (!status && problem.http_status) status = mx_fail(error, MX_INVALID_FILE, "%s: %s", text->name, problem.text);
     if (!status) status = mx_encode_special(t, FINAL, strlen(FINAL), out, error);
     *begins = out->count;
@@ -77,16 +77,14 @@ static mx_status render(mx_api_reader *reader, const mx_evaluate_text *text, mx_
 mx_status mx_evaluate_conversation(const mx_tokenizer *tokenizer, const mx_evaluate_text *text, mx_ids *out,
                                    int64_t *answer, mx_error *error) {
     mx_conversation *conversation = NULL;
-    mx_api_reader reader = {0};
     mx_status status = mx_conversation_create(tokenizer, &conversation, error);
     if (status == MX_UNSUPPORTED)
         return mx_fail(error, status,
                        "protocol harmony: this tokenizer has no tokens for the chat format: take another protocol");
     if (!status) status = mx_conversation_set(conversation, MX_SETTING_DATE, "", error);
     const mx_api_settings settings = {.tokenizer = tokenizer, .conversation = conversation};
-    if (!status) status = mx_api_reader_init(&reader, &settings, error);
+    const mx_api_reader reader = {.settings = &settings};
     if (!status) status = render(&reader, text, out, answer, error);
-    mx_api_reader_free(&reader);
     mx_conversation_free(conversation);
     return status;
 }

@@ -189,7 +189,9 @@ mx_api_problem *mx_problem_set(mx_api_problem *problem, int http_status, const c
 void mx_exchange_set_problem(mx_exchange *x, const mx_api_problem *problem) {
     mx_bytes body = {0};
     bool (*write)(mx_bytes *, const mx_api_problem *) = x->endpoint ? x->endpoint->problem : NULL;
-    if (!(write ? write : mx_openai_problem)(&body, problem)) mx_bytes_free(&body);
+    mx_api_problem told = *problem;
+    told.request_id = x->id;
+    if (!(write ? write : mx_openai_problem)(&body, &told)) mx_bytes_free(&body);
     if (problem->http_status == 429 || problem->http_status == 503) {
         char seconds[12];
         snprintf(seconds, sizeof seconds, "%d", mx_work_retry_after(x->server));

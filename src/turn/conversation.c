@@ -69,8 +69,35 @@ void mx_conversation_free(mx_conversation *c) {
     free(c);
 }
 
+mx_status mx_conversation_copy_settings(const mx_conversation *from, mx_conversation **out, mx_error *error) {
+    *out = NULL;
+    mx_conversation *c = calloc(1, sizeof *c);
+    if (!c) return no_memory(error);
+    c->tokenizer = from->tokenizer;
+    c->keep_thinking = from->keep_thinking;
+    bool copied = mx_ids_add_all(&c->opening, from->opening.data, from->opening.count) &&
+                  mx_bytes_add(&c->tools, from->tools.data, from->tools.size) &&
+                  mx_bytes_add(&c->functions, from->functions.data, from->functions.size) &&
+                  mx_ids_add_all(&c->head, from->head.data, from->head.count);
+    for (int i = 0; i < MX_SETTINGS && copied; i++) copied = (c->setting[i] = strdup(from->setting[i])) != NULL;
+    if (!copied) {
+        mx_conversation_free(c);
+        return no_memory(error);
+    }
+    *out = c;
+    return MX_OK;
+}
+
 int mx_conversation_count(const mx_conversation *c) {
     return c->count;
+}
+
+size_t mx_conversation_bytes(const mx_conversation *c) {
+    size_t bytes = sizeof *c + (size_t)c->capacity * sizeof *c->messages + c->tools.capacity + c->functions.capacity +
+                   (size_t)(c->opening.capacity + c->head.capacity) * sizeof *c->opening.data;
+    for (int i = 0; i < c->count; i++)
+        bytes += c->messages[i].text.capacity + (size_t)c->messages[i].ids.capacity * sizeof *c->opening.data + 64;
+    return bytes;
 }
 
 int mx_conversation_turns(const mx_conversation *c) {
@@ -437,6 +464,33 @@ mx_status mx_conversation_add_answer(mx_conversation *c, const mx_turn *turn, mx
     int before = c->count;
     for (int i = 0; parser && i < mx_harmony_message_count(parser); i++) {
         mx_status status = add_answer_message(c, turn, i, error);
+        if (status) {
+            mx_conversation_truncate(c, before);
+            return status;
+        }
+    }
+    return MX_OK;
+}
+
+static bool copy_string(char **out, const char *from) {
+    return !from || (*out = strdup(from)) != NULL;
+}
+
+mx_status mx_conversation_add_copies(mx_conversation *c, const mx_conversation *from, mx_error *error) {
+    const int before = c->count;
+    for (int i = 0; i < from->count; i++) {
+        const mx_message *m = &from->messages[i];
+        mx_message copy = {.role = m->role};
+        mx_status status = MX_OK;
+        if (copy_string(&copy.name, m->name) && copy_string(&copy.channel, m->channel) &&
+            copy_string(&copy.recipient, m->recipient) && copy_string(&copy.content_type, m->content_type) &&
+            mx_bytes_add(&copy.text, m->text.data, m->text.size) &&
+            mx_ids_add_all(&copy.ids, m->ids.data, m->ids.count)) {
+            status = mx_conversation_take(c, &copy, error);
+        } else {
+            mx_message_free(&copy);
+            status = no_memory(error);
+        }
         if (status) {
             mx_conversation_truncate(c, before);
             return status;

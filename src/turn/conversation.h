@@ -20,6 +20,9 @@ typedef enum mx_setting {
 /* Default settings: the identity that the models were trained with, no developer message, medium, today. */
 mx_status mx_conversation_create(const mx_tokenizer *tokenizer, mx_conversation **out, mx_error *error);
 void mx_conversation_free(mx_conversation *c); /* NULL allowed */
+/* A new conversation with the settings and tools of `from` and no messages. `from` is only read: any number of threads
+ * may copy it at once. */
+mx_status mx_conversation_copy_settings(const mx_conversation *from, mx_conversation **out, mx_error *error);
 
 /* MX_INVALID_ARGUMENT when `value` cannot be this setting's. */
 mx_status mx_setting_check(mx_setting setting, const char *value, mx_error *error);
@@ -54,10 +57,14 @@ mx_status mx_conversation_add_tool_result(mx_conversation *c, const char *tool, 
  * unfinished thinking and tool calls go. */
 mx_status mx_conversation_add_answer(mx_conversation *c, const mx_turn *turn, mx_error *error);
 
+/* Appends copies of the messages of another conversation with the same tokenizer, with their tokens. */
+mx_status mx_conversation_add_copies(mx_conversation *c, const mx_conversation *from, mx_error *error);
+
 /* Appends the ids of everything, ending in <|start|>assistant. */
 mx_status mx_conversation_prompt(mx_conversation *c, mx_ids *out, mx_error *error);
 
 int mx_conversation_count(const mx_conversation *c);          /* messages */
+size_t mx_conversation_bytes(const mx_conversation *c);       /* memory that it takes, about */
 int mx_conversation_turns(const mx_conversation *c);          /* messages of the user */
 void mx_conversation_truncate(mx_conversation *c, int count); /* forgets the messages from `count` on */
 /* Forgets whole turns from the oldest on until the prompt has at most `tokens` ids or one turn is left; returns how

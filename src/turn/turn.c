@@ -83,6 +83,10 @@ const mx_turn_result *mx_turn_get_result(const mx_turn *t) {
     return &t->result;
 }
 
+const mx_tokenizer *mx_turn_tokenizer(const mx_turn *t) {
+    return t->options.tokenizer;
+}
+
 const mx_harmony_parser *mx_turn_parser(const mx_turn *t) {
     return t->parser;
 }

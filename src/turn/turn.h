@@ -79,6 +79,7 @@ int mx_turn_token_message(const mx_turn *t);
 mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error);
 
 const mx_turn_result *mx_turn_get_result(const mx_turn *t);
+const mx_tokenizer *mx_turn_tokenizer(const mx_turn *t);
 /* The answer's messages; NULL for a raw turn. */
 const mx_harmony_parser *mx_turn_parser(const mx_turn *t);
 /* One message as its pieces delivered it; valid until the turn is freed. */

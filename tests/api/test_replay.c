@@ -1,0 +1,259 @@
+/* What the model said comes back as its own tokens. */
+#include "api_support.h"
+
+#include <time.h>
+
+#define ID      "0123456789abcdef0123456789abcdef"
+#define CALL_ID "call_0123456789abcdef0123456789ab_0_0"
+#define WEATHER "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_weather\"}}]"
+
+static time_t now = 1795737600; /* 2026-11-27 00:00 UTC */
+time_t __wrap_time(time_t *out);
+time_t __wrap_time(time_t *out) {
+    if (out) *out = now;
+    return now;
+}
+
+static mx_replay *new_replay(uint64_t bytes) {
+    mx_replay *r;
+    assert_int_equal(mx_replay_create(bytes, &r, NULL), MX_OK);
+    return r;
+}
+
+/* The ids that the body makes. */
+static mx_ids ids_of(mx_replay *r, const char *body) {
+    const mx_api_reader reader = {.settings = &settings, .replay = r};
+    mx_api_request request;
+    mx_error error;
+    if (mx_api_read_body(&reader, true, 1, json(body), &request, &error)) fail_msg("%s", error.text);
+    if (request.problem.http_status) fail_msg("%s", request.problem.text);
+    mx_ids ids = request.prompts[0];
+    request.prompts[0] = (mx_ids){0};
+    mx_api_request_free(&request);
+    return ids;
+}
+
+/* The model answers `prompt` with tokens that no tokenizer would choose for this text: each byte its own. */
+static mx_turn *answer_in_bytes(const char *header, const char *text, const char *end) {
+    mx_turn *turn;
+    mx_ids ids = {0};
+    const mx_turn_options options = {.tokenizer = stories, .stop_tokens = &stop_tokens};
+    assert_int_equal(mx_turn_create(&options, &turn, NULL), MX_OK);
+    assert_int_equal(mx_encode_special(stories, header, strlen(header), &ids, NULL), MX_OK);
+    for (const char *c = text; *c; c++) assert_int_equal(mx_encode(stories, c, 1, &ids, NULL), MX_OK);
+    assert_int_equal(mx_encode_special(stories, end, strlen(end), &ids, NULL), MX_OK);
+    for (int64_t i = 0; i < ids.count; i++) assert_int_equal(mx_turn_push(turn, ids.data[i], NULL), MX_OK);
+    assert_int_equal(mx_turn_end(turn, MX_FINISH_STOP, NULL), MX_OK);
+    mx_ids_free(&ids);
+    return turn;
+}
+
+static void expect_begins_with(const mx_ids *ids, const mx_ids *prompt, const mx_ids *answer) {
+    assert_true(ids->count >= prompt->count + answer->count);
+    assert_memory_equal(ids->data, prompt->data, (size_t)prompt->count * sizeof *ids->data);
+    assert_memory_equal(ids->data + prompt->count, answer->data, (size_t)answer->count * sizeof *ids->data);
+}
+
+/* A tool loop whose client drops the thinking: by the call's id the prompt goes on where the answer ended. */
+static void test_by_call(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 20);
+    mx_ids first = ids_of(r, "{" WEATHER ",\"messages\":[{\"role\":\"user\",\"content\":\"Paris?\"}]}");
+    mx_turn *turn = answer_in_bytes(
+        "<|channel|>analysis<|message|>I need the weather in Paris.<|end|><|start|>assistant to=functions.get_weather"
+        "<|channel|>commentary json<|message|>",
+        "{\"location\": \"Paris\"}", "<|call|>");
+    mx_replay_keep(r, ID, 0, &first, turn);
+    static const char *const same[] = {
+        "\"{\\\"location\\\": \\\"Paris\\\"}\"",                        /* as it was */
+        "\"{\\\"location\\\":\\\"Paris\\\"}\"",                         /* spaced anew */
+        "{\"location\":\"Paris\"}",                                     /* an object */
+        "\"\\\"{\\\\\\\"location\\\\\\\":\\\\\\\"Paris\\\\\\\"}\\\"\"", /* encoded twice */
+    };
+    char body[2000];
+    for (int i = 0; i < 4; i++) {
+        snprintf(body, sizeof body,
+                 "{" WEATHER ",\"messages\":[{\"role\":\"user\",\"content\":\"Paris?\"},{\"role\":\"assistant\","
+                 "\"content\":null,\"tool_calls\":[{\"id\":\"" CALL_ID
+                 "\",\"type\":\"function\",\"function\":{\"name\":"
+                 "\"get_weather\",\"arguments\":%s}}]},{\"role\":\"tool\",\"tool_call_id\":\"" CALL_ID
+                 "\",\"content\":\"7 degrees\"}]}",
+                 same[i]);
+        mx_ids second = ids_of(r, body);
+        expect_begins_with(&second, &first, &mx_turn_get_result(turn)->ids);
+        mx_ids_free(&second);
+    }
+    /* Another call under the same id is the client's own. */
+    snprintf(
+        body, sizeof body,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Paris?\"},{\"role\":\"assistant\",\"tool_calls\":[{\"id\":"
+        "\"" CALL_ID "\",\"function\":{\"name\":\"get_weather\",\"arguments\":\"{\\\"location\\\":\\\"Oslo\\\"}\"}}"
+        "]},{\"role\":\"tool\",\"tool_call_id\":\"" CALL_ID "\",\"content\":\"cold\"}]}");
+    expect_prompt(
+        r, body, HEAD USER("Paris?") CALL("get_weather", "{\"location\":\"Oslo\"}") RESULT("get_weather", "cold") NEXT);
+    mx_turn_free(turn);
+    mx_ids_free(&first);
+    mx_replay_free(r);
+}
+
+/* Behind a final answer thinking goes, and the answer's own tokens stay. By text, by id, in several messages. */
+static void test_by_text(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 20);
+    mx_ids first = ids_of(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
+    mx_turn *turn =
+        answer_in_bytes("<|channel|>analysis<|message|>A greeting.<|end|><|start|>assistant<|channel|>final<|message|>",
+                        "Good morning", "<|return|>");
+    mx_ids same = {0}; /* what must be in the prompt */
+    assert_true(mx_ids_add_all(&same, first.data, first.count));
+    assert_int_equal(mx_encode_special(stories, "<|channel|>final<|message|>", 27, &same, NULL), MX_OK);
+    for (const char *c = "Good morning"; *c; c++) assert_int_equal(mx_encode(stories, c, 1, &same, NULL), MX_OK);
+    mx_ids plain =
+        ids_of(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":"
+                  "\"Good morning\"},{\"role\":\"user\",\"content\":\"And?\"}]}");
+    assert_memory_not_equal(plain.data, same.data, (size_t)same.count * sizeof *same.data);
+    mx_replay_keep(r, ID, 0, &first, turn);
+    static const char *const said[] = {
+        "{\"role\":\"assistant\",\"content\":\"Good morning\"}",
+        "{\"role\":\"assistant\",\"content\":\"Good morning\\n\",\"reasoning_content\":\"A greeting.\"}",
+        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"Good \"},{\"type\":\"text\",\"text\":"
+        "\"morning\"}]}",
+        "{\"role\":\"assistant\",\"content\":\"\",\"reasoning_content\":\"A greeting.\"},{\"role\":\"assistant\","
+        "\"content\":\"Good morning\"}",
+    };
+    char body[1000];
+    for (int i = 0; i < 4; i++) {
+        snprintf(body, sizeof body,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},%s,{\"role\":\"user\",\"content\":\"And?\"}]}",
+                 said[i]);
+        mx_ids second = ids_of(r, body);
+        assert_true(second.count > same.count);
+        assert_memory_equal(second.data, same.data, (size_t)same.count * sizeof *same.data);
+        mx_bytes text = text_of(stories, &second);
+        assert_string_equal(text.data, HEAD USER("Hi") FINAL("Good morning") USER("And?") NEXT);
+        mx_bytes_free(&text);
+        mx_ids_free(&second);
+    }
+    mx_ids_free(&plain);
+    mx_ids_free(&same);
+    mx_ids_free(&first);
+    mx_turn_free(turn);
+    mx_replay_free(r);
+}
+
+/* A call without an id: the thinking before it comes back in the same conversation, and in no other. */
+static void test_nobody_elses_thinking(void **unused) {
+    (void)unused;
+#define LOOP(question, id)                                                                                             \
+    "{\"messages\":[{\"role\":\"user\",\"content\":\"" question "\"},{\"role\":\"assistant\",\"tool_calls\":[{" id     \
+    "\"function\":{\"name\":\"f\",\"arguments\":{\"a\":1}}}]},{\"role\":\"tool\",\"name\":\"f\",\"content\":\"2\"}]}"
+    mx_replay *r = new_replay(1 << 20);
+    mx_ids first = ids_of(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"Mine\"}]}");
+    mx_turn *turn = turn_of("<|channel|>analysis<|message|>Secret.<|end|><|start|>assistant to=functions.f<|channel|>"
+                            "commentary <|constrain|>json<|message|>{\"a\":1}<|call|>",
+                            MX_FINISH_STOP);
+    mx_replay_keep(r, ID, 0, &first, turn);
+    expect_prompt(r, LOOP("Mine", ""), HEAD USER("Mine") THINK("Secret.") CALL("f", "{\"a\":1}") RESULT("f", "2") NEXT);
+    expect_prompt(r, LOOP("Yours", ""), HEAD USER("Yours") CALL("f", "{\"a\":1}") RESULT("f", "2") NEXT);
+    expect_prompt(r, LOOP("Yours", "\"id\":\"call_0123456789abcdef0123456789ac_0_0\","),
+                  HEAD USER("Yours") CALL("f", "{\"a\":1}") RESULT("f", "2") NEXT);
+    /* Another answer of n, so another id. */
+    expect_prompt(r, LOOP("Yours", "\"id\":\"call_0123456789abcdef0123456789ab_1_0\","),
+                  HEAD USER("Yours") CALL("f", "{\"a\":1}") RESULT("f", "2") NEXT);
+    expect_prompt(r, LOOP("Yours", "\"id\":\"toolu_" ID "_0_0\","),
+                  HEAD USER("Yours") THINK("Secret.") CALL("f", "{\"a\":1}") RESULT("f", "2") NEXT);
+    mx_turn_free(turn);
+    mx_ids_free(&first);
+    mx_replay_free(r);
+}
+
+/* Memory is bounded; what was used lately stays. */
+static void test_bound(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(60000);
+    mx_ids prompts[200];
+    mx_conversation *c;
+    assert_int_equal(mx_conversation_create(stories, &c, NULL), MX_OK);
+    int kept = 0;
+    for (int i = 0; i < 200; i++) {
+        char text[80], id[33];
+        snprintf(text, sizeof text, "<|channel|>final<|message|>Answer %d<|return|>", i);
+        snprintf(id, sizeof id, "%032x", i * 16 * 16 * 16 * 16);
+        prompts[i] = (mx_ids){0};
+        assert_true(mx_ids_add(&prompts[i], i));
+        mx_turn *turn = turn_of(text, MX_FINISH_STOP);
+        mx_replay_keep(r, id, 0, &prompts[i], turn);
+        mx_turn_free(turn);
+        /* The first is asked for again and again. */
+        const mx_bytes none = {0};
+        const mx_replay_key key = {
+            .prompt = mx_replay_hash(&prompts[0]), .text = "Answer 0", .text_size = 8, .calls = &none};
+        bool found;
+        assert_int_equal(mx_replay_find(r, &key, c, &found, NULL), MX_OK);
+        assert_true(found);
+    }
+    for (int i = 0; i < 200; i++) {
+        char text[80];
+        snprintf(text, sizeof text, "Answer %d", i);
+        const mx_bytes none = {0};
+        const mx_replay_key key = {
+            .prompt = mx_replay_hash(&prompts[i]), .text = text, .text_size = strlen(text), .calls = &none};
+        bool found;
+        assert_int_equal(mx_replay_find(r, &key, c, &found, NULL), MX_OK);
+        kept += found;
+        if (i == 0 || i == 199) assert_true(found);
+        if (i == 1) assert_false(found);
+        mx_ids_free(&prompts[i]);
+    }
+    assert_in_range(kept, 10, 150);
+    mx_conversation_free(c);
+    mx_replay_free(r);
+}
+
+/* A conversation keeps the day on which it began; one that begins today with the same words has today. */
+static void test_dates(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 16);
+    char day[11];
+    mx_replay_date(r, 1, true, day);
+    assert_string_equal(day, "2026-11-27");
+    now += 86400;
+    mx_replay_date(r, 1, false, day);
+    assert_string_equal(day, "2026-11-27");
+    mx_replay_date(r, 2, false, day);
+    assert_string_equal(day, "2026-11-28");
+    for (uint64_t i = 0; i < 6000; i++) {
+        mx_replay_date(r, 100 + i, true, day);
+        mx_replay_date(r, 1, false, day);
+        assert_string_equal(day, "2026-11-27");
+    }
+    mx_replay_date(r, 1, true, day);
+    assert_string_equal(day, "2026-11-28");
+    const mx_api_reader reader = {.settings = &settings, .replay = r, .dated = true};
+    static const char *const bodies[] = {
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"Ho\"},{\"role\":"
+        "\"user\",\"content\":\"Hm\"}]}",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi!\"},{\"role\":\"assistant\",\"content\":\"Ho\"},{\"role\":"
+        "\"user\",\"content\":\"Hm\"}]}"};
+    static const char *const days[] = {"2026-11-28", "2026-11-28", "2026-11-29"};
+    for (int i = 0; i < 3; i++) {
+        mx_api_request request;
+        assert_int_equal(mx_api_read_body(&reader, true, 1, json(bodies[i]), &request, NULL), MX_OK);
+        mx_bytes text = text_of(stories, &request.prompts[0]);
+        assert_non_null(strstr(text.data, days[i]));
+        mx_bytes_free(&text);
+        mx_api_request_free(&request);
+        if (i == 0) now += 86400;
+    }
+    mx_replay_free(r);
+}
+
+int main(void) {
+    setenv("TZ", "UTC", 1);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_by_call), cmocka_unit_test(test_by_text), cmocka_unit_test(test_nobody_elses_thinking),
+        cmocka_unit_test(test_bound),   cmocka_unit_test(test_dates),
+    };
+    return cmocka_run_group_tests_name("replay", tests, api_set_up, api_tear_down);
+}
