@@ -228,6 +228,7 @@ static mx_slot *take_slot(mx_worker *w, int fd) {
     mx_slot *slot = &s->slots[s->free_slot];
     s->free_slot = slot->next_free;
     *slot = (mx_slot){.used = true, .worker = w, .fd = fd, .generation = slot->generation + 1, .since = mx_seconds()};
+    mx_watch_slot(s, slot);
     return slot;
 }
 
@@ -299,7 +300,6 @@ static void on_completed(void *server, struct MHD_Connection *connection, void *
     mx_exchange *x = *context;
     if (!x) return;
     *context = NULL;
-    mx_watch_remove(x);
     pthread_mutex_lock(&s->lock);
     x->slot->exchange = NULL;
     x->slot->phase = MX_PHASE_IDLE;
