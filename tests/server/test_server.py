@@ -18,7 +18,7 @@ import unittest
 TRY = sys.argv.pop(1)
 MXRUN = os.environ['MXRUN_BINARY']
 STORIES = os.path.join(os.environ['MXRUN_SOURCE'], 'tools', 'stories', 'checkpoint')
-SLOW = 10 if os.environ.get('MXRUN_SLOW') else 1  # under a sanitizer
+SLOW = 4 if os.environ.get('MXRUN_SLOW') else 1  # under a sanitizer
 
 
 class Server:
