@@ -1,7 +1,7 @@
 """The `anthropic` package against a server of stories."""
 import unittest
 
-from serving import WEATHER, Case, Server, skip_without
+from serving import WEATHER, Server, skip_without
 
 skip_without('anthropic')
 import anthropic
@@ -11,7 +11,7 @@ ASK = [{'role': 'user', 'content': 'What is the weather in Paris?'}]
 TOOLS = [{'name': 'get_weather', 'description': 'The weather', 'input_schema': WEATHER}]
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = Server('--api-key', 'secret')

@@ -1,8 +1,9 @@
 """The `ollama` package against a server of stories."""
 import asyncio
+import typing
 import unittest
 
-from serving import Case, Server, skip_without
+from serving import Server, skip_without
 
 skip_without('ollama', 'pydantic')
 import ollama
@@ -12,8 +13,8 @@ USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 
 
 class Mood(pydantic.BaseModel):
-    mood: str
-    age: int
+    mood: typing.Literal['glad', 'sad']
+    age: int = pydantic.Field(ge=0, le=120)
 
 
 def get_weather(location: str) -> str:
@@ -25,7 +26,7 @@ def get_weather(location: str) -> str:
     return '{"temperature": 21, "where": "%s"}' % location
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = Server()

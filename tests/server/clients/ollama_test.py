@@ -2,7 +2,7 @@
 import re
 import unittest
 
-from serving import WEATHER, Case, Server
+from serving import WEATHER, Server
 
 SEED = {'seed': 5, 'num_predict': 60}
 TOOLS = [{'type': 'function', 'function': {'name': 'get_weather', 'description': 'The weather', 'parameters': WEATHER}}]
@@ -18,7 +18,7 @@ def setUpModule():
     server.__enter__()
 
 
-class Chat(Case):
+class Chat(unittest.TestCase):
     def chat(self, status=200, path='/api/chat', **body):
         reply = server.post(path, {'model': 'stories', **body})
         self.assertEqual(reply.status, status, reply.body)
@@ -165,7 +165,7 @@ class Chat(Case):
         self.wrong('raw: expected', path='/api/generate', prompt='x', raw='y')
 
 
-class Models(Case):
+class Models(unittest.TestCase):
     def test_lists(self):
         for path in ('/api/tags', '/api/ps'):
             model, = server.get(path).json['models']
@@ -199,7 +199,7 @@ class Models(Case):
         self.assertEqual(server.request('DELETE', '/api/delete', {'model': 'stories'}).status, 501)
 
 
-class Tools(Case):
+class Tools(unittest.TestCase):
     def post(self, path, status=200, **body):
         reply = server.post(path, body)
         self.assertEqual(reply.status, status, reply.body)

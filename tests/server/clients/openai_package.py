@@ -1,8 +1,9 @@
 """The `openai` package against a server of stories."""
 import json
+import typing
 import unittest
 
-from serving import WEATHER, Case, Server, skip_without
+from serving import WEATHER, Server, skip_without
 
 skip_without('openai', 'pydantic')
 import openai
@@ -14,11 +15,11 @@ TOOLS = [{'type': 'function', 'function': {'name': 'get_weather', 'description':
 
 
 class Mood(pydantic.BaseModel):
-    mood: str
-    age: int
+    mood: typing.Literal['glad', 'sad']
+    age: int = pydantic.Field(ge=0, le=120)
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = Server('--api-key', 'secret')
