@@ -1,4 +1,5 @@
 """Ollama's protocol, byte by byte; clients/ollama_package.py has the real client."""
+import json
 import re
 import unittest
 
@@ -58,6 +59,16 @@ class Chat(unittest.TestCase):
             self.assertEqual(joined, whole['message'].get(name, ''))
         for name in ('done_reason', 'eval_count', 'prompt_eval_count'):
             self.assertEqual(lines[-1][name], whole[name])
+
+    def test_a_quiet_stream_is_kept_open(self):
+        """A space is the beginning of the next line, so that no parser stumbles."""
+        with Server('--keep-alive', '0.01') as quiet:
+            reply = quiet.post('/api/chat', {'model': 'stories', 'options': {'num_predict': 3},
+                                             'messages': [{'role': 'user', 'content': 'fox ' * 5000}]})
+        self.assertTrue(reply.body.startswith(b' '), reply.body[:50])
+        self.assertIs(reply.lines[-1]['done'], True)
+        for line in reply.body.decode().splitlines():
+            json.loads(line)
 
     def test_thinking(self):
         think = {level: self.chat(messages=USER, stream=False, think=level, options=SEED).json
@@ -137,6 +148,9 @@ class Chat(unittest.TestCase):
             {'function': {'name': 'f', 'arguments': '{}'}}]}])
         self.wrong('messages[1]', messages=USER + [{'role': 'tool', 'content': 'x', 'tool_call_id': 'none'}])
         self.wrong('tools', messages=USER, tools={})
+        self.wrong('tools: tool 0', messages=USER, tools=[{'type': 'function', 'function': {'name': 7}}])
+        self.assertEqual(self.chat(messages=USER, tools=[{'type': 'web_search', 'name': 'x'}], stream=False,
+                                   options={'num_predict': 2}).status, 200)
         self.wrong('stream', messages=USER, stream='yes')
         self.wrong('options: expected an object', messages=USER, options=[])
         self.wrong('options.temperature is 11', messages=USER, options={'temperature': 11})
