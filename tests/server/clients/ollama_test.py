@@ -60,6 +60,15 @@ class Chat(unittest.TestCase):
         for name in ('done_reason', 'eval_count', 'prompt_eval_count'):
             self.assertEqual(lines[-1][name], whole[name])
 
+    def test_several_messages_of_a_kind(self):
+        """Hot models write them; an empty line is between them, in streams too."""
+        for seed in range(12):
+            options = {'seed': seed, 'num_predict': 60, 'temperature': 1.6}
+            whole = self.chat(messages=USER, stream=False, options=options).json['message']
+            lines = self.chat(messages=USER, options=options).lines
+            for name in ('content', 'thinking'):
+                self.assertEqual(''.join(line['message'].get(name, '') for line in lines), whole.get(name, ''))
+
     def test_a_quiet_stream_is_kept_open(self):
         """A space is the beginning of the next line, so that no parser stumbles."""
         with Server('--keep-alive', '0.01') as quiet:
@@ -75,8 +84,11 @@ class Chat(unittest.TestCase):
                  for level in (True, False, 'low', 'high')}
         self.assertNotIn('thinking', think[False]['message'])
         self.assertEqual(think[False]['message']['content'], think['low']['message']['content'])
-        lines = self.chat(messages=USER, think=False, options=SEED).lines
-        self.assertFalse([line for line in lines if 'thinking' in line['message']])
+        for seed in range(12):  # some of them think although they should not
+            options = {'seed': seed, 'num_predict': 30, 'temperature': 2}
+            for stream in (True, False):
+                lines = self.chat(messages=USER, think=False, stream=stream, options=options).lines
+                self.assertFalse([line for line in lines if 'thinking' in line['message']])
         self.wrong('think: expected', messages=USER, think='much')
 
     def test_tool_loop(self):
