@@ -62,7 +62,7 @@ class Chat(unittest.TestCase):
 
     def test_several_messages_of_a_kind(self):
         """Hot models write them; an empty line is between them, in streams too."""
-        for seed in range(12):
+        for seed in range(8):
             options = {'seed': seed, 'num_predict': 60, 'temperature': 1.6}
             whole = self.chat(messages=USER, stream=False, options=options).json['message']
             lines = self.chat(messages=USER, options=options).lines
@@ -84,7 +84,7 @@ class Chat(unittest.TestCase):
                  for level in (True, False, 'low', 'high')}
         self.assertNotIn('thinking', think[False]['message'])
         self.assertEqual(think[False]['message']['content'], think['low']['message']['content'])
-        for seed in range(12):  # some of them think although they should not
+        for seed in range(8):  # some of them think although they should not
             options = {'seed': seed, 'num_predict': 30, 'temperature': 2}
             for stream in (True, False):
                 lines = self.chat(messages=USER, think=False, stream=stream, options=options).lines
