@@ -84,8 +84,8 @@ class Chat(unittest.TestCase):
                  for level in (True, False, 'low', 'high')}
         self.assertNotIn('thinking', think[False]['message'])
         self.assertEqual(think[False]['message']['content'], think['low']['message']['content'])
-        for seed in range(8):  # some of them think although they should not
-            options = {'seed': seed, 'num_predict': 30, 'temperature': 2}
+        for seed in (101, 122, 257, 339):  # with these it thinks although it should not
+            options = {'seed': seed, 'num_predict': 12, 'temperature': 2}
             for stream in (True, False):
                 lines = self.chat(messages=USER, think=False, stream=stream, options=options).lines
                 self.assertFalse([line for line in lines if 'thinking' in line['message']])
