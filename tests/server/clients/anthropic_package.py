@@ -14,9 +14,7 @@ TOOLS = [{'name': 'get_weather', 'description': 'The weather', 'input_schema': W
 class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--api-key', 'secret')
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server('--api-key', 'secret'))
         cls.client = anthropic.Anthropic(base_url=cls.server.url, api_key='secret', max_retries=0)
 
     def test_message(self):

@@ -29,9 +29,7 @@ def get_weather(location: str) -> str:
 class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server())
         cls.client = ollama.Client(cls.server.url)
 
     def test_models(self):

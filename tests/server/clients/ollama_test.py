@@ -14,9 +14,7 @@ DURATIONS = ['total_duration', 'load_duration', 'prompt_eval_duration', 'eval_du
 
 def setUpModule():
     global server
-    server = Server()
-    unittest.addModuleCleanup(server.__exit__, None, None, None)
-    server.__enter__()
+    server = unittest.enterModuleContext(Server())
 
 
 class Chat(unittest.TestCase):

@@ -22,9 +22,7 @@ class Mood(pydantic.BaseModel):
 class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--api-key', 'secret')
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server('--api-key', 'secret'))
         cls.client = openai.OpenAI(base_url=cls.server.url + '/v1', api_key='secret', max_retries=0)
 
     def test_models(self):
