@@ -12,7 +12,7 @@ import pydantic
 USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 
 
-class Mood(pydantic.BaseModel):
+class Mood(pydantic.BaseModel, extra='forbid'):
     mood: typing.Literal['glad', 'sad']
     age: int = pydantic.Field(ge=0, le=120)
 
