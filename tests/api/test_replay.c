@@ -141,6 +141,32 @@ static void test_by_text(void **unused) {
     mx_replay_free(r);
 }
 
+/* One answer of several messages comes back as one, or as several. */
+static void test_several_messages(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 20);
+    mx_ids first = ids_of(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
+    mx_turn *turn = turn_of("<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>analysis"
+                            "<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Good.<|return|>",
+                            MX_FINISH_STOP);
+    mx_replay_keep(r, ID, 0, &first, turn);
+#define SEVERAL(said) "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}," said "]}"
+    static const char *const expected =
+        HEAD USER("Hi") "<|start|>assistant<|channel|>commentary<|message|>Let me see.<|end|>" FINAL("Good.") NEXT;
+    expect_prompt(r, SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\\n\\nGood.\"}"), expected);
+    expect_prompt(r,
+                  SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\"},{\"role\":\"assistant\",\"content\":"
+                          "\"Good.\"}"),
+                  expected);
+    expect_prompt(r,
+                  SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\"},{\"role\":\"assistant\",\"content\":"
+                          "\"Bad.\"}"),
+                  HEAD USER("Hi") FINAL("Let me see.") FINAL("Bad.") NEXT);
+    mx_turn_free(turn);
+    mx_ids_free(&first);
+    mx_replay_free(r);
+}
+
 /* A call without an id: the thinking before it comes back in the same conversation, and in no other. */
 static void test_nobody_elses_thinking(void **unused) {
     (void)unused;
@@ -252,8 +278,12 @@ static void test_dates(void **unused) {
 int main(void) {
     setenv("TZ", "UTC", 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_call), cmocka_unit_test(test_by_text), cmocka_unit_test(test_nobody_elses_thinking),
-        cmocka_unit_test(test_bound),   cmocka_unit_test(test_dates),
+        cmocka_unit_test(test_by_call),
+        cmocka_unit_test(test_by_text),
+        cmocka_unit_test(test_several_messages),
+        cmocka_unit_test(test_nobody_elses_thinking),
+        cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_dates),
     };
     return cmocka_run_group_tests_name("replay", tests, api_set_up, api_tear_down);
 }
