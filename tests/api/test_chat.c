@@ -277,15 +277,15 @@ static void test_other_tools(void **unused) {
     (void)unused;
     mx_log_set_sink(listen, NULL);
     for (int i = 0; i < 2; i++) {
-        mx_bytes text =
-            prompt_of(NULL, "{\"tools\":[{\"type\":\"local_shell\"},{\"type\":\"function\",\"name\":\"f\"}],"
-                            "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
+        mx_bytes text = prompt_of(
+            NULL, "{\"tools\":[{\"type\":\"local_shell\\n\\u001b[2J\"},{\"type\":\"function\",\"name\":\"f\"}],"
+                  "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
         assert_non_null(strstr(text.data, "namespace functions {\n\ntype f = () => any;\n\n}"));
         mx_bytes_free(&text);
     }
     mx_log_set_sink(NULL, NULL);
     assert_int_equal(warnings, 1);
-    assert_non_null(strstr(warning, "local_shell"));
+    assert_non_null(strstr(warning, "local_shell  [2J")); /* nothing that a terminal would obey */
 }
 
 /* What a model or a client wrote as arguments, and what a client gets. */
