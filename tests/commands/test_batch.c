@@ -386,7 +386,7 @@ static void test_wrong_lines(void **unused) {
         {CHAT(USER "\"reasoning_effort\":\"huge\""), "reasoning_effort", "invalid_value"},
         {CHAT(USER "\"tools\":[{}]"), "tools", "invalid_value"},
         {CHAT(USER "\"tool_choice\":\"required\""), "tool_choice", "invalid_value"},
-        {CHAT(USER "\"response_format\":{\"type\":\"xml\"}"), "response_format", "invalid_value"},
+        {CHAT(USER "\"response_format\":{\"type\":\"yaml\"}"), "response_format", "invalid_value"},
         {CHAT(USER "\"stream\":true"), "stream", "unsupported_value"},
         {CHAT("\"messages\":[]"), "messages", "invalid_value"},
         {CHAT("\"messages\":{}"), "messages", "invalid_type"},
