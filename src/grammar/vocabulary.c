@@ -44,13 +44,35 @@ static bool copy_tokens(mx_vocabulary *v, const mx_tokenizer *t) {
     return true;
 }
 
+/* A token with its first eight bytes as a number in which the first weighs most. */
+typedef struct sorted {
+    uint64_t begin;
+    uint32_t id;
+} sorted;
+
 static int by_bytes(const void *a, const void *b, void *user) {
     const mx_vocabulary *v = user;
-    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    const sorted *s = a, *t = b;
+    if (s->begin != t->begin) return s->begin < t->begin ? -1 : 1;
+    const uint32_t x = s->id, y = t->id;
     const uint32_t n = v->byte_from[x + 1] - v->byte_from[x], m = v->byte_from[y + 1] - v->byte_from[y];
     const int order = memcmp(v->byte + v->byte_from[x], v->byte + v->byte_from[y], n < m ? n : m);
     if (order) return order;
     return n != m ? (n > m) - (n < m) : (x > y) - (x < y);
+}
+
+static bool sort_tokens(mx_vocabulary *v) {
+    sorted *list = malloc((v->tokens + 1) * sizeof *list);
+    if (!list) return false;
+    for (uint32_t i = 0; i < v->tokens; i++) {
+        list[i] = (sorted){.id = v->id[i]};
+        const uint32_t from = v->byte_from[v->id[i]], size = v->byte_from[v->id[i] + 1] - from;
+        for (uint32_t k = 0; k < 8; k++) list[i].begin = list[i].begin << 8 | (k < size ? v->byte[from + k] : 0);
+    }
+    qsort_r(list, v->tokens, sizeof *list, by_bytes, v);
+    for (uint32_t i = 0; i < v->tokens; i++) v->id[i] = list[i].id;
+    free(list);
+    return true;
 }
 
 /* Node i stands for the tokens id[first .. last), which have `depth` bytes in common. */
@@ -100,12 +122,9 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
             v = NULL;
         }
     }
-    if (v && copy_tokens(v, t)) {
-        qsort_r(v->id, v->tokens, sizeof *v->id, by_bytes, v);
-        if (grow_trie(v)) {
-            *out = v;
-            return MX_OK;
-        }
+    if (v && copy_tokens(v, t) && sort_tokens(v) && grow_trie(v)) {
+        *out = v;
+        return MX_OK;
     }
     mx_vocabulary_free(v);
     return mx_fail(error, MX_NO_MEMORY, "no memory for the tree of %d tokens", (int)vocab);

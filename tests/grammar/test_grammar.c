@@ -212,7 +212,7 @@ static void compare_on_texts(grammar *g, int root, mx_grammar *compiled, uint64_
 static void random_grammars_match_as_they_are_defined(void **state) {
     (void)state;
     int compiled = 0, left = 0, empty = 0;
-    for (uint64_t seed = 1; seed <= 700; seed++) {
+    for (uint64_t seed = 1; seed <= 250; seed++) {
         uint64_t s = seed * 0x9E3779B97F4A7C15u;
         grammar g = {0};
         mx_grammar_builder *b = mx_grammar_builder_create();
@@ -245,9 +245,9 @@ static void random_grammars_match_as_they_are_defined(void **state) {
         }
         mx_grammar_free(out);
     }
-    assert_true(compiled > 300);
-    assert_true(left > 20);
-    assert_true(empty > 5);
+    assert_true(compiled > 100);
+    assert_true(left > 5);
+    assert_true(empty > 1);
 }
 
 /* ---- by hand -------------------------------------------------------------------------------------------------------
