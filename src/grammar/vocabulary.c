@@ -123,16 +123,26 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
         }
     }
     if (v && copy_tokens(v, t) && sort_tokens(v) && grow_trie(v)) {
-        *out = v;
-        return MX_OK;
+        v->all = calloc((size_t)v->words + 1, sizeof *v->all);
+        for (uint32_t i = 0; v->all && i < v->tokens; i++) v->all[v->id[i] >> 5] |= 1u << (v->id[i] & 31);
+        if (v->all) {
+            *out = v;
+            return MX_OK;
+        }
     }
     mx_vocabulary_free(v);
     return mx_fail(error, MX_NO_MEMORY, "no memory for the tree of %d tokens", (int)vocab);
 }
 
+const uint32_t *mx_vocabulary_tokens(const mx_vocabulary *v, int32_t *vocab) {
+    *vocab = v->vocab;
+    return v->all;
+}
+
 void mx_vocabulary_free(mx_vocabulary *v) {
     if (!v) return;
     mx_mask_cache_free(&v->cache);
+    free(v->all);
     free(v->node);
     free(v->id);
     free(v->byte);

@@ -45,6 +45,7 @@ typedef struct mx_mask_cache {
 struct mx_vocabulary {
     int32_t vocab;
     uint32_t words;     /* of a mask */
+    uint32_t *all;      /* [words] every token */
     mx_trie_node *node; /* node 0 is the root */
     uint32_t nodes;
     uint32_t *id; /* [tokens], in the order of their bytes */
