@@ -125,12 +125,42 @@ typedef struct level {
     uint32_t at, end, state, rounds;
 } level;
 
+/* The state that most bytes lead to, and at least 20; MX_DEAD: none. */
+static uint32_t usual_state(const mx_grammar *g, uint32_t state) {
+    uint32_t target[256], count[256], targets = 0, best = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        const uint32_t next = mx_next_state(g, state, (uint8_t)byte);
+        uint32_t i = 0;
+        while (i < targets && target[i] != next) i++;
+        if (next == MX_DEAD) continue;
+        if (i == targets) target[targets] = next, count[targets++] = 0;
+        if (++count[i] > count[best]) best = i;
+    }
+    return targets && count[best] >= 20 ? target[best] : MX_DEAD;
+}
+
+/* The groups of bytes that lead from the state to itself, where that is not an end. */
+static uint64_t groups_of_loop(const mx_grammar *g, uint32_t state) {
+    uint64_t others = 0;
+    for (int byte = 0; byte < 256; byte++)
+        if (mx_next_state(g, state, (uint8_t)byte) != state) others |= mx_byte_group((uint8_t)byte);
+    return g->state[state].flags == MX_STATE_ROW ? ~others : 0;
+}
+
+static void take_all(finding *f, const mx_trie_node *n) {
+    memcpy(f->id + f->ids, f->v->id + n->first, (n->last - n->first) * sizeof *f->id);
+    f->ids += n->last - n->first;
+}
+
 /* A simple machine: one state at a time. In a counted one `rounds` are those that are complete on the way, and a token
  * takes one more where it ends within one. */
 static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *stack) {
     const mx_vocabulary *v = f->v;
     const mx_machine *m = &g->machine[g->state[state].machine];
     const uint32_t one = m->counted ? 1 : 0;
+    /* The state in which most bytes lead back to it: what has only such bytes is taken without a look. */
+    const uint32_t usual = m->counted ? MX_DEAD : usual_state(g, state);
+    const uint64_t free = usual == MX_DEAD ? 0 : groups_of_loop(g, usual);
     uint32_t depth = 0;
     stack[0] = (level){v->node[0].child, v->node[0].child + v->node[0].children, state, 0};
     for (;;) {
@@ -142,6 +172,10 @@ static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *
         const mx_trie_node *n = &v->node[l->at++];
         uint32_t next = mx_next_state(g, l->state, n->byte), rounds = l->rounds;
         if (next == MX_DEAD) continue;
+        if (next == usual && !(v->below[n - v->node] & ~free)) {
+            take_all(f, n);
+            continue;
+        }
         if (g->state[next].flags & MX_STATE_ACCEPTS) {
             rounds += one;
             take_tokens(f, n, rounds);
@@ -244,22 +278,9 @@ static bool keep_tokens(const finding *f, mx_mask *m) {
 
 /* ---- masks that are nearly those of another state -----------------------------------------------------------------
  */
-/* A state in which nearly everything leads to a state that is not left again (a member's name that must not be one of
- * a few: once it is another one, all is free) has nearly that one's mask. Where the walks from both come to the same
- * state, all below is the same. MX_DEAD: no such state. */
-static uint32_t usual_state(const mx_grammar *g, uint32_t state) {
-    uint32_t target[256], count[256], targets = 0, best = 0;
-    for (int byte = 0; byte < 256; byte++) {
-        const uint32_t next = mx_next_state(g, state, (uint8_t)byte);
-        uint32_t i = 0;
-        while (i < targets && target[i] != next) i++;
-        if (next == MX_DEAD) continue;
-        if (i == targets) target[targets] = next, count[targets++] = 0;
-        if (++count[i] > count[best]) best = i;
-    }
-    return targets && count[best] >= 64 ? target[best] : MX_DEAD;
-}
-
+/* A state that nearly always leads to one that is not left again (a member's name that must not be one of a few: once
+ * it is another one, all is free) has nearly that one's mask. Where the walks from both come to the same state, all
+ * below is the same. */
 typedef struct difference {
     const mx_grammar *g;
     finding *f;

@@ -81,6 +81,8 @@ static bool grow_children(mx_vocabulary *v, uint32_t i, uint32_t depth, size_t *
     uint32_t at = v->node[i].first;
     size_t nodes = v->nodes;
     while (at < last && v->byte_from[v->id[at] + 1] - v->byte_from[v->id[at]] == depth) at++;
+    const uint32_t own = at - v->node[i].first;
+    v->node[i].own = (uint8_t)(own < 255 ? own : 255);
     v->node[i].child = (uint32_t)nodes;
     while (at < last) {
         const uint8_t byte = v->byte[v->byte_from[v->id[at]] + depth];
@@ -108,7 +110,11 @@ static bool grow_trie(mx_vocabulary *v) {
             ok = MX_PUSH(todo, todos, todo_room, (struct todo){v->node[now.node].child + k, now.depth + 1});
     }
     free(todo);
-    return ok;
+    if (ok) v->below = calloc(v->nodes, sizeof *v->below);
+    for (uint32_t i = v->below ? v->nodes : 0; i-- > 0;) /* children come behind their parents */
+        for (uint32_t k = v->node[i].child; k < v->node[i].child + v->node[i].children; k++)
+            v->below[i] |= v->below[k] | mx_byte_group(v->node[k].byte);
+    return ok && v->below;
 }
 
 mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error) {
@@ -144,6 +150,7 @@ void mx_vocabulary_free(mx_vocabulary *v) {
     mx_mask_cache_free(&v->cache);
     free(v->all);
     free(v->node);
+    free(v->below);
     free(v->id);
     free(v->byte);
     free(v->byte_from);
