@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "grammar/grammar.h"
+#include "grammar/mask_private.h"
 
 static uint32_t random_bits(uint64_t *state) {
     *state ^= *state << 13;
@@ -286,6 +286,40 @@ static void special_tokens_and_ends(void **state) {
     mx_tokenizer_close(t);
 }
 
+/* Masks that were dropped from a full cache are made again. */
+static void caches_are_bounded(void **state) {
+    (void)state;
+    mx_tokenizer *t = stories();
+    const int32_t vocab = mx_tokenizer_size(t);
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, vocab, &v, NULL), MX_OK);
+    v->cache.most_bytes = 5000;
+    for (int i = 0; i < GRAMMARS; i++) {
+        if (i == 3) continue;
+        mx_grammar *g = grammar(i);
+        walk(g, v, t, vocab, 10, 7, starts[i][1], 5);
+        mx_grammar_free(g);
+    }
+    assert_true(v->cache.masks <= 20);
+    assert_true(v->cache.masks == 1 || v->cache.bytes <= 5000);
+    v->cache.most_bytes = 1 << 20;
+    for (int i = 0; i < 6000; i++) {
+        const mx_state_key key = {(uint64_t)i * 77, (uint64_t)i};
+        mx_mask *m = calloc(1, sizeof *m);
+        *m = (mx_mask){.key = key, .bytes = 100};
+        mx_mask_release(&v->cache, mx_mask_insert(&v->cache, m));
+        m = mx_mask_find(&v->cache, key);
+        assert_non_null(m);
+        mx_mask_release(&v->cache, m);
+    }
+    assert_true(v->cache.masks > 5000); /* and its table has grown */
+    mx_mask *m = mx_mask_find(&v->cache, (mx_state_key){77 * 1000, 1000});
+    assert_non_null(m);
+    mx_mask_release(&v->cache, m);
+    mx_vocabulary_free(v);
+    mx_tokenizer_close(t);
+}
+
 /* ---- threads -------------------------------------------------------------------------------------------------------
  */
 typedef struct shared {
@@ -329,6 +363,7 @@ int main(int count, char **word) {
         cmocka_unit_test(masks_are_what_the_matcher_takes),
         cmocka_unit_test(masks_of_the_published_vocabulary),
         cmocka_unit_test(special_tokens_and_ends),
+        cmocka_unit_test(caches_are_bounded),
     };
     const struct CMUnitTest threads[] = {
         cmocka_unit_test(threads_share_grammars_and_masks),
