@@ -25,10 +25,13 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void give_up(const char *what) {
+static _Noreturn void give_up(const char *what) {
     fprintf(stderr, "grammar_bench: %s\n", what);
     exit(1);
 }
+
+static double accepting; /* seconds of accepts */
+static int64_t accepted;
 
 static int compare(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -47,7 +50,6 @@ static int pass(mx_grammar *g, mx_vocabulary *v, const mx_ids *ids, double *us, 
     mx_error error;
     if (mx_matcher_create(g, v, &m, &error)) give_up(error.text);
     int count = 0;
-    double accepts = 0;
     for (int64_t i = 0; i <= ids->count; i++) {
         double start = seconds();
         mx_matcher_mask(m, bits);
@@ -56,7 +58,8 @@ static int pass(mx_grammar *g, mx_vocabulary *v, const mx_ids *ids, double *us, 
         const int32_t id = ids->data[i];
         start = seconds();
         const bool ok = mx_matcher_accept_token(m, id);
-        accepts += seconds() - start;
+        accepting += seconds() - start;
+        accepted++;
         if (!ok || !(bits[id / 32] >> id % 32 & 1)) {
             size_t size;
             const char *bytes = mx_token_bytes(tokenizer, id, &size);
@@ -211,6 +214,7 @@ int main(int count, char **word) {
         built_in("any JSON value", any_value, any_text);
         built_in("a person", person, person_text);
     }
+    printf("a token that is accepted: %.2f us\n", accepting / (double)accepted * 1e6);
     mx_tokenizer_close(tokenizer);
     return 0;
 }
