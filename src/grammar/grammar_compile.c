@@ -239,7 +239,8 @@ static mx_status build_machine(compiler *c, uint32_t machine, mx_error *error) {
             p.counts ? c->plan.pure[body] && c->plan.size[body] <= MX_PLAN_LOOP : mx_plan_loops(&c->plan, node);
         uint32_t end = add_state(c, (mx_nfa_state){.kind = MX_NFA_ACCEPT});
         if (p.end != NO_END) end = add_state(c, (mx_nfa_state){.kind = MX_NFA_BYTE, .byte = (uint8_t)p.end, .a = end});
-        uint32_t first = c->no_memory ? 0 : p.counts ? build(c, body, end) : build_here(c, body, end);
+        uint32_t first = end; /* rounds that no text is of: there are none */
+        if (c->plan.productive[body]) first = p.counts ? build(c, body, end) : build_here(c, body, end);
         if (c->no_memory) return stopped(c, error);
         status = mx_determine(&c->nfa, first, machine, &c->draft, &start, error);
     }

@@ -7,7 +7,7 @@
 
 enum {
     MANY = 10000, /* nodes of the tree */
-    CROWD = 200,  /* places */
+    CROWD = 2000, /* places */
 };
 
 /* The mask of a moment is that of its places together: of each the tokens that its machine takes, from the cache, and

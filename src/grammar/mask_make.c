@@ -24,18 +24,22 @@ static mx_state_key local_key(const mx_grammar *g, uint32_t state, mx_rounds r) 
 
 typedef struct reached {
     uint32_t state[KEY_STATES], count;
+    uint16_t place[1024]; /* of a state's hash to its number + 1 */
     mx_bytes text;
     bool ok;
 } reached;
 
 static uint32_t number(reached *r, uint32_t state) {
-    uint32_t i = 0;
-    while (i < r->count && r->state[i] != state) i++;
-    if (i == KEY_STATES)
+    uint32_t at = state * 2654435761u >> 22;
+    for (; r->place[at]; at = (at + 1) % 1024)
+        if (r->state[r->place[at] - 1] == state) return r->place[at] - 1u;
+    if (r->count == KEY_STATES) {
         r->ok = false;
-    else if (i == r->count)
-        r->state[r->count++] = state;
-    return i;
+        return 0;
+    }
+    r->state[r->count++] = state;
+    r->place[at] = (uint16_t)r->count;
+    return r->count - 1;
 }
 
 /* The automaton from the state on, in the order in which bytes lead to its states. */

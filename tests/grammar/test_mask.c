@@ -333,8 +333,9 @@ static void *work(void *arg) {
     const shared *s = arg;
     for (int i = 0; i < GRAMMARS; i++) {
         mx_grammar *g = mx_grammar_keep(s->g[i]);
-        if (s->seed == 1) mx_grammar_prepare(g, s->v, 0.05);
-        walk(g, s->v, s->t, mx_tokenizer_size(s->t), 20, 501, starts[i][s->seed], s->seed * 0x9E3779B97F4A7C15u);
+        if (s->seed == 1) mx_grammar_prepare(g, s->v, 0.02);
+        walk(g, s->v, s->t, mx_tokenizer_size(s->t), i == 3 ? 2 : 10, 501, starts[i][s->seed],
+             s->seed * 0x9E3779B97F4A7C15u);
         mx_grammar_free(g);
     }
     return NULL;
