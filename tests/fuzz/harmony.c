@@ -39,7 +39,8 @@ static void answer_again(const mx_tokenizer *t, const mx_turn *turn) {
     check(mx_conversation_prompt(c, &first, &error) == MX_OK);
     check(mx_conversation_add_answer(c, turn, &error) == MX_OK);
     check(mx_conversation_prompt(c, &second, &error) == MX_OK);
-    check(second.count >= first.count && !memcmp(first.data, second.data, sizeof *first.data * (size_t)(first.count - 2)));
+    check(second.count >= first.count &&
+          !memcmp(first.data, second.data, sizeof *first.data * (size_t)(first.count - 2)));
     mx_ids_free(&first);
     mx_ids_free(&second);
     mx_conversation_free(c);
@@ -47,8 +48,9 @@ static void answer_again(const mx_tokenizer *t, const mx_turn *turn) {
 
 /* Bytes 0 to 8 are the format's tokens, the others go in pairs. */
 static int32_t next_token(const uint8_t *data, size_t size, size_t *at, const mx_harmony_ids *special, int32_t count) {
-    const int32_t named[] = {special->start,   special->end,  special->message, special->channel,    special->constrain,
-                             special->return_, special->call, special->startoftext, special->endoftext};
+    const int32_t named[] = {special->start,   special->end,         special->message,
+                             special->channel, special->constrain,   special->return_,
+                             special->call,    special->startoftext, special->endoftext};
     const uint8_t byte = data[(*at)++];
     if (byte < 9 && named[byte] >= 0) return named[byte];
     const uint8_t low = *at < size ? data[(*at)++] : 0;

@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const uint8_t *zero = memchr(data + 1, 0, size - 1);
     const size_t length = (zero ? (size_t)(zero - data) : size) - 1;
     if (mx_json_parse("schema", data + 1, length, &document, &error) != MX_OK) return 0;
-    const mx_schema_options options = {.spaces = data[0] & 1 ? MX_SPACES_FEW : MX_SPACES_NONE, .openai_strict = data[0] & 2};
+    const mx_schema_options options = {.spaces = data[0] & 1 ? MX_SPACES_FEW : MX_SPACES_NONE,
+                                       .openai_strict = data[0] & 2};
     mx_grammar *g = NULL;
     const mx_status status = mx_schema_compile(mx_json_root(document), "schema", &options, &g, &error);
     check(status == MX_OK || status == MX_UNSUPPORTED || status == MX_INVALID_ARGUMENT);

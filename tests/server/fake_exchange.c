@@ -122,17 +122,20 @@ static mx_status answer(mx_exchange *x, mx_api_answer *a, mx_error *error) {
                                 .token = x->request->tokens[i],
                                 .logprob = -1,
                                 .top = top,
-                                .top_count = request->logprobs > 2 ? 2 : request->logprobs > 0 ? request->logprobs : 0};
+                                .top_count = request->logprobs > 2   ? 2
+                                             : request->logprobs > 0 ? request->logprobs
+                                                                     : 0};
         status = mx_api_answer_take(a, settings, request, &event, error);
     }
     if (status || x->request->fails) return status;
-    const mx_event end = {.type = MX_EVENT_FINISHED,
-                          .finish = x->request->finish,
-                          .usage = {.prompt_tokens = request->prompts[a->prompt].count,
-                                    .generated_tokens = x->request->count}};
+    const mx_event end = {
+        .type = MX_EVENT_FINISHED,
+        .finish = x->request->finish,
+        .usage = {.prompt_tokens = request->prompts[a->prompt].count, .generated_tokens = x->request->count}};
     status = mx_api_answer_take(a, settings, request, &end, error);
     if (!status && x->work.stream && x->form->ended) x->lost |= !x->form->ended(&x->work, a, &x->reply->body);
-    if (!status && x->parts->replay && request->chat) mx_replay_keep(x->parts->replay, x->id, a->index, a->turn);
+    if (!status && x->parts->replay && request->chat)
+        mx_replay_keep(x->parts->replay, x->id, a->index, &request->prompts[a->prompt], a->turn);
     return status;
 }
 
@@ -169,8 +172,7 @@ static void work(mx_exchange *x) {
         if (x->form->begin) x->lost |= !x->form->begin(w, &x->reply->body);
     }
     for (int i = 0; i < w->count && !status; i++) {
-        w->answers[i] =
-            (mx_api_answer){.owner = x, .prompt = i / w->request.best_of, .index = i % w->request.best_of};
+        w->answers[i] = (mx_api_answer){.owner = x, .prompt = i / w->request.best_of, .index = i % w->request.best_of};
         status = answer(x, &w->answers[i], &error);
     }
     if (status) abort(); /* none of ours fails but for memory */
