@@ -147,6 +147,14 @@ static bool check_stream(mx_api_request *r) {
     return true;
 }
 
+/* Rules that say no more than which tools there are, which the prompt says, too. */
+static bool is_optional(const mx_rules *rules) {
+    if (rules->text || rules->choice != MX_TOOLS_AUTO) return false;
+    for (int i = 0; i < rules->tool_count; i++)
+        if (rules->tools[i].arguments) return false;
+    return true;
+}
+
 /* What the answers must be like. */
 static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields, mx_error *error) {
     const mx_api_settings *settings = reader->settings;
@@ -160,6 +168,11 @@ static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, cons
             mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
     mx_json_free(tools);
     if (status || !r->rules || settings->vocabulary || settings->later) return status;
+    if (is_optional(r->rules)) {
+        mx_rules_free(r->rules);
+        r->rules = NULL;
+        return MX_OK;
+    }
     const char *name = r->rules->text ? "response_format" : field(fields, "tool_choice") ? "tool_choice" : "tools";
     mx_api_wrong(&r->problem, name, "unsupported_value", "%s: grammars are not there with this model's tokenizer",
                  name);

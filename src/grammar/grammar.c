@@ -1,168 +1,153 @@
-#include "grammar/grammar.h"
+#include <stdlib.h>
+#include <string.h>
 
-mx_grammar_builder *mx_grammar_builder_create(void) {
-    return NULL;
+#include "grammar/grammar_private.h"
+
+/* From the draft to what is run: bytes fall into classes, and the transitions of all states lie in one array, each
+ * state's pushed in between those of others, so that a step is one look at it. */
+
+static uint32_t find_classes(const mx_draft *d, uint8_t class_of[static 256]) {
+    bool begins[257] = {true};
+    for (size_t i = 0; i < d->ranges; i++) begins[d->range[i].low] = begins[d->range[i].high + 1] = true;
+    uint32_t classes = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        if (begins[byte]) classes++;
+        class_of[byte] = (uint8_t)(classes - 1);
+    }
+    return classes;
 }
 
-void mx_grammar_builder_free(mx_grammar_builder *b) {
-    (void)b;
+typedef struct packer {
+    mx_grammar *g;
+    const mx_draft *d;
+    size_t room; /* of cells */
+    size_t free; /* the first cell that may be */
+} packer;
+
+enum { MOST_CELLS = 1 << 25 };
+
+static bool enlarge(packer *p, size_t cells) {
+    if (cells > MOST_CELLS) return false;
+    while (p->room < cells) {
+        size_t room = p->room ? p->room * 2 : 1024;
+        mx_cell *cell = realloc(p->g->cell, room * sizeof *cell);
+        if (!cell) return false;
+        for (size_t i = p->room; i < room; i++) cell[i] = (mx_cell){MX_DEAD, MX_DEAD};
+        p->g->cell = cell;
+        p->room = room;
+    }
+    return true;
 }
 
-mx_expr mx_expr_text(mx_grammar_builder *b, const void *text, size_t size) {
-    (void)b;
-    (void)text;
-    (void)size;
-    return 0;
+static bool fits(const packer *p, const mx_draft_state *s, size_t base) {
+    const uint8_t *class_of = p->g->class_of;
+    for (uint32_t i = 0; i < s->ranges; i++) {
+        const mx_range *r = &p->d->range[s->range + i];
+        for (size_t k = base + class_of[r->low]; k <= base + class_of[r->high]; k++)
+            if (p->g->cell[k].state != MX_DEAD) return false;
+    }
+    return true;
 }
 
-mx_expr mx_expr_string(mx_grammar_builder *b, const char *text) {
-    (void)b;
-    (void)text;
-    return 0;
+/* A base at which the state's transitions fall on free cells: tries a few, else at the end. */
+static bool place(packer *p, uint32_t state) {
+    const mx_draft_state *s = &p->d->state[state];
+    mx_grammar *g = p->g;
+    const size_t low = g->class_of[p->d->range[s->range].low];
+    if (!enlarge(p, (size_t)g->cells + 512)) return false;
+    while (p->free < g->cells && g->cell[p->free].state != MX_DEAD) p->free++;
+    size_t base = p->free > low ? p->free - low : 0;
+    for (int tries = 0; !fits(p, s, base); tries++) {
+        /* The next one that has its first cell free. */
+        do base++;
+        while (base + low < g->cells && g->cell[base + low].state != MX_DEAD);
+        if (tries == 40 && base < g->cells) base = g->cells;
+        if (!enlarge(p, base + 512)) return false;
+    }
+    if (!enlarge(p, base + 512)) return false;
+    g->state[state].base = (uint32_t)base;
+    for (uint32_t i = 0; i < s->ranges; i++) {
+        const mx_range *r = &p->d->range[s->range + i];
+        for (size_t k = base + g->class_of[r->low]; k <= base + g->class_of[r->high]; k++) {
+            g->cell[k] = (mx_cell){state, r->target};
+            if (k >= g->cells) g->cells = (uint32_t)k + 1;
+        }
+    }
+    /* Where states with many transitions leave gaps, those behind are not worth another look. */
+    if (p->free + 4096 < g->cells) p->free = g->cells - 4096;
+    return true;
 }
 
-mx_expr mx_expr_regular(mx_grammar_builder *b, mx_regular *language) {
-    (void)b;
-    (void)language;
-    return 0;
+static bool is_simple(const mx_draft *d, const mx_machine *m) {
+    for (uint32_t i = m->first; i < m->first + m->states; i++) {
+        const mx_draft_state *s = &d->state[i];
+        if (s->calls || (m->counted && s->accepts && s->ranges)) return false;
+    }
+    return true;
 }
 
-mx_expr mx_expr_never(mx_grammar_builder *b) {
-    (void)b;
-    return 0;
-}
-
-mx_expr mx_expr_sequence(mx_grammar_builder *b, const mx_expr *items, int count) {
-    (void)b;
-    (void)items;
-    (void)count;
-    return 0;
-}
-
-mx_expr mx_expr_choice(mx_grammar_builder *b, const mx_expr *items, int count) {
-    (void)b;
-    (void)items;
-    (void)count;
-    return 0;
-}
-
-mx_expr mx_expr_repeat(mx_grammar_builder *b, mx_expr item, int64_t least, int64_t most) {
-    (void)b;
-    (void)item;
-    (void)least;
-    (void)most;
-    return 0;
-}
-
-mx_rule mx_rule_add(mx_grammar_builder *b, const char *name) {
-    (void)b;
-    (void)name;
-    return 0;
-}
-
-void mx_rule_set(mx_grammar_builder *b, mx_rule rule, mx_expr expr) {
-    (void)b;
-    (void)rule;
-    (void)expr;
-}
-
-mx_expr mx_expr_rule(mx_grammar_builder *b, mx_rule rule) {
-    (void)b;
-    (void)rule;
-    return 0;
-}
-
-mx_status mx_grammar_compile(mx_grammar_builder *b, mx_expr root, mx_grammar **out, mx_error *error) {
-    (void)b;
-    (void)root;
-    (void)out;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
+mx_status mx_pack(const mx_draft *d, mx_machine *machine, uint32_t machines, mx_grammar **out, mx_error *error) {
+    static atomic_uint_fast64_t ids;
+    mx_grammar *g = calloc(1, sizeof *g);
+    if (!g) return mx_fail(error, MX_NO_MEMORY, "no memory for a grammar");
+    atomic_init(&g->references, 1);
+    g->id = atomic_fetch_add(&ids, 1) + 1;
+    pthread_mutex_init(&g->lock, NULL);
+    g->classes = find_classes(d, g->class_of);
+    g->states = (uint32_t)d->states;
+    g->calls = (uint32_t)d->calls;
+    g->state = calloc(d->states + 1, sizeof *g->state);
+    g->call = calloc(d->calls + 1, sizeof *g->call);
+    g->has_key = calloc(d->states, sizeof *g->has_key);
+    g->key = calloc(d->states, sizeof *g->key);
+    packer p = {.g = g, .d = d};
+    bool ok = g->state && g->call && g->has_key && g->key && enlarge(&p, 512);
+    uint32_t calls = 0;
+    for (uint32_t i = 0; ok && i < g->states; i++) {
+        const mx_draft_state *s = &d->state[i];
+        g->state[i] = (mx_state){.call = calls, .machine = s->machine};
+        if (s->calls) memcpy(g->call + calls, d->call + s->call, s->calls * sizeof *g->call);
+        calls += s->calls;
+        g->state[i].flags =
+            (s->ranges ? MX_STATE_ROW : 0) | (s->accepts ? MX_STATE_ACCEPTS : 0) | (s->calls ? MX_STATE_CALLS : 0);
+        if (s->ranges) ok = place(&p, i);
+    }
+    if (!ok) {
+        const bool large = p.room >= MOST_CELLS / 2;
+        mx_grammar_free(g);
+        if (large) return mx_fail(error, MX_UNSUPPORTED, "the grammar has more than %d transitions", MOST_CELLS);
+        return mx_fail(error, MX_NO_MEMORY, "no memory for a grammar");
+    }
+    g->state[g->states].call = calls;
+    g->cells += 256;
+    for (uint32_t i = 0; i < machines; i++) machine[i].simple = is_simple(d, &machine[i]);
+    g->machine = machine;
+    g->machines = machines;
+    mx_cell *shorter = realloc(g->cell, g->cells * sizeof *shorter);
+    if (shorter) g->cell = shorter;
+    *out = g;
+    return MX_OK;
 }
 
 mx_grammar *mx_grammar_keep(mx_grammar *g) {
-    (void)g;
-    return NULL;
+    if (g) atomic_fetch_add(&g->references, 1);
+    return g;
 }
 
 void mx_grammar_free(mx_grammar *g) {
-    (void)g;
+    if (!g || atomic_fetch_sub(&g->references, 1) > 1) return;
+    pthread_mutex_destroy(&g->lock);
+    free(g->state);
+    free(g->cell);
+    free(g->call);
+    free(g->machine);
+    free(g->has_key);
+    free(g->key);
+    free(g);
 }
 
 uint64_t mx_grammar_bytes(const mx_grammar *g) {
-    (void)g;
-    return 0;
-}
-
-bool mx_grammar_match(mx_grammar *g, const void *text, size_t size) {
-    (void)g;
-    (void)text;
-    (void)size;
-    return 0;
-}
-
-mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error) {
-    (void)t;
-    (void)vocab;
-    (void)out;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
-}
-
-void mx_vocabulary_free(mx_vocabulary *v) {
-    (void)v;
-}
-
-mx_status mx_matcher_create(mx_grammar *g, mx_vocabulary *v, mx_matcher **out, mx_error *error) {
-    (void)g;
-    (void)v;
-    (void)out;
-    return mx_fail(error, MX_UNSUPPORTED, "not built yet");
-}
-
-mx_matcher *mx_matcher_clone(const mx_matcher *m) {
-    (void)m;
-    return NULL;
-}
-
-void mx_matcher_free(mx_matcher *m) {
-    (void)m;
-}
-
-bool mx_matcher_accept(mx_matcher *m, const void *bytes, size_t size) {
-    (void)m;
-    (void)bytes;
-    (void)size;
-    return 0;
-}
-
-bool mx_matcher_accept_token(mx_matcher *m, int32_t token) {
-    (void)m;
-    (void)token;
-    return 0;
-}
-
-bool mx_matcher_rollback(mx_matcher *m, int count) {
-    (void)m;
-    (void)count;
-    return 0;
-}
-
-void mx_matcher_mask(mx_matcher *m, uint32_t *bits) {
-    (void)m;
-    (void)bits;
-}
-
-bool mx_matcher_can_end(const mx_matcher *m) {
-    (void)m;
-    return 0;
-}
-
-bool mx_matcher_must_end(const mx_matcher *m) {
-    (void)m;
-    return 0;
-}
-
-void mx_grammar_prepare(mx_grammar *g, mx_vocabulary *v, double seconds) {
-    (void)g;
-    (void)v;
-    (void)seconds;
+    return sizeof *g + (uint64_t)g->states * (sizeof *g->state + sizeof *g->key + 1) +
+           (uint64_t)g->cells * sizeof *g->cell + (uint64_t)g->calls * sizeof *g->call +
+           (uint64_t)g->machines * sizeof *g->machine;
 }

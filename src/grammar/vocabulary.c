@@ -1,0 +1,115 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "grammar/vocabulary_private.h"
+
+/* Memory for masks that were made once: some thousands. */
+#define CACHE_BYTES (256u << 20)
+
+const uint8_t *mx_vocabulary_bytes(const mx_vocabulary *v, int32_t token, size_t *size) {
+    *size = 0;
+    if (token < 0 || token >= v->vocab) return NULL;
+    *size = v->byte_from[token + 1] - v->byte_from[token];
+    return v->byte + v->byte_from[token];
+}
+
+static bool copy_tokens(mx_vocabulary *v, const mx_tokenizer *t) {
+    const int32_t tokens = mx_tokenizer_size(t) < v->vocab ? mx_tokenizer_size(t) : v->vocab;
+    size_t total = 0, size, count = 0;
+    for (int32_t id = 0; id < tokens; id++)
+        if (!mx_is_special(t, id) && mx_token_bytes(t, id, &size) && size > 0) total += size, count++;
+    if (total > UINT32_MAX / 2) return false;
+    v->byte = malloc(total + 1);
+    v->id = malloc((count + 1) * sizeof *v->id);
+    v->byte_from = malloc(((size_t)v->vocab + 1) * sizeof *v->byte_from);
+    if (!v->byte || !v->id || !v->byte_from) return false;
+    uint32_t at = 0;
+    for (int32_t id = 0; id < v->vocab; id++) {
+        v->byte_from[id] = at;
+        const char *bytes = id < tokens && !mx_is_special(t, id) ? mx_token_bytes(t, id, &size) : NULL;
+        if (!bytes || size == 0) continue;
+        memcpy(v->byte + at, bytes, size);
+        at += (uint32_t)size;
+        v->id[v->tokens++] = (uint32_t)id;
+        if (size > v->longest) v->longest = (uint32_t)size;
+    }
+    v->byte_from[v->vocab] = at;
+    return true;
+}
+
+static int by_bytes(const void *a, const void *b, void *user) {
+    const mx_vocabulary *v = user;
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    const uint32_t n = v->byte_from[x + 1] - v->byte_from[x], m = v->byte_from[y + 1] - v->byte_from[y];
+    const int order = memcmp(v->byte + v->byte_from[x], v->byte + v->byte_from[y], n < m ? n : m);
+    if (order) return order;
+    return n != m ? (n > m) - (n < m) : (x > y) - (x < y);
+}
+
+/* Node i stands for the tokens id[first .. last), which have `depth` bytes in common. */
+static bool grow_children(mx_vocabulary *v, uint32_t i, uint32_t depth, size_t *room) {
+    const uint32_t last = v->node[i].last;
+    uint32_t at = v->node[i].first;
+    size_t nodes = v->nodes;
+    while (at < last && v->byte_from[v->id[at] + 1] - v->byte_from[v->id[at]] == depth) at++;
+    v->node[i].child = (uint32_t)nodes;
+    while (at < last) {
+        const uint8_t byte = v->byte[v->byte_from[v->id[at]] + depth];
+        const uint32_t first = at;
+        while (at < last && v->byte[v->byte_from[v->id[at]] + depth] == byte) at++;
+        if (!MX_PUSH(v->node, nodes, *room, (mx_trie_node){.first = first, .last = at, .byte = byte})) return false;
+        v->node[i].children++;
+    }
+    v->nodes = (uint32_t)nodes;
+    return true;
+}
+
+static bool grow_trie(mx_vocabulary *v) {
+    size_t room = 0, nodes = 0, todos = 0, todo_room = 0;
+    struct todo {
+        uint32_t node, depth;
+    } *todo = NULL;
+    bool ok = MX_PUSH(v->node, nodes, room, (mx_trie_node){.last = v->tokens}) &&
+              MX_PUSH(todo, todos, todo_room, (struct todo){0, 0});
+    v->nodes = 1;
+    while (ok && todos > 0) {
+        const struct todo now = todo[--todos];
+        ok = grow_children(v, now.node, now.depth, &room);
+        for (uint32_t k = v->node[now.node].children; ok && k-- > 0;)
+            ok = MX_PUSH(todo, todos, todo_room, (struct todo){v->node[now.node].child + k, now.depth + 1});
+    }
+    free(todo);
+    return ok;
+}
+
+mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error) {
+    *out = NULL;
+    mx_vocabulary *v = vocab >= 0 ? calloc(1, sizeof *v) : NULL;
+    if (v) {
+        v->vocab = vocab;
+        v->words = ((uint32_t)vocab + 31) / 32;
+        if (!mx_mask_cache_create(&v->cache, CACHE_BYTES)) {
+            free(v);
+            v = NULL;
+        }
+    }
+    if (v && copy_tokens(v, t)) {
+        qsort_r(v->id, v->tokens, sizeof *v->id, by_bytes, v);
+        if (grow_trie(v)) {
+            *out = v;
+            return MX_OK;
+        }
+    }
+    mx_vocabulary_free(v);
+    return mx_fail(error, MX_NO_MEMORY, "no memory for the tree of %d tokens", (int)vocab);
+}
+
+void mx_vocabulary_free(mx_vocabulary *v) {
+    if (!v) return;
+    mx_mask_cache_free(&v->cache);
+    free(v->node);
+    free(v->id);
+    free(v->byte);
+    free(v->byte_from);
+    free(v);
+}
