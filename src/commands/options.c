@@ -15,13 +15,14 @@
 #include "commands/models.h"
 #include "engine/model_parts.h"
 #include "model/device.h"
+#include "model/synthetic.h"
 #include "plan/advice.h"
 
 /* ---- what was given ---------------------------------------------------------------------------------------------- */
 /* Numbers stay text until mx_options_check, which can then say which option is wrong and what it takes. */
 static struct {
-    char *model, *kv_type, *kv_memory, *prefix_cache, *prefix_cache_size, *speculate, *precision, *dense, *load, *numa,
-        *quantize, *tokenizer, *seed, *device, *gpu_memory;
+    char *model, *synthetic, *kv_type, *kv_memory, *prefix_cache, *prefix_cache_size, *speculate, *precision, *dense,
+        *load, *numa, *quantize, *tokenizer, *seed, *device, *gpu_memory;
     const mx_kv_name *kv; /* what kv_type names; NULL: not given */
     uint64_t kv_bytes;    /* what kv_memory says; 0: not given */
     uint64_t cache_bytes; /* what prefix_cache_size says; 0: not given */
@@ -38,11 +39,27 @@ static struct {
     int keep_thinking;
 } given;
 
-enum { CTX, BATCH_TOKENS, THREADS, COUNT, TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, NUMBERS };
+enum {
+    CTX,
+    BATCH_TOKENS,
+    THREADS,
+    LAYERS,
+    COUNT,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    MIN_P,
+    REPETITION,
+    PRESENCE,
+    FREQUENCY,
+    NUMBERS
+};
+enum { SYNTHETIC_SEED = 1 }; /* of weights, as bench has it */
 static mx_number numbers[NUMBERS] = {
     [CTX] = {"--ctx", NULL, 0, 1, 1 << 30, true, false},
     [BATCH_TOKENS] = {"--batch-tokens", NULL, 0, 1, 65536, true, false},
     [THREADS] = {"--threads", NULL, 0, 1, MX_MOST_THREADS, true, false},
+    [LAYERS] = {"--layers", NULL, 0, 1, MX_MAX_LAYERS, true, false},
     [COUNT] = {"-n", NULL, 0, 1, 1e15, true, false},
     [TEMPERATURE] = {"--temperature", NULL, 1, 0, 10, false, false},
     [TOP_K] = {"--top-k", NULL, 0, 0, 1 << 30, true, false},
@@ -102,6 +119,11 @@ const struct poptOption mx_model_options[] = {
      "Neither keep rounded experts nor take those of an earlier start", NULL},
     {"tokenizer", '\0', STRING, &given.tokenizer, 0,
      "Take the vocabulary from here: a tokenizer.json, a folder, a .gguf", "FILE"},
+    {"synthetic", '\0', STRING, &given.synthetic, 0,
+     "Instead of a model: random weights in the shape of gpt-oss-20b, gpt-oss-120b or of a config.json, with a "
+     "--tokenizer; for tests and measurements",
+     "NAME"},
+    {"layers", '\0', STRING, &numbers[LAYERS].text, 0, "Only the first N layers of the synthetic model", "N"},
     {"threads", 't', STRING, &numbers[THREADS].text, 0, "Threads to compute with (default: one per core)", "N"},
     POPT_TABLEEND,
 };
@@ -213,13 +235,30 @@ static bool check_settings(const mx_command *command, bool raw) {
     return true;
 }
 
+static bool check_model(const mx_command *command) {
+    const char *other = given.load           ? "--load"
+                        : given.quantize     ? "--quantize-experts"
+                        : given.prefix_cache ? "--prefix-cache"
+                                             : NULL;
+    if (!given.model && !given.synthetic)
+        mx_command_usage(command, "no model given: -m takes a name such as \"stories\", or a path");
+    else if (given.model && given.synthetic)
+        mx_command_usage(command, "give -m or --synthetic, not both");
+    else if (given.synthetic && !given.tokenizer)
+        mx_command_usage(command, "--synthetic %s has no tokenizer: --tokenizer takes one from a file",
+                         given.synthetic);
+    else if (given.synthetic && other)
+        mx_command_usage(command, "%s is for models in files (-m)", other);
+    else if (!given.synthetic && numbers[LAYERS].text)
+        mx_command_usage(command, "--layers is for --synthetic models");
+    else
+        return true;
+    return false;
+}
+
 bool mx_options_check(const mx_command *command, bool raw, int *exit_code) {
     *exit_code = MX_EXIT_USAGE;
-    if (!given.model) {
-        mx_command_usage(command, "no model given: -m takes a name such as \"stories\", or a path");
-        return false;
-    }
-    if (!check_numbers(command)) return false;
+    if (!check_model(command) || !check_numbers(command)) return false;
     uint64_t seed;
     mx_logit_bias bias;
     if (given.seed && !parse_seed(given.seed, &seed)) {
@@ -328,9 +367,17 @@ static mx_status start_conversation(mx_session *s, mx_error *error) {
     return !status && given.tools ? read_tools(s->conversation, error) : status;
 }
 
+/* Its path is the name. */
+static mx_status shape_model(mx_session *s, mx_error *error) {
+    mx_config config;
+    snprintf(s->path, sizeof s->path, "%s", given.synthetic);
+    return mx_synthetic_config(given.synthetic, (int)numbers[LAYERS].value, &config, error);
+}
+
 /* What is small and often wrong comes first: with a big model the user should not wait for a typing error. */
 static mx_status prepare(mx_session *s, bool raw, mx_error *error) {
-    mx_status status = mx_resolve_model(given.model, s->path, sizeof s->path, error);
+    mx_status status =
+        given.synthetic ? shape_model(s, error) : mx_resolve_model(given.model, s->path, sizeof s->path, error);
     if (!status) status = mx_tokenizer_open(given.tokenizer ? given.tokenizer : s->path, &s->tokenizer, error);
     if (!status && !raw) status = start_conversation(s, error);
     s->today = !given.date;
@@ -353,7 +400,7 @@ static int message_ends(const mx_tokenizer *t, int32_t out[3]) {
 
 /* Before many GB are read. Weights that are read when they are used (--load lazy) were meant to be. */
 static bool warn_of_memory(const mx_session *s) {
-    if (given.way == MX_LOAD_LAZY || mx_device_wanted(&given.on)) return false;
+    if (given.synthetic || given.way == MX_LOAD_LAZY || mx_device_wanted(&given.on)) return false;
     return mx_plan_warn(&(mx_plan_load){.path = s->path,
                                         .context = numbers[CTX].text ? (int64_t)numbers[CTX].value : 0,
                                         .kv_memory = (double)given.kv_bytes,
@@ -361,6 +408,28 @@ static bool warn_of_memory(const mx_session *s) {
                                         .form = mx_experts_form(given.rounding),
                                         .copied = given.way == MX_LOAD_READ,
                                         .threads = (int)numbers[THREADS].value});
+}
+
+/* One more than the highest id of text: names of format tokens may be reserved beyond a model's logits. */
+static int32_t text_tokens(const mx_tokenizer *t) {
+    int32_t count = mx_tokenizer_size(t);
+    while (count > 0 && mx_is_special(t, count - 1)) count--;
+    return count;
+}
+
+static mx_status make_model(mx_session *s, const mx_load_options *options, mx_error *error) {
+    mx_config config;
+    mx_progress progress;
+    mx_status status = mx_synthetic_config(given.synthetic, (int)numbers[LAYERS].value, &config, error);
+    const int32_t tokens = status ? 0 : text_tokens(s->tokenizer);
+    if (tokens > config.vocab)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s has %d tokens, %s only %d logits: take another --tokenizer",
+                       given.tokenizer, tokens, given.synthetic, config.vocab);
+    if (status) return status;
+    mx_progress_start(&progress, "making weights", (double)mx_synthetic_bytes(&config), true);
+    status = mx_model_make(&config, SYNTHETIC_SEED, options, &progress, &s->model, error);
+    mx_progress_clear(&progress);
+    return status;
 }
 
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
@@ -391,7 +460,8 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
                                           .told = warn_of_memory(s),
                                           .progress = mx_loading_shown,
                                           .user = &loading};
-    mx_status status = mx_model_open(s->path, &load_options, &s->model, error);
+    mx_status status =
+        given.synthetic ? make_model(s, &load_options, error) : mx_model_open(s->path, &load_options, &s->model, error);
     mx_loading_end(&loading);
     if (status) return status;
     if (!mx_turn_stop_tokens(s->tokenizer, mx_model_config(s->model), &s->stop_tokens)) {
@@ -408,7 +478,7 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
 }
 
 bool mx_session_prepare(const mx_command *command, bool raw, mx_session *out, int *exit_code) {
-    *out = (mx_session){.command = command, .name = given.model};
+    *out = (mx_session){.command = command, .name = given.synthetic ? given.synthetic : given.model};
     if (!mx_options_check(command, raw, exit_code)) return false;
     double start = mx_seconds();
     mx_error error = {0};
@@ -488,15 +558,31 @@ static mx_status hash_model(XXH3_state_t *hash, const char *folder, mx_error *er
     return status;
 }
 
+/* Its name or, where that is a file's, what stands there; its layers are hashed with the numbers. */
+static mx_status hash_synthetic(XXH3_state_t *hash, mx_error *error) {
+    char path[8192];
+    mx_bytes content = {0};
+    hash_text(hash, "synthetic");
+    hash_text(hash, given.synthetic);
+    if (!strchr(given.synthetic, '/') && !mx_ends_with(given.synthetic, "config.json")) return MX_OK;
+    snprintf(path, sizeof path, "%s%s", given.synthetic,
+             mx_ends_with(given.synthetic, "config.json") ? "" : "/config.json");
+    mx_status status = mx_read_file(path, (size_t)1 << 30, &content, error);
+    if (!status) XXH3_64bits_update(hash, content.data, content.size);
+    mx_bytes_free(&content);
+    return status;
+}
+
 mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error) {
     XXH3_state_t *hash = XXH3_createState();
     if (!hash) return mx_fail(error, MX_NO_MEMORY, "no memory");
     XXH3_64bits_reset(hash);
-    mx_status status = hash_model(hash, s->path, error);
+    mx_status status = given.synthetic ? hash_synthetic(hash, error) : hash_model(hash, s->path, error);
     const uint64_t vocabulary = mx_tokenizer_hash(s->tokenizer);
     XXH3_64bits_update(hash, &vocabulary, sizeof vocabulary);
     for (int i = 0; i < NUMBERS; i++)
-        if (i != THREADS && i != BATCH_TOKENS && i != CTX) hash_text(hash, numbers[i].text);
+        if (i != THREADS && i != BATCH_TOKENS && i != CTX && (i != LAYERS || numbers[i].text))
+            hash_text(hash, numbers[i].text);
     const char *const texts[] = {given.kv_type,
                                  given.dense,
                                  given.quantize,

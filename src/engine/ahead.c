@@ -172,8 +172,13 @@ static void queue_draws(mx_engine *e, const mx_flight *next) {
         if (!task->rows) continue;
         task->ahead = task->rows;
         task->draw = task->sequence.count + task->rows == task->known ? f->draws++ : -1;
-        if (task->draw >= 0) mx_draw_prepare(e, task, &e->draw[task->draw], task->first_wanted);
+        if (task->draw >= 0) mx_masks_add(&e->masks, task, task->draw);
         f->task[f->count++] = task;
+    }
+    mx_masks_end(&e->masks, e->parts.pool);
+    for (int i = 0; i < f->count; i++) {
+        mx_task *task = f->task[i];
+        if (task->draw >= 0) mx_draw_prepare(e, task, &e->draw[task->draw], task->first_wanted);
     }
     if (f->count && backend->ops->draw(backend, e->draw, f->draws, &error)) {
         while (f->count) f->task[--f->count]->ahead = 0;

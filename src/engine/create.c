@@ -11,6 +11,7 @@
 #include "engine/model_parts.h"
 #include "engine/prefix_store.h"
 #include "model/numerics.h"
+#include "model/synthetic.h"
 
 _Static_assert(sizeof((mx_engine_info *)0)->precision == MX_PRECISION_NAME, "a precision's name fits");
 
@@ -32,7 +33,9 @@ struct mx_model {
     uint64_t weight_bytes;
     uint64_t mapped_bytes; /* of them, in the page cache */
     mx_numa numa;
-    bool told; /* of what may not fit */
+    bool made;     /* of random weights; on a GPU there */
+    uint64_t seed; /* of them */
+    bool told;     /* of what may not fit */
     mx_device device;
     pthread_mutex_t creating; /* of one engine at a time: the first loads the weights to a GPU, or goes to the CPU */
     bool settled;             /* there was an engine: the device stays what it is */
@@ -199,10 +202,53 @@ static mx_status open_weights(mx_model *model, const char *path, const mx_load_o
     return status;
 }
 
-mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
+static mx_status make_weights(mx_model *model, const mx_config *config, const mx_load_options *options,
+                              mx_progress *progress, mx_error *error) {
+    mx_pool *pool;
+    mx_device_choice choice = {0};
+    mx_status status = options->device ? mx_device_parse(options->device, &choice, error) : MX_OK;
+    if (status) return mx_fail_within(error, status, "device");
+    if (options->device && mx_device_wanted(&choice) && !choice.automatic) {
+        status = mx_synthetic_shape(config, &model->weights, error);
+        return status ? status : choose_gpu(model, &choice, options, error);
+    }
+    status = mx_pool_create_on(options->threads, options->numa, &pool, error);
+    if (status) return status;
+    status =
+        mx_synthetic_weights(config, model->seed, pool, options->numa, progress, options->stop, &model->weights, error);
+    mx_pool_destroy(pool);
+    return status;
+}
+
+static mx_model *create_model(mx_error *error) {
     mx_model *model = calloc(1, sizeof *model);
-    if (!model) return mx_fail(error, MX_NO_MEMORY, "no memory for a model");
-    pthread_mutex_init(&model->creating, NULL);
+    if (model)
+        pthread_mutex_init(&model->creating, NULL);
+    else
+        mx_fail(error, MX_NO_MEMORY, "no memory for a model");
+    return model;
+}
+
+mx_status mx_model_make(const mx_config *config, uint64_t seed, const mx_load_options *options, mx_progress *progress,
+                        mx_model **out, mx_error *error) {
+    mx_model *model = create_model(error);
+    if (!model) return MX_NO_MEMORY;
+    model->made = true;
+    model->seed = seed;
+    model->numa = options->numa;
+    mx_status status = make_weights(model, config, options, progress, error);
+    if (status) {
+        mx_model_close(model);
+        return status;
+    }
+    model->weight_bytes = mx_synthetic_bytes(config);
+    *out = model;
+    return MX_OK;
+}
+
+mx_status mx_model_open(const char *path, const mx_load_options *options, mx_model **out, mx_error *error) {
+    mx_model *model = create_model(error);
+    if (!model) return MX_NO_MEMORY;
     mx_status status = open_weights(model, path, options, error);
     if (status) {
         mx_model_close(model);
@@ -288,7 +334,11 @@ static mx_status plan_backend(mx_model *model, const mx_engine_options *o, const
 /* The weights are where the backend wants them, and it works. */
 static mx_status make_backend(mx_model *model, const mx_engine_options *o, const mx_backend_options *backend,
                               mx_engine_parts *parts, mx_error *error) {
-    const mx_cuda_load_options load = {.progress = o->progress, .user = o->progress_user, .stop = o->stop};
+    const mx_cuda_load_options load = {.synthetic = model->made,
+                                       .seed = model->seed,
+                                       .progress = o->progress,
+                                       .user = o->progress_user,
+                                       .stop = o->stop};
     mx_status status = mx_device_load(&model->device, model->weights, load, error);
     if (!status)
         status = mx_device_backend(&model->device, model->weights, parts->pool, backend, &parts->backend, error);

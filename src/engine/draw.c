@@ -6,33 +6,8 @@
 
 /* ---- before -------------------------------------------------------------------------------------------------------
  */
-/* The mask as the constraint has it. false: it forbids nothing. */
-static bool ask_constraint(const mx_task *task, uint32_t *mask, int32_t vocab) {
-    const mx_constraint *c = &task->request.constraint;
-    for (int pass = 0; pass < 2; pass++) {
-        memset(mask, 0xff, (size_t)vocab / 32 * sizeof *mask);
-        if (vocab % 32) mask[vocab / 32] = (1u << vocab % 32) - 1;
-        if (!c->accept || !c->mask) return false;
-        if (pass == 0 && c->mask(c->user, mask, vocab)) return true;
-    }
-    return false;
-}
-
-/* What may be drawn. false: everything may. */
-static bool fill_mask(const mx_task *task, bool may_stop, uint32_t *mask, int32_t vocab) {
-    const bool narrowed = ask_constraint(task, mask, vocab);
-    if (may_stop) return narrowed;
-    for (int i = 0; i < task->request.stop_count; i++) {
-        const int32_t token = task->stop[i];
-        if (token >= 0 && token < vocab) mask[token >> 5] &= ~(1u << (token & 31));
-    }
-    for (int32_t i = 0; i < (vocab + 31) / 32; i++)
-        if (mask[i]) return true;
-    return ask_constraint(task, mask, vocab); /* it allows nothing but the end */
-}
-
 static uint32_t *mask_of(const mx_engine *e, const mx_draw *draw) {
-    return e->mask + (draw - e->draw) * e->mask_words;
+    return e->masks.bits + (draw - e->draw) * e->masks.words;
 }
 
 /* Without those that the constraint rejected, and with a random number of its own. */
@@ -43,12 +18,11 @@ static void leave_out(const mx_engine *e, const mx_task *task, mx_draw *draw) {
     draw->spec.seed = task->request.sampling.seed + (uint64_t)task->rejected_count * 0x9e3779b97f4a7c15u;
 }
 
-void mx_draw_prepare(const mx_engine *e, const mx_task *task, mx_draw *draw, int wanted) {
+void mx_draw_prepare(mx_engine *e, const mx_task *task, mx_draw *draw, int wanted) {
     const mx_request *r = &task->request;
     *draw = (mx_draw){.wanted = wanted, .spec = mx_task_sample_spec(task, task->known), .status = MX_INVALID_STATE};
-    const bool may_stop = task->known - r->prompt_count >= r->min_tokens || !r->stop_count;
-    if (!r->constraint.accept && may_stop) return;
-    if (fill_mask(task, may_stop, mask_of(e, draw), e->parts.config->vocab)) draw->spec.mask = mask_of(e, draw);
+    if (!r->constraint.accept && mx_task_may_stop(task)) return;
+    draw->spec.mask = mx_masks_take(&e->masks, task, (int)(draw - e->draw));
     if (task->rejected_count) leave_out(e, task, draw);
 }
 

@@ -51,10 +51,10 @@ static bool allocate(mx_engine *e) {
     e->row = calloc(rows, sizeof *e->row);
     e->draw = calloc(running, sizeof *e->draw);
     e->observed = calloc((size_t)e->parts.max_wanted, sizeof *e->observed);
-    e->mask_words = (e->parts.config->vocab + 31) / 32;
-    e->mask = malloc(running * (size_t)e->mask_words * sizeof *e->mask);
     return e->running && e->planned && e->flight.task && e->candidate && e->view && e->row && e->draw && e->observed &&
-           e->mask && allocate_lookups(e);
+           mx_masks_init(&e->masks, e->parts.max_running, e->parts.config->vocab,
+                         e->parts.pool ? mx_pool_threads(e->parts.pool) : 1) &&
+           allocate_lookups(e);
 }
 
 static void destroy(mx_engine *e) {
@@ -69,7 +69,7 @@ static void destroy(mx_engine *e) {
     free(e->draw);
     free(e->observed);
     free(e->observed_copy);
-    free(e->mask);
+    mx_masks_free(&e->masks);
     for (int i = 0; e->lookup && i < e->parts.max_running; i++) mx_lookup_free(&e->lookup[i]);
     free(e->lookup);
     free(e->free_lookup);

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "engine/engine_internal.h"
+#include "engine/masks.h"
 #include "engine/scheduler.h"
 #include "engine/task.h"
 
@@ -47,8 +48,7 @@ struct mx_engine {
     mx_row *row;             /* [batch_tokens] */
     mx_sequence_view *view;  /* [max_running] */
     mx_draw *draw;           /* [max_running] of this step: the next token of those that have one */
-    uint32_t *mask;          /* [max_running][mask_words] for them */
-    int mask_words;
+    mx_masks masks;          /* for them */
     mx_lookup *lookup;       /* [max_running]; NULL: nothing is guessed ahead */
     mx_lookup **free_lookup; /* stack of those that no running task has */
     int free_lookups;
@@ -117,7 +117,7 @@ void mx_plan_pages(mx_engine *e);
 /* ---- draw.c ---------------------------------------------------------------------------------------------------------
  */
 /* The rules for the token behind the known ones, which row `wanted` says. `draw`: of the engine's. */
-void mx_draw_prepare(const mx_engine *e, const mx_task *task, mx_draw *draw, int wanted);
+void mx_draw_prepare(mx_engine *e, const mx_task *task, mx_draw *draw, int wanted);
 /* The constraint rejected the token: it is masked out, in this draw and in later ones for the same position. Fails when
  * there were too many. */
 mx_status mx_draw_rejected(const mx_engine *e, mx_task *task, mx_draw *draw, mx_error *error);

@@ -74,8 +74,10 @@ uint64_t mx_kv_memory(const mx_model *model, mx_kv_type type, int64_t context);
  * strings are not: the engine knows no text. Who streams the text looks for them and cancels, as src/turn does.) A
  * token that accept rejects does not count: another is drawn in its place (after 64 in a row the request fails). All
  * functions but accept may be NULL. Tokens that were guessed ahead are checked before a constraint sees them, so that
- * the engine never calls rollback, nor clone: those are for its user. Called from mx_step's thread, destroy also from
- * mx_engine_destroy; a request that mx_submit refused leaves its constraint to the caller. */
+ * the engine never calls rollback, nor clone: those are for its user. Called during mx_step, by its thread, but for
+ * masks, which threads of the engine make for several requests at once, while the step is computed; never two calls for
+ * one request at a time. destroy is also called by mx_engine_destroy; a request that mx_submit refused leaves its
+ * constraint to the caller. */
 typedef enum mx_verdict { MX_CONTINUE, MX_FINISHED, MX_REJECTED } mx_verdict;
 typedef struct mx_constraint {
     void *user;

@@ -103,6 +103,18 @@ static mx_status draw_on_device(mx_engine *e, int tasks, int draws, mx_error *er
     return tasks == 1 && draws == 1 ? MX_OK : mx_draw_step_status(e, draws, status);
 }
 
+/* Which tasks have a token to draw; what may be is found out from now on. */
+static void begin_draws(mx_engine *e, mx_task **tasks, int count) {
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        mx_task *task = tasks[i];
+        const bool draws = task->known <= task->sequence.count + task->rows && !task->request.prompt_only;
+        task->draw = draws ? n++ : -1;
+        if (draws) mx_masks_add(&e->masks, task, task->draw);
+    }
+    mx_masks_begin(&e->masks);
+}
+
 /* Draws the next tokens of all tasks that have one, together where that is faster. What fails here, and what stands
  * behind guesses, draw_token draws. A status is the step's. */
 static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *error) {
@@ -111,8 +123,8 @@ static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *er
     for (int i = 0; i < count; i++) {
         mx_task *task = tasks[i];
         const int64_t last = task->known - 1, first = task->sequence.count; /* the row that says it, the task's first */
-        task->draw = last < first + task->rows && !task->request.prompt_only ? n++ : -1;
         if (task->draw < 0) continue;
+        n++;
         const int64_t from = mx_task_wanted_from(task);
         mx_draw_prepare(e, task, &e->draw[task->draw],
                         task->first_wanted + (int)(last - (from > first ? from : first)));
@@ -260,9 +272,11 @@ static void compute(mx_engine *e, mx_task **tasks, int count) {
     mx_backend *backend = e->parts.backend;
     mx_error error;
     const mx_batch batch = batch_of(e, tasks, count);
+    begin_draws(e, tasks, count);
     const double start = mx_seconds();
     mx_status status = backend->ops->step(backend, &batch, &error);
     double done = mx_seconds();
+    mx_masks_end(&e->masks, e->parts.pool);
     if (!status) status = draw_all(e, tasks, count, &error);
     const double drawn = mx_seconds();
     if (!status) status = mx_observe(e, tasks, count, &error);

@@ -172,6 +172,11 @@ void mx_task_count(mx_task *task, int32_t token) {
     tally_add(&task->generated, token);
 }
 
+bool mx_task_may_stop(const mx_task *task) {
+    const mx_request *r = &task->request;
+    return task->known - r->prompt_count >= r->min_tokens || !r->stop_count;
+}
+
 bool mx_task_stops_at(const mx_task *task, int32_t token) {
     for (int i = 0; i < task->request.stop_count; i++) {
         if (task->stop[i] == token) return true;

@@ -112,6 +112,7 @@ mx_sample_spec mx_task_sample_spec(const mx_task *task, int64_t position);
 
 /* Counts a token of the answer. Allocates nothing. */
 void mx_task_count(mx_task *task, int32_t token);
+bool mx_task_may_stop(const mx_task *task); /* stop tokens may be drawn: min_tokens are there */
 bool mx_task_stops_at(const mx_task *task, int32_t token);
 
 /* The higher priority, then the one that came first. */

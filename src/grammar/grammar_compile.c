@@ -46,8 +46,7 @@ static uint32_t add_state(compiler *c, mx_nfa_state state) {
 }
 
 static mx_status stopped(const compiler *c, mx_error *error) {
-    if (c->too_large)
-        return mx_fail(error, MX_UNSUPPORTED, "the grammar has more than %d states", MX_GRAMMAR_STATES);
+    if (c->too_large) return mx_fail(error, MX_UNSUPPORTED, "the grammar has more than %d states", MX_GRAMMAR_STATES);
     return mx_fail(error, MX_NO_MEMORY, "no memory to compile a grammar");
 }
 
@@ -69,13 +68,15 @@ static bool enlarge_table(compiler *c) {
     c->table_size = c->table_size ? c->table_size * 2 : 64;
     c->table = calloc(c->table_size, sizeof *c->table);
     if (!c->table) return false;
-    for (size_t i = 0; i < c->machines; i++) c->table[place(c, c->pending[i].expr, c->pending[i].end)] = (uint32_t)i + 1;
+    for (size_t i = 0; i < c->machines; i++)
+        c->table[place(c, c->pending[i].expr, c->pending[i].end)] = (uint32_t)i + 1;
     return true;
 }
 
 /* The machine of an expression and the byte behind it; it is made later. */
 static uint32_t machine_of(compiler *c, mx_expr e, int end, mx_rule rule) {
-    /* A rule that is only another one is that one. (One that leads back to itself has no text and does not get here.) */
+    /* A rule that is only another one is that one. (One that leads back to itself has no text and does not get here.)
+     */
     while (c->b->expr[e].kind == MX_EXPR_RULE) {
         rule = (mx_rule)c->b->expr[e].first;
         e = c->b->rule[rule].body;
@@ -94,8 +95,7 @@ static uint32_t machine_of(compiler *c, mx_expr e, int end, mx_rule rule) {
         m.most = node->most < 0 ? UINT32_MAX : (uint32_t)node->most;
     }
     size_t machines = c->machines;
-    if (!MX_PUSH(c->machine, machines, c->machine_room, m) ||
-        !MX_PUSH(c->pending, c->machines, c->pending_room, p))
+    if (!MX_PUSH(c->machine, machines, c->machine_room, m) || !MX_PUSH(c->pending, c->machines, c->pending_room, p))
         return no_memory(c);
     c->table[at] = (uint32_t)c->machines;
     return (uint32_t)c->machines - 1;
@@ -121,7 +121,8 @@ static uint32_t call_loop(compiler *c, mx_expr e, uint32_t next) {
     return draw ? call(c, e, n->byte, 0, n->a) : call(c, e, NO_END, 0, next);
 }
 
-/* ---- expressions: each gives the state that it begins in, when it is followed by `next` --------------------------- */
+/* ---- expressions: each gives the state that it begins in, when it is followed by `next` ---------------------------
+ */
 static uint32_t build(compiler *c, mx_expr e, uint32_t next);
 
 static uint32_t build_text(compiler *c, const mx_expr_node *e, uint32_t next) {
@@ -194,15 +195,21 @@ static bool small_regular(const mx_regular_view *v) {
 static uint32_t build_here(compiler *c, mx_expr e, uint32_t next) {
     const mx_expr_node *node = &c->b->expr[e];
     switch (node->kind) {
-    case MX_EXPR_TEXT: return build_text(c, node, next);
-    case MX_EXPR_REGULAR: return build_regular(c, node, next);
+    case MX_EXPR_TEXT:
+        return build_text(c, node, next);
+    case MX_EXPR_REGULAR:
+        return build_regular(c, node, next);
     case MX_EXPR_SEQUENCE:
         for (uint32_t i = node->count; i-- > 0 && !c->no_memory;) next = build(c, c->b->item[node->first + i], next);
         return next;
-    case MX_EXPR_CHOICE: return build_choice(c, node, next);
-    case MX_EXPR_REPEAT: return build_repeat(c, node, next);
-    case MX_EXPR_RULE: return build(c, c->b->rule[node->first].body, next);
-    case MX_EXPR_NEVER: break;
+    case MX_EXPR_CHOICE:
+        return build_choice(c, node, next);
+    case MX_EXPR_REPEAT:
+        return build_repeat(c, node, next);
+    case MX_EXPR_RULE:
+        return build(c, c->b->rule[node->first].body, next);
+    case MX_EXPR_NEVER:
+        break;
     }
     return next;
 }
@@ -214,7 +221,8 @@ static uint32_t build(compiler *c, mx_expr e, uint32_t next) {
     if (c->in_loop) return build_here(c, e, next);
     const mx_plan *p = &c->plan;
     switch (node->kind) {
-    case MX_EXPR_TEXT: break;
+    case MX_EXPR_TEXT:
+        break;
     case MX_EXPR_REGULAR:
         if (small_regular(&p->view[node->first])) break;
         return call_loop(c, e, next);
@@ -307,7 +315,7 @@ static mx_status check_left_recursion(const compiler *c, mx_error *error) {
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 static void free_compiler(compiler *c) {
-    mx_plan_free(&c->plan);
+    mx_grammar_plan_free(&c->plan);
     free(c->nfa.state);
     free(c->draft.state);
     free(c->draft.range);
@@ -318,7 +326,7 @@ static void free_compiler(compiler *c) {
 }
 
 static mx_status compile(compiler *c, mx_expr root, mx_grammar **out, mx_error *error) {
-    mx_status status = mx_plan_make(c->b, &c->plan, error);
+    mx_status status = mx_grammar_plan_make(c->b, &c->plan, error);
     if (status != MX_OK) return status;
     if (!c->plan.productive[root]) return mx_fail(error, MX_INVALID_ARGUMENT, "no text is of the grammar");
     c->nfa.view = c->plan.view;

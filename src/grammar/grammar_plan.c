@@ -5,7 +5,8 @@
 
 static bool true_by_itself(const mx_plan *p, const mx_expr_node *e, bool productive) {
     switch (e->kind) {
-    case MX_EXPR_TEXT: return productive || e->count == 0;
+    case MX_EXPR_TEXT:
+        return productive || e->count == 0;
     case MX_EXPR_REGULAR: {
         const mx_regular_view *v = &p->view[e->first];
         if (!productive) return v->states > 0 && v->accepting[0];
@@ -13,9 +14,12 @@ static bool true_by_itself(const mx_plan *p, const mx_expr_node *e, bool product
             if (v->accepting[i]) return true;
         return false;
     }
-    case MX_EXPR_SEQUENCE: return e->count == 0;
-    case MX_EXPR_REPEAT: return e->least == 0;
-    default: return false;
+    case MX_EXPR_SEQUENCE:
+        return e->count == 0;
+    case MX_EXPR_REPEAT:
+        return e->least == 0;
+    default:
+        return false;
     }
 }
 
@@ -29,9 +33,14 @@ static uint32_t parts(const mx_grammar_builder *b, const mx_expr_node *e, const 
     switch (e->kind) {
     case MX_EXPR_SEQUENCE:
     case MX_EXPR_CHOICE:
-    case MX_EXPR_REPEAT: *part = b->item + e->first; return e->count;
-    case MX_EXPR_RULE: *part = &b->rule[e->first].body; return 1;
-    default: return 0;
+    case MX_EXPR_REPEAT:
+        *part = b->item + e->first;
+        return e->count;
+    case MX_EXPR_RULE:
+        *part = &b->rule[e->first].body;
+        return 1;
+    default:
+        return 0;
     }
 }
 
@@ -102,7 +111,8 @@ static void measure(mx_plan *p) {
         }
         if (e->kind == MX_EXPR_TEXT) size = e->count;
         if (e->kind == MX_EXPR_REGULAR) size = 2 * (uint32_t)p->view[e->first].states;
-        if (e->kind == MX_EXPR_REPEAT && mx_plan_counts(p, e)) pure = false;
+        if (e->kind == MX_EXPR_REPEAT && mx_plan_counts(p, e))
+            pure = false;
         else if (e->kind == MX_EXPR_REPEAT)
             size = (uint32_t)(1 + (size - 1) * ((e->most < 0 ? e->least : e->most) + (e->most < 0)));
         p->size[i] = sum(size, 0);
@@ -139,7 +149,7 @@ static bool find_same(mx_plan *p) {
     return true;
 }
 
-mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error) {
+mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error) {
     const size_t n = b->exprs, regulars = b->regulars ? b->regulars : 1;
     *p = (mx_plan){.b = b};
     p->view = calloc(regulars, sizeof *p->view);
@@ -152,15 +162,15 @@ mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error)
     p->depth = calloc(n, sizeof *p->depth);
     p->spelled = calloc(b->rules, sizeof *p->spelled);
     users u = {0};
-    bool ok = p->view && p->same_regular && p->nullable && p->productive && p->pure && p->size && p->uses &&
-              p->depth && p->spelled;
+    bool ok = p->view && p->same_regular && p->nullable && p->productive && p->pure && p->size && p->uses && p->depth &&
+              p->spelled;
     for (size_t i = 0; ok && i < b->regulars; i++) p->view[i] = mx_regular_look(b->regular[i]);
     ok = ok && find_users(b, &u) && solve(p, &u, true, p->productive) && solve(p, &u, false, p->nullable) &&
          find_same(p);
     free(u.first);
     free(u.user);
     if (!ok) {
-        mx_plan_free(p);
+        mx_grammar_plan_free(p);
         return mx_fail(error, MX_NO_MEMORY, "no memory to compile a grammar");
     }
     measure(p);
@@ -173,7 +183,7 @@ mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error)
     return MX_OK;
 }
 
-void mx_plan_free(mx_plan *p) {
+void mx_grammar_plan_free(mx_plan *p) {
     free(p->view);
     free(p->same_regular);
     free(p->nullable);

@@ -19,14 +19,14 @@ typedef struct mx_plan {
 } mx_plan;
 enum {
     MX_PLAN_SIZE = 1 << 30,
-    MX_PLAN_SMALL = 16,   /* states of what is spelled out wherever it is used */
-    MX_PLAN_COPIES = 64,  /* states of a repeat that is spelled out rather than counted */
-    MX_PLAN_LOOP = 4096,  /* states of a loop that is one machine of its own */
-    MX_PLAN_DEPTH = 200,  /* levels of expressions in one machine */
+    MX_PLAN_SMALL = 16,  /* states of what is spelled out wherever it is used */
+    MX_PLAN_COPIES = 64, /* states of a repeat that is spelled out rather than counted */
+    MX_PLAN_LOOP = 4096, /* states of a loop that is one machine of its own */
+    MX_PLAN_DEPTH = 200, /* levels of expressions in one machine */
 };
 
-mx_status mx_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error);
-void mx_plan_free(mx_plan *p);
+mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error);
+void mx_grammar_plan_free(mx_plan *p);
 /* Is a repeat counted at run time? Else it is spelled out. */
 bool mx_plan_counts(const mx_plan *p, const mx_expr_node *repeat);
 

@@ -194,7 +194,7 @@ static mx_status keep_useful(minimiser *m, mx_error *error) {
     for (size_t i = 0; i < states * classes; i++) transitions += raw->next[i] >= 0;
     if (transitions > MX_RAW_TRANSITIONS)
         return mx_fail(error, MX_UNSUPPORTED, "the automaton would have more than %d transitions", MX_RAW_TRANSITIONS);
-    m->kept = malloc(states * sizeof *m->kept);
+    m->kept = calloc(states, sizeof *m->kept);
     int *first = calloc(states + 2, sizeof *first), *from = malloc((transitions + 1) * sizeof *from);
     int *stack = malloc(states * sizeof *stack);
     const bool ok = m->kept && first && from && stack;
