@@ -439,11 +439,11 @@ mx_status mx_api_read_rules_with(const mx_json *fields, const mx_json *tools, bo
     mx_rules *rules = mx_rules_create();
     if (!rules) return no_memory(error);
     const reading r = {rules, problem, error};
-    const mx_json *own = field(fields, "tools");
-    const mx_status status = read_all(&r, fields, own ? own : tools, chat);
-    /* To forbid the calls of tools that nobody knows needs no rules. */
-    const bool nothing = rules->choice == MX_TOOLS_NONE && !rules->text && !(own ? own : tools);
-    if (!status && !problem->http_status && mx_rules_bind(rules) && !nothing)
+    if (field(fields, "tools")) tools = field(fields, "tools");
+    const mx_status status = read_all(&r, fields, tools, chat);
+    /* Where there are no tools nothing has to be forbidden. */
+    const bool none = mx_json_is_string(field(fields, "tool_choice"), "none") && tools && tools->count;
+    if (!status && !problem->http_status && (rules->text || (chat && (rules->choice != MX_TOOLS_NONE || none))))
         *out = rules;
     else
         mx_rules_free(rules);

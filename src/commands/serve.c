@@ -181,7 +181,6 @@ static void catch_signals(void) {
         /* nohup, and shells that start something in the background, want it ignored. */
         if (sigaction(numbers_[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(numbers_[i], &action, NULL);
     }
-    signal(SIGPIPE, SIG_IGN);
 }
 
 /* Tells systemd, see sd_notify(3). */
@@ -237,6 +236,7 @@ static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary 
     mx_status status = mx_vocabulary_create(s->tokenizer, s->info.vocab, vocabulary, error);
     if (status == MX_UNSUPPORTED) status = MX_OK; /* no grammars with this tokenizer */
     settings.vocabulary = *vocabulary;
+    catch_signals(); /* not before: while the model is loaded they end the program */
     if (!status) status = mx_server_create(o, s->engine, &settings, s->path, s->today, &server, error);
     if (!status) {
         announce(s, server, o);
@@ -253,7 +253,7 @@ static int work(const mx_command *self, const mx_server_options *o) {
     mx_vocabulary *vocabulary = NULL;
     int exit_code = MX_EXIT_OK;
     const mx_engine_options engine = {.max_running = (int)numbers[RUNNING].value};
-    catch_signals();
+    signal(SIGPIPE, SIG_IGN);
     if (mx_session_prepare(self, false, &session, &exit_code) && mx_session_load(&session, &engine, &exit_code) &&
         serve(&session, o, &vocabulary, &error))
         exit_code = mx_command_fail(self, &error);
@@ -285,6 +285,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
             .tls_key = tls_key,
             .api_keys = keys.keys,
             .api_key_count = keys.count,
+            .any_host = no_auth,
             .cors_origin = cors,
             .body_bytes = body,
             .connections = (int)numbers[CONNECTIONS].value,

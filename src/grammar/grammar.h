@@ -57,6 +57,8 @@ bool mx_grammar_match(mx_grammar *g, const void *text, size_t size);
 typedef struct mx_vocabulary mx_vocabulary;
 /* `vocab`: logits of the model: ids are below it. Borrows the tokenizer. */
 mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error);
+/* The mask that allows them all, and how many logits there are. */
+const uint32_t *mx_vocabulary_tokens(const mx_vocabulary *v, int32_t *vocab);
 void mx_vocabulary_free(mx_vocabulary *v); /* after all matchers; NULL allowed */
 
 /* A text that is being written under a grammar. */

@@ -25,7 +25,7 @@ typedef struct subsets {
     struct step {
         uint32_t target;
         uint8_t byte;
-    } *step;
+    } * step;
     size_t steps, step_room;
     mx_call *call; /* target: of the NFA */
     size_t calls, call_room;

@@ -91,8 +91,8 @@ struct mx_grammar {
     mx_state *state; /* [states + 1] */
     mx_cell *cell;   /* [cells], the last 256 of no state */
     mx_call *call;
-    mx_machine *machine; /* the first is the grammar */
-    pthread_mutex_t lock; /* of writing `key` */
+    mx_machine *machine;   /* the first is the grammar */
+    pthread_mutex_t lock;  /* of writing `key` */
     atomic_uchar *has_key; /* [states] */
     mx_state_key *key;     /* [states] */
 };
@@ -123,8 +123,8 @@ typedef enum mx_nfa_kind { MX_NFA_SPLIT, MX_NFA_BYTE, MX_NFA_ROW, MX_NFA_CALL, M
 typedef struct mx_nfa_state {
     uint8_t kind;
     uint8_t byte;
-    uint32_t a; /* SPLIT, BYTE, CALL: the next state; ROW: that which state 0 of the regular language became */
-    uint32_t b; /* SPLIT: another one or MX_DEAD; ROW: which state of it; CALL: which machine */
+    uint32_t a;       /* SPLIT, BYTE, CALL: the next state; ROW: that which state 0 of the regular language became */
+    uint32_t b;       /* SPLIT: another one or MX_DEAD; ROW: which state of it; CALL: which machine */
     uint32_t regular; /* ROW */
 } mx_nfa_state;
 
@@ -155,7 +155,7 @@ typedef struct mx_draft {
 
 /* Makes room for one more element; false: no memory. */
 bool mx_grow(void **data, size_t *room, size_t count, size_t size);
-#define MX_PUSH(array, count, room, ...) \
+#define MX_PUSH(array, count, room, ...)                                                                               \
     (mx_grow((void **)&(array), &(room), (count), sizeof *(array)) && ((array)[(count)++] = (__VA_ARGS__), true))
 
 /* Adds the states of a machine that begins in `start` to the draft: one state at a time (DFA) where that does not take

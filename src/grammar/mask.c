@@ -1,34 +1,97 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/log.h"
-#include "grammar/matcher_private.h"
+#include "grammar/mask_private.h"
 
-/* The plain way: every token that the tree has below `node`, byte by byte. */
-static void walk(mx_matcher *m, const mx_trie_node *node, const mx_places *in, uint32_t *bits) {
-    const mx_vocabulary *v = m->v;
-    mx_places out = {0};
-    for (uint32_t i = 0; i < node->children; i++) {
-        const mx_trie_node *n = &v->node[node->child + i];
-        const size_t frames = m->stack.frames, callers = m->stack.callers;
-        if (mx_stack_step(&m->stack, in, n->byte, &out)) {
-            for (uint32_t k = n->first; k < mx_trie_own_end(v, n); k++) bits[v->id[k] / 32] |= 1u << v->id[k] % 32;
-            if (n->children) walk(m, n, &out, bits);
-        }
-        m->stack.frames = frames;
-        m->stack.callers = callers;
+/* The mask of a moment is that of its places together: of each the tokens that its machine takes, from the cache, and
+ * those that go on behind the machine's end, for which one looks at the stack. */
+static void take(void *user, const mx_trie_node *n, const mx_places *places) {
+    (void)places;
+    const mx_matcher *m = user;
+    for (uint32_t k = n->first, end = mx_trie_own_end(m->v, n); k < end; k++)
+        m->bits[m->v->id[k] / 32] |= 1u << m->v->id[k] % 32;
+}
+
+static void add_mask(const mx_mask *k, const mx_vocabulary *v, uint32_t *bits) {
+    if (k->bits)
+        for (uint32_t i = 0; i < v->words; i++) bits[i] |= k->bits[i];
+    else
+        for (uint32_t i = 0; i < k->ids; i++) bits[k->id[i] / 32] |= 1u << k->id[i] % 32;
+}
+
+/* Places behind the end of the machine that `frame` stands for. */
+static bool behind(mx_matcher *m, uint32_t frame, mx_places *out) {
+    mx_stack *s = &m->stack;
+    mx_places from = {0};
+    bool ok = true;
+    for (uint32_t i = s->frame[frame].callers; ok && i; i = s->caller[i - 1].next) {
+        size_t count = from.count, room = from.room;
+        ok = MX_PUSH(from.place, count, room, s->caller[i - 1].behind);
+        from.count = (uint32_t)count;
+        from.room = (uint32_t)room;
     }
-    free(out.place);
+    if (ok) mx_stack_follow(s, from.place, from.count, out);
+    free(from.place);
+    return ok && !s->failed;
+}
+
+/* The tokens that go on behind the machine's end. */
+static bool add_leaving(mx_matcher *m, const mx_mask *k, mx_place p) {
+    const mx_vocabulary *v = m->v;
+    const mx_rounds r = mx_rounds_of(m->g, v, p);
+    mx_places *start = &m->level[v->longest + 1], *first = &m->level[v->longest + 2];
+    const size_t frames = m->stack.frames, callers = m->stack.callers;
+    if (!behind(m, p.frame, start)) return false;
+    const mx_walk w = {v, &m->stack, m->level, take, m};
+    for (int byte = 0; byte < 256 && start->count; byte++) {
+        const uint32_t from = k->leaving_from[byte], to = k->leaving_from[byte + 1];
+        if (from == to || !mx_stack_step(&m->stack, start, (uint8_t)byte, first)) continue;
+        for (uint32_t i = from; i < to; i++) {
+            if (k->rounds && (k->rounds[i] < r.wanted || k->rounds[i] > r.left)) continue;
+            const mx_trie_node *n = &v->node[k->leaving[i]];
+            take(m, n, first);
+            if (n->children && first->count) mx_walk_below(&w, n, first, 0);
+        }
+    }
+    m->stack.frames = frames;
+    m->stack.callers = callers;
+    return !m->stack.failed;
+}
+
+static bool add_place(mx_matcher *m, mx_place p) {
+    mx_mask *own, *k = mx_mask_of(m->g, m->v, p.state, mx_rounds_of(m->g, m->v, p), &own);
+    if (!k) return false;
+    add_mask(own ? own : k, m->v, m->bits);
+    const bool ok = !k->leaving || !m->stack.frame[p.frame].callers || add_leaving(m, k, p);
+    mx_mask_release(&m->v->cache, k);
+    if (own) mx_mask_release(&m->v->cache, own);
+    return ok;
 }
 
 void mx_matcher_mask(mx_matcher *m, uint32_t *bits) {
     memset(bits, 0, m->v->words * sizeof *bits);
+    m->stack.failed = false;
+    if (!m->level) m->level = calloc(m->v->longest + 3, sizeof *m->level);
+    bool ok = m->level;
+    m->bits = bits;
     const mx_places now = mx_matcher_now(m);
-    walk(m, &m->v->node[0], &now, bits);
+    for (uint32_t i = 0; ok && i < now.count; i++) ok = add_place(m, now.place[i]);
+    m->bits = NULL;
+    if (!ok) mx_log(MX_LOG_ERROR, "no memory for a grammar's masks: fewer tokens are allowed than could be");
 }
 
 void mx_grammar_prepare(mx_grammar *g, mx_vocabulary *v, double seconds) {
-    (void)g;
-    (void)v;
-    (void)seconds;
+    const double start = mx_seconds();
+    const uint32_t most = v->longest + 1;
+    for (int simple = 1; simple >= 0; simple--)
+        for (uint32_t i = 0; i < g->states && mx_seconds() - start < seconds; i++) {
+            const mx_machine *machine = &g->machine[g->state[i].machine];
+            if (machine->simple != simple || !(g->state[i].flags & MX_STATE_ROW)) continue;
+            const mx_place p = {.state = i, .count = machine->counted && machine->most > most ? machine->least : 0};
+            mx_mask *own, *k = mx_mask_of(g, v, i, mx_rounds_of(g, v, p), &own);
+            if (k) mx_mask_release(&v->cache, k);
+            if (own) mx_mask_release(&v->cache, own);
+        }
 }

@@ -42,8 +42,10 @@ static void compact(mx_stack *s, const marking *k, mx_caller *caller) {
             caller[callers].behind.frame = k->to[caller[callers].behind.frame] - 1;
             caller[callers].next = 0;
             callers++;
-            if (last) caller[last - 1].next = (uint32_t)callers;
-            else f.callers = (uint32_t)callers;
+            if (last)
+                caller[last - 1].next = (uint32_t)callers;
+            else
+                f.callers = (uint32_t)callers;
             last = (uint32_t)callers;
         }
         s->frame[frames++] = f;
@@ -80,7 +82,8 @@ static void collect(mx_matcher *m, mx_places *more) {
     m->collect_at = 2 * s->frames > COLLECT_AT ? 2 * s->frames : COLLECT_AT;
 }
 
-/* ---- moments ------------------------------------------------------------------------------------------------------ */
+/* ---- moments ------------------------------------------------------------------------------------------------------
+ */
 static void forget_oldest(mx_matcher *m) {
     const int dropped = m->moments - MX_MATCHER_HISTORY;
     const uint32_t first = m->moment[dropped].first;
@@ -131,6 +134,8 @@ void mx_matcher_free(mx_matcher *m) {
     free(m->moment);
     free(m->work[0].place);
     free(m->work[1].place);
+    for (uint32_t i = 0; m->level && i < m->v->longest + 3; i++) free(m->level[i].place);
+    free(m->level);
     mx_grammar_free(m->g);
     free(m);
 }
@@ -168,7 +173,8 @@ mx_matcher *mx_matcher_clone(const mx_matcher *m) {
     return c;
 }
 
-/* ---- going on ----------------------------------------------------------------------------------------------------- */
+/* ---- going on -----------------------------------------------------------------------------------------------------
+ */
 static void tell_crowded(mx_matcher *m) {
     if (!m->told)
         mx_log(MX_LOG_WARNING, "a grammar can be read in more than %d ways at once: only so many are followed",

@@ -73,6 +73,8 @@ struct mx_matcher {
     mx_places work[2];
     size_t collect_at; /* frames from which on it is worth while to look for those that nothing needs */
     bool told;         /* that it is crowded */
+    mx_places *level;  /* [longest token + 3] of the vocabulary; of walks for masks; NULL: there was none */
+    uint32_t *bits;    /* of the mask that is being made; borrowed */
 };
 
 /* The places of now; borrowed until the next change. */

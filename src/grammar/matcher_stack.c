@@ -37,7 +37,8 @@ bool mx_places_copy(mx_places *to, const mx_places *from) {
     return true;
 }
 
-/* ---- places of a step, each once ----------------------------------------------------------------------------------- */
+/* ---- places of a step, each once -----------------------------------------------------------------------------------
+ */
 static bool same(mx_place a, mx_place b) {
     return a.state == b.state && a.count == b.count && a.frame == b.frame;
 }

@@ -18,6 +18,7 @@ void mx_nfa_free(mx_nfa *nfa) {
     for (int i = 0; i < nfa->machine_count; i++) free(nfa->leaf[i]);
     for (int i = 0; i < nfa->look_count; i++)
         for (int k = 0; k < MX_BEFORES; k++) mx_regular_free(nfa->looks[i].of[k]);
+    mx_sets_free(&nfa->machine_numbers);
     free(nfa->nodes), free(nfa->machines), free(nfa->leaf), free(nfa->looks);
     mx_nfa_init(nfa);
 }
@@ -56,8 +57,9 @@ static bool *find_leaves(const mx_regular *r) {
 }
 
 static mx_status machine_index(mx_nfa *nfa, const mx_regular *machine, int *index, mx_error *error) {
-    for (int i = nfa->machine_count; i-- > 0 && i >= nfa->machine_count - 1000;)
-        if (nfa->machines[i] == machine) return *index = i, MX_OK;
+    const int64_t address = (int64_t)(intptr_t)machine;
+    const mx_status status = mx_sets_intern(&nfa->machine_numbers, &address, 1, index, error);
+    if (status || *index < nfa->machine_count) return status;
     if (nfa->machine_count == nfa->machine_capacity) {
         const int capacity = nfa->machine_capacity ? 2 * nfa->machine_capacity : 16;
         const mx_regular **machines = realloc(nfa->machines, (size_t)capacity * sizeof *machines);
@@ -70,7 +72,7 @@ static mx_status machine_index(mx_nfa *nfa, const mx_regular *machine, int *inde
     bool *leaf = find_leaves(machine);
     if (!leaf) return no_memory(error);
     nfa->leaf[nfa->machine_count] = leaf;
-    nfa->machines[ *index = nfa->machine_count++] = machine;
+    nfa->machines[nfa->machine_count++] = machine;
     return MX_OK;
 }
 

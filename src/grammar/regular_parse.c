@@ -73,49 +73,39 @@ static mx_status node(parser *p, mx_tree_kind kind, mx_tree **out) {
     return MX_OK;
 }
 
-/* The number of a class of characters; the ranges are taken or freed. */
+/* The number of a class of characters. */
 static mx_status set_index(parser *p, mx_ranges *ranges, int *index) {
     mx_pattern *o = p->out;
+    _Static_assert(sizeof(mx_range) == sizeof(int64_t), "a range is interned as a number");
     mx_ranges_sort(ranges);
-    for (int i = 0; i < o->set_count; i++) {
-        const mx_ranges *r = &o->ranges[i];
-        if (r->count == ranges->count &&
-            (!r->count || memcmp(r->data, ranges->data, r->count * sizeof *r->data) == 0)) {
-            mx_ranges_free(ranges);
-            return *index = i, MX_OK;
-        }
-    }
-    o->range_count += ranges->count + 1;
-    mx_status status = MX_OK;
-    if (o->range_count > MX_PATTERN_RANGES)
-        status = mx_fail(p->error, MX_UNSUPPORTED,
-                         "the classes of characters of a regular expression have more than %d ranges together",
-                         MX_PATTERN_RANGES);
-    if (!status && o->set_count == o->set_capacity) {
+    const size_t size = ranges->count * sizeof *ranges->data;
+    int64_t *items = malloc(size + 1);
+    if (!items) return no_memory(p);
+    if (size) memcpy(items, ranges->data, size);
+    mx_status status = mx_sets_intern(&o->ranges, items, ranges->count, index, p->error);
+    free(items);
+    if (status || *index < o->set_count) return status;
+    if (o->ranges.used + (size_t)o->ranges.count > MX_PATTERN_RANGES)
+        return mx_fail(p->error, MX_UNSUPPORTED,
+                       "the classes of characters of a regular expression have more than %d ranges together",
+                       MX_PATTERN_RANGES);
+    if (o->set_count == o->set_capacity) {
         const int capacity = o->set_capacity ? 2 * o->set_capacity : 16;
         mx_regular **sets = realloc(o->sets, (size_t)capacity * sizeof *sets);
-        if (sets) o->sets = sets;
-        mx_ranges *all = realloc(o->ranges, (size_t)capacity * sizeof *all);
-        if (all) o->ranges = all;
-        if (!sets || !all)
-            status = no_memory(p);
-        else
-            o->set_capacity = capacity;
+        if (!sets) return no_memory(p);
+        o->sets = sets;
+        o->set_capacity = capacity;
     }
-    mx_regular *machine = NULL;
-    if (!status) status = mx_regular_characters(ranges, &machine, p->error);
-    if (status) {
-        mx_ranges_free(ranges);
-        return status;
-    }
-    o->ranges[o->set_count] = *ranges;
-    o->sets[ *index = o->set_count++] = machine;
-    return MX_OK;
+    status = mx_regular_characters(ranges, &o->sets[o->set_count], p->error);
+    if (!status) o->set_count++;
+    return status;
 }
 
+/* Frees the ranges. */
 static mx_status characters(parser *p, mx_ranges *ranges, mx_tree **out) {
     int index = 0;
     mx_status status = set_index(p, ranges, &index);
+    mx_ranges_free(ranges);
     if (!status) status = node(p, MX_TREE_CHARACTERS, out);
     if (!status) (*out)->set = index;
     return status;
@@ -510,10 +500,8 @@ mx_status mx_pattern_parse(const char *pattern, size_t size, mx_pattern *out, mx
 
 void mx_pattern_free(mx_pattern *p) {
     for (int i = 0; i < p->owned_count; i++) free(p->owned[i]);
-    for (int i = 0; i < p->set_count; i++) {
-        mx_regular_free(p->sets[i]);
-        mx_ranges_free(&p->ranges[i]);
-    }
-    free(p->owned), free(p->sets), free(p->ranges);
+    for (int i = 0; i < p->set_count; i++) mx_regular_free(p->sets[i]);
+    mx_sets_free(&p->ranges);
+    free(p->owned), free(p->sets);
     *p = (mx_pattern){0};
 }

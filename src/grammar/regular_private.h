@@ -115,6 +115,7 @@ typedef struct mx_nfa {
     mx_node *nodes;
     int node_count, node_capacity;
     const mx_regular **machines; /* borrowed */
+    mx_sets machine_numbers;     /* their addresses */
     bool **leaf;                 /* [machine_count][states]: no word goes on */
     int machine_count, machine_capacity;
     mx_look *looks;
@@ -164,9 +165,8 @@ typedef struct mx_pattern {
     mx_tree **owned; /* every node */
     int owned_count, owned_capacity;
     mx_regular **sets; /* [set_count] the different classes of characters */
-    mx_ranges *ranges; /* [set_count] and what they are */
+    mx_sets ranges;    /* what they are: mx_range as numbers */
     int set_count, set_capacity;
-    size_t range_count;
 } mx_pattern;
 /* A tree at most MX_PATTERN_DEPTH * 4 deep. mx_pattern_free also after a failure. */
 mx_status mx_pattern_parse(const char *pattern, size_t size, mx_pattern *out, mx_error *error);

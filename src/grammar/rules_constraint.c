@@ -51,8 +51,6 @@ typedef struct follower {
     mx_matcher *matcher; /* of this part's text; NULL: free text, or none */
     mx_ids tokens;       /* accepted ones */
     int64_t begun;       /* so many of them before this part */
-    uint32_t *ordinary;  /* [(vocab + 31) / 32] all tokens of text, once it was wanted */
-    int32_t vocab;       /* of it */
 } follower;
 
 static bool is_header(part p) {
@@ -254,24 +252,6 @@ static void allow(uint32_t *bits, int32_t vocab, int32_t token, bool allowed) {
     bits[token >> 5] |= (uint32_t)allowed << (token & 31);
 }
 
-/* All tokens that are text: not what the format is made of, nor ids without a token. */
-static void fill_ordinary(follower *f, uint32_t *bits, int32_t vocab) {
-    const size_t size = ((size_t)vocab + 31) / 32 * sizeof *bits;
-    if (f->ordinary && f->vocab == vocab) {
-        memcpy(bits, f->ordinary, size);
-        return;
-    }
-    memset(bits, 0, size);
-    for (int32_t t = 0; t < vocab; t++) {
-        size_t bytes;
-        allow(bits, vocab, t, mx_token_bytes(f->tokenizer, t, &bytes) && bytes && !mx_is_special(f->tokenizer, t));
-    }
-    free(f->ordinary);
-    f->vocab = vocab;
-    f->ordinary = malloc(size);
-    if (f->ordinary) memcpy(f->ordinary, bits, size);
-}
-
 static void allow_format(const follower *f, uint32_t *bits, int32_t vocab) {
     const mx_harmony_ids *h = &f->special;
     const part p = f->at.part;
@@ -290,12 +270,16 @@ static void allow_format(const follower *f, uint32_t *bits, int32_t vocab) {
 static bool mask(void *user, uint32_t *bits, int32_t vocab) {
     follower *f = user;
     const part p = f->at.part;
-    if (f->matcher)
+    int32_t known;
+    const uint32_t *tokens = mx_vocabulary_tokens(f->vocabulary, &known);
+    const size_t size = ((size_t)vocab + 31) / 32 * sizeof *bits;
+    if (vocab != known || (!f->matcher && (is_header(p) || p == BETWEEN || p == OVER)))
+        memset(bits, 0, size); /* with another vocabulary nothing may come: the request fails */
+    else if (f->matcher)
         mx_matcher_mask(f->matcher, bits);
-    else if (is_header(p) || p == BETWEEN || p == OVER)
-        memset(bits, 0, ((size_t)vocab + 31) / 32 * sizeof *bits);
     else
-        fill_ordinary(f, bits, vocab);
+        memcpy(bits, tokens, size); /* not what the format is made of, nor ids without a token */
+    if (vocab != known) return true;
     for (int64_t i = 0; i < f->stop->count; i++) allow(bits, vocab, f->stop->data[i], false);
     allow_format(f, bits, vocab);
     return true;
@@ -331,7 +315,6 @@ static void destroy(void *user) {
     mx_matcher_free(f->matcher);
     mx_rules_free(f->rules);
     mx_ids_free(&f->tokens);
-    free(f->ordinary);
     free(f);
 }
 
@@ -341,7 +324,6 @@ static void *clone(void *user) {
     if (!copy) return NULL;
     *copy = *f;
     copy->rules = mx_rules_keep(f->rules);
-    copy->ordinary = NULL;
     copy->tokens = (mx_ids){0};
     copy->matcher = f->matcher ? mx_matcher_clone(f->matcher) : NULL;
     if ((copy->matcher || !f->matcher) && mx_ids_add_all(&copy->tokens, f->tokens.data, f->tokens.count)) return copy;

@@ -5,6 +5,13 @@
 
 /* Memory for masks that were made once: some thousands. */
 #define CACHE_BYTES (256u << 20)
+/* Longer tokens are never allowed. (The longest of gpt-oss has 128 bytes.) */
+enum { LONGEST = 1000 };
+
+static const char *bytes_of(const mx_tokenizer *t, int32_t id, size_t *size) {
+    const char *bytes = mx_is_special(t, id) ? NULL : mx_token_bytes(t, id, size);
+    return bytes && *size > 0 && *size <= LONGEST ? bytes : NULL;
+}
 
 const uint8_t *mx_vocabulary_bytes(const mx_vocabulary *v, int32_t token, size_t *size) {
     *size = 0;
@@ -17,7 +24,7 @@ static bool copy_tokens(mx_vocabulary *v, const mx_tokenizer *t) {
     const int32_t tokens = mx_tokenizer_size(t) < v->vocab ? mx_tokenizer_size(t) : v->vocab;
     size_t total = 0, size, count = 0;
     for (int32_t id = 0; id < tokens; id++)
-        if (!mx_is_special(t, id) && mx_token_bytes(t, id, &size) && size > 0) total += size, count++;
+        if (bytes_of(t, id, &size)) total += size, count++;
     if (total > UINT32_MAX / 2) return false;
     v->byte = malloc(total + 1);
     v->id = malloc((count + 1) * sizeof *v->id);
@@ -26,8 +33,8 @@ static bool copy_tokens(mx_vocabulary *v, const mx_tokenizer *t) {
     uint32_t at = 0;
     for (int32_t id = 0; id < v->vocab; id++) {
         v->byte_from[id] = at;
-        const char *bytes = id < tokens && !mx_is_special(t, id) ? mx_token_bytes(t, id, &size) : NULL;
-        if (!bytes || size == 0) continue;
+        const char *bytes = id < tokens ? bytes_of(t, id, &size) : NULL;
+        if (!bytes) continue;
         memcpy(v->byte + at, bytes, size);
         at += (uint32_t)size;
         v->id[v->tokens++] = (uint32_t)id;
@@ -95,7 +102,9 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
     }
     if (v && copy_tokens(v, t)) {
         qsort_r(v->id, v->tokens, sizeof *v->id, by_bytes, v);
-        if (grow_trie(v)) {
+        v->all = calloc((size_t)v->words + 1, sizeof *v->all);
+        for (uint32_t i = 0; v->all && i < v->tokens; i++) v->all[v->id[i] >> 5] |= 1u << (v->id[i] & 31);
+        if (v->all && grow_trie(v)) {
             *out = v;
             return MX_OK;
         }
@@ -104,9 +113,15 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
     return mx_fail(error, MX_NO_MEMORY, "no memory for the tree of %d tokens", (int)vocab);
 }
 
+const uint32_t *mx_vocabulary_tokens(const mx_vocabulary *v, int32_t *vocab) {
+    *vocab = v->vocab;
+    return v->all;
+}
+
 void mx_vocabulary_free(mx_vocabulary *v) {
     if (!v) return;
     mx_mask_cache_free(&v->cache);
+    free(v->all);
     free(v->node);
     free(v->id);
     free(v->byte);

@@ -25,9 +25,9 @@ typedef struct mx_mask {
     uint32_t *id;   /* [ids] */
     uint32_t ids;
     /* Children of nodes where the machine may be complete, by their byte: whoever called it has a say there. */
-    uint32_t *leaving;       /* [leaving_from[256]] nodes */
-    uint32_t *leaving_from;  /* [257], of bytes; NULL: none leave */
-    uint16_t *rounds;        /* [as leaving] of a counted machine: done on the way; NULL: it does not matter */
+    uint32_t *leaving;      /* [leaving_from[256]] nodes */
+    uint32_t *leaving_from; /* [257], of bytes; NULL: none leave */
+    uint16_t *rounds;       /* [as leaving] of a counted machine: done on the way; NULL: it does not matter */
     /* Of a counted machine without regard to its count: ids by how many rounds they take: round_from[n] .. [n + 1] take
      * n of them. `bits` are all of them. */
     uint32_t *round_from; /* [most_rounds + 2] */
@@ -44,10 +44,11 @@ typedef struct mx_mask_cache {
 
 struct mx_vocabulary {
     int32_t vocab;
-    uint32_t words;      /* of a mask */
-    mx_trie_node *node;  /* node 0 is the root */
+    uint32_t words;     /* of a mask */
+    uint32_t *all;      /* [words] every token */
+    mx_trie_node *node; /* node 0 is the root */
     uint32_t nodes;
-    uint32_t *id;        /* [tokens], in the order of their bytes */
+    uint32_t *id; /* [tokens], in the order of their bytes */
     uint32_t tokens;
     uint32_t longest;    /* bytes of a token */
     uint8_t *byte;       /* of all tokens, by id */

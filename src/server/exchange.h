@@ -16,8 +16,8 @@
  *       └── body or server-sent events ◄──── mx_form: begin, piece, ended, finish ◄──┘
  *
  * handle() runs in a thread of HTTP's, once the whole body is there, and ends in exactly one of mx_exchange_reply,
- * mx_exchange_refuse, mx_exchange_fail, mx_exchange_work. The functions of a form run in the engine's thread, one at a
- * time, and never wait. */
+ * mx_exchange_refuse, mx_exchange_fail, mx_exchange_work. The functions of a form run in the engine's thread (`begin`
+ * in handle()'s, so that a client has it while the engine is in a long step), one at a time, and never wait. */
 typedef struct mx_exchange mx_exchange; /* one HTTP request and what becomes of it */
 
 /* ---- what all of them share -------------------------------------------------------------------------------------- */

@@ -11,31 +11,35 @@
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]) {
     unsigned size = MX_KEY_HASH;
-    return EVP_Digest(key, strlen(key), out, &size, EVP_sha256(), NULL) == 1;
-}
-
-/* The key that the client gives: "Authorization: Bearer KEY", or Anthropic's "x-api-key: KEY"; NULL: none. */
-static const char *given_key(struct MHD_Connection *connection) {
-    const char *text = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "authorization");
-    if (text && strncasecmp(text, "Bearer", 6) == 0 && (text[6] == ' ' || text[6] == '\t'))
-        return text + 6 + strspn(text + 6, " \t");
-    return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "x-api-key");
+    size_t n = strlen(key);
+    while (n && strchr(" \t", key[n - 1])) n--;
+    return EVP_Digest(key, n, out, &size, EVP_sha256(), NULL) == 1;
 }
 
 /* Hashes are compared, so that the time tells neither how long a key is nor how far it is right. */
-static bool check_key(const mx_server *s, struct MHD_Connection *connection, mx_api_problem *problem) {
+static bool is_key(const mx_server *s, const char *key) {
     unsigned char hash[MX_KEY_HASH];
     int right = 0;
-    const char *key = given_key(connection);
-    if (!key) {
+    if (!key || !mx_gate_hash(key, hash)) return false;
+    for (int i = 0; i < s->key_count; i++) right |= CRYPTO_memcmp(hash, s->keys[i], sizeof hash) == 0;
+    return right;
+}
+
+/* "Authorization: Bearer KEY", or Anthropic's "x-api-key: KEY". */
+static bool check_key(const mx_server *s, struct MHD_Connection *connection, mx_api_problem *problem) {
+    const char *bearer = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "authorization");
+    const char *key = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "x-api-key");
+    if (bearer && strncasecmp(bearer, "Bearer", 6) == 0 && (bearer[6] == ' ' || bearer[6] == '\t'))
+        bearer += 6 + strspn(bearer + 6, " \t");
+    else
+        bearer = NULL;
+    if (is_key(s, bearer) || is_key(s, key)) return true;
+    if (bearer || key)
+        mx_problem_set(problem, 401, "invalid_api_key", "the API key is not one of this server's");
+    else
         mx_problem_set(problem, 401, "missing_api_key",
                        "no API key: expected the header \"Authorization: Bearer KEY\" (or \"x-api-key: KEY\")");
-        return false;
-    }
-    if (mx_gate_hash(key, hash))
-        for (int i = 0; i < s->key_count; i++) right |= CRYPTO_memcmp(hash, s->keys[i], sizeof hash) == 0;
-    if (!right) mx_problem_set(problem, 401, "invalid_api_key", "the API key is not one of this server's");
-    return right;
+    return false;
 }
 
 /* ---- browsers ---------------------------------------------------------------------------------------------------- */

@@ -8,8 +8,6 @@
 #include "server/private.h"
 
 enum {
-    THREADS = 4,          /* that read, call handle() and write; a long prompt holds up no other clients but its
-                             own thread's */
     POOL = 32 << 10,      /* of a connection beside its headers */
     WHOLE = 256 << 10,    /* bodies up to so much are handed over as they are */
     SMALL_BODY = 1 << 20, /* of a request that is refused: is read, so that the connection can stay */
@@ -224,30 +222,50 @@ static mx_slot *slot_of(struct MHD_Connection *connection) {
     return info ? info->socket_context : NULL;
 }
 
-static mx_slot *take_slot(mx_server *s, int fd) {
+static mx_slot *take_slot(mx_worker *w, int fd) {
+    mx_server *s = w->server;
     if (s->free_slot < 0) return NULL;
     mx_slot *slot = &s->slots[s->free_slot];
     s->free_slot = slot->next_free;
-    *slot = (mx_slot){.used = true, .fd = fd, .generation = slot->generation + 1, .since = mx_seconds()};
-    atomic_fetch_add(&s->connected, 1);
+    *slot = (mx_slot){.used = true, .worker = w, .fd = fd, .generation = slot->generation + 1, .since = mx_seconds()};
     return slot;
 }
 
-static void on_connection(void *server, struct MHD_Connection *connection, void **context,
+static void on_connection(void *worker, struct MHD_Connection *connection, void **context,
                           enum MHD_ConnectionNotificationCode what) {
-    mx_server *s = server;
+    mx_worker *w = worker;
+    mx_server *s = w->server;
     pthread_mutex_lock(&s->lock);
     if (what == MHD_CONNECTION_NOTIFY_STARTED) {
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-        *context = info ? take_slot(s, info->connect_fd) : NULL;
-    } else if (*context) {
+        *context = info ? take_slot(w, info->connect_fd) : NULL;
+    } else {
         mx_slot *slot = *context;
-        slot->used = false;
-        slot->next_free = s->free_slot;
-        s->free_slot = (int)(slot - s->slots);
+        w->connections--;
         atomic_fetch_sub(&s->connected, 1);
+        if (slot) {
+            slot->used = false;
+            slot->next_free = s->free_slot;
+            s->free_slot = (int)(slot - s->slots);
+        }
         *context = NULL;
     }
+    pthread_mutex_unlock(&s->lock);
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED && atomic_load(&s->full)) mx_watch_wake(s);
+}
+
+void mx_http_add(mx_server *s, int fd, const struct sockaddr *address, socklen_t size) {
+    mx_worker *w = s->workers;
+    pthread_mutex_lock(&s->lock);
+    for (int i = 1; i < MX_WORKERS; i++)
+        if (s->workers[i].connections < w->connections) w = &s->workers[i];
+    w->connections++;
+    atomic_fetch_add(&s->connected, 1);
+    pthread_mutex_unlock(&s->lock);
+    if (MHD_add_connection(w->daemon, fd, address, size) == MHD_YES) return;
+    pthread_mutex_lock(&s->lock);
+    w->connections--;
+    atomic_fetch_sub(&s->connected, 1);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -297,9 +315,10 @@ static void on_completed(void *server, struct MHD_Connection *connection, void *
     const int status = final_status(x, why);
     pthread_mutex_unlock(&x->lock);
     const double seconds = mx_seconds() - x->started;
-    mx_metrics_count_request(s->metrics, x->method, x->endpoint ? x->endpoint->path : NULL, status);
+    const char *path = x->routed ? x->endpoint->path : NULL;
+    mx_metrics_count_request(s->metrics, x->method, path, status);
     mx_metrics_observe(s->metrics, MX_MEASURE_REQUEST, seconds);
-    mx_log(MX_LOG_DEBUG, "%s %s %d %.3f s %s", x->method, x->path ? x->path : "-", status, seconds, x->id);
+    mx_log(MX_LOG_DEBUG, "%s %s %d %.3f s %s", x->method, path ? path : "-", status, seconds, x->id);
     if (x->begun) atomic_fetch_sub(&s->busy, 1);
     mx_exchange_drop(x);
 }
@@ -314,17 +333,17 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *nothing, const ch
     mx_log(MX_LOG_DEBUG, "http: %s", line);
 }
 
-mx_status mx_http_start(mx_server *s, mx_error *error) {
-    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
-    struct MHD_OptionItem options[16];
+static struct MHD_Daemon *start(mx_worker *w) {
+    mx_server *s = w->server;
+    unsigned flags =
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    struct MHD_OptionItem options[10];
     int n = 0;
 #define OPTION(name, number, pointer) options[n++] = (struct MHD_OptionItem){name, (intptr_t)(number), pointer}
-    OPTION(MHD_OPTION_LISTEN_SOCKET, s->listener, NULL);
-    OPTION(MHD_OPTION_THREAD_POOL_SIZE, THREADS, NULL);
-    OPTION(MHD_OPTION_CONNECTION_LIMIT, s->options.connections, NULL);
+    OPTION(MHD_OPTION_CONNECTION_LIMIT, s->slot_count, NULL);
     OPTION(MHD_OPTION_CONNECTION_MEMORY_LIMIT, s->options.header_bytes + POOL, NULL);
     OPTION(MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)on_completed, s);
-    OPTION(MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)on_connection, s);
+    OPTION(MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)on_connection, w);
     OPTION(MHD_OPTION_URI_LOG_CALLBACK, (intptr_t)on_request_line, s);
     if (s->certificate.size) {
         flags |= MHD_USE_TLS;
@@ -333,9 +352,23 @@ mx_status mx_http_start(mx_server *s, mx_error *error) {
     }
     OPTION(MHD_OPTION_END, 0, NULL);
 #undef OPTION
-    s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, s, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
-                                 MHD_OPTION_ARRAY, options, MHD_OPTION_END);
-    if (!s->daemon)
-        return mx_fail(error, MX_IO, "%s: the HTTP server does not start (MXRUN_LOG=debug tells more)", s->address);
+    return MHD_start_daemon(flags, 0, NULL, NULL, on_request, s, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+                            MHD_OPTION_ARRAY, options, MHD_OPTION_END);
+}
+
+mx_status mx_http_start(mx_server *s, mx_error *error) {
+    for (int i = 0; i < MX_WORKERS; i++) {
+        s->workers[i].server = s;
+        s->workers[i].daemon = start(&s->workers[i]);
+        if (!s->workers[i].daemon)
+            return mx_fail(error, MX_IO, "%s: the HTTP server does not start (MXRUN_LOG=debug tells more)", s->address);
+    }
     return MX_OK;
+}
+
+void mx_http_stop(mx_server *s) {
+    for (int i = 0; i < MX_WORKERS; i++) {
+        if (s->workers[i].daemon) MHD_stop_daemon(s->workers[i].daemon);
+        s->workers[i].daemon = NULL;
+    }
 }

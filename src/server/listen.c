@@ -40,13 +40,13 @@ static void set_address(mx_server *s, int fd) {
     }
 }
 
-/* Is the socket reached from this machine only? */
+/* Is it TCP that is reached from this machine only? */
 static bool is_local(int fd) {
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
     if (getsockname(fd, (struct sockaddr *)&bound, &size)) return false;
     if (bound.ss_family == AF_INET) return ntohl(((struct sockaddr_in *)&bound)->sin_addr.s_addr) >> 24 == 127;
-    if (bound.ss_family != AF_INET6) return bound.ss_family == AF_UNIX;
+    if (bound.ss_family != AF_INET6) return false;
     const struct in6_addr *a = &((struct sockaddr_in6 *)&bound)->sin6_addr;
     return IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127);
 }
@@ -141,8 +141,10 @@ static mx_status open_unix(mx_server *s, mx_error *error) {
     return MX_OK;
 }
 
-void mx_listen_unlink(mx_server *s) {
+void mx_listen_close(mx_server *s) {
     struct stat info;
+    if (s->listener >= 0) close(s->listener);
+    s->listener = -1;
     if (s->unix_path && lstat(s->unix_path, &info) == 0 && info.st_dev == s->unix_device &&
         info.st_ino == s->unix_inode)
         unlink(s->unix_path);
@@ -170,7 +172,7 @@ mx_status mx_listen_open(mx_server *s, mx_error *error) {
                                                         : open_tcp(s, error);
     if (status) return status;
     set_address(s, s->listener);
-    s->local = is_local(s->listener);
+    s->local = is_local(s->listener) && !s->options.any_host;
     return MX_OK;
 }
 

@@ -27,6 +27,7 @@ typedef enum mx_phase {
 /* A connection; all under server->lock. */
 typedef struct mx_slot {
     bool used, shut; /* shut: it was cut off, libmicrohttpd closes it */
+    struct mx_worker *worker;
     int fd;
     uint32_t generation; /* counts who had the slot, so that late news of the one before are known */
     mx_phase phase;
@@ -54,9 +55,10 @@ struct mx_exchange {
     mx_slot *slot;
 
     /* The request, of the connection's thread until handle() is over, then unchanged. */
-    char *path, *variable; /* owned; variable NULL: none */
-    const mx_endpoint *endpoint;
-    const char *method; /* a constant */
+    char *path, *variable;       /* owned; variable NULL: none */
+    const mx_endpoint *endpoint; /* NULL: none is like it */
+    bool routed;                 /* it is this one; false: only errors have its form */
+    const char *method;          /* a constant */
     mx_bytes body;
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
@@ -98,8 +100,20 @@ mx_api_problem *mx_problem_set(mx_api_problem *problem, int http_status, const c
     __attribute__((format(printf, 4, 5)));
 
 /* ---- http.c ------------------------------------------------------------------------------------------------------ */
-/* Starts libmicrohttpd on s->listener. */
+/* Threads of libmicrohttpd, that read, call handle() and write, each with its connections: a long prompt holds up no
+ * clients but its own thread's. Connections are accepted by the watcher: libmicrohttpd's own way to stop listening
+ * (MHD_quiesce_daemon, 0.9.75) ends the program where one of its threads wakes up meanwhile. */
+enum { MX_WORKERS = 4 };
+typedef struct mx_worker {
+    mx_server *server;
+    struct MHD_Daemon *daemon; /* NULL: not running */
+    int connections;           /* under server->lock; those handed over that are not seen yet, too */
+} mx_worker;
+
 mx_status mx_http_start(mx_server *s, mx_error *error);
+/* Hands a client over; the descriptor is libmicrohttpd's from then on. */
+void mx_http_add(mx_server *s, int fd, const struct sockaddr *address, socklen_t size);
+void mx_http_stop(mx_server *s);
 
 /* ---- route.c, gate.c --------------------------------------------------------------------------------------------- */
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
@@ -111,12 +125,14 @@ bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_pro
 void mx_gate_add_headers(mx_exchange *x, struct MHD_Connection *connection, struct MHD_Response *response,
                          bool preflight);
 enum { MX_KEY_HASH = 32 };
+/* White space at the end of a key does not count. */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
 /* The listening socket of s->options, s->address and s->unix_path. */
 mx_status mx_listen_open(mx_server *s, mx_error *error);
-void mx_listen_unlink(mx_server *s); /* the unix socket's file, where it is still ours */
+/* Closes it, and removes the unix socket's file where it is still ours. May be called twice. */
+void mx_listen_close(mx_server *s);
 
 /* Reads both files and checks that they belong together. */
 mx_status mx_tls_read(const char *certificate, const char *key, mx_bytes *certificate_out, mx_bytes *key_out,
@@ -139,6 +155,7 @@ int mx_work_retry_after(mx_server *s);
 /* ---- watch.c ----------------------------------------------------------------------------------------------------- */
 mx_status mx_watch_start(mx_server *s, mx_error *error);
 void mx_watch_stop(mx_server *s);
+void mx_watch_wake(mx_server *s); /* something in s->stopping, s->closing or the number of connections changed */
 /* From now on the exchange's work ends when its client goes away. With neither lock held. */
 void mx_watch_add(mx_exchange *x);
 void mx_watch_remove(mx_exchange *x);
@@ -149,15 +166,16 @@ struct mx_server {
     char *host, *unix_path, *origin; /* owned */
     unsigned char (*keys)[MX_KEY_HASH];
     int key_count;
-    bool local; /* reached from this machine only, and nobody asks for a key: Host and Origin are checked */
+    bool
+        local; /* programs on this machine reach it over TCP, browsers among them: without keys Host and Origin count */
     mx_bytes certificate, key; /* PEM; empty: no TLS */
     mx_engine *engine;
     mx_server_parts parts;
     mx_metrics *metrics;
     char address[300];
     uint64_t unix_device, unix_inode;
-    int listener; /* -1: none, or libmicrohttpd's */
-    struct MHD_Daemon *daemon;
+    int listener; /* -1: none (any more); the watcher's while it runs */
+    mx_worker workers[MX_WORKERS];
 
     pthread_mutex_t lock;
     mx_slot *slots; /* [slot_count] */
@@ -170,6 +188,8 @@ struct mx_server {
     pthread_t watcher;
     bool watching;
     int watch_fd, watch_wake; /* epoll, eventfd */
+    bool accepting;           /* the watcher's: the listener is in epoll */
+    atomic_bool full;         /* it is not, for there are as many connections as may be */
 
     pthread_mutex_t jobs_lock;
     mx_job *jobs;

@@ -97,6 +97,7 @@ bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char 
     if (s.found && !s.failed) {
         if (s.options) mx_exchange_add_header(x, "Allow", allow);
         *allow = 0;
+        x->routed = true;
         return true;
     }
     x->endpoint = s.nearest;

@@ -91,7 +91,7 @@ static mx_status set_parts(mx_server *s, const mx_api_settings *settings, const 
 }
 
 static mx_status make_slots(mx_server *s, mx_error *error) {
-    s->slot_count = s->options.connections + 16; /* libmicrohttpd's threads share the limit and round it */
+    s->slot_count = s->options.connections;
     s->slots = calloc((size_t)s->slot_count, sizeof *s->slots);
     if (!s->slots) return mx_fail(error, MX_NO_MEMORY, "no memory for %d connections", s->slot_count);
     for (int i = 0; i < s->slot_count; i++) s->slots[i].next_free = i + 1 < s->slot_count ? i + 1 : -1;
@@ -133,8 +133,7 @@ const char *mx_server_address(const mx_server *s) {
 
 void mx_server_free(mx_server *s) {
     if (!s) return;
-    if (s->listener >= 0) close(s->listener);
-    mx_listen_unlink(s);
+    mx_listen_close(s);
     if (s->watch_fd >= 0) close(s->watch_fd);
     if (s->watch_wake >= 0) close(s->watch_wake);
     mx_response_store_free(s->parts.responses);
@@ -160,10 +159,7 @@ static const double IDLE_SECONDS = 0.1; /* after so long a signal is noticed whi
 static void begin_stop(mx_server *s) {
     mx_log(MX_LOG_INFO, "stopping: no more requests are taken, %d are being answered", atomic_load(&s->busy));
     atomic_store(&s->stopping, true);
-    const int fd = MHD_quiesce_daemon(s->daemon);
-    if (fd >= 0) close(fd);
-    s->listener = -1;
-    mx_listen_unlink(s);
+    mx_watch_wake(s); /* it closes the listener */
 }
 
 static mx_status loop(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error) {
@@ -218,20 +214,19 @@ static void end(mx_server *s, mx_status status, const mx_error *error) {
     atomic_store(&s->closing, true);
     mx_watch_stop(s);
     cut_all(s); /* from here on nobody waits for libmicrohttpd's threads, nor they for us */
-    MHD_stop_daemon(s->daemon);
-    s->daemon = NULL;
+    mx_http_stop(s);
     mx_work_abandon(s);
 }
 
 mx_status mx_server_run(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error) {
-    mx_status status = mx_watch_start(s, error);
-    if (!status) status = mx_http_start(s, error);
+    mx_error why = {0};
+    mx_status status = mx_http_start(s, error);
+    if (!status) status = mx_watch_start(s, error);
     if (status) {
         atomic_store(&s->closing, true);
-        mx_watch_stop(s);
+        mx_http_stop(s);
         return status;
     }
-    mx_error why = {0};
     status = loop(s, stop, &why);
     end(s, status, &why);
     return status ? mx_fail(error, status, "%s", why.text) : MX_OK;

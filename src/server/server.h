@@ -17,7 +17,8 @@ typedef struct mx_server_options {
     const char *tls_certificate, *tls_key; /* PEM files; NULL: no TLS */
     const char *const *api_keys;           /* [api_key_count]; 0: none is asked for */
     int api_key_count;
-    const char *cors_origin;         /* "*", an origin; NULL: no CORS */
+    bool any_host;           /* without a key, too, anybody may ask under any name: Host and Origin do not matter */
+    const char *cors_origin; /* "*", an origin; NULL: no CORS */
     size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 64 MiB */
     int connections;                 /* most at once; 0: 1024 */
     int queue;                       /* most answers that wait for the engine; more: 429. 0: 256 */

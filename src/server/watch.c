@@ -1,5 +1,5 @@
-/* A thread that sees clients go away, cuts off those that are too slow, and keeps quiet streams open. It depends on no
- * step of the engine, which may take long. */
+/* A thread that lets clients in, sees them go away, cuts off those that are too slow, and keeps quiet streams open. It
+ * depends on no step of the engine, which may take long. */
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -13,7 +13,7 @@
 static uint64_t name_of(const mx_server *s, const mx_slot *slot) {
     return (uint64_t)slot->generation << 32 | (uint64_t)(slot - s->slots);
 }
-static const uint64_t WAKE = UINT64_MAX;
+static const uint64_t WAKE = UINT64_MAX, LISTENER = UINT64_MAX - 1;
 
 void mx_watch_add(mx_exchange *x) {
     mx_server *s = x->server;
@@ -39,6 +39,52 @@ static void client_gone(mx_server *s, uint64_t name) {
         pthread_mutex_unlock(&x->lock);
     }
     pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- letting in -------------------------------------------------------------------------------------------------- */
+/* Whoever finds no place waits in the kernel's queue. */
+static void set_accepting(mx_server *s, bool wanted) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = LISTENER};
+    if (s->listener < 0 || wanted == s->accepting) return;
+    if (epoll_ctl(s->watch_fd, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, s->listener, &event) == 0) s->accepting = wanted;
+}
+
+static bool has_place(mx_server *s) {
+    if (atomic_load(&s->connected) < s->options.connections) return true;
+    atomic_store(&s->full, true); /* before it is looked at again, so that a place that gets free meanwhile wakes us */
+    if (atomic_load(&s->connected) >= s->options.connections) return false;
+    atomic_store(&s->full, false);
+    return true;
+}
+
+static void let_in(mx_server *s) {
+    enum { AT_ONCE = 32 };
+    struct sockaddr_storage address;
+    bool place = true;
+    for (int i = 0; i < AT_ONCE && (place = has_place(s)); i++) {
+        socklen_t size = sizeof address;
+        const int fd = accept4(s->listener, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0) {
+            mx_http_add(s, fd, (struct sockaddr *)&address, size);
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+            place = false; /* until the next sweep */
+            break;
+        } else if (errno != ECONNABORTED && errno != EINTR) {
+            break;
+        }
+    }
+    if (!place) set_accepting(s, false);
+}
+
+/* After something changed. */
+static void look_again(mx_server *s) {
+    if (atomic_load(&s->stopping)) {
+        set_accepting(s, false);
+        mx_listen_close(s);
+    } else if (has_place(s)) {
+        atomic_store(&s->full, false);
+        set_accepting(s, true);
+    }
 }
 
 /* ---- deadlines --------------------------------------------------------------------------------------------------- */
@@ -83,18 +129,31 @@ static double period(const mx_server *s) {
 
 static void *watch(void *server) {
     mx_server *s = server;
-    struct epoll_event events[32];
+    enum { EVENTS = 32 };
+    struct epoll_event events[EVENTS];
     const double every = period(s);
     double next = mx_seconds() + every;
     while (!atomic_load(&s->closing)) {
         const double left = next - mx_seconds();
-        const int n = epoll_wait(s->watch_fd, events, 32, left > 0 ? (int)(left * 1e3) + 1 : 0);
-        for (int i = 0; i < n; i++)
-            if (events[i].data.u64 != WAKE) client_gone(s, events[i].data.u64);
+        const int n = epoll_wait(s->watch_fd, events, EVENTS, left > 0 ? (int)(left * 1e3) + 1 : 0);
+        for (int i = 0; i < n; i++) {
+            uint64_t count;
+            if (events[i].data.u64 == LISTENER) {
+                let_in(s);
+            } else if (events[i].data.u64 == WAKE) {
+                const ssize_t taken = read(s->watch_wake, &count, sizeof count);
+                (void)taken;
+                look_again(s);
+            } else {
+                client_gone(s, events[i].data.u64);
+            }
+        }
         if (mx_seconds() < next) continue;
         sweep(s);
+        look_again(s);
         next = mx_seconds() + every;
     }
+    set_accepting(s, false);
     return NULL;
 }
 
@@ -103,17 +162,23 @@ mx_status mx_watch_start(mx_server *s, mx_error *error) {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = WAKE};
     if (epoll_ctl(s->watch_fd, EPOLL_CTL_ADD, s->watch_wake, &event))
         return mx_fail(error, MX_IO, "epoll: %s", strerror(errno));
+    set_accepting(s, true);
+    if (!s->accepting) return mx_fail(error, MX_IO, "%s: epoll: %s", s->address, strerror(errno));
     const int failed = pthread_create(&s->watcher, NULL, watch, s);
     if (failed) return mx_fail(error, MX_NO_MEMORY, "no thread: %s", strerror(failed));
     s->watching = true;
     return MX_OK;
 }
 
-void mx_watch_stop(mx_server *s) {
+void mx_watch_wake(mx_server *s) {
     const uint64_t one = 1;
-    if (!s->watching) return;
     const ssize_t written = write(s->watch_wake, &one, sizeof one);
-    (void)written; /* an eventfd at 0 takes a 1 */
+    (void)written; /* one that is full wakes, too */
+}
+
+void mx_watch_stop(mx_server *s) {
+    if (!s->watching) return;
+    mx_watch_wake(s);
     pthread_join(s->watcher, NULL);
     s->watching = false;
 }

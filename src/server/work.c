@@ -246,6 +246,7 @@ static mx_job *create_job(mx_exchange *x, mx_api_request *request, bool stream, 
 /* With exchange->lock held, so that events wait until all of it is there. Returns whether the engine has some of it. */
 static bool begin(mx_exchange *x, mx_job *job) {
     mx_error error;
+    job->failed |= x->gone; /* its client, before anything was asked of the engine */
     const mx_status status = job->failed ? MX_OK : submit(job, &error);
     if (status) {
         refused(job, status, &error);
@@ -304,14 +305,16 @@ static void take_token(mx_job *job, mx_api_answer *a, double now) {
     mx_metrics_count_tokens(m, 1);
 }
 
-/* How long until there is room for one more: the time between the ends of answers, the last ones weighing most. */
+/* How long until there is room for one more: the time between the ends of answers while there was work, the last ones
+ * weighing most. */
 static void take_end(mx_server *s, double now) {
+    const bool more = atomic_fetch_sub(&s->at_work, 1) > 1;
     if (s->last_finish > 0) {
         const double interval = now - s->last_finish;
         s->finish_interval += (interval - s->finish_interval) * (s->finish_interval > 0 ? 0.1 : 1);
         atomic_store(&s->retry_interval, s->finish_interval);
     }
-    s->last_finish = now;
+    s->last_finish = more ? now : 0;
 }
 
 static void end_answer(mx_job *job, mx_api_answer *a) {
@@ -367,7 +370,6 @@ static void take(mx_job *job, const mx_event *e, double now) {
     if (e->type == MX_EVENT_FINISHED) mx_metrics_count_answer(s->metrics, &e->usage);
     take_end(s, now);
     job->ended++;
-    atomic_fetch_sub(&s->at_work, 1);
     if (job->ended == job->submitted) end_job(job);
 }
 

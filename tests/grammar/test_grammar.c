@@ -18,7 +18,8 @@ static uint32_t random_bits(uint64_t *state) {
     return (uint32_t)(*state >> 16);
 }
 
-/* ---- a second opinion: grammars as trees, matched by their definition ---------------------------------------------- */
+/* ---- a second opinion: grammars as trees, matched by their definition ----------------------------------------------
+ */
 typedef enum kind { TEXT, NEVER, SEQUENCE, CHOICE, REPEAT, RULE } kind;
 typedef struct node {
     kind kind;
@@ -47,12 +48,18 @@ static bool productive(const grammar *g, int at) {
         any = any || one;
     }
     switch (n->kind) {
-    case TEXT: return true;
-    case NEVER: return false;
-    case SEQUENCE: return all;
-    case CHOICE: return any;
-    case REPEAT: return n->least == 0 || any;
-    default: return g->productive[n->part[0]];
+    case TEXT:
+        return true;
+    case NEVER:
+        return false;
+    case SEQUENCE:
+        return all;
+    case CHOICE:
+        return any;
+    case REPEAT:
+        return n->least == 0 || any;
+    default:
+        return g->productive[n->part[0]];
     }
 }
 
@@ -70,7 +77,8 @@ static uint32_t ends_of(const grammar *g, int at, uint32_t from, bool *open) {
             if (size > left) *open = true;
         }
         return out;
-    case NEVER: return 0;
+    case NEVER:
+        return 0;
     case SEQUENCE:
         if (!productive(g, at)) return 0;
         for (int i = 0; i < n->parts; i++) now = ends_of(g, n->part[i], now, open);
@@ -132,13 +140,17 @@ static int random_node(grammar *g, mx_grammar_builder *b, uint64_t *seed, int de
     node n = {.kind = TEXT};
     mx_expr part[4];
     if (depth == 0 || g->nodes > NODES - 30 || dice < 3) {
-        if (dice == 1 && random_bits(seed) % 4 == 0) n.kind = NEVER;
+        if (dice == 1 && random_bits(seed) % 4 == 0)
+            n.kind = NEVER;
         else if (dice >= 8) {
             n.kind = RULE;
             n.part[0] = (int)(random_bits(seed) % RULES);
-        } else strcpy(n.text, texts[random_bits(seed) % 8]);
-    } else if (dice < 7) n.kind = SEQUENCE, n.parts = 1 + (int)(random_bits(seed) % 3);
-    else if (dice < 11) n.kind = CHOICE, n.parts = 1 + (int)(random_bits(seed) % 3);
+        } else
+            strcpy(n.text, texts[random_bits(seed) % 8]);
+    } else if (dice < 7)
+        n.kind = SEQUENCE, n.parts = 1 + (int)(random_bits(seed) % 3);
+    else if (dice < 11)
+        n.kind = CHOICE, n.parts = 1 + (int)(random_bits(seed) % 3);
     else if (dice < 14) {
         n.kind = REPEAT, n.parts = 1;
         n.least = (int)(random_bits(seed) % 4);
@@ -154,12 +166,24 @@ static int random_node(grammar *g, mx_grammar_builder *b, uint64_t *seed, int de
         part[i] = g->node[n.part[i]].expr;
     }
     switch (n.kind) {
-    case TEXT: n.expr = mx_expr_string(b, n.text); break;
-    case NEVER: n.expr = mx_expr_never(b); break;
-    case SEQUENCE: n.expr = mx_expr_sequence(b, part, n.parts); break;
-    case CHOICE: n.expr = mx_expr_choice(b, part, n.parts); break;
-    case REPEAT: n.expr = mx_expr_repeat(b, part[0], n.least, n.most); break;
-    case RULE: n.expr = mx_expr_rule(b, rule[n.part[0]]); break;
+    case TEXT:
+        n.expr = mx_expr_string(b, n.text);
+        break;
+    case NEVER:
+        n.expr = mx_expr_never(b);
+        break;
+    case SEQUENCE:
+        n.expr = mx_expr_sequence(b, part, n.parts);
+        break;
+    case CHOICE:
+        n.expr = mx_expr_choice(b, part, n.parts);
+        break;
+    case REPEAT:
+        n.expr = mx_expr_repeat(b, part[0], n.least, n.most);
+        break;
+    case RULE:
+        n.expr = mx_expr_rule(b, rule[n.part[0]]);
+        break;
     }
     return add(g, n);
 }
@@ -179,7 +203,8 @@ static void compare_on_texts(grammar *g, int root, mx_grammar *compiled, uint64_
             const bool ends = accepted && mx_matcher_can_end(m);
             mx_matcher_free(m);
             if (accepted != viable || ends != whole)
-                fail_msg("\"%s\": viable %d, whole %d; the matcher says %d and %d", text, viable, whole, accepted, ends);
+                fail_msg("\"%s\": viable %d, whole %d; the matcher says %d and %d", text, viable, whole, accepted,
+                         ends);
             assert_int_equal(mx_grammar_match(compiled, text, (size_t)length), whole);
         }
 }
@@ -211,7 +236,8 @@ static void random_grammars_match_as_they_are_defined(void **state) {
         if (status == MX_INVALID_ARGUMENT) {
             assert_false(productive(&g, root));
             empty++;
-        } else if (status == MX_UNSUPPORTED) left++;
+        } else if (status == MX_UNSUPPORTED)
+            left++;
         else {
             assert_int_equal(status, MX_OK);
             compiled++;
@@ -224,7 +250,8 @@ static void random_grammars_match_as_they_are_defined(void **state) {
     assert_true(empty > 5);
 }
 
-/* ---- by hand ------------------------------------------------------------------------------------------------------- */
+/* ---- by hand -------------------------------------------------------------------------------------------------------
+ */
 static mx_grammar *compile(mx_grammar_builder *b, mx_expr root) {
     mx_grammar *g;
     mx_error error;
@@ -289,8 +316,10 @@ static void counts_cost_no_states(void **state) {
         for (int i = 0; i < 6; i++) {
             size_t size = 0;
             for (int k = 0; k < counts[i]; k++) {
-                if (k % 3 == 1) text[size++] = 'y', text[size++] = 'z';
-                else text[size++] = 'x';
+                if (k % 3 == 1)
+                    text[size++] = 'y', text[size++] = 'z';
+                else
+                    text[size++] = 'x';
             }
             text[size++] = '!';
             const bool low = counts[i] >= 20000 || form == 1 || form == 3, high = counts[i] <= 30000 || form == 2;
@@ -330,7 +359,8 @@ static void accepts_are_undone(void **state) {
     for (int i = 0; i < 2 * (5000 - MX_MATCHER_HISTORY) + 2; i++) assert_true(mx_matcher_accept(m, ")", 1));
     assert_true(mx_matcher_can_end(m));
     assert_false(mx_matcher_accept(m, ")", 1));
-    while (mx_matcher_rollback(m, 1)) {}
+    while (mx_matcher_rollback(m, 1)) {
+    }
     mx_matcher_free(m);
     mx_grammar_free(g);
 
@@ -373,9 +403,9 @@ static void wrong_grammars_are_refused(void **state) {
     r = mx_rule_add(b, "circle");
     const mx_rule y = mx_rule_add(b, "y");
     mx_rule_set(b, y, mx_expr_repeat(b, mx_expr_string(b, "y"), 0, 90));
-    mx_rule_set(b, r,
-                either(b, three(b, mx_expr_rule(b, y), mx_expr_rule(b, r), mx_expr_string(b, "a")),
-                       mx_expr_string(b, "a")));
+    mx_rule_set(
+        b, r,
+        either(b, three(b, mx_expr_rule(b, y), mx_expr_rule(b, r), mx_expr_string(b, "a")), mx_expr_string(b, "a")));
     refuse(b, mx_expr_rule(b, r), MX_UNSUPPORTED, "circle");
     b = mx_grammar_builder_create();
     refuse(b, mx_expr_sequence(b, (mx_expr[]){0, 7}, 2), MX_NO_MEMORY, "memory");
@@ -405,8 +435,10 @@ static void hostile_grammars_are_bounded(void **state) {
     /* ((a|b)* a (a|b){n}): 2^n states, if each had to be one */
     b = mx_grammar_builder_create();
     const mx_expr any = either(b, mx_expr_string(b, "a"), mx_expr_string(b, "b"));
-    g = compile(b, mx_expr_repeat(b, three(b, mx_expr_repeat(b, any, 0, -1), mx_expr_string(b, "a"),
-                                           mx_expr_repeat(b, any, 20, 20)), 0, -1));
+    g = compile(
+        b,
+        mx_expr_repeat(
+            b, three(b, mx_expr_repeat(b, any, 0, -1), mx_expr_string(b, "a"), mx_expr_repeat(b, any, 20, 20)), 0, -1));
     text[100] = 'b';
     assert_true(mx_grammar_match(g, text, 1000));
     assert_false(mx_grammar_match(g, text, 121));

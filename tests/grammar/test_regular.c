@@ -151,6 +151,72 @@ static void patterns_match_what_they_say(void **state) {
     }
 }
 
+static void properties_are_those_of_unicode(void **state) {
+    (void)state;
+    static const struct {
+        const char *pattern;
+        const char *yes, *no;
+    } all[] = {
+        {"^\\p{L}+$", "a\xC3\xA4\xCE\xB1\xE4\xB8\x80", "a1"},
+        {"^\\p{Letter}+$", "a\xC3\xA4", "1"},
+        {"^\\P{L}+$", "1 \xF0\x9F\x98\x80", "a"},
+        {"^\\p{Lu}\\p{Ll}+$", "\xC3\x84pfel", "\xC3\xA4pfel"},
+        {"^\\p{gc=Uppercase_Letter}$", "\xC3\x84", "\xC3\xA4"},
+        {"^\\p{LC}$", "\xC3\x84", "\xE4\xB8\x80"},
+        {"^\\p{digit}+$", "42\xE0\xA7\xAA", "-1"},
+        {"^\\p{Script=Greek}+$", "\xCE\xB1\xCE\xA9", "a"},
+        {"^\\p{sc=Grek}+$", "\xCE\xB1\xCE\xA9", "a"},
+        {"^\\p{scx=Deva}$", "\xE0\xA5\xA4", "a"},
+        {"^\\p{Emoji_Presentation}$", "\xF0\x9F\x98\x80", "1"},
+        {"^\\p{ASCII}$", "~", "\xC3\xA4"},
+        {"^\\p{Assigned}$", "a", "\xCD\xB8"},
+        {"^\\p{Any}$", "\xCD\xB8", ""},
+        {"^[\\p{L}\\p{N}_-]+$", "\xC3\xA4-1_", "a b"},
+        {"^[^\\p{L}\\P{ASCII}]+$", "1-", "a"},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        mx_regular *r = parse(all[i].pattern);
+        check_form(r, all[i].pattern);
+        if (!matches(r, all[i].yes)) fail_msg("%s: \"%s\" should match", all[i].pattern, all[i].yes);
+        if (matches(r, all[i].no)) fail_msg("%s: \"%s\" should not match", all[i].pattern, all[i].no);
+        mx_regular_free(r);
+    }
+    static const char *const wrong[] = {"\\p{Greek}", "\\p{l}",   "\\p{sc=Nope}", "\\p{gc=Alphabetic}",
+                                        "\\p{}",      "\\pL",     "\\p{L",        "\\p{L&}",
+                                        "\\p{^L}",    "\\p{Xan}", "\\p{=L}",      "\\p{sc=}"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        mx_regular *r = NULL;
+        mx_error error;
+        if (mx_regular_parse(wrong[i], strlen(wrong[i]), false, &r, &error) != MX_INVALID_ARGUMENT)
+            fail_msg("%s was not refused", wrong[i]);
+    }
+}
+
+/* Every character, by a property that PCRE2 is asked about one at a time. */
+static void a_property_holds_of_the_same_characters_as_in_pcre2(void **state) {
+    (void)state;
+    int code;
+    PCRE2_SIZE where;
+    pcre2_code *re = pcre2_compile((PCRE2_SPTR) "\\A\\p{Lu}\\z", PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &where, NULL);
+    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
+    mx_regular *r = parse("^\\p{Lu}$");
+    int count = 0;
+    for (uint32_t c = 0; c <= 0x10FFFF; c += c < 0x3000 || c > 0x1F000 ? 1 : 7) {
+        if (c >= 0xD800 && c < 0xE000) continue;
+        if (c == 0x20000) c = 0x10FFFF;
+        char buffer[64];
+        mx_bytes one = {.data = buffer, .size = 0, .capacity = sizeof buffer};
+        mx_bytes_add_utf8(&one, c);
+        const bool expected = pcre2_match(re, (PCRE2_SPTR)one.data, one.size, 0, 0, data, NULL) >= 0;
+        if (mx_regular_match(r, one.data, one.size) != expected) fail_msg("U+%04X", c);
+        count += expected;
+    }
+    assert_true(count > 500);
+    mx_regular_free(r);
+    pcre2_code_free(re);
+    pcre2_match_data_free(data);
+}
+
 static void a_whole_expression_is_bound_at_both_ends(void **state) {
     (void)state;
     mx_regular *r = parse_as("a|b.", true);
@@ -517,10 +583,24 @@ static void hostile_patterns_end_soon(void **state) {
         if ((status != MX_OK) != all[i].refused) fail_msg("%s: status %d (%s)", all[i].pattern, status, error.text);
         if (seconds > 20) fail_msg("%s: %.1f s", all[i].pattern, seconds);
     }
-    char deep[4001];
-    memset(deep, '(', 2000), memset(deep + 2000, ')', 2000), deep[4000] = 0;
+    /* Very many different characters, and the same ones again. */
+    mx_bytes many = {0};
+    for (uint32_t c = 0; c < 60000; c++) mx_bytes_add_utf8(&many, 0x4E00 + c % 20000);
     mx_regular *r = NULL;
     mx_error error = {0};
+    double begin = now();
+    assert_int_equal(mx_regular_parse(many.data, many.size, false, &r, &error), MX_UNSUPPORTED);
+    if (getenv("MX_TEST_TIMES")) print_message("%-40s %.3f s %s\n", "60000 characters", now() - begin, error.text);
+    assert_true(now() - begin < 20);
+    mx_bytes_clear(&many);
+    for (int i = 0; i < 5000; i++) mx_bytes_addf(&many, "[\\p{L}%d]", i);
+    begin = now();
+    assert_int_equal(mx_regular_parse(many.data, many.size, false, &r, &error), MX_UNSUPPORTED);
+    if (getenv("MX_TEST_TIMES")) print_message("%-40s %.3f s %s\n", "5000 classes", now() - begin, error.text);
+    assert_true(now() - begin < 20);
+    mx_bytes_free(&many);
+    char deep[4001];
+    memset(deep, '(', 2000), memset(deep + 2000, ')', 2000), deep[4000] = 0;
     assert_int_equal(mx_regular_parse(deep, 4000, false, &r, &error), MX_UNSUPPORTED);
     assert_non_null(strstr(error.text, "200 groups"));
     assert_int_equal(mx_regular_parse(deep + 1800, 400, false, &r, &error), MX_OK);
@@ -530,6 +610,8 @@ static void hostile_patterns_end_soon(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(patterns_match_what_they_say),
+        cmocka_unit_test(properties_are_those_of_unicode),
+        cmocka_unit_test(a_property_holds_of_the_same_characters_as_in_pcre2),
         cmocka_unit_test(a_whole_expression_is_bound_at_both_ends),
         cmocka_unit_test(wrong_patterns_are_refused_by_name),
         cmocka_unit_test(random_patterns_match_as_in_pcre2),

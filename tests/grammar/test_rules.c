@@ -19,7 +19,7 @@ static mx_tokenizer *tokenizer;
 static mx_vocabulary *vocabulary;
 static mx_ids stop;
 static int32_t vocab;
-static int samples = 12;
+static int samples = 8;
 
 static const char *source_path(const char *name) {
     static char path[4096];
@@ -28,15 +28,17 @@ static const char *source_path(const char *name) {
     return path;
 }
 
-#define WEATHER                                                                                                       \
-    "{\"type\":\"function\",\"function\":{\"name\":\"get_weather\",\"strict\":true,\"parameters\":{\"type\":"         \
-    "\"object\",\"properties\":{\"location\":{\"type\":\"string\"}},\"required\":[\"location\"],"                     \
+#define WEATHER                                                                                                        \
+    "{\"type\":\"function\",\"function\":{\"name\":\"get_weather\",\"strict\":true,\"parameters\":{\"type\":"          \
+    "\"object\",\"properties\":{\"location\":{\"type\":\"string\"}},\"required\":[\"location\"],"                      \
     "\"additionalProperties\":false}}}"
 #define CLOCK "{\"type\":\"function\",\"function\":{\"name\":\"get time\",\"parameters\":{\"type\":\"object\"}}}"
-#define BOTH "\"tools\":[" WEATHER "," CLOCK "]"
-#define YES_OR_NO "\"response_format\":{\"type\":\"grammar\",\"grammar\":{\"syntax\":\"regex\",\"definition\":\"yes|no+\"}}"
+#define BOTH  "\"tools\":[" WEATHER "," CLOCK "]"
+#define YES_OR_NO                                                                                                      \
+    "\"response_format\":{\"type\":\"grammar\",\"grammar\":{\"syntax\":\"regex\",\"definition\":\"yes|no+\"}}"
 
-/* ---- helpers ------------------------------------------------------------------------------------------------------ */
+/* ---- helpers ------------------------------------------------------------------------------------------------------
+ */
 static mx_rules *rules_of(const char *json, bool chat, mx_api_problem *problem) {
     mx_json_document *document;
     mx_error error;
@@ -125,11 +127,12 @@ static void check(const char *json, bool chat, const char *text, fate expected) 
     }
 }
 
-/* ---- headers ------------------------------------------------------------------------------------------------------ */
+/* ---- headers ------------------------------------------------------------------------------------------------------
+ */
 #define THOUGHT "<|channel|>analysis<|message|>Hm. {\"a\"<|end|><|start|>assistant"
-#define CALL "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
-#define EARLY " to=functions.get_weather<|channel|>commentary json<|message|>"
-#define OSLO "{\"location\":\"Oslo\"}"
+#define CALL    "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+#define EARLY   " to=functions.get_weather<|channel|>commentary json<|message|>"
+#define OSLO    "{\"location\":\"Oslo\"}"
 
 static void required(void **state) {
     static const struct {
@@ -184,9 +187,9 @@ static void choices(void **state) {
 #define ALLOWED                                                                                                        \
     "{" BOTH ",\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"required\",\"tools\":[{"      \
     "\"type\":\"function\",\"function\":{\"name\":\"get time\"}}]}}}"
-#define NONE "{" BOTH ",\"tool_choice\":\"none\"}"
-#define AUTO "{" BOTH "}"
-#define TEXT "{" YES_OR_NO "}"
+#define NONE           "{" BOTH ",\"tool_choice\":\"none\"}"
+#define AUTO           "{" BOTH "}"
+#define TEXT           "{" YES_OR_NO "}"
 #define TEXT_AND_TOOLS "{" BOTH "," YES_OR_NO "}"
     static const struct {
         const char *json, *text;
@@ -229,15 +232,15 @@ static void choices(void **state) {
         {TEXT_AND_TOOLS, "<|channel|>final<|message|>no<|return|>", FINISHED},
     };
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check(cases[i].json, true, cases[i].text, cases[i].fate);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check(cases[i].json, true, cases[i].text, cases[i].fate);
     check(TEXT, false, "yes<|return|>", FINISHED);
     check(TEXT, false, "noo<|endoftext|>", FINISHED);
     check(TEXT, false, "<|channel|>", REJECTED);
     check(TEXT, false, "ya", REJECTED);
 }
 
-/* ---- masks, forgetting, copies -------------------------------------------------------------------------------------- */
+/* ---- masks, forgetting, copies --------------------------------------------------------------------------------------
+ */
 static uint32_t *mask_of(const mx_constraint *c) {
     const size_t words = ((size_t)vocab + 31) / 32;
     uint32_t *bits = malloc(words * sizeof *bits);
@@ -312,7 +315,8 @@ static void forgets(void **state) {
     mx_ids_free(&ids);
 }
 
-/* ---- what is wrong ------------------------------------------------------------------------------------------------- */
+/* ---- what is wrong -------------------------------------------------------------------------------------------------
+ */
 static void problems(void **state) {
     static const struct {
         const char *json, *param;
@@ -324,7 +328,8 @@ static void problems(void **state) {
         {"{" BOTH ",\"parallel_tool_calls\":1}", "parallel_tool_calls"},
         {"{\"tools\":{}}", "tools"},
         {"{\"tools\":[{\"type\":\"function\",\"function\":{}}]}", "tools[0].function.name"},
-        {"{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"strict\":1}}]}", "tools[0].function.strict"},
+        {"{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"strict\":1}}]}",
+         "tools[0].function.strict"},
         {"{\"response_format\":{\"type\":\"yaml\"}}", "response_format"},
         {"{\"response_format\":\"json\"}", "response_format"},
         {"{\"response_format\":{\"type\":\"json_schema\"}}", "response_format.json_schema"},
@@ -342,7 +347,8 @@ static void problems(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         assert_null(rules_of(cases[i].json, true, &problem));
         if (problem.http_status != 400 || strcmp(problem.param, cases[i].param) != 0)
-            fail_msg("%s: \"%s\" of \"%s\", \"%s\" expected", cases[i].json, problem.text, problem.param, cases[i].param);
+            fail_msg("%s: \"%s\" of \"%s\", \"%s\" expected", cases[i].json, problem.text, problem.param,
+                     cases[i].param);
     }
     for (size_t i = 0; i < sizeof nothing / sizeof *nothing; i++) {
         assert_null(rules_of(nothing[i], true, &problem));
@@ -350,7 +356,8 @@ static void problems(void **state) {
     }
 }
 
-/* ---- answers of models ---------------------------------------------------------------------------------------------- */
+/* ---- answers of models ----------------------------------------------------------------------------------------------
+ */
 typedef struct asked {
     const char *name, *json;
     bool call, text; /* what an answer may be */
@@ -407,7 +414,8 @@ static void check_answer(answer *a) {
     }
 }
 
-static void submit(mx_engine *engine, const mx_ids *prompt, const mx_logit_bias *bias, int biases, answer *a, int seed) {
+static void submit(mx_engine *engine, const mx_ids *prompt, const mx_logit_bias *bias, int biases, answer *a,
+                   int seed) {
     const mx_turn_options options = {.tokenizer = tokenizer, .stop_tokens = &stop};
     mx_handle handle;
     mx_error error;
@@ -445,7 +453,8 @@ static void run(mx_engine *engine, const char *what, const mx_logit_bias *bias, 
             for (int i = 0; i < n; i++) {
                 answer *a = events[i].user;
                 if (events[i].type == MX_EVENT_FAILED) fail_msg("%s: %s", a->asked->name, events[i].error.text);
-                if (events[i].type == MX_EVENT_TOKEN) assert_int_equal(mx_turn_push(a->turn, events[i].token, &error), 0);
+                if (events[i].type == MX_EVENT_TOKEN)
+                    assert_int_equal(mx_turn_push(a->turn, events[i].token, &error), 0);
                 if (events[i].type != MX_EVENT_FINISHED) continue;
                 a->finish = events[i].finish;
                 assert_int_equal(mx_turn_end(a->turn, a->finish, &error), MX_OK);
@@ -474,36 +483,42 @@ static mx_engine *engine_on(mx_model *model) {
     return engine;
 }
 
+/* What ends messages and strings is made more likely, so that they end. */
+static int ends(float value, mx_logit_bias bias[static 8]) {
+    static const char *const texts[] = {"<|end|>", "<|return|>", "<|call|>", "\"", "}", "\"}"};
+    int count = 0;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        mx_ids ids = tokens_of(texts[i]);
+        if (ids.count == 1) bias[count++] = (mx_logit_bias){ids.data[0], value};
+        mx_ids_free(&ids);
+    }
+    return count;
+}
+
 static void stories(void **state) {
+    mx_logit_bias bias[8];
     mx_model *model;
     mx_error error;
     (void)state;
     if (mx_model_open(source_path("tools/stories/checkpoint"), NULL, &model, &error)) fail_msg("%s", error.text);
     mx_engine *engine = engine_on(model);
-    run(engine, "stories", NULL, 0);
+    run(engine, "stories", bias, ends(6, bias));
     mx_engine_destroy(engine);
     mx_model_close(model);
 }
 
-/* Nothing that is not forbidden is unlikely; what ends messages and strings is made more likely, so that they end. */
+/* Nothing that is not forbidden is unlikely. */
 static void random_weights(void **state) {
-    static const char *const ends[] = {"<|end|>", "<|return|>", "<|call|>", "\"", "}", "\"}"};
     mx_logit_bias bias[8];
     mx_config config;
     mx_model *model;
     mx_error error;
-    int biases = 0;
     (void)state;
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        mx_ids ids = tokens_of(ends[i]);
-        if (ids.count == 1) bias[biases++] = (mx_logit_bias){ids.data[0], 12};
-        mx_ids_free(&ids);
-    }
     if (mx_synthetic_config(source_path("tools/stories/checkpoint"), 2, &config, &error) ||
         mx_model_make(&config, 1, &(mx_load_options){.threads = 2}, NULL, &model, &error))
         fail_msg("%s", error.text);
     mx_engine *engine = engine_on(model);
-    run(engine, "random weights", bias, biases);
+    run(engine, "random weights", bias, ends(12, bias));
     mx_engine_destroy(engine);
     mx_model_close(model);
 }
@@ -532,8 +547,8 @@ static int tear_down(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest quick[] = {
-        cmocka_unit_test(required), cmocka_unit_test(choices),  cmocka_unit_test(exact),
-        cmocka_unit_test(forgets),  cmocka_unit_test(problems), cmocka_unit_test(stories),
+        cmocka_unit_test(required),       cmocka_unit_test(choices),  cmocka_unit_test(exact),
+        cmocka_unit_test(forgets),        cmocka_unit_test(problems), cmocka_unit_test(stories),
         cmocka_unit_test(random_weights),
     };
     const struct CMUnitTest full[] = {cmocka_unit_test(stories), cmocka_unit_test(random_weights)};

@@ -73,7 +73,7 @@ static int64_t number(const mx_json *fields, const char *name, int64_t otherwise
     return value;
 }
 
-/* {"prompt", "repeat", "max_tokens", "n", "logprobs", "stream"} */
+/* {"prompt", "repeat", "max_tokens" (and no fewer), "n", "logprobs", "stream"} */
 static void answer(mx_exchange *x) {
     const mx_json *fields = mx_exchange_json(x);
     if (!fields) return;
@@ -87,6 +87,7 @@ static void answer(mx_exchange *x) {
     bool stream = false;
     mx_json_bool(mx_json_get(fields, "stream"), &stream);
     r.best_of = r.n;
+    r.min_tokens = r.max_tokens;
     r.sampling.temperature = 1;
     r.sampling.seed = 1;
     r.prompts = calloc(1, sizeof *r.prompts);

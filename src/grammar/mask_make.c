@@ -1,0 +1,314 @@
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "grammar/mask_private.h"
+
+/* Masks of single states: all tokens that the state's machine takes, whoever called it, and the nodes of the tree where
+ * the machine may be complete. Those of simple machines, which call nothing, are the dear ones (a string's characters:
+ * nearly all tokens) and are the same in all grammars: their key is a hash of what can be reached from the state. */
+
+/* ---- keys ---------------------------------------------------------------------------------------------------------
+ */
+/* More states than that are not looked through. */
+enum { KEY_STATES = 200 };
+
+static mx_state_key key_of_hash(XXH128_hash_t h) {
+    return (mx_state_key){h.low64, h.high64};
+}
+
+static mx_state_key local_key(const mx_grammar *g, uint32_t state, mx_rounds r) {
+    const uint64_t data[] = {1, g->id, state, r.left, r.wanted};
+    return key_of_hash(XXH3_128bits(data, sizeof data));
+}
+
+typedef struct reached {
+    uint32_t state[KEY_STATES], count;
+    mx_bytes text;
+    bool ok;
+} reached;
+
+static uint32_t number(reached *r, uint32_t state) {
+    uint32_t i = 0;
+    while (i < r->count && r->state[i] != state) i++;
+    if (i == KEY_STATES)
+        r->ok = false;
+    else if (i == r->count)
+        r->state[r->count++] = state;
+    return i;
+}
+
+/* The automaton from the state on, in the order in which bytes lead to its states. */
+static void describe(reached *r, const mx_grammar *g, const mx_machine *m, uint32_t state) {
+    number(r, state);
+    if (m->counted) number(r, m->start);
+    const uint32_t head[] = {m->counted, m->counted && state == m->start};
+    r->ok = r->ok && mx_bytes_add(&r->text, head, sizeof head);
+    for (uint32_t i = 0; r->ok && i < r->count; i++) {
+        uint32_t before = 0;
+        for (int byte = 0; byte < 256 && r->ok; byte++) {
+            if (byte > 0 && g->class_of[byte] == g->class_of[byte - 1]) continue;
+            const uint32_t next = mx_next_state(g, r->state[i], (uint8_t)byte);
+            const uint32_t to = next == MX_DEAD ? 0 : number(r, next) + 1;
+            const uint32_t change[] = {(uint32_t)byte, to};
+            if (to != before) r->ok = r->ok && mx_bytes_add(&r->text, change, sizeof change);
+            before = to;
+        }
+        const uint32_t end[] = {256, g->state[r->state[i]].flags & MX_STATE_ACCEPTS};
+        r->ok = r->ok && mx_bytes_add(&r->text, end, sizeof end);
+    }
+}
+
+static mx_state_key shared_key(const mx_grammar *cg, uint32_t state) {
+    mx_grammar *g = (mx_grammar *)cg; /* its caches change */
+    if (atomic_load_explicit(&g->has_key[state], memory_order_acquire)) return g->key[state];
+    reached r = {.ok = true};
+    describe(&r, g, &g->machine[g->state[state].machine], state);
+    const mx_state_key key =
+        r.ok ? key_of_hash(XXH3_128bits(r.text.data, r.text.size)) : local_key(g, state, (mx_rounds){0});
+    mx_bytes_free(&r.text);
+    pthread_mutex_lock(&g->lock);
+    if (!atomic_load_explicit(&g->has_key[state], memory_order_relaxed)) {
+        g->key[state] = key;
+        atomic_store_explicit(&g->has_key[state], 1, memory_order_release);
+    }
+    pthread_mutex_unlock(&g->lock);
+    return key;
+}
+
+mx_rounds mx_rounds_of(const mx_grammar *g, const mx_vocabulary *v, mx_place p) {
+    const mx_machine *m = &g->machine[g->state[p.state].machine];
+    const uint32_t most = v->longest + 1;
+    mx_rounds r = {0, 0};
+    if (!m->counted) return r;
+    r.left = m->most == UINT32_MAX || m->most - p.count > most ? most : m->most - p.count;
+    if (p.count < m->least) r.wanted = m->least - p.count > most ? most : m->least - p.count;
+    return r;
+}
+
+/* ---- what is found on a walk --------------------------------------------------------------------------------------
+ */
+typedef struct finding {
+    const mx_vocabulary *v;
+    uint32_t *id;    /* [tokens] */
+    uint16_t *round; /* [tokens]; NULL: the machine is not counted */
+    uint32_t ids;
+    uint32_t *leaving;
+    uint16_t *leaving_round;
+    size_t leavings, leaving_room, leaving_round_room;
+    bool failed;
+} finding;
+
+static inline void take_tokens(finding *f, const mx_trie_node *n, uint32_t rounds) {
+    for (uint32_t k = n->first, end = mx_trie_own_end(f->v, n); k < end; k++) {
+        if (f->round) f->round[f->ids] = (uint16_t)rounds;
+        f->id[f->ids++] = f->v->id[k];
+    }
+}
+
+/* The machine may be complete in this node. */
+static void take_leaving(finding *f, const mx_trie_node *n, uint32_t rounds) {
+    for (uint32_t i = 0; i < n->children; i++) {
+        if (f->round && !MX_PUSH(f->leaving_round, f->leavings, f->leaving_round_room, (uint16_t)rounds)) {
+            f->failed = true;
+            return;
+        }
+        if (f->round) f->leavings--;
+        if (!MX_PUSH(f->leaving, f->leavings, f->leaving_room, n->child + i)) {
+            f->failed = true;
+            return;
+        }
+    }
+}
+
+typedef struct level {
+    uint32_t at, end, state, rounds;
+} level;
+
+/* A simple machine: one state at a time. In a counted one `rounds` are those that are complete on the way, and a token
+ * takes one more where it ends within one. */
+static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *stack) {
+    const mx_vocabulary *v = f->v;
+    const mx_machine *m = &g->machine[g->state[state].machine];
+    const uint32_t one = m->counted ? 1 : 0;
+    uint32_t depth = 0;
+    stack[0] = (level){v->node[0].child, v->node[0].child + v->node[0].children, state, 0};
+    for (;;) {
+        level *l = &stack[depth];
+        if (l->at == l->end) {
+            if (depth-- == 0) return;
+            continue;
+        }
+        const mx_trie_node *n = &v->node[l->at++];
+        uint32_t next = mx_next_state(g, l->state, n->byte), rounds = l->rounds;
+        if (next == MX_DEAD) continue;
+        if (g->state[next].flags & MX_STATE_ACCEPTS) {
+            rounds += one;
+            take_tokens(f, n, rounds);
+            if (n->children) take_leaving(f, n, rounds);
+            if (m->counted) next = m->start;
+        } else
+            take_tokens(f, n, rounds + one);
+        if (n->children && (g->state[next].flags & MX_STATE_ROW))
+            stack[++depth] = (level){n->child, n->child + n->children, next, rounds};
+    }
+}
+
+void mx_walk_below(const mx_walk *w, const mx_trie_node *node, const mx_places *in, uint32_t depth) {
+    mx_places *out = &w->level[depth];
+    for (uint32_t i = 0; i < node->children; i++) {
+        const mx_trie_node *n = &w->v->node[node->child + i];
+        const size_t frames = w->stack->frames, callers = w->stack->callers;
+        if (mx_stack_step(w->stack, in, n->byte, out)) {
+            w->take(w->user, n, out);
+            if (n->children && out->count) mx_walk_below(w, n, out, depth + 1);
+        }
+        w->stack->frames = frames;
+        w->stack->callers = callers;
+    }
+}
+
+static void find(void *user, const mx_trie_node *n, const mx_places *places) {
+    take_tokens(user, n, 0);
+    if (places->ends && n->children) take_leaving(user, n, 0);
+}
+
+/* Any machine: on a stack with nothing below it. */
+static void walk_general(finding *f, const mx_grammar *g, uint32_t state, uint32_t count) {
+    const mx_vocabulary *v = f->v;
+    mx_stack stack;
+    mx_place place = {state, count, 0};
+    const mx_places in = {.place = &place, .count = 1, .room = 1};
+    mx_places *levels = calloc(v->longest + 1, sizeof *levels);
+    const bool ok = mx_stack_create(&stack, g);
+    if (ok && levels) mx_walk_below(&(mx_walk){v, &stack, levels, find, f}, &v->node[0], &in, 0);
+    if (!ok || !levels || stack.failed) f->failed = true;
+    for (uint32_t i = 0; levels && i <= v->longest; i++) free(levels[i].place);
+    free(levels);
+    mx_stack_free(&stack);
+}
+
+/* ---- from findings to masks ---------------------------------------------------------------------------------------
+ */
+/* By bytes; the order of those with one byte does not matter. */
+static bool sort_leaving(const finding *f, mx_mask *m) {
+    if (f->leavings == 0) return true;
+    m->leaving = malloc(f->leavings * sizeof *m->leaving);
+    m->leaving_from = calloc(257, sizeof *m->leaving_from);
+    if (f->round) m->rounds = malloc(f->leavings * sizeof *m->rounds);
+    if (!m->leaving || !m->leaving_from || (f->round && !m->rounds)) return false;
+    for (size_t i = 0; i < f->leavings; i++) m->leaving_from[f->v->node[f->leaving[i]].byte + 1]++;
+    for (int i = 0; i < 256; i++) m->leaving_from[i + 1] += m->leaving_from[i];
+    uint32_t fill[256];
+    memcpy(fill, m->leaving_from, sizeof fill);
+    for (size_t i = 0; i < f->leavings; i++) {
+        const uint32_t to = fill[f->v->node[f->leaving[i]].byte]++;
+        m->leaving[to] = f->leaving[i];
+        if (f->round) m->rounds[to] = f->leaving_round[i];
+    }
+    m->bytes += f->leavings * (sizeof *m->leaving + (f->round ? sizeof *m->rounds : 0)) + 257 * sizeof(uint32_t);
+    return true;
+}
+
+static bool set_bits(mx_mask *m, const mx_vocabulary *v, const uint32_t *id, uint32_t ids) {
+    m->bits = calloc(v->words ? v->words : 1, sizeof *m->bits);
+    if (!m->bits) return false;
+    for (uint32_t i = 0; i < ids; i++) m->bits[id[i] / 32] |= 1u << id[i] % 32;
+    m->bytes += v->words * sizeof *m->bits;
+    return true;
+}
+
+/* A few ids are kept as a list, more as bits; of a counted machine as both, the list by rounds. */
+static bool keep_tokens(const finding *f, mx_mask *m) {
+    const mx_vocabulary *v = f->v;
+    const bool few = f->ids < v->words;
+    if (!f->round && !few) return set_bits(m, v, f->id, f->ids);
+    m->id = malloc((f->ids + 1) * sizeof *m->id);
+    m->ids = f->ids;
+    m->bytes += f->ids * sizeof *m->id;
+    if (!m->id) return false;
+    if (!f->round) {
+        memcpy(m->id, f->id, f->ids * sizeof *m->id);
+        return true;
+    }
+    for (uint32_t i = 0; i < f->ids; i++)
+        if (f->round[i] > m->most_rounds) m->most_rounds = f->round[i];
+    m->round_from = calloc(m->most_rounds + 3, sizeof *m->round_from);
+    if (!m->round_from) return false;
+    for (uint32_t i = 0; i < f->ids; i++) m->round_from[f->round[i] + 2]++;
+    for (uint32_t i = 0; i <= m->most_rounds; i++) m->round_from[i + 2] += m->round_from[i + 1];
+    for (uint32_t i = 0; i < f->ids; i++) m->id[m->round_from[f->round[i] + 1]++] = f->id[i];
+    m->bytes += (m->most_rounds + 3) * sizeof *m->round_from;
+    return set_bits(m, v, m->id, m->ids);
+}
+
+static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_rounds rounds, mx_state_key key) {
+    const mx_machine *machine = &g->machine[g->state[state].machine];
+    mx_mask *m = calloc(1, sizeof *m);
+    finding f = {.v = v, .id = malloc((v->tokens + 1) * sizeof *f.id)};
+    if (machine->simple && machine->counted) f.round = malloc((v->tokens + 1) * sizeof *f.round);
+    level *stack = malloc((v->longest + 1) * sizeof *stack);
+    bool ok = m && f.id && stack && (f.round || !machine->simple || !machine->counted);
+    if (ok && machine->simple)
+        walk_simple(&f, g, state, stack);
+    else if (ok) {
+        /* A count that stands for all that have as many rounds left and wanted. */
+        uint32_t count = 0;
+        if (machine->counted && machine->most != UINT32_MAX && rounds.left <= v->longest)
+            count = machine->most - rounds.left;
+        else if (machine->counted && machine->least >= rounds.wanted)
+            count = machine->least - rounds.wanted;
+        walk_general(&f, g, state, count);
+    }
+    if (ok) {
+        m->key = key;
+        m->bytes = sizeof *m;
+        ok = !f.failed && keep_tokens(&f, m) && sort_leaving(&f, m);
+    }
+    free(stack);
+    free(f.id);
+    free(f.round);
+    free(f.leaving);
+    free(f.leaving_round);
+    if (ok) return mx_mask_insert(&v->cache, m);
+    mx_mask_free(m);
+    return NULL;
+}
+
+/* Of a counted machine's tokens those that take no more rounds than are left. */
+static mx_mask *make_for_rounds(mx_vocabulary *v, const mx_mask *all, uint32_t left, mx_state_key key) {
+    mx_mask *m = calloc(1, sizeof *m);
+    if (!m) return NULL;
+    m->key = key;
+    m->bytes = sizeof *m;
+    const uint32_t ids = all->round_from[left + 1];
+    bool ok = true;
+    if (ids >= v->words)
+        ok = set_bits(m, v, all->id, ids);
+    else {
+        m->id = malloc((ids + 1) * sizeof *m->id);
+        m->ids = ids;
+        m->bytes += ids * sizeof *m->id;
+        ok = m->id;
+        if (ok && ids) memcpy(m->id, all->id, ids * sizeof *m->id);
+    }
+    if (ok) return mx_mask_insert(&v->cache, m);
+    mx_mask_free(m);
+    return NULL;
+}
+
+mx_mask *mx_mask_of(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_rounds rounds, mx_mask **own) {
+    const mx_machine *machine = &g->machine[g->state[state].machine];
+    const mx_state_key key = machine->simple ? shared_key(g, state) : local_key(g, state, rounds);
+    *own = NULL;
+    mx_mask *m = mx_mask_find(&v->cache, key);
+    if (!m) m = make(g, v, state, rounds, key);
+    if (!m || !m->round_from || rounds.left >= m->most_rounds) return m;
+    const uint64_t data[] = {2, key.low, key.high, rounds.left};
+    const mx_state_key rounds_key = key_of_hash(XXH3_128bits(data, sizeof data));
+    *own = mx_mask_find(&v->cache, rounds_key);
+    if (!*own) *own = make_for_rounds(v, m, rounds.left, rounds_key);
+    if (*own) return m;
+    mx_mask_release(&v->cache, m);
+    return NULL;
+}

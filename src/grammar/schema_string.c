@@ -1,0 +1,182 @@
+#include <string.h>
+
+#include "grammar/schema_parts.h"
+
+/* What keywords say of strings. */
+
+/* ---- formats ----------------------------------------------------------------------------------------------------- */
+/* RFC 3339 without leap seconds; up to 9 digits of a second. The year 0000 is left out: few programs know it. */
+#define YEAR "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+#define LEAP_YEAR                                                                                                      \
+    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+#define DATE                                                                                                           \
+    "(" YEAR "-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"                         \
+    "02-(0[1-9]|1[0-9]|2[0-8]))|" LEAP_YEAR "-02-29)"
+#define HOUR_MINUTE "([01][0-9]|2[0-3]):[0-5][0-9]"
+#define TIME HOUR_MINUTE ":[0-5][0-9](\\.[0-9]{1,9})?([Zz]|[+-]" HOUR_MINUTE ")"
+/* RFC 3339, appendix A */
+#define N "[0-9]{1,9}"
+#define DURATION_TIME "T(" N "H(" N "M(" N "S)?)?|" N "M(" N "S)?|" N "S)"
+#define DURATION                                                                                                       \
+    "P(" N "W|(" N "D|" N "M(" N "D)?|" N "Y(" N "M(" N "D)?)?)(" DURATION_TIME ")?|" DURATION_TIME ")"
+/* RFC 1123: at most 253 characters: one label of 63 and 3 of 62, or 10 of 24. */
+#define LABEL(most) "[A-Za-z0-9]([A-Za-z0-9-]{0," most "}[A-Za-z0-9])?"
+#define HOSTNAME "(" LABEL("61") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
+#define ATOM "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
+#define EMAIL ATOM "{1,64}(\\." ATOM "{1,20}){0,2}@" HOSTNAME
+#define OCTET "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+#define IPV4 OCTET "(\\." OCTET "){3}"
+/* RFC 4291 */
+#define H16 "[0-9a-fA-F]{1,4}"
+#define LS32 "(" H16 ":" H16 "|" IPV4 ")"
+#define IPV6                                                                                                           \
+    "((" H16 ":){6}" LS32 "|::(" H16 ":){5}" LS32 "|(" H16 ")?::(" H16 ":){4}" LS32 "|((" H16 ":){0,1}" H16            \
+    ")?::(" H16 ":){3}" LS32 "|((" H16 ":){0,2}" H16 ")?::(" H16 ":){2}" LS32 "|((" H16 ":){0,3}" H16 ")?::" H16       \
+    ":" LS32 "|((" H16 ":){0,4}" H16 ")?::" LS32 "|((" H16 ":){0,5}" H16 ")?::" H16 "|((" H16 ":){0,6}" H16 ")?::)"
+#define UUID "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+/* RFC 3986 */
+#define UNRESERVED "A-Za-z0-9._~!$&'()*+,;=\\-" /* and sub-delims */
+#define PERCENT "%[0-9A-Fa-f]{2}"
+#define PCHAR "([" UNRESERVED ":@]|" PERCENT ")"
+#define AUTHORITY                                                                                                      \
+    "(([" UNRESERVED ":]|" PERCENT ")*@)?(\\[(" IPV6 "|[vV][0-9A-Fa-f]+\\.[" UNRESERVED ":]+)\\]|([" UNRESERVED        \
+    "]|" PERCENT ")*)(:[0-9]*)?"
+#define PATHS(first) "(//" AUTHORITY "(/" PCHAR "*)*|/(" PCHAR "+(/" PCHAR "*)*)?|" first "(/" PCHAR "*)*)?"
+#define QUERY "(\\?([" UNRESERVED ":@/?]|" PERCENT ")*)?(#([" UNRESERVED ":@/?]|" PERCENT ")*)?"
+#define URI "[A-Za-z][A-Za-z0-9+.\\-]*:" PATHS(PCHAR "+") QUERY
+#define URI_REFERENCE URI "|" PATHS("([" UNRESERVED "@]|" PERCENT ")+") QUERY
+/* RFC 6901 */
+#define JSON_POINTER "(/([^~/]|~[01])*)*"
+
+static const struct {
+    const char *name, *pattern; /* NULL: says nothing about texts */
+} formats[] = {
+    {"date", DATE},
+    {"time", TIME},
+    {"date-time", DATE "[Tt]" TIME},
+    {"duration", DURATION},
+    {"email", EMAIL},
+    {"hostname", HOSTNAME},
+    {"ipv4", IPV4},
+    {"ipv6", IPV6},
+    {"uuid", UUID},
+    {"uri", URI},
+    {"uri-reference", URI_REFERENCE},
+    {"json-pointer", JSON_POINTER},
+    {"relative-json-pointer", "(0|[1-9][0-9]{0,8})(#|" JSON_POINTER ")"},
+    {"byte", "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"},
+    {"binary", NULL},
+    {"password", NULL},
+    {"int32", NULL},
+    {"int64", NULL},
+    {"float", NULL},
+    {"double", NULL},
+};
+
+static mx_regular *format_language(mx_schema_compiler *c, const mx_json *node, const mx_json *format) {
+    if (format->type != MX_JSON_STRING) {
+        mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"format\" must be a string");
+        return NULL;
+    }
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (mx_json_is_string(format, formats[i].name))
+            return formats[i].pattern ? mx_schema_regex(c, formats[i].pattern) : c->all_text;
+    mx_schema_fail(c, MX_UNSUPPORTED, node,
+                   "\"format\": \"%.60s\" is not supported (date, time, date-time, duration, email, hostname, ipv4, "
+                   "ipv6, uuid, uri, uri-reference, json-pointer, relative-json-pointer are); \"pattern\" may do",
+                   format->text);
+    return NULL;
+}
+
+/* ---- lengths, patterns ------------------------------------------------------------------------------------------- */
+bool mx_schema_count(mx_schema_compiler *c, const mx_json *node, const char *keyword, int64_t *out) {
+    const mx_json *v = mx_json_get(node, keyword);
+    if (!v || c->status) return false;
+    int64_t n;
+    double d;
+    if (mx_json_int64(v, &n) && n >= 0) {
+        *out = n < INT32_MAX ? n : INT32_MAX;
+        return true;
+    }
+    if (mx_json_double(v, &d) && d >= INT32_MAX) { /* more than anything has */
+        *out = INT32_MAX;
+        return true;
+    }
+    mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"%s\" must be a whole number of at least 0", keyword);
+    return false;
+}
+
+mx_regular *mx_schema_lengths(mx_schema_compiler *c, const mx_json *node, int64_t least, int64_t most) {
+    if (c->status) return NULL;
+    mx_regular *r = NULL;
+    mx_error error;
+    mx_status status = mx_regular_length(least, most, &r, &error);
+    return mx_schema_own(c, node, status, r, &error);
+}
+
+static mx_regular *pattern_language(mx_schema_compiler *c, const mx_json *node, const mx_json *pattern) {
+    if (pattern->type != MX_JSON_STRING) {
+        mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"pattern\" must be a string");
+        return NULL;
+    }
+    mx_regular *r = NULL;
+    mx_error error;
+    mx_status status = mx_regular_parse(pattern->text, pattern->size, false, &r, &error);
+    if (status) {
+        mx_schema_fail(c, status, node, "\"pattern\": %s", error.text);
+        return NULL;
+    }
+    return mx_schema_own(c, node, status, r, &error);
+}
+
+const mx_string_part *mx_schema_string_part(mx_schema_compiler *c, const mx_json *node) {
+    const mx_json *pattern = mx_json_get(node, "pattern"), *format = mx_json_get(node, "format");
+    mx_string_part lengths = {.language = c->all_text, .most = -1};
+    mx_string_part text = {.language = c->all_text, .most = -1};
+    bool any = mx_schema_count(c, node, "minLength", &lengths.least);
+    any |= mx_schema_count(c, node, "maxLength", &lengths.most);
+    if (!any && !pattern && !format) return NULL;
+    if (pattern) text.language = pattern_language(c, node, pattern);
+    if (format) text.language = mx_schema_and(c, text.language, format_language(c, node, format));
+    if (c->status) return NULL;
+    mx_string_part *out = mx_schema_take(c, 2 * sizeof *out);
+    if (!out) return NULL;
+    out[0] = lengths;
+    out[1] = text;
+    if (text.language == c->all_text) return &out[0]; /* perhaps of no text, which callers ask */
+    const mx_string_part *both = mx_string_and(c, &out[0], &out[1]);
+    if (both || c->status) return both;
+    out[1] = (mx_string_part){.language = mx_schema_words(c, NULL, 0), .most = -1}; /* no text */
+    return c->status ? NULL : &out[1];
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *strings) {
+    mx_regular *all = NULL;
+    for (int i = 0; i < strings->count; i++) {
+        const mx_string_part *s = strings->at[i];
+        mx_regular *one = s->language;
+        if (s->least > 0 || s->most >= 0)
+            one = mx_schema_and(c, one, mx_schema_lengths(c, NULL, s->least, s->most));
+        all = all ? mx_schema_or(c, all, one) : one;
+        if (!all) return NULL;
+    }
+    return all ? all : mx_schema_words(c, NULL, 0);
+}
+
+mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language) {
+    if (c->status) return 0;
+    if (language == c->all_text) return c->free_string;
+    mx_regular *r = NULL;
+    mx_error error;
+    mx_status status = mx_regular_quote(language, &r, &error);
+    r = mx_schema_own(c, NULL, status, r, &error);
+    if (!r) return 0;
+    return mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
+}
+
+mx_expr mx_schema_write_string(mx_schema_compiler *c, const mx_string_part *a) {
+    if (a->language != c->all_text || (a->least == 0 && a->most < 0)) return mx_schema_write_texts(c, a->language);
+    const mx_expr characters = mx_expr_repeat(c->builder, c->character, a->least, a->most);
+    return mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, characters, c->quote}, 3);
+}

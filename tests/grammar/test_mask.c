@@ -1,0 +1,301 @@
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "grammar/grammar.h"
+
+static uint32_t random_bits(uint64_t *state) {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return (uint32_t)(*state >> 16);
+}
+
+static mx_tokenizer *open_tokenizer(const char *variable, const char *relative) {
+    char path[4096];
+    const char *root = getenv(variable);
+    if (!root) fail_msg("%s is not set; run the tests with meson test", variable);
+    snprintf(path, sizeof path, "%s/%s", root, relative);
+    if (access(path, R_OK) != 0) {
+        printf("skipped: %s is not there\n", path);
+        return NULL;
+    }
+    mx_tokenizer *t;
+    mx_error error;
+    if (mx_tokenizer_open(path, &t, &error) != MX_OK) fail_msg("%s", error.text);
+    return t;
+}
+
+static mx_tokenizer *stories(void) {
+    mx_tokenizer *t = open_tokenizer("MXRUN_SOURCE", "tools/stories/checkpoint/tokenizer.json");
+    assert_non_null(t);
+    return t;
+}
+
+/* ---- grammars ------------------------------------------------------------------------------------------------------
+ */
+typedef mx_grammar_builder builder;
+
+static mx_expr sequence_of(builder *b, int count, const mx_expr *items) {
+    return mx_expr_sequence(b, items, count);
+}
+#define SEQ(b, ...)                                                                                                    \
+    sequence_of(b, (int)(sizeof((mx_expr[]){__VA_ARGS__}) / sizeof(mx_expr)), (const mx_expr[]){__VA_ARGS__})
+#define ANY(b, ...)                                                                                                    \
+    mx_expr_choice(b, (const mx_expr[]){__VA_ARGS__}, (int)(sizeof((mx_expr[]){__VA_ARGS__}) / sizeof(mx_expr)))
+#define S(text) mx_expr_string(b, text)
+
+static mx_expr pattern(builder *b, const char *text) {
+    mx_regular *r;
+    mx_error error;
+    if (mx_regular_parse(text, strlen(text), true, &r, &error) != MX_OK) fail_msg("%s", error.text);
+    const mx_expr e = mx_expr_regular(b, r);
+    mx_regular_free(r);
+    return e;
+}
+
+#define CHARACTER "(?:[^\"\\\\\\x00-\\x1f]|\\\\[\"\\\\bfnrt]|\\\\u00[01][0-9a-f])"
+
+static mx_expr json_string(builder *b) {
+    return SEQ(b, S("\""), pattern(b, CHARACTER "*"), S("\""));
+}
+
+static mx_expr list(builder *b, const char *open, mx_expr item, const char *close) {
+    const mx_expr more = mx_expr_repeat(b, SEQ(b, S(","), mx_expr_repeat(b, S(" "), 0, 1), item), 0, -1);
+    return SEQ(b, S(open), mx_expr_repeat(b, SEQ(b, item, more), 0, 1), S(close));
+}
+
+/* Any JSON value. */
+static mx_expr any_value(builder *b) {
+    const mx_rule value = mx_rule_add(b, "value");
+    const mx_expr again = mx_expr_rule(b, value), string = json_string(b);
+    const mx_expr number = pattern(b, "-?(?:0|[1-9][0-9]*)(?:\\.[0-9]+)?(?:[eE][-+]?[0-9]+)?");
+    const mx_expr member = SEQ(b, string, S(":"), mx_expr_repeat(b, S(" "), 0, 1), again);
+    mx_rule_set(
+        b, value,
+        ANY(b, string, number, S("true"), S("false"), S("null"), list(b, "{", member, "}"), list(b, "[", again, "]")));
+    return again;
+}
+
+static mx_expr person(builder *b) {
+    return SEQ(b, S("{\"name\": "), json_string(b), S(", \"age\": "), pattern(b, "[1-9][0-9]{0,2}"),
+               mx_expr_repeat(b, SEQ(b, S(", \"nick\": "), json_string(b)), 0, 1), S(", \"mood\": \""),
+               ANY(b, S("happy"), S("happily married"), S("sad")), S("\"}"));
+}
+
+static mx_expr counted(builder *b) {
+    const mx_expr c = pattern(b, CHARACTER), item = mx_expr_repeat(b, c, 3, 40);
+    const mx_expr x = ANY(b, any_value(b), S("abc"));
+    return ANY(b, SEQ(b, S("\""), mx_expr_repeat(b, c, 0, 7), S("\"")), SEQ(b, S("\""), item, S("\"!")),
+               SEQ(b, S("["), x, mx_expr_repeat(b, SEQ(b, S(","), x), 11, 13), S("]")),
+               mx_expr_repeat(b, SEQ(b, S("<"), item, S(">")), 5, 200));
+}
+
+/* Several readings at once, some of which end where others go on. */
+static mx_expr ambiguous(builder *b) {
+    const mx_rule r = mx_rule_add(b, "r");
+    const mx_expr word = pattern(b, "[a-z]+"), words = mx_expr_repeat(b, SEQ(b, word, S(" ")), 1, -1);
+    mx_rule_set(b, r,
+                ANY(b, words, SEQ(b, word, S(" "), mx_expr_rule(b, r), S(".")), SEQ(b, S("the "), mx_expr_rule(b, r)),
+                    mx_expr_repeat(b, ANY(b, S("a"), S("aa"), S("the"), word), 3, 90)));
+    return mx_expr_rule(b, r);
+}
+
+static mx_expr prose(builder *b) {
+    return pattern(b, "(?:[A-Z][^.\\n]{3,200}\\. ?)*");
+}
+
+static mx_expr (*const grammars[])(builder *b) = {any_value, person, counted, ambiguous, prose};
+enum { GRAMMARS = sizeof grammars / sizeof *grammars };
+
+static mx_grammar *grammar(int i) {
+    builder *b = mx_grammar_builder_create();
+    mx_grammar *g;
+    mx_error error;
+    if (mx_grammar_compile(b, grammars[i](b), &g, &error) != MX_OK) fail_msg("%s", error.text);
+    mx_grammar_builder_free(b);
+    return g;
+}
+
+/* ---- masks against the matcher -------------------------------------------------------------------------------------
+ */
+/* Every `step`th token: is its bit what the matcher says? Returns a random token that is allowed, or -1. */
+static int32_t compare(mx_matcher *m, const mx_tokenizer *t, int32_t vocab, uint32_t *bits, int step, uint64_t *seed) {
+    const size_t words = ((size_t)vocab + 31) / 32;
+    memset(bits, 0xA5, words * sizeof *bits);
+    mx_matcher_mask(m, bits);
+    for (int32_t id = (int32_t)(random_bits(seed) % (uint32_t)step); id < vocab; id += step) {
+        const bool accepted = mx_matcher_accept_token(m, id);
+        if (accepted) assert_true(mx_matcher_rollback(m, 1));
+        if (accepted != (bits[id / 32] >> id % 32 & 1)) {
+            size_t size = 0;
+            const char *text = mx_token_bytes(t, id, &size);
+            fail_msg("token %d \"%.*s\": accepted %d, not so in the mask", (int)id, (int)size, text ? text : "",
+                     accepted);
+        }
+    }
+    if (vocab % 32) assert_int_equal(bits[words - 1] >> vocab % 32, 0);
+    int32_t count = 0, pick = -1;
+    for (int32_t id = 0; id < vocab; id++)
+        if (bits[id / 32] >> id % 32 & 1 && random_bits(seed) % (uint32_t)++count == 0) pick = id;
+    if (pick < 0) assert_true(mx_matcher_can_end(m));
+    if (mx_matcher_must_end(m)) assert_int_equal(pick, -1);
+    return pick;
+}
+
+static bool is_short(const mx_tokenizer *t, int32_t id) {
+    size_t size;
+    return mx_token_bytes(t, id, &size) && size < 3;
+}
+
+static void walk(mx_grammar *g, mx_vocabulary *v, const mx_tokenizer *t, int32_t vocab, int steps, int step,
+                 uint64_t seed) {
+    uint32_t *bits = malloc(((size_t)vocab + 31) / 32 * sizeof *bits);
+    mx_matcher *m;
+    assert_int_equal(mx_matcher_create(g, v, &m, NULL), MX_OK);
+    for (int i = 0; i < steps; i++) {
+        int32_t pick = compare(m, t, vocab, bits, step, &seed);
+        if (pick < 0) break;
+        /* Texts that end now and then: short tokens often. */
+        for (int tries = 0; tries < 200 && random_bits(&seed) % 2 && !is_short(t, pick); tries++) {
+            const int32_t other = (int32_t)(random_bits(&seed) % (uint32_t)vocab);
+            if (bits[other / 32] >> other % 32 & 1) pick = other;
+        }
+        assert_true(mx_matcher_accept_token(m, pick));
+        if (i % 5 == 0) {
+            mx_matcher *c = mx_matcher_clone(m);
+            compare(c, t, vocab, bits, 101, &seed);
+            mx_matcher_free(c);
+        }
+    }
+    mx_matcher_free(m);
+    free(bits);
+}
+
+static void masks_are_what_the_matcher_takes(void **state) {
+    (void)state;
+    mx_tokenizer *t = stories();
+    /* Ids that have no token, at the end and in the padding. */
+    const int32_t vocab = mx_tokenizer_size(t) + 45;
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, vocab, &v, NULL), MX_OK);
+    for (int i = 0; i < GRAMMARS; i++) {
+        mx_grammar *g = grammar(i);
+        for (uint64_t seed = 1; seed <= 6; seed++) walk(g, v, t, vocab, 25, 1, seed * 0x9E3779B97F4A7C15u);
+        mx_grammar_free(g);
+    }
+    mx_vocabulary_free(v);
+    /* Fewer logits than tokens. */
+    mx_grammar *g = grammar(0);
+    assert_int_equal(mx_vocabulary_create(t, 501, &v, NULL), MX_OK);
+    walk(g, v, t, 501, 10, 1, 77);
+    mx_vocabulary_free(v);
+    mx_grammar_free(g);
+    mx_tokenizer_close(t);
+}
+
+static void masks_of_the_published_vocabulary(void **state) {
+    (void)state;
+    mx_tokenizer *t = open_tokenizer("MXRUN_SHARED", "data/tokenizer/tokenizer.json");
+    if (!t) skip();
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, 201088, &v, NULL), MX_OK);
+    for (int i = 0; i < GRAMMARS; i++) {
+        mx_grammar *g = grammar(i);
+        walk(g, v, t, 201088, 15, 37, 0x9E3779B97F4A7C15u + (uint64_t)i);
+        mx_grammar_free(g);
+    }
+    mx_vocabulary_free(v);
+    mx_tokenizer_close(t);
+}
+
+/* What a text may go on with, spelled out. */
+static void special_tokens_and_ends(void **state) {
+    (void)state;
+    mx_tokenizer *t = stories();
+    const int32_t vocab = mx_tokenizer_size(t);
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, vocab, &v, NULL), MX_OK);
+    builder *b = mx_grammar_builder_create();
+    mx_grammar *g;
+    assert_int_equal(mx_grammar_compile(b, pattern(b, "[^]*"), &g, NULL), MX_OK);
+    mx_grammar_builder_free(b);
+    mx_matcher *m;
+    assert_int_equal(mx_matcher_create(g, v, &m, NULL), MX_OK);
+    uint32_t *bits = malloc(((size_t)vocab + 31) / 32 * sizeof *bits);
+    mx_matcher_mask(m, bits);
+    int allowed = 0;
+    for (int32_t id = 0; id < vocab; id++) {
+        const bool bit = bits[id / 32] >> id % 32 & 1;
+        if (mx_is_special(t, id)) assert_false(bit);
+        allowed += bit;
+    }
+    assert_true(allowed > vocab / 2);
+    assert_false(mx_matcher_accept_token(m, -1));
+    assert_false(mx_matcher_accept_token(m, vocab));
+    mx_grammar_prepare(g, v, 1);
+    free(bits);
+    mx_matcher_free(m);
+    mx_grammar_free(g);
+    mx_vocabulary_free(v);
+    mx_tokenizer_close(t);
+}
+
+/* ---- threads -------------------------------------------------------------------------------------------------------
+ */
+typedef struct shared {
+    mx_tokenizer *t;
+    mx_vocabulary *v;
+    mx_grammar *g[GRAMMARS];
+    uint64_t seed;
+} shared;
+
+static void *work(void *arg) {
+    const shared *s = arg;
+    for (int i = 0; i < GRAMMARS; i++) {
+        mx_grammar *g = mx_grammar_keep(s->g[i]);
+        if (s->seed == 1) mx_grammar_prepare(g, s->v, 0.05);
+        walk(g, s->v, s->t, mx_tokenizer_size(s->t), 20, 501, s->seed * 0x9E3779B97F4A7C15u);
+        mx_grammar_free(g);
+    }
+    return NULL;
+}
+
+static void threads_share_grammars_and_masks(void **state) {
+    (void)state;
+    shared s = {.t = stories()};
+    assert_int_equal(mx_vocabulary_create(s.t, mx_tokenizer_size(s.t), &s.v, NULL), MX_OK);
+    for (int i = 0; i < GRAMMARS; i++) s.g[i] = grammar(i);
+    shared each[4];
+    pthread_t thread[4];
+    for (int i = 0; i < 4; i++) {
+        each[i] = s;
+        each[i].seed = 1 + (uint64_t)i / 2; /* two of them do the same at the same time */
+        assert_int_equal(pthread_create(&thread[i], NULL, work, &each[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) pthread_join(thread[i], NULL);
+    for (int i = 0; i < GRAMMARS; i++) mx_grammar_free(s.g[i]);
+    mx_vocabulary_free(s.v);
+    mx_tokenizer_close(s.t);
+}
+
+int main(int count, char **word) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(masks_are_what_the_matcher_takes),
+        cmocka_unit_test(masks_of_the_published_vocabulary),
+        cmocka_unit_test(special_tokens_and_ends),
+    };
+    const struct CMUnitTest threads[] = {
+        cmocka_unit_test(threads_share_grammars_and_masks),
+    };
+    if (count > 1 && !strcmp(word[1], "threads")) return cmocka_run_group_tests(threads, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
