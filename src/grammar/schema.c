@@ -50,6 +50,7 @@ void mx_schema_fail(mx_schema_compiler *c, mx_status status, const mx_json *node
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     mx_bytes place = {0};
+    if (!node) node = c->current;
     if (node) mx_schema_place(&place, c->root, node);
     if (place.size > 300) { /* the end says more than the beginning */
         memmove(place.data + 3, place.data + place.size - 297, 298);
@@ -286,8 +287,7 @@ static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
         if (mx_object_fruitful(c, s->objects.at[i], NULL, NULL))
             choices[n++] = mx_schema_write_object(c, s->objects.at[i]);
     for (int i = 0; i < s->arrays.count; i++)
-        if (mx_array_fruitful(c, s->arrays.at[i], NULL, NULL))
-            choices[n++] = mx_schema_write_array(c, s->arrays.at[i]);
+        if (mx_array_fruitful(c, s->arrays.at[i], NULL, NULL)) choices[n++] = mx_schema_write_array(c, s->arrays.at[i]);
     for (int i = 0; i < s->strings.count; i++) choices[n++] = mx_schema_write_string(c, s->strings.at[i]);
     if (s->number) {
         mx_regular *limited = mx_schema_and(c, s->number, c->number_limit);

@@ -15,7 +15,8 @@ const mx_array_part *mx_schema_array_part(mx_schema_compiler *c, const mx_json *
     if (prefix && prefix->type != MX_JSON_ARRAY)
         mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"prefixItems\" must be an array");
     if (items && items->type == MX_JSON_ARRAY)
-        mx_schema_fail(c, MX_UNSUPPORTED, node, "\"items\" as an array is of older drafts; \"prefixItems\" is its name now");
+        mx_schema_fail(c, MX_UNSUPPORTED, node,
+                       "\"items\" as an array is of older drafts; \"prefixItems\" is its name now");
     if (unique && unique->type != MX_JSON_BOOL)
         mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"uniqueItems\" must be true or false");
     a.unique = unique && unique->boolean;
@@ -107,7 +108,8 @@ static void add_contains(mx_schema_compiler *c, mx_parts *out, mx_array_contains
 void mx_array_complement(mx_schema_compiler *c, const mx_array_part *a, mx_parts *out) {
     mx_array_part *s;
     if (a->unique)
-        mx_schema_fail(c, MX_UNSUPPORTED, a->unique_place, "\"uniqueItems\" is not supported where its opposite is asked");
+        mx_schema_fail(c, MX_UNSUPPORTED, a->unique_place,
+                       "\"uniqueItems\" is not supported where its opposite is asked");
     if (a->least > 0 && (s = add_array(c, out))) s->most = a->least - 1;
     if (a->most >= 0 && (s = add_array(c, out))) s->least = a->most + 1;
     for (int i = 0; i < a->count && !c->status; i++) {
@@ -164,8 +166,8 @@ static int64_t settled(const mx_array_part *a) {
 
 static void too_many(mx_schema_compiler *c, const mx_array_part *a) {
     mx_schema_fail(c, MX_UNSUPPORTED, NULL,
-                   "\"contains\": %d of them on one array, from the %lldth element on, are too many to count",
-                   a->contains_count, (long long)settled(a));
+                   "\"contains\" is supported with small counts, and at most %d of them on one array; these are %d",
+                   MOST_CONTAINS, a->contains_count);
 }
 
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit) {
@@ -283,7 +285,7 @@ bool mx_array_fruitful(mx_schema_compiler *c, const mx_array_part *a, mx_goal_te
     }
     counts n;
     if (!a->contains_count || test) return true; /* "perhaps" is enough there */
-    if (!count_states(a, &n)) return true; /* writing it tells */
+    if (!count_states(a, &n)) return true;       /* writing it tells */
     const bool *useful = useful_states(c, a, &n, test, context);
     return useful && useful[0];
 }

@@ -81,7 +81,8 @@ static const mx_shape *object_value(mx_schema_compiler *c, const mx_json *v, boo
     for (const mx_json *m = v->child; m; m = m->next) {
         int at = 0; /* a name that is given twice has its last value */
         while (at < o->count && (named[at].size != m->key_size || memcmp(named[at].key, m->key, m->key_size))) at++;
-        named[at] = (mx_member){m->key, m->key_size, mx_schema_goal_of(c, mx_schema_literal_of(c, m, true)), true, false};
+        named[at] =
+            (mx_member){m->key, m->key_size, mx_schema_goal_of(c, mx_schema_literal_of(c, m, true)), true, false};
         if (at == o->count) o->count++;
     }
     base->objects = (mx_parts){0};
@@ -108,7 +109,7 @@ static const mx_shape *of_value(mx_schema_compiler *c, const mx_json *v, bool ne
         constant = v->boolean ? MX_SHAPE_TRUE : MX_SHAPE_FALSE;
         break;
     case MX_JSON_NUMBER:
-        number = mx_schema_number_value(c, v, negative);
+        number = mx_schema_number_values(c, &v, 1, negative);
         s->number = negative ? mx_schema_without(c, c->number_plain, number) : number;
         return s;
     case MX_JSON_STRING:
@@ -142,21 +143,12 @@ static mx_regular *enum_strings(mx_schema_compiler *c, const mx_json *list) {
 }
 
 static mx_regular *enum_numbers(mx_schema_compiler *c, const mx_json *list, bool negative) {
-    mx_schema_word *words = mx_schema_take(c, list->count * sizeof *words * 8);
-    mx_regular *all = NULL;
-    if (!words) return NULL;
+    const mx_json **numbers = mx_schema_take(c, list->count * sizeof *numbers);
+    if (!numbers) return NULL;
     int count = 0;
-    for (const mx_json *v = list->child; v && !c->status; v = v->next) {
-        if (v->type != MX_JSON_NUMBER) continue;
-        mx_regular *one = mx_schema_number_value(c, v, negative);
-        if (negative)
-            all = all ? mx_schema_or(c, all, one) : one;
-        else if (one) {
-            const int found = mx_schema_enumerate(c, one, words + count, 8);
-            count += found > 0 ? found : 0;
-        }
-    }
-    return negative && all ? all : mx_schema_words(c, words, count);
+    for (const mx_json *v = list->child; v; v = v->next)
+        if (v->type == MX_JSON_NUMBER) numbers[count++] = v;
+    return mx_schema_number_values(c, numbers, count, negative);
 }
 
 static const mx_shape *of_enum(mx_schema_compiler *c, const mx_json *node, const mx_json *list, bool negative) {
@@ -180,11 +172,17 @@ static const mx_shape *of_enum(mx_schema_compiler *c, const mx_json *node, const
         if (!mx_regular_is_empty(numbers)) s->number = numbers;
     }
     const mx_shape *all = s;
-    for (const mx_json *v = list->child; v && !c->status; v = v->next)
-        if (v->type != MX_JSON_STRING && v->type != MX_JSON_NUMBER) {
-            const mx_shape *one = of_value(c, v, negative);
-            all = negative ? mx_shape_and(c, all, one) : mx_shape_or(c, all, one);
+    for (const mx_json *v = list->child; v && !c->status; v = v->next) {
+        if (v->type == MX_JSON_STRING || v->type == MX_JSON_NUMBER) continue;
+        const mx_shape *one = of_value(c, v, negative);
+        if (negative || !one) {
+            all = mx_shape_and(c, all, one);
+            continue;
         }
+        s->constants |= one->constants;
+        for (int i = 0; i < one->arrays.count; i++) mx_parts_add(c, &s->arrays, one->arrays.at[i]);
+        for (int i = 0; i < one->objects.count; i++) mx_parts_add(c, &s->objects, one->objects.at[i]);
+    }
     return all;
 }
 
@@ -261,10 +259,11 @@ static const mx_shape *any_of(mx_schema_compiler *c, const mx_json *node, const 
         return s;
     }
     if (list->count > MOST_BRANCHES_SEEN) {
-        mx_schema_fail(c, MX_UNSUPPORTED, node,
-                       "\"anyOf\" of more than %d in a schema that has unevaluatedProperties or unevaluatedItems is not "
-                       "supported",
-                       MOST_BRANCHES_SEEN);
+        mx_schema_fail(
+            c, MX_UNSUPPORTED, node,
+            "\"anyOf\" of more than %d in a schema that has unevaluatedProperties or unevaluatedItems is not "
+            "supported",
+            MOST_BRANCHES_SEEN);
         return NULL;
     }
     for (unsigned set = 1; set < 1u << list->count && s; set++) {
@@ -458,8 +457,10 @@ static void check_keywords(mx_schema_compiler *c, const mx_json *node) {
     const mx_json *dialect = mx_json_get(node, "$schema");
     if (dialect && (dialect->type != MX_JSON_STRING || (strncmp(dialect->text, "https://json-schema.org/", 24) != 0 &&
                                                         strncmp(dialect->text, "http://json-schema.org/", 23) != 0)))
-        mx_schema_fail(c, MX_UNSUPPORTED, node, "\"$schema\": \"%.100s\" is not supported: https://json-schema.org/"
-                       "draft/2020-12/schema is", dialect->type == MX_JSON_STRING ? dialect->text : "");
+        mx_schema_fail(c, MX_UNSUPPORTED, node,
+                       "\"$schema\": \"%.100s\" is not supported: https://json-schema.org/"
+                       "draft/2020-12/schema is",
+                       dialect->type == MX_JSON_STRING ? dialect->text : "");
 }
 
 /* Adds what one keyword says: intersected, or (negative) its opposites united. */
@@ -494,8 +495,7 @@ static void combine_schemas(mx_schema_compiler *c, const mx_json *node, const mx
     if ((v = list_of(c, node, "allOf"))) combine(c, all, all_of(c, v, negative), negative);
     if ((v = list_of(c, node, "anyOf"))) combine(c, all, any_of(c, node, v, negative), negative);
     if ((v = list_of(c, node, "oneOf"))) combine(c, all, one_of(c, v, negative), negative);
-    if ((v = mx_json_get(node, "not")))
-        combine(c, all, mx_shape_unannotated(c, sub(c, v, !negative)), negative);
+    if ((v = mx_json_get(node, "not"))) combine(c, all, mx_shape_unannotated(c, sub(c, v, !negative)), negative);
     if (mx_json_get(node, "if")) combine(c, all, if_then_else(c, node, negative), negative);
     if ((v = mx_json_get(node, "dependentRequired"))) combine(c, all, dependent(c, node, v, false, negative), negative);
     if ((v = mx_json_get(node, "dependentSchemas"))) combine(c, all, dependent(c, node, v, true, negative), negative);
@@ -516,12 +516,11 @@ static const mx_shape *of_schema(mx_schema_compiler *c, const mx_json *node, boo
     if ((v = mx_json_get(node, "const"))) combine(c, &all, of_value(c, v, negative), negative);
     if (!c->status) combine_types(c, node, &all, negative);
     if (!c->status) combine_schemas(c, node, &all, negative);
-    if (!c->status && (mx_json_get(node, "unevaluatedItems") || mx_json_get(node, "unevaluatedProperties"))) {
-        if (negative)
-            mx_schema_fail(c, MX_UNSUPPORTED, node, "\"unevaluated...\" is not supported where its opposite is asked");
-        else
-            all = unevaluated(c, node, all);
-    }
+    const mx_json *rest = mx_json_get(node, "unevaluatedItems");
+    if (!rest) rest = mx_json_get(node, "unevaluatedProperties");
+    if (rest && !c->status && negative)
+        mx_schema_fail(c, MX_UNSUPPORTED, node, "\"%s\" is not supported where its opposite is asked", rest->key);
+    if (rest && !c->status) all = unevaluated(c, node, all);
     if (negative) all = mx_shape_unannotated(c, all);
     return c->status ? NULL : all;
 }
@@ -547,9 +546,12 @@ const mx_shape *mx_schema_expand(mx_schema_compiler *c, mx_literal literal) {
     c->depth++;
     c->literals[literal].busy = true;
     const bool before = c->blocked;
+    const mx_json *outer = c->current;
     c->blocked = false;
+    c->current = l.node;
     const mx_shape *shape = l.value ? of_value(c, l.node, l.negative) : of_schema(c, l.node, l.negative);
     c->literals[literal].busy = false;
+    c->current = outer;
     c->depth--;
     if (!c->blocked) c->literals[literal].shape = shape;
     c->blocked |= before;

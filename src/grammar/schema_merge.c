@@ -112,7 +112,8 @@ static bool first_goals(mx_schema_compiler *c) {
 mx_goal mx_schema_goal_of(mx_schema_compiler *c, mx_literal literal) {
     if (c->status || !first_goals(c)) return MX_GOAL_NEVER;
     const mx_schema_literal *l = &c->literals[literal];
-    if (!l->value && l->node->type == MX_JSON_BOOL) return l->node->boolean != l->negative ? MX_GOAL_ANY : MX_GOAL_NEVER;
+    if (!l->value && l->node->type == MX_JSON_BOOL)
+        return l->node->boolean != l->negative ? MX_GOAL_ANY : MX_GOAL_NEVER;
     if (!l->value && l->node->type == MX_JSON_OBJECT && !l->node->child)
         return l->negative ? MX_GOAL_NEVER : MX_GOAL_ANY;
     mx_literal *kept = mx_schema_take(c, sizeof *kept);
@@ -180,7 +181,7 @@ static int64_t longest_from(lengths *l, int state, int depth) {
     int last = -1;
     for (int byte = 0; byte < 256 && most >= 0; byte++) {
         const int class = l->view.class_of[byte];
-        const int next = l->view.next[(size_t)state * (size_t)l->view.classes + (size_t)class];
+        const int next = l->view.next[(size_t)state * (size_t)l->view.classes + (size_t) class];
         const bool begins = (byte & 0xC0) != 0x80;
         if (next < 0 || (next == last && begins)) continue;
         const int64_t n = longest_from(l, next, depth + 1);

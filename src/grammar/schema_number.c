@@ -9,7 +9,7 @@
  * (no point at all), for values (the way they stand in the schema, and the shortest one) and for exponents, which
  * only numbers without any bound may have. */
 
-enum { MOST_DIGITS = 400, MOST_REMAINDERS = 50000, FREE_DIGITS = 18, FREE_FRACTION = 17 };
+enum { MOST_DIGITS = 400, MOST_REMAINDERS = 20000, FREE_DIGITS = 18, FREE_FRACTION = 17 };
 
 /* -whole.fraction, without zeros before the first and behind the last digit; zero has no digits. */
 typedef struct decimal {
@@ -103,7 +103,7 @@ static mx_status add_comparison(mx_raw *raw, const decimal *d, int accept, mx_er
         for (int sign = 0; sign < 3; sign++) { /* less, equal, more so far */
             const int state = base + 3 * n + sign;
             const int outcome = n < k ? LESS : n > k ? MORE : 1 << sign;
-            raw->accepting[state] = accept & outcome;
+            raw->accepting[state] = accept & (outcome == EQUAL && f ? LESS : outcome); /* 1 is less than 1.5 */
             row(raw, state)[CLASS_POINT] = outcome == LESS ? less : outcome == MORE ? more : fraction;
             for (int digit = 0; digit < 10; digit++) {
                 const int expected = n < k ? d->digits[n] - '0' : 0;
@@ -209,7 +209,8 @@ static mx_regular *multiple_language(mx_schema_compiler *c, const mx_json *node,
         multiple = 10 * multiple + (d->digits[i] - '0');
     if (multiple * (d->fraction + 2) > MOST_REMAINDERS) {
         mx_schema_fail(c, MX_UNSUPPORTED, node,
-                       "\"multipleOf\" is supported up to %d and with few digits behind the point", MOST_REMAINDERS / 2);
+                       "\"multipleOf\" is supported up to %d, and with few digits behind the point",
+                       MOST_REMAINDERS / 2);
         return NULL;
     }
     return multiples(c, (int)multiple, d->fraction);
@@ -235,24 +236,37 @@ mx_regular *mx_schema_number_language(mx_schema_compiler *c, const mx_json *node
     if (number_keyword(c, node, "multipleOf", &d)) all = with(c, all, multiple_language(c, node, &d));
     const mx_json *format = mx_json_get(node, "format"); /* OpenAPI's */
     if (mx_json_is_string(format, "int32"))
-        all = with(c, all, mx_schema_regex(c, "-?[0-9]{1,9}|-?1[0-9]{9}|-?20[0-9]{8}|-?21[0-3][0-9]{7}|-?214[0-6][0-9]{6}"));
+        all = with(c, all,
+                   mx_schema_regex(c, "-?[0-9]{1,9}|-?1[0-9]{9}|-?20[0-9]{8}|-?21[0-3][0-9]{7}|-?214[0-6][0-9]{6}"));
     return c->status ? NULL : all;
 }
 
-mx_regular *mx_schema_number_value(mx_schema_compiler *c, const mx_json *number, bool every_spelling) {
-    decimal d;
-    size_t size;
-    if (c->status || !parse(c, number, &d)) return NULL;
-    const char *text = shortest_text(c, &d, &size);
-    if (!text) return NULL;
-    mx_schema_word words[2] = {{text, size}, {number->text, number->size}};
-    if (!every_spelling) return mx_schema_words(c, words, mx_regular_match(c->number_full, number->text, number->size) ? 2 : 1);
-    mx_regular *value = mx_schema_words(c, words, 1);
-    mx_regular *zeros = mx_schema_regex(c, d.fraction ? "0*" : "(\\.0+)?"), *all = NULL;
+/* `words`, each followed by one of `more`. */
+static mx_regular *followed(mx_schema_compiler *c, mx_schema_word *words, int count, const char *more) {
+    mx_regular *a = mx_schema_words(c, words, count), *b = mx_schema_regex(c, more), *all = NULL;
     if (c->status) return NULL;
     mx_error error;
-    mx_status status = mx_regular_concat(value, zeros, &all, &error);
+    mx_status status = mx_regular_concat(a, b, &all, &error);
     return mx_schema_own(c, NULL, status, all, &error);
+}
+
+mx_regular *mx_schema_number_values(mx_schema_compiler *c, const mx_json *const *numbers, int count,
+                                    bool every_spelling) {
+    mx_schema_word *words = mx_schema_take(c, 2 * (size_t)count * sizeof *words);
+    if (!words) return NULL;
+    int first = 0, last = 2 * count; /* whole numbers and others; or shortest and own spellings */
+    for (int i = 0; i < count; i++) {
+        decimal d;
+        if (!parse(c, numbers[i], &d)) return NULL;
+        mx_schema_word shortest;
+        shortest.text = shortest_text(c, &d, &shortest.size);
+        if (!shortest.text) return NULL;
+        words[every_spelling && d.fraction ? --last : first++] = shortest;
+        if (!every_spelling && mx_regular_match(c->number_full, numbers[i]->text, numbers[i]->size))
+            words[first++] = (mx_schema_word){numbers[i]->text, numbers[i]->size};
+    }
+    if (!every_spelling) return mx_schema_words(c, words, first);
+    return mx_schema_or(c, followed(c, words, first, "(\\.0+)?"), followed(c, words + last, 2 * count - last, "0*"));
 }
 
 /* Numbers without bounds are written with up to 18 digits before and 17 behind the point, or as many as numbers in

@@ -4,7 +4,7 @@
 
 /* What keywords say of objects, and how objects are written. */
 
-enum { MOST_CLASSES = 64, MOST_STATES = 20000, INLINE_TAIL = 16 };
+enum { MOST_CLASSES = 64, MOST_STATES = 20000, MOST_ENTRIES = 50000, INLINE_TAIL = 16 };
 
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 static int find_named(const mx_member *named, int count, const char *key, size_t size) {
@@ -63,6 +63,7 @@ static mx_regular *key_pattern(mx_schema_compiler *c, const mx_json *member) {
     mx_regular *r = NULL;
     mx_error error;
     mx_status status = mx_regular_parse(member->key, member->key_size, false, &r, &error);
+    if (status) mx_schema_fail(c, status, member, "\"patternProperties\": %s", error.text);
     return mx_schema_own(c, member, status, r, &error);
 }
 
@@ -95,8 +96,7 @@ static int list_members(mx_schema_compiler *c, const mx_json *node, const mx_key
     for (const mx_json *m = properties ? properties->child : NULL; m; m = m->next) {
         const int twice = find_named(members, count, m->key, m->key_size);
         const mx_key_class *pattern = class_of(patterns, class_count, m->key, m->key_size, c);
-        const mx_goal goal =
-            mx_schema_goal_and(c, mx_schema_goal_valid(c, m), pattern ? pattern->goal : MX_GOAL_NEVER);
+        const mx_goal goal = mx_schema_goal_and(c, mx_schema_goal_valid(c, m), pattern ? pattern->goal : MX_GOAL_NEVER);
         members[twice < 0 ? count++ : twice] = (mx_member){m->key, m->key_size, goal, every, true};
     }
     for (const mx_json *r = required ? required->child : NULL; r; r = r->next) {
@@ -107,8 +107,8 @@ static int list_members(mx_schema_compiler *c, const mx_json *node, const mx_key
         int at = find_named(members, count, r->text, r->size);
         if (at < 0) {
             const mx_key_class *class = class_of(all, class_count, r->text, r->size, c);
-            members[at = count++] = (mx_member){r->text, r->size, class ? class->goal : MX_GOAL_NEVER, true,
-                                                class && class->evaluated};
+            members[at = count++] =
+                (mx_member){r->text, r->size, class ? class->goal : MX_GOAL_NEVER, true, class && class->evaluated};
         }
         members[at].required = true;
     }
@@ -129,8 +129,9 @@ static int restrict_names(mx_schema_compiler *c, const mx_json *node, mx_member 
 }
 
 const mx_object_part *mx_schema_object_part(mx_schema_compiler *c, const mx_json *node) {
-    static const char *const keywords[] = {"properties",    "required",      "patternProperties", "additionalProperties",
-                                           "propertyNames", "minProperties", "maxProperties"};
+    static const char *const keywords[] = {"properties",           "required",      "patternProperties",
+                                           "additionalProperties", "propertyNames", "minProperties",
+                                           "maxProperties"};
     bool any = false;
     for (size_t i = 0; i < sizeof keywords / sizeof *keywords; i++) any |= mx_json_get(node, keywords[i]) != NULL;
     if (!any || c->status) return NULL;
@@ -412,13 +413,17 @@ static mx_expr member_of(mx_schema_compiler *c, mx_expr key, mx_goal goal) {
 }
 
 static bool list_entries(mx_schema_compiler *c, const mx_object_part *a, entries *out) {
+    c->entries += a->count;
+    if (c->entries > MOST_ENTRIES)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "too complicated: its alternatives have more than %d members",
+                       MOST_ENTRIES);
     out->at = mx_schema_take(c, (size_t)(a->count + 2 * a->exists_count + 1) * sizeof *out->at);
     mx_expr *choices = mx_schema_take(c, (size_t)a->other_count * sizeof *choices);
     if (!out->at || !choices) return false;
     for (int i = 0; i < a->count; i++)
         if (mx_schema_can(c, a->named[i].goal))
-            out->at[out->count++] = (entry){member_of(c, write_key(c, &a->named[i]), a->named[i].goal),
-                                            a->named[i].required, false};
+            out->at[out->count++] =
+                (entry){member_of(c, write_key(c, &a->named[i]), a->named[i].goal), a->named[i].required, false};
     out->named = out->count;
     int n = 0;
     for (int i = 0; i < a->other_count; i++)
@@ -485,7 +490,8 @@ static mx_expr write_plain(mx_schema_compiler *c, const entries *list) {
     int n = 0;
     if (required < list->count) {
         for (int i = 0; i < required; i++)
-            parts[n++] = mx_expr_repeat(b, mx_schema_pair(c, list->at[i].member, c->comma), 0, list->at[i].many ? -1 : 1);
+            parts[n++] =
+                mx_expr_repeat(b, mx_schema_pair(c, list->at[i].member, c->comma), 0, list->at[i].many ? -1 : 1);
         parts[n++] = first_entry(c, list, required, tails);
         return mx_expr_sequence(b, parts, n);
     }
@@ -497,7 +503,7 @@ static mx_expr write_plain(mx_schema_compiler *c, const entries *list) {
 typedef struct numbered {
     const entries *list;
     int64_t least, most, top;
-    mx_rule *rules; /* [named + 1][top + 1] */
+    mx_rule *rules;                     /* [named + 1][top + 1] */
     int *required_from, *possible_from; /* [named + 1] */
 } numbered;
 

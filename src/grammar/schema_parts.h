@@ -110,6 +110,7 @@ struct mx_schema_compiler {
     mx_schema_options options;
     mx_error *error;
     mx_status status;
+    const mx_json *current; /* the schema that is being expanded: the place of messages that have none */
 
     struct mx_schema_block *blocks; /* of the arena */
     mx_regular **languages;         /* owned */
@@ -120,11 +121,12 @@ struct mx_schema_compiler {
     int goal_count, goal_room;
     int32_t *literal_table, *goal_table; /* hash tables of index + 1; powers of two */
     int literal_table_size, goal_table_size;
-    int trying;        /* see mx_schema_expand */
+    int trying; /* see mx_schema_expand */
     bool blocked;
-    int depth;         /* of schemas that apply to the same value */
-    int64_t work;      /* parts made so far */
-    bool unevaluated;  /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
+    int depth;        /* of schemas that apply to the same value */
+    int64_t work;     /* bytes of the arena */
+    int64_t entries;  /* of member lists written */
+    bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
 
     mx_regular *all_text;
@@ -206,7 +208,9 @@ const mx_string_part *mx_schema_string_part(mx_schema_compiler *c, const mx_json
 mx_regular *mx_schema_number_language(mx_schema_compiler *c, const mx_json *node);
 const mx_array_part *mx_schema_array_part(mx_schema_compiler *c, const mx_json *node);
 const mx_object_part *mx_schema_object_part(mx_schema_compiler *c, const mx_json *node);
-mx_regular *mx_schema_number_value(mx_schema_compiler *c, const mx_json *number, bool every_spelling);
+/* Numbers as they stand in the schema, and their shortest spellings; or with every number of zeros behind them. */
+mx_regular *mx_schema_number_values(mx_schema_compiler *c, const mx_json *const *numbers, int count,
+                                    bool every_spelling);
 void mx_schema_number_setup(mx_schema_compiler *c);
 /* All string parts as one language. */
 mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *strings);

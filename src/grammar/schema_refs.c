@@ -48,7 +48,8 @@ static void remove_dots(mx_bytes *uri, size_t from) {
         if (end - i == 2 && path[i] == '/' && path[i + 1] == '.') {
             if (end == size) path[out++] = '/';
         } else if (end - i == 3 && !memcmp(path + i, "/..", 3)) {
-            while (out && path[--out] != '/') {}
+            while (out && path[--out] != '/') {
+            }
             if (end == size) path[out++] = '/';
         } else {
             memmove(path + out, path + i, end - i);
@@ -107,10 +108,12 @@ static const char *base_uri(const struct mx_schema_refs *r, int base) {
     return base < 0 ? "" : r->targets[base].uri;
 }
 
-static const char *const in_objects[] = {"$defs",     "definitions", "properties", "patternProperties", "dependentSchemas", "dependencies"};
+static const char *const in_objects[] = {
+    "$defs", "definitions", "properties", "patternProperties", "dependentSchemas", "dependencies"};
 static const char *const in_arrays[] = {"allOf", "anyOf", "oneOf", "prefixItems"};
-static const char *const single[] = {"additionalProperties", "propertyNames", "items", "contains", "not", "if", "then",
-                                     "else", "unevaluatedItems", "unevaluatedProperties", "contentSchema"};
+static const char *const single[] = {
+    "additionalProperties", "propertyNames",         "items",        "contains", "not", "if", "then", "else",
+    "unevaluatedItems",     "unevaluatedProperties", "contentSchema"};
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
 static bool is_one_of(const mx_json *member, const char *const *names, size_t count) {
@@ -188,7 +191,10 @@ void mx_schema_refs_free(struct mx_schema_refs *refs) {
 
 /* ---- references -------------------------------------------------------------------------------------------------- */
 static int hex(char x) {
-    return x >= '0' && x <= '9' ? x - '0' : x >= 'a' && x <= 'f' ? x - 'a' + 10 : x >= 'A' && x <= 'F' ? x - 'A' + 10 : -1;
+    return x >= '0' && x <= '9'   ? x - '0'
+           : x >= 'a' && x <= 'f' ? x - 'a' + 10
+           : x >= 'A' && x <= 'F' ? x - 'A' + 10
+                                  : -1;
 }
 
 static bool add_unescaped(mx_bytes *out, const char *text, size_t size) {

@@ -6,28 +6,26 @@
 
 /* ---- formats ----------------------------------------------------------------------------------------------------- */
 /* RFC 3339 without leap seconds; up to 9 digits of a second. The year 0000 is left out: few programs know it. */
-#define YEAR "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
-#define LEAP_YEAR                                                                                                      \
-    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+#define YEAR      "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+#define LEAP_YEAR "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 #define DATE                                                                                                           \
-    "(" YEAR "-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"                         \
+    "(" YEAR "-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"                          \
     "02-(0[1-9]|1[0-9]|2[0-8]))|" LEAP_YEAR "-02-29)"
 #define HOUR_MINUTE "([01][0-9]|2[0-3]):[0-5][0-9]"
-#define TIME HOUR_MINUTE ":[0-5][0-9](\\.[0-9]{1,9})?([Zz]|[+-]" HOUR_MINUTE ")"
+#define TIME        HOUR_MINUTE ":[0-5][0-9](\\.[0-9]{1,9})?([Zz]|[+-]" HOUR_MINUTE ")"
 /* RFC 3339, appendix A */
-#define N "[0-9]{1,9}"
+#define N             "[0-9]{1,9}"
 #define DURATION_TIME "T(" N "H(" N "M(" N "S)?)?|" N "M(" N "S)?|" N "S)"
-#define DURATION                                                                                                       \
-    "P(" N "W|(" N "D|" N "M(" N "D)?|" N "Y(" N "M(" N "D)?)?)(" DURATION_TIME ")?|" DURATION_TIME ")"
+#define DURATION      "P(" N "W|(" N "D|" N "M(" N "D)?|" N "Y(" N "M(" N "D)?)?)(" DURATION_TIME ")?|" DURATION_TIME ")"
 /* RFC 1123: at most 253 characters: one label of 63 and 3 of 62, or 10 of 24. */
 #define LABEL(most) "[A-Za-z0-9]([A-Za-z0-9-]{0," most "}[A-Za-z0-9])?"
-#define HOSTNAME "(" LABEL("61") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
-#define ATOM "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
-#define EMAIL ATOM "{1,64}(\\." ATOM "{1,20}){0,2}@" HOSTNAME
-#define OCTET "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-#define IPV4 OCTET "(\\." OCTET "){3}"
+#define HOSTNAME    "(" LABEL("61") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
+#define ATOM        "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
+#define EMAIL       ATOM "{1,64}(\\." ATOM "{1,20}){0,2}@" HOSTNAME
+#define OCTET       "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+#define IPV4        OCTET "(\\." OCTET "){3}"
 /* RFC 4291 */
-#define H16 "[0-9a-fA-F]{1,4}"
+#define H16  "[0-9a-fA-F]{1,4}"
 #define LS32 "(" H16 ":" H16 "|" IPV4 ")"
 #define IPV6                                                                                                           \
     "((" H16 ":){6}" LS32 "|::(" H16 ":){5}" LS32 "|(" H16 ")?::(" H16 ":){4}" LS32 "|((" H16 ":){0,1}" H16            \
@@ -36,14 +34,14 @@
 #define UUID "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 /* RFC 3986 */
 #define UNRESERVED "A-Za-z0-9._~!$&'()*+,;=\\-" /* and sub-delims */
-#define PERCENT "%[0-9A-Fa-f]{2}"
-#define PCHAR "([" UNRESERVED ":@]|" PERCENT ")"
+#define PERCENT    "%[0-9A-Fa-f]{2}"
+#define PCHAR      "([" UNRESERVED ":@]|" PERCENT ")"
 #define AUTHORITY                                                                                                      \
     "(([" UNRESERVED ":]|" PERCENT ")*@)?(\\[(" IPV6 "|[vV][0-9A-Fa-f]+\\.[" UNRESERVED ":]+)\\]|([" UNRESERVED        \
     "]|" PERCENT ")*)(:[0-9]*)?"
-#define PATHS(first) "(//" AUTHORITY "(/" PCHAR "*)*|/(" PCHAR "+(/" PCHAR "*)*)?|" first "(/" PCHAR "*)*)?"
-#define QUERY "(\\?([" UNRESERVED ":@/?]|" PERCENT ")*)?(#([" UNRESERVED ":@/?]|" PERCENT ")*)?"
-#define URI "[A-Za-z][A-Za-z0-9+.\\-]*:" PATHS(PCHAR "+") QUERY
+#define PATHS(first)  "(//" AUTHORITY "(/" PCHAR "*)*|/(" PCHAR "+(/" PCHAR "*)*)?|" first "(/" PCHAR "*)*)?"
+#define QUERY         "(\\?([" UNRESERVED ":@/?]|" PERCENT ")*)?(#([" UNRESERVED ":@/?]|" PERCENT ")*)?"
+#define URI           "[A-Za-z][A-Za-z0-9+.\\-]*:" PATHS(PCHAR "+") QUERY
 #define URI_REFERENCE URI "|" PATHS("([" UNRESERVED "@]|" PERCENT ")+") QUERY
 /* RFC 6901 */
 #define JSON_POINTER "(/([^~/]|~[01])*)*"
@@ -156,8 +154,7 @@ mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *str
     for (int i = 0; i < strings->count; i++) {
         const mx_string_part *s = strings->at[i];
         mx_regular *one = s->language;
-        if (s->least > 0 || s->most >= 0)
-            one = mx_schema_and(c, one, mx_schema_lengths(c, NULL, s->least, s->most));
+        if (s->least > 0 || s->most >= 0) one = mx_schema_and(c, one, mx_schema_lengths(c, NULL, s->least, s->most));
         all = all ? mx_schema_or(c, all, one) : one;
         if (!all) return NULL;
     }
