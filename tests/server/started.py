@@ -6,6 +6,8 @@ import signal
 import subprocess
 
 BINARY = os.environ['MXRUN_BINARY']
+for name in [n for n in os.environ if n.lower().endswith('_proxy')]: # packages would ask it
+    del os.environ[name]
 
 
 class Server:

@@ -1,5 +1,5 @@
 """/v1/responses as a client has it."""
-import re
+import json
 import unittest
 
 from started import Server
@@ -167,7 +167,7 @@ class Responses(unittest.TestCase):
                   'additionalProperties': False}
         form = {'type': 'json_schema', 'name': 'mood', 'schema': schema, 'strict': True}
         r = self.say(**{**FOX, 'text': {'format': form}, 'max_output_tokens': 100})
-        self.assertIn(text_of(r), ('{"mood":"good"}', '{"mood":"bad"}', '{"mood": "good"}', '{"mood": "bad"}'))
+        self.assertIn(json.loads(text_of(r)), ({'mood': 'good'}, {'mood': 'bad'}))
         self.assertEqual(r['text']['format'], form)
         r = self.say(**{**FOX, 'text': {'format': {'type': 'grammar', 'syntax': 'regex', 'definition': '[ab]{3}!'}}})
         self.assertRegex(text_of(r), '^[ab]{3}!$')
