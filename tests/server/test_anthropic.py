@@ -44,10 +44,13 @@ class Messages(unittest.TestCase):
     def count(self, messages, **fields):
         return self.server.post(PATH + '/count_tokens', {'messages': messages, **fields})['input_tokens']
 
-    def chat_tokens(self, messages, **fields):
-        """The prompt's length as a chat completion: that it is the same prompt."""
-        return self.server.post('/v1/chat/completions', {'messages': messages, 'max_tokens': 1, **fields})['usage'][
-            'prompt_tokens']
+    def check_prompt(self, body, messages, **fields):
+        """The prompt is that of a chat completion: it is found in the cache."""
+        chat = self.server.post('/v1/chat/completions', {'messages': messages, 'max_tokens': 1, **fields})
+        tokens = chat['usage']['prompt_tokens']
+        usage = self.say(**body, max_tokens=1)['usage']
+        self.assertEqual((usage['input_tokens'], usage['cache_read_input_tokens']), (1, tokens - 1), body)
+        self.assertEqual(self.count(**body), tokens)
 
     def test_whole(self):
         r = self.say(user(STORY), system=text('Tell stories.', 'Be brief.'), max_tokens=40, metadata={'user_id': 'me'})
@@ -58,9 +61,8 @@ class Messages(unittest.TestCase):
         self.assertTrue(r['content'][0]['text'].startswith('Once'), r)
         self.assertEqual(r['usage']['output_tokens'], 40)
         self.assertEqual(r['usage']['cache_creation_input_tokens'], 0)
-        self.assertEqual(prompt_tokens(r), self.count(user(text(STORY)), system='Tell stories.\n\nBe brief.'))
-        self.assertEqual(prompt_tokens(r), self.chat_tokens(
-            [{'role': 'system', 'content': 'Tell stories.\n\nBe brief.'}, {'role': 'user', 'content': STORY}]))
+        self.check_prompt({'messages': user(text('Quick!')), 'system': text('Tell stories.', 'Be brief.')},
+                          [{'role': 'system', 'content': 'Tell stories.\n\nBe brief.'}, *user('Quick!')])
 
     def test_thinking(self):
         r = self.say(user(STORY), thinking=THINK, max_tokens=40)
@@ -74,10 +76,8 @@ class Messages(unittest.TestCase):
                    'medium': [{}, {'thinking': THINK}, {'thinking': {'type': 'adaptive'}}],
                    'high': [{'thinking': {**THINK, 'budget_tokens': 8193}}, {'output_config': {'effort': 'max'}}]}
         for effort, ways in efforts.items():
-            tokens = self.chat_tokens([{'role': 'user', 'content': STORY}], reasoning_effort=effort)
             for way in ways:
-                r = self.say(user(STORY), max_tokens=1, **way)
-                self.assertEqual((prompt_tokens(r), r['usage']['input_tokens']), (tokens, 1), way) # found in the cache
+                self.check_prompt({'messages': user('Think!'), **way}, user('Think!'), reasoning_effort=effort)
         # Used up by thinking: it is told, though nobody asked for it.
         r = self.say(user(STORY), max_tokens=5)
         self.assertEqual(([b['type'] for b in r['content']], r['stop_reason']), (['thinking'], 'max_tokens'))
@@ -101,6 +101,8 @@ class Messages(unittest.TestCase):
                 for kind in ('text', 'thinking', 'signature'):
                     if e['type'] == 'content_block_delta' and e['delta']['type'] == kind + '_delta':
                         content[e['index']][kind] += e['delta'][kind]
+            self.assertEqual([bool(b['signature']) for b in content if b['type'] == 'thinking'],
+                             [True] * (content[0]['type'] == 'thinking'))
             self.assertEqual([{**b, 'signature': ''} for b in content], [{**b, 'signature': ''} for b in whole['content']])
             self.assertEqual(events[-2]['delta'], {k: whole[k] for k in ('stop_reason', 'stop_sequence')})
             self.assertEqual(events[-2]['usage']['output_tokens'], whole['usage']['output_tokens'])
@@ -139,17 +141,19 @@ class Messages(unittest.TestCase):
     def test_blocks_as_messages(self):
         calls = [{'id': 'toolu_x', 'type': 'function', 'function': {'name': 'get_weather', 'arguments': '{"location":"Rome"}'}}]
         messages = [{'role': 'user', 'content': 'Rome?\n\nNow.'},
-                    {'role': 'assistant', 'reasoning_content': 'I look.', 'content': None, 'tool_calls': calls},
+                    {'role': 'assistant', 'reasoning_content': 'I look.', 'content': 'One moment.', 'tool_calls': calls},
                     {'role': 'tool', 'tool_call_id': 'toolu_x', 'content': RESULT}, {'role': 'user', 'content': 'So?'},
                     {'role': 'assistant', 'content': 'Fine.'}, {'role': 'user', 'content': 'And Oslo?'}]
         blocks = [{'role': 'user', 'content': text('Rome?', 'Now.')},
                   {'role': 'assistant', 'content': [
                       {'type': 'thinking', 'thinking': 'I look.', 'signature': 'x'}, {'type': 'redacted_thinking', 'data': 'x'},
+                      *text('One moment.'),
                       {'type': 'tool_use', 'id': 'toolu_x', 'name': 'get_weather', 'input': {'location': 'Rome'}}]},
                   {'role': 'user', 'content': [{'type': 'tool_result', 'tool_use_id': 'toolu_x', 'content': RESULT},
                                                *text('So?')]},
                   {'role': 'assistant', 'content': 'Fine.'}, {'role': 'user', 'content': text('And Oslo?')}]
-        self.assertEqual(self.count(blocks), self.chat_tokens(messages))
+        self.check_prompt({'messages': blocks[:3]}, messages[:4]) # in the middle of a loop thinking stays
+        self.check_prompt({'messages': blocks}, messages)
 
     def test_choice_and_format(self):
         for choice in ({'type': 'any'}, {'type': 'tool', 'name': 'get_weather', 'disable_parallel_tool_use': True}):

@@ -352,6 +352,8 @@ static void test_messages(void **unused) {
     snprintf(text, sizeof text, "%s\"{\\\"a\\\":1}\"<|call|>", loop);
     check_messages(text, MX_FINISH_STOP, false, "text(One moment.)f({\"a\":1})", "\"tool_use\"");
     /* No object: it stays text. */
+    snprintf(text, sizeof text, "%s[1]<|call|>", loop);
+    check_messages(text, MX_FINISH_STOP, false, "text(One moment.)text(f [1])", "\"end_turn\"");
     snprintf(text, sizeof text, "%s{\"a\":<|call|>", loop);
     check_messages(text, MX_FINISH_STOP, false, "text(One moment.)text(f {\"a\":)", "\"end_turn\"");
     snprintf(text, sizeof text, "%s{\"a\":1}", loop);

@@ -39,10 +39,12 @@ class Responses(unittest.TestCase):
     def say(self, **body):
         return self.server.post(PATH, body)
 
-    def chat_tokens(self, messages, **fields):
-        """The prompt's length as a chat completion: that it is the same prompt."""
-        return self.server.post('/v1/chat/completions', {'messages': messages, 'max_tokens': 1, **fields})['usage'][
-            'prompt_tokens']
+    def check_prompt(self, body, messages, **fields):
+        """The prompt is that of a chat completion: it is found in the cache."""
+        chat = self.server.post('/v1/chat/completions', {'messages': messages, 'max_tokens': 1, **fields})
+        usage = self.say(**body, max_output_tokens=1)['usage']
+        self.assertEqual(usage['input_tokens'], chat['usage']['prompt_tokens'])
+        self.assertEqual(usage['input_tokens_details']['cached_tokens'], usage['input_tokens'] - 1)
 
     def test_whole(self):
         r = self.say(**FOX, metadata={'a': 'b'}, instructions='Be brief.', reasoning={'effort': 'low'}, user='me')
@@ -61,9 +63,9 @@ class Responses(unittest.TestCase):
         usage = r['usage']
         self.assertEqual(usage['output_tokens'], 40)
         self.assertEqual(usage['total_tokens'], usage['input_tokens'] + 40)
-        self.assertEqual(usage['input_tokens'], self.chat_tokens(
-            [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': FOX['input']}],
-            reasoning_effort='low'))
+        self.check_prompt({'input': 'Quick!', 'instructions': 'Be brief.', 'reasoning': {'effort': 'low'}},
+                          [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Quick!'}],
+                          reasoning_effort='low')
 
     def test_stream(self):
         whole = self.say(**FOX)
@@ -113,19 +115,21 @@ class Responses(unittest.TestCase):
     def test_items_as_messages(self):
         calls = [{'id': 'call_x', 'type': 'function', 'function': {'name': 'get_weather', 'arguments': '{"location":"Rome"}'}}]
         messages = [{'role': 'developer', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Rome?'},
-                    {'role': 'assistant', 'reasoning_content': 'I look.', 'content': None, 'tool_calls': calls},
+                    {'role': 'assistant', 'reasoning_content': 'I look.', 'content': 'One moment.', 'tool_calls': calls},
                     {'role': 'tool', 'tool_call_id': 'call_x', 'content': RESULT},
                     {'role': 'assistant', 'content': 'Fine.'}, {'role': 'user', 'content': 'And Oslo?'}]
         items = [{'type': 'message', 'role': 'developer', 'content': [{'type': 'input_text', 'text': 'Be brief.'}]},
                  {'role': 'user', 'content': [{'type': 'input_text', 'text': 'Ro'}, {'type': 'input_text', 'text': 'me?'}]},
                  {'type': 'reasoning', 'id': 'rs_1', 'summary': [], 'encrypted_content': None,
                   'content': [{'type': 'reasoning_text', 'text': 'I look.'}]},
+                 {'type': 'message', 'role': 'assistant', 'content': [{'type': 'output_text', 'text': 'One moment.'}]},
                  {'type': 'function_call', 'call_id': 'call_x', 'name': 'get_weather', 'arguments': '{"location":"Rome"}'},
                  {'type': 'function_call_output', 'call_id': 'call_x', 'output': RESULT},
                  {'type': 'reasoning', 'id': 'rs_2', 'summary': [], 'encrypted_content': 'gAAAA'},
                  {'type': 'message', 'role': 'assistant', 'content': [{'type': 'output_text', 'text': 'Fine.'}]},
                  {'role': 'user', 'content': 'And Oslo?'}]
-        self.assertEqual(self.say(input=items, max_output_tokens=1)['usage']['input_tokens'], self.chat_tokens(messages))
+        self.check_prompt({'input': items[:6]}, messages[:4]) # in the middle of a loop thinking stays
+        self.check_prompt({'input': items}, messages)
 
     def test_kept_responses(self):
         first = self.say(**FOX)
