@@ -133,13 +133,31 @@ static mx_status build(builder *b, mx_tree *t, int exit, int *entry) {
     return mx_fail(b->error, MX_UNSUPPORTED, "an unknown part of a regular expression");
 }
 
+/* Can it match at the beginning of the text alone? Then nothing needs to be tried elsewhere. */
+static bool begins_text(const mx_tree *t) {
+    const mx_tree *c = t->child;
+    switch (t->kind) {
+    case MX_TREE_BEGIN:
+        return true;
+    case MX_TREE_SEQUENCE:
+        return c && begins_text(c);
+    case MX_TREE_CHOICE:
+        while (c && begins_text(c)) c = c->next;
+        return !c;
+    case MX_TREE_REPEAT:
+        return t->least > 0 && begins_text(c);
+    default:
+        return false;
+    }
+}
+
 static mx_status build_all(builder *b, bool whole, mx_regular **out) {
     const mx_regular *any;
     int entry = 0;
     mx_status status = whole ? mx_nfa_add(b->nfa, MX_NODE_ACCEPT, 0, 0, 0, &entry, b->error)
                              : mx_nfa_add_tail(b->nfa, &entry, b->error);
     if (!status) status = build(b, b->pattern->root, entry, &entry);
-    if (!status && !whole) {
+    if (!status && !whole && !begins_text(b->pattern->root)) {
         status = mx_regular_any(&any, b->error);
         if (!status) status = mx_nfa_add_machine(b->nfa, any, entry, &entry, b->error);
     }

@@ -455,7 +455,8 @@ static mx_status step_class(subset *w, int id, int class, size_t count, mx_error
     if (!status) w->raw.next[(size_t)id * (size_t)w->raw.classes + (size_t) class] = to;
     if (!status && w->steps > MX_NFA_STEPS)
         return mx_fail(error, MX_UNSUPPORTED,
-                       "the expression is too hard: more than %d steps for the first %d states of its automaton",
+                       "the expression is too hard: more than %d steps for the first %d states of its automaton; "
+                       "repeat fewer times",
                        MX_NFA_STEPS, w->raw.states);
     return status;
 }

@@ -22,7 +22,7 @@ struct mx_regular {
 enum {
     MX_RAW_STATES = 2 * MX_REGULAR_STATES,
     MX_RAW_CELLS = 16 << 20,      /* states * classes */
-    MX_RAW_TRANSITIONS = 3 << 20, /* that lead somewhere */
+    MX_RAW_TRANSITIONS = 4 << 20, /* that lead somewhere */
     MX_NFA_NODES = 300000,
     MX_NFA_STEPS = 40 << 20, /* nodes visited while an automaton is made deterministic */
     MX_SETS_ITEMS = 6 << 20,

@@ -88,7 +88,8 @@ void mx_sets_free(mx_sets *s) {
 
 mx_status mx_raw_add(mx_raw *raw, bool accepting, mx_error *error) {
     if (raw->states >= MX_RAW_STATES || (int64_t)raw->states * raw->classes >= MX_RAW_CELLS)
-        return mx_fail(error, MX_UNSUPPORTED, "the automaton would have more than %d states (before it is made small)",
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "the automaton would have more than %d states (before it is made small): repeat fewer times",
                        raw->states);
     if (raw->states == raw->capacity) {
         const int capacity = raw->capacity ? 2 * raw->capacity : 16;
@@ -193,7 +194,8 @@ static mx_status keep_useful(minimiser *m, mx_error *error) {
     size_t transitions = 0;
     for (size_t i = 0; i < states * classes; i++) transitions += raw->next[i] >= 0;
     if (transitions > MX_RAW_TRANSITIONS)
-        return mx_fail(error, MX_UNSUPPORTED, "the automaton would have more than %d transitions", MX_RAW_TRANSITIONS);
+        return mx_fail(error, MX_UNSUPPORTED, "the automaton would have more than %d transitions: repeat fewer times",
+                       MX_RAW_TRANSITIONS);
     m->kept = calloc(states, sizeof *m->kept);
     int *first = calloc(states + 2, sizeof *first), *from = malloc((transitions + 1) * sizeof *from);
     int *stack = malloc(states * sizeof *stack);

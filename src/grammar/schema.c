@@ -124,6 +124,37 @@ mx_regular *mx_schema_regex(mx_schema_compiler *c, const char *pattern) {
     return mx_schema_own(c, NULL, status, r, &error);
 }
 
+int64_t mx_schema_recall(const mx_schema_compiler *c, uint64_t key) {
+    if (!c->memo_size) return -1;
+    for (uint64_t slot = key;; slot++) {
+        const struct mx_schema_memo *m = &c->memo[slot & (uint64_t)(c->memo_size - 1)];
+        if (m->key == key) return m->index;
+        if (!m->key) return -1;
+    }
+}
+
+static void put(struct mx_schema_memo *memo, int size, struct mx_schema_memo new) {
+    uint64_t slot = new.key;
+    while (memo[slot & (uint64_t)(size - 1)].key) slot++;
+    memo[slot & (uint64_t)(size - 1)] = new;
+}
+
+void mx_schema_remember(mx_schema_compiler *c, uint64_t key, int64_t index) {
+    if (c->status || !key) return;
+    if (2 * c->memo_count >= c->memo_size) {
+        const int size = c->memo_size ? 2 * c->memo_size : 256;
+        struct mx_schema_memo *more = calloc((size_t)size, sizeof *more);
+        if (!more) return; /* it is only slower */
+        for (int i = 0; i < c->memo_size; i++)
+            if (c->memo[i].key) put(more, size, c->memo[i]);
+        free(c->memo);
+        c->memo = more;
+        c->memo_size = size;
+    }
+    put(c->memo, c->memo_size, (struct mx_schema_memo){key, index});
+    c->memo_count++;
+}
+
 static int by_text(const void *x, const void *y) {
     const mx_schema_word *a = x, *b = y;
     const size_t n = a->size < b->size ? a->size : b->size;
@@ -419,6 +450,7 @@ static void finish(mx_schema_compiler *c) {
     free(c->literal_table);
     free(c->goal_table);
     free(c->queue);
+    free(c->memo);
     mx_schema_refs_free(c->refs);
     for (struct mx_schema_block *b = c->blocks, *next; b; b = next) {
         next = b->next;

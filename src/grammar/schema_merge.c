@@ -8,11 +8,6 @@
 enum { MOST_PARTS = 2000, MOST_LITERALS = 1 << 20 };
 
 /* ---- literals and goals ------------------------------------------------------------------------------------------ */
-static uint64_t mix(uint64_t h, uint64_t v) {
-    h = (h ^ v) * 0x9E3779B97F4A7C15u;
-    return h ^ (h >> 29);
-}
-
 /* A table of twice as many slots once it is half full; `hash_of` gives the hash of entry i. */
 static bool table_room(mx_schema_compiler *c, int32_t **table, int *size, int count,
                        uint64_t (*hash_of)(const mx_schema_compiler *c, int i)) {
@@ -36,13 +31,13 @@ static bool table_room(mx_schema_compiler *c, int32_t **table, int *size, int co
 
 static uint64_t literal_hash(const mx_schema_compiler *c, int i) {
     const mx_schema_literal *l = &c->literals[2 * i];
-    return mix(mix(1, (uint64_t)(uintptr_t)l->node), l->value);
+    return mx_schema_mix(mx_schema_mix(1, (uint64_t)(uintptr_t)l->node), l->value);
 }
 
 mx_literal mx_schema_literal_of(mx_schema_compiler *c, const mx_json *node, bool value) {
     if (c->status || !table_room(c, &c->literal_table, &c->literal_table_size, c->literal_count / 2, literal_hash))
         return 0;
-    uint64_t slot = mix(mix(1, (uint64_t)(uintptr_t)node), value);
+    uint64_t slot = mx_schema_mix(mx_schema_mix(1, (uint64_t)(uintptr_t)node), value);
     for (int32_t at; (at = c->literal_table[slot & (uint64_t)(c->literal_table_size - 1)]); slot++) {
         const mx_schema_literal *l = &c->literals[2 * (at - 1)];
         if (l->node == node && l->value == value) return 2 * (at - 1);
@@ -74,7 +69,7 @@ static mx_goal intern(mx_schema_compiler *c, const mx_literal *literals, int cou
     if (c->status || !table_room(c, &c->goal_table, &c->goal_table_size, c->goal_count, goal_hash))
         return MX_GOAL_NEVER;
     uint64_t hash = 7;
-    for (int i = 0; i < count; i++) hash = mix(hash, (uint64_t)literals[i]);
+    for (int i = 0; i < count; i++) hash = mx_schema_mix(hash, (uint64_t)literals[i]);
     uint64_t slot = hash;
     for (int32_t at; (at = c->goal_table[slot & (uint64_t)(c->goal_table_size - 1)]); slot++) {
         const mx_schema_goal *g = &c->goals[at - 1];

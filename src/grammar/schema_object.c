@@ -20,11 +20,22 @@ static const mx_key_class *class_of(const mx_key_class *classes, int count, cons
     return NULL;
 }
 
-mx_regular *mx_object_keys(mx_schema_compiler *c, const mx_object_part *a) {
+/* Objects with the same names are many: in unions, in what is merged. */
+mx_regular *mx_object_other_keys(mx_schema_compiler *c, const mx_object_part *a) {
+    if (!a->count || c->status) return c->status ? NULL : c->all_text;
     mx_schema_word *words = mx_schema_take(c, (size_t)a->count * sizeof *words);
     if (!words) return NULL;
-    for (int i = 0; i < a->count; i++) words[i] = (mx_schema_word){a->named[i].key, a->named[i].size};
-    return mx_schema_words(c, words, a->count);
+    uint64_t hash = 11;
+    for (int i = 0; i < a->count; i++) {
+        words[i] = (mx_schema_word){a->named[i].key, a->named[i].size};
+        hash = mx_schema_mix(hash, a->named[i].size);
+        for (size_t j = 0; j < a->named[i].size; j++) hash = mx_schema_mix(hash, (uint8_t)a->named[i].key[j]);
+    }
+    const int64_t before = mx_schema_recall(c, hash);
+    if (before >= 0) return c->languages[before];
+    mx_regular *others = mx_schema_not(c, mx_schema_words(c, words, a->count));
+    if (others) mx_schema_remember(c, hash, c->language_count - 1); /* it is the last one that was made */
+    return others;
 }
 
 /* ---- keywords ---------------------------------------------------------------------------------------------------- */
@@ -287,12 +298,12 @@ void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_par
         for (int j = 0; j < g.count; j++)
             add_with_member(c, out, &a->named[i], mx_schema_goal_of(c, g.literals[j] ^ 1), true);
     }
-    mx_regular *named = NULL;
+    mx_regular *unnamed = NULL;
     for (int i = 0; i < a->other_count && !c->status; i++) {
         const mx_schema_goal g = c->goals[a->others[i].goal];
         if (!g.count) continue;
-        if (!named) named = mx_object_keys(c, a);
-        mx_regular *keys = a->count ? mx_schema_without(c, a->others[i].keys, named) : a->others[i].keys;
+        if (!unnamed) unnamed = mx_object_other_keys(c, a);
+        mx_regular *keys = mx_schema_and(c, a->others[i].keys, unnamed);
         for (int j = 0; j < g.count; j++) add_with_exists(c, out, keys, mx_schema_goal_of(c, g.literals[j] ^ 1));
     }
     for (int i = 0; i < a->exists_count && !c->status; i++) complement_exists(c, out, &a->exists[i]);
@@ -350,12 +361,12 @@ void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *
     *o = *a;
     o->others = others;
     o->other_count = 0;
-    mx_regular *named = NULL;
+    mx_regular *unnamed = NULL;
     for (int i = 0; i < a->other_count && !c->status; i++) {
         mx_key_class k = a->others[i];
         if (k.goal == MX_GOAL_NEVER) continue;
-        if (a->count && !named) named = mx_schema_not(c, mx_object_keys(c, a));
-        if (a->count) k.keys = mx_schema_and(c, k.keys, named);
+        if (!unnamed) unnamed = mx_object_other_keys(c, a);
+        k.keys = mx_schema_and(c, k.keys, unnamed);
         if (k.keys && !mx_regular_is_empty(k.keys)) others[o->other_count++] = k;
     }
     settle_exists(c, o, 0, out);

@@ -129,6 +129,12 @@ struct mx_schema_compiler {
     bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
 
+    struct mx_schema_memo { /* things made before, by hash; a power of two of slots, key 0 is free */
+        uint64_t key;
+        int64_t index; /* of languages, or an expression */
+    } * memo;
+    int memo_count, memo_size;
+
     mx_regular *all_text;
     mx_regular *number_full, *number_plain; /* with and without exponents */
     mx_regular *integer, *integer_value;    /* as "integer" spells them, and with .0 too */
@@ -160,6 +166,13 @@ mx_regular *mx_schema_or(mx_schema_compiler *c, mx_regular *a, mx_regular *b);
 mx_regular *mx_schema_not(mx_schema_compiler *c, mx_regular *a);
 mx_regular *mx_schema_without(mx_schema_compiler *c, mx_regular *a, mx_regular *b);
 mx_regular *mx_schema_regex(mx_schema_compiler *c, const char *pattern); /* of the whole text */
+/* What was made before under this key: -1: nothing. */
+int64_t mx_schema_recall(const mx_schema_compiler *c, uint64_t key);
+void mx_schema_remember(mx_schema_compiler *c, uint64_t key, int64_t index);
+static inline uint64_t mx_schema_mix(uint64_t h, uint64_t v) {
+    h = (h ^ v) * 0x9E3779B97F4A7C15u;
+    return h ^ (h >> 29);
+}
 /* A finite set of texts: sorted and freed of doubles in place. */
 typedef struct mx_schema_word {
     const char *text;
@@ -193,7 +206,8 @@ bool mx_schema_surely_empty(mx_schema_compiler *c, const mx_shape *a);
 /* Part by part; complements are added to `out` as unions. */
 const mx_object_part *mx_object_and(mx_schema_compiler *c, const mx_object_part *a, const mx_object_part *b);
 void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out);
-mx_regular *mx_object_keys(mx_schema_compiler *c, const mx_object_part *a); /* of its named members */
+/* All keys but those of its named members. */
+mx_regular *mx_object_other_keys(mx_schema_compiler *c, const mx_object_part *a);
 const mx_array_part *mx_array_and(mx_schema_compiler *c, const mx_array_part *a, const mx_array_part *b);
 void mx_array_complement(mx_schema_compiler *c, const mx_array_part *a, mx_parts *out);
 const mx_string_part *mx_string_and(mx_schema_compiler *c, const mx_string_part *a, const mx_string_part *b);

@@ -161,15 +161,27 @@ mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *str
     return all ? all : mx_schema_words(c, NULL, 0);
 }
 
+/* Large languages are rules, each once, wherever they are used. */
 mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language) {
+    enum { SMALL = 16 };
     if (c->status) return 0;
     if (language == c->all_text) return c->free_string;
+    const uint64_t key = mx_schema_mix(mx_regular_hash(language), 12);
+    const int64_t before = mx_schema_recall(c, key);
+    if (before >= 0) return (mx_expr)before;
     mx_regular *r = NULL;
     mx_error error;
     mx_status status = mx_regular_quote(language, &r, &error);
     r = mx_schema_own(c, NULL, status, r, &error);
     if (!r) return 0;
-    return mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
+    mx_expr e = mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
+    if (mx_regular_look(r).states > SMALL) {
+        mx_rule rule = mx_rule_add(c->builder, "text");
+        mx_rule_set(c->builder, rule, e);
+        e = mx_expr_rule(c->builder, rule);
+    }
+    mx_schema_remember(c, key, e);
+    return e;
 }
 
 mx_expr mx_schema_write_string(mx_schema_compiler *c, const mx_string_part *a) {

@@ -233,6 +233,12 @@ def quantised(experts, dense, scattered=False, fused=False):
     return safetensors(dict(sorted(out.items(), key=lambda item: item[0].split(".")[-1])))
 
 
+# Pattern, zero, text.
+REGEX = ["abc\0xabcx", "^a|b$\0xb", "^(?:ab)+?$\0abab", "^[\\w.+-]+@\\w+(?:\\.\\w+)+$\0a.b@c.de", "^\\d{3}-\\d{4}$\x00555-1212",
+         "^(?!foo).*(?=bar$)\0xbar", "\\bfoo\\B\0food", "^\\p{Lu}[^\\P{L}\\s]*$\0\u00c4pfel", "[A-\\u{1FAFF}]{2,}\0ab",
+         "^(?:(?!ab).)*$\0ba", "(a|aa)*$\0aaa", "^\\s\\S\\cJ\\x41\\0?\0 x\nA"]
+
+
 def seeds():
     small = safetensors({"a": ("BF16", [2, 3], bytes(12)), "b": ("U8", [4], bytes(4)), "c": ("F32", [], bytes(4)),
                          "d": ("F32", [0, 7], b"")})
@@ -250,6 +256,7 @@ def seeds():
         "quantized": {kind: quantised(kind, kind) for kind in SCALED if kind != "bf16"} |
                      {"scattered": quantised("nvfp4", "mxfp8", scattered=True), "fused": quantised("bf16", "int4", fused=True),
                       "mixed": quantised("int4", "amxfp4", scattered=True)},
+        "regex": {str(i): regex.encode() for i, regex in enumerate(REGEX)},
     }
 
 
