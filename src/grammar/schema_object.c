@@ -389,6 +389,8 @@ bool mx_object_fruitful(mx_schema_compiler *c, const mx_object_part *a, mx_goal_
         if (mx_regular_is_empty(a->exists[i].keys)) return false;
         if (!test_or_can(c, a->exists[i].goal, test, context)) return false;
     }
+    /* What must exist is one of the others, once it is settled; before, it may be a named member. */
+    if (a->exists_count && (!test || a->most == 0)) required++;
     if (a->most >= 0 && required > a->most) return false;
     if (a->least <= required) return true;
     for (int i = 0; i < a->count; i++)
@@ -554,7 +556,10 @@ static mx_expr write_numbered(mx_schema_compiler *c, const mx_object_part *a, co
     /* Without an upper bound, more members than `least` are all alike; at least 1, for the comma. */
     s.top = a->most >= 0 && a->most < named + 1 ? a->most + 1 : named + 1;
     if (a->most < 0 && a->least < s.top) s.top = a->least > 1 ? a->least : 1;
-    if (a->exists_count || (named + 1) * (s.top + 1) > MOST_STATES) {
+    if (a->exists_count)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL,
+                       "\"minProperties\" and \"maxProperties\" beside what some member must be are not supported");
+    if (c->status || (named + 1) * (s.top + 1) > MOST_STATES) {
         mx_schema_fail(c, MX_UNSUPPORTED, NULL,
                        "\"minProperties\" and \"maxProperties\" beside %d named members are too much to count", named);
         return 0;
