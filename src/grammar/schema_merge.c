@@ -366,12 +366,6 @@ const mx_shape *mx_shape_unannotated(mx_schema_compiler *c, const mx_shape *a) {
 }
 
 /* ---- emptiness --------------------------------------------------------------------------------------------------- */
-static bool not_never(void *context, mx_schema_compiler *c, mx_goal goal) {
-    (void)context;
-    (void)c;
-    return goal != MX_GOAL_NEVER;
-}
-
 static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *test, void *context) {
     if (a->constants || a->number || a->strings.count) return true;
     for (int i = 0; i < a->arrays.count; i++)
@@ -379,10 +373,6 @@ static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *t
     for (int i = 0; i < a->objects.count; i++)
         if (mx_object_fruitful(c, a->objects.at[i], test, context)) return true;
     return false;
-}
-
-bool mx_shape_is_empty(const mx_schema_compiler *c, const mx_shape *a) {
-    return !has_values((mx_schema_compiler *)c, a, not_never, NULL);
 }
 
 typedef struct search {

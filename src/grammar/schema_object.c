@@ -20,8 +20,8 @@ static const mx_key_class *class_of(const mx_key_class *classes, int count, cons
     return NULL;
 }
 
-/* Objects with the same names are many: in unions, in what is merged. */
-mx_regular *mx_object_other_keys(mx_schema_compiler *c, const mx_object_part *a) {
+/* All keys but those of its named members. Objects with the same names are many: in unions, in what is merged. */
+static mx_regular *other_keys(mx_schema_compiler *c, const mx_object_part *a) {
     if (!a->count || c->status) return c->status ? NULL : c->all_text;
     mx_schema_word *words = mx_schema_take(c, (size_t)a->count * sizeof *words);
     if (!words) return NULL;
@@ -302,7 +302,7 @@ void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_par
     for (int i = 0; i < a->other_count && !c->status; i++) {
         const mx_schema_goal g = c->goals[a->others[i].goal];
         if (!g.count) continue;
-        if (!unnamed) unnamed = mx_object_other_keys(c, a);
+        if (!unnamed) unnamed = other_keys(c, a);
         mx_regular *keys = mx_schema_and(c, a->others[i].keys, unnamed);
         for (int j = 0; j < g.count; j++) add_with_exists(c, out, keys, mx_schema_goal_of(c, g.literals[j] ^ 1));
     }
@@ -365,7 +365,7 @@ void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *
     for (int i = 0; i < a->other_count && !c->status; i++) {
         mx_key_class k = a->others[i];
         if (k.goal == MX_GOAL_NEVER) continue;
-        if (!unnamed) unnamed = mx_object_other_keys(c, a);
+        if (!unnamed) unnamed = other_keys(c, a);
         k.keys = mx_schema_and(c, k.keys, unnamed);
         if (k.keys && !mx_regular_is_empty(k.keys)) others[o->other_count++] = k;
     }
