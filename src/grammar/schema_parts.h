@@ -22,7 +22,7 @@ typedef int mx_literal; /* index of compiler.literals; its negation is the same 
 
 typedef struct mx_string_part {
     mx_regular *language; /* of the text without quotes and escapes */
-    int64_t least, most;  /* code points, most < 0: no limit; 0 and -1 where `language` is not that of all texts */
+    int64_t least, most;  /* code points, most < 0: no limit */
 } mx_string_part;
 
 /* The number of elements i >= from that are of the literal is from least to most (most < 0: no limit). */

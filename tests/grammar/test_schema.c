@@ -126,6 +126,9 @@ static void strings_have_lengths_patterns_and_formats(void **state) {
     CHECK("{'type':'string','minLength':2,'maxLength':3}", "'ab'", "'\\u00e9\\n'", "'äöü'", "!'a'", "!'abcd'");
     CHECK("{'type':'string','maxLength':1000000000}", "'ab'");
     CHECK("{'type':'string','pattern':'^a+$','maxLength':3}", "'aaa'", "!'aaaa'", "!'b'", "!''");
+    CHECK("{'type':'string','pattern':'ü','minLength':2,'maxLength':3}", "'aü'", "'ünn'", "!'ü'", "!'ünnn'", "!'nnn'");
+    CHECK("{'type':'string','format':'uri','minLength':1,'maxLength':2083}", "'http://[2001:db8::7]/a?b'", "!''");
+    CHECK("{'not':{'type':'string','pattern':'^a','maxLength':2}}", "'aaa'", "'b'", "1", "!'a'", "!'aa'");
     CHECK("{'type':'string','pattern':'[0-9]'}", "'a1b'", "!'ab'");
     CHECK("{'type':'string','format':'date'}", "'2024-02-29'", "!'2023-02-29'", "!'2023-13-01'", "!'2023-04-31'",
           "'2000-02-29'", "!'1900-02-29'");
