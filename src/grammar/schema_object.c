@@ -224,14 +224,22 @@ const mx_object_part *mx_object_and(mx_schema_compiler *c, const mx_object_part 
     if (c->status || !a || !b) return NULL;
     if (a == c->any_object || a == b) return b;
     if (b == c->any_object) return a;
-    const int exists = a->exists_count + b->exists_count;
     mx_object_part *s = mx_schema_take(c, sizeof *s);
     mx_member *named = mx_schema_take(c, (size_t)(a->count + b->count) * sizeof *named);
     mx_key_class *others = mx_schema_take(c, (size_t)a->other_count * (size_t)b->other_count * sizeof *others);
-    mx_key_exists *list = mx_schema_take(c, (size_t)exists * sizeof *list);
+    mx_key_exists *list = mx_schema_take(c, (size_t)(a->exists_count + b->exists_count) * sizeof *list);
     if (!s || !named || !others || !list) return NULL;
     if (a->exists_count) memcpy(list, a->exists, (size_t)a->exists_count * sizeof *list);
-    if (b->exists_count) memcpy(list + a->exists_count, b->exists, (size_t)b->exists_count * sizeof *list);
+    int exists = a->exists_count;
+    for (int i = 0; i < b->exists_count; i++) {
+        const mx_key_exists e = b->exists[i];
+        int same = 0;
+        while (same < exists &&
+               (list[same].goal != e.goal || mx_regular_hash(list[same].keys) != mx_regular_hash(e.keys)))
+            same++;
+        list[same] = e;
+        exists += same == exists;
+    }
     *s = (mx_object_part){.named = named,
                           .count = and_members(c, named, a, b),
                           .others = others,
@@ -310,7 +318,25 @@ void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_par
 }
 
 /* ---- settling ---------------------------------------------------------------------------------------------------- */
-/* The first `exists` of a part is a named member, or one of the others: each is a part for itself. */
+static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at, mx_parts *out);
+
+/* `e`, which is number `at`, is one of the others and stands before number `j` of those that are settled: members come
+ * in any order. */
+static void place_exists(mx_schema_compiler *c, const mx_object_part *a, int at, int j, mx_key_exists e,
+                         mx_parts *out) {
+    mx_object_part *o = mx_schema_take(c, sizeof *o);
+    mx_key_exists *exists = mx_schema_take(c, (size_t)a->exists_count * sizeof *exists);
+    if (!o || !exists) return;
+    memcpy(exists, a->exists, (size_t)a->exists_count * sizeof *exists);
+    memmove(exists + j + 1, exists + j, (size_t)(at - j) * sizeof *exists);
+    exists[j] = e;
+    *o = *a;
+    o->exists = exists;
+    settle_exists(c, o, at + 1, out);
+}
+
+/* Number `at` of what must exist is a named member, or one of the others: each is a part for itself. Those before it
+ * are settled. */
 static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at, mx_parts *out) {
     if (at == a->exists_count) {
         mx_parts_add(c, out, a);
@@ -339,14 +365,23 @@ static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at
         mx_regular *keys = mx_schema_and(c, a->others[i].keys, e.keys);
         const mx_goal goal = mx_schema_goal_and(c, a->others[i].goal, e.goal);
         if (!keys || goal == MX_GOAL_NEVER || mx_regular_is_empty(keys)) continue;
+        for (int j = 0; j <= at; j++) place_exists(c, a, at, j, (mx_key_exists){keys, goal}, out);
+    }
+    /* Or one of those that are settled is this one, too. */
+    for (int j = 0; j < at && !c->status; j++) {
+        mx_regular *keys = mx_schema_and(c, a->exists[j].keys, e.keys);
+        const mx_goal goal = mx_schema_goal_and(c, a->exists[j].goal, e.goal);
+        if (!keys || goal == MX_GOAL_NEVER || mx_regular_is_empty(keys)) continue;
         mx_object_part *o = mx_schema_take(c, sizeof *o);
         mx_key_exists *exists = mx_schema_take(c, (size_t)a->exists_count * sizeof *exists);
         if (!o || !exists) return;
         memcpy(exists, a->exists, (size_t)a->exists_count * sizeof *exists);
-        exists[at] = (mx_key_exists){keys, goal};
+        exists[j] = (mx_key_exists){keys, goal};
+        exists[at] = exists[a->exists_count - 1];
         *o = *a;
         o->exists = exists;
-        settle_exists(c, o, at + 1, out);
+        o->exists_count--;
+        settle_exists(c, o, at, out);
     }
 }
 

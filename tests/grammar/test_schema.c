@@ -182,6 +182,11 @@ static void schemas_apply_together(void **state) {
           "{'k':'n','v':1}", "{'k':'s','v':''}", "!{'k':'n','v':''}", "!{'k':'s','v':1}");
     CHECK("{'type':'object','properties':{'a':true,'b':true},'dependentRequired':{'a':['b']}}", "{}", "{'b':1}",
           "{'a':1,'b':1}", "!{'a':1}");
+    CHECK("{'type':'object','not':{'enum':[{},{}]}}", "{'a':1}", "{'a':1,'b':2}", "!{}");
+    CHECK(
+        "{'allOf':[{'not':{'additionalProperties':{'type':'integer'}}},{'not':{'additionalProperties':{'minimum':0}}}],"
+        "'type':'object'}",
+        "{'a':'s','b':-1}", "{'b':-1,'a':'s'}", "{'x':-0.5}", "!{'a':'s'}", "!{'a':-1}");
     CHECK("{'allOf':[{'properties':{'a':true}}],'properties':{'b':true},'type':'object','unevaluatedProperties':false}",
           "{'b':1,'a':1}", "!{'c':1}");
 }
