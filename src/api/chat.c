@@ -311,7 +311,8 @@ static mx_status render_said(mx_conversation *c, const step *s, mx_error *error)
     mx_status status = MX_OK;
     if (s->thinking.size)
         status = mx_conversation_add_assistant(c, "analysis", s->thinking.data, s->thinking.size, error);
-    if (!status && (s->text.size || (s->has_text && !s->call_count)))
+    /* No text beside thinking: that is as far as it came. */
+    if (!status && (s->text.size || (s->has_text && !s->call_count && !s->thinking.size)))
         status =
             mx_conversation_add_assistant(c, s->call_count ? "commentary" : "final", s->text.data, s->text.size, error);
     for (int i = 0; i < s->call_count && !status; i++)

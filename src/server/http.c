@@ -9,10 +9,10 @@
 
 enum {
     POOL = 32 << 10,      /* of a connection beside its headers */
-    WHOLE = 256 << 10,    /* bodies up to so much are handed over as they are */
+    WHOLE = 64 << 10,     /* bodies up to so much are handed over as they are */
     SMALL_BODY = 1 << 20, /* of a request that is refused: is read, so that the connection can stay */
-    BLOCK = 32 << 10,
-    ALL_BODIES = 8, /* all requests' bodies together: so many of the largest */
+    BLOCK = 16 << 10,     /* of longer ones; a client has write_seconds for each */
+    ALL_BODIES = 8,       /* all requests' bodies together: so many of the largest */
 };
 
 /* ---- replies ----------------------------------------------------------------------------------------------------- */
@@ -21,7 +21,7 @@ static ssize_t read_reply(void *exchange, uint64_t position, char *to, size_t mo
     mx_exchange *x = exchange;
     ssize_t result = MHD_CONTENT_READER_END_WITH_ERROR;
     pthread_mutex_lock(&x->lock);
-    const size_t left = x->out.size - x->taken, n = left < most ? left : most;
+    const size_t left = x->out.size - x->taken, block = most < BLOCK ? most : BLOCK, n = left < block ? left : block;
     x->moved = mx_seconds();
     if (x->gone) {
     } else if (n) {
@@ -66,7 +66,7 @@ static void add_headers(mx_exchange *x, struct MHD_Response *response) {
     MHD_add_response_header(response, "x-request-id", x->id);
     if (x->status != 204) MHD_add_response_header(response, "x-content-type-options", "nosniff");
     if (x->type) MHD_add_response_header(response, "content-type", x->type);
-    if (x->state == MX_STATE_STREAM || (x->job && x->type)) {
+    if (x->streams) {
         MHD_add_response_header(response, "cache-control", "no-cache");
         MHD_add_response_header(response, "x-accel-buffering", "no"); /* nginx passes events on at once then */
     }

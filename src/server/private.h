@@ -77,6 +77,7 @@ struct mx_exchange {
     const char *type; /* content type, a constant or of a form */
     mx_bytes out;     /* what the client gets */
     size_t taken;     /* bytes of it that libmicrohttpd has */
+    bool streams;     /* the reply is a stream, perhaps ended by now */
     bool queued;      /* libmicrohttpd has the reply's head */
     bool suspended;   /* libmicrohttpd waits for mx_exchange_wake */
     bool gone;        /* the client went away, or was cut off */

@@ -254,6 +254,7 @@ static bool begin(mx_exchange *x, mx_job *job) {
         refused(job, status, &error);
     } else if (!job->failed && job->work.stream) {
         x->state = MX_STATE_STREAM;
+        x->streams = true;
         x->status = 200;
         x->type = job->form->stream_type;
         if (job->form->begin && !job->form->begin(&job->work, &x->out)) fail_memory(job);

@@ -39,9 +39,27 @@ static int tear_down(void **unused) {
 static mx_bytes out; /* what was said */
 static mx_work work;
 
+/* With logprobs the server tells a piece when its token is there (work.c). */
+static mx_piece held[32];
+static char held_text[32][200];
+static int held_count;
+
 static bool piece(void *answer, const mx_piece *p) {
-    assert_true(mx_openai_form.piece(&work, answer, p, &out));
+    if (work.request.logprobs < 0) {
+        assert_true(mx_openai_form.piece(&work, answer, p, &out));
+        return true;
+    }
+    assert_true(held_count < 32 && p->size < 200);
+    memcpy(held_text[held_count], p->text, p->size);
+    held[held_count] = *p;
+    held[held_count].text = held_text[held_count];
+    held_count++;
     return true;
+}
+
+static void tell_held(mx_api_answer *a) {
+    for (int i = 0; i < held_count; i++) assert_true(mx_openai_form.piece(&work, a, &held[i], &out));
+    held_count = 0;
 }
 
 /* The model says `text` behind <|start|>assistant, or, raw, as it stands; the chunks are in `out` then. */
@@ -64,9 +82,11 @@ static void say(mx_api_request request, const char *text, mx_finish why) {
     for (int64_t i = 0; i < ids.count; i++) {
         const mx_event e = {.type = MX_EVENT_TOKEN, .token = ids.data[i], .logprob = -1};
         assert_int_equal(mx_api_answer_take(&answer, &parts.settings, &work.request, &e, &error), MX_OK);
+        tell_held(&answer);
     }
     const mx_event end = {.type = MX_EVENT_FINISHED, .finish = why};
     assert_int_equal(mx_api_answer_take(&answer, &parts.settings, &work.request, &end, &error), MX_OK);
+    tell_held(&answer);
     assert_true(mx_openai_form.ended(&work, &answer, &out));
     assert_true(mx_openai_form.finish(&work, &out));
     mx_openai_form.free(work.state);
@@ -176,21 +196,24 @@ static void test_name(void **unused) {
 /* Each token's logprob is told once, and none of what begins behind the cut of a stop string. */
 static void test_logprobs(void **unused) {
     (void)unused;
-    static const char *const stops[] = {"fox and"};
+    /* The first keeps back " fox" until " and" comes, which the second keeps back. */
+    static const char *const stops[] = {" fox.", " and a"};
     for (int stopped = 0; stopped < 2; stopped++) {
         mx_api_request request = CHAT;
         request.logprobs = 0;
         request.stop = (char **)(void *)stops;
-        request.stop_count = stopped;
+        request.stop_count = 2 * stopped;
         say(request,
-            "<|channel|>analysis<|message|>Thinking.<|end|><|start|>assistant<|channel|>final<|message|>Once a fox and "
-            "a whistle<|return|>",
+            "<|channel|>analysis<|message|>Thinking.<|end|><|start|>assistant<|channel|>commentary<|message|>Let me "
+            "tell "
+            "you a story.<|end|><|start|>assistant<|channel|>final<|message|>Once a fox and a whistle<|return|>",
             stopped ? MX_FINISH_CANCELLED : MX_FINISH_STOP);
         mx_bytes told = {0};
         const char token[] = "{\"token\":\"";
         for (char *p = out.data; (p = strstr(p, token)); p += strlen(token))
             assert_true(mx_bytes_add(&told, p + strlen(token), strcspn(p + strlen(token), "\"")));
-        assert_string_equal(told.data, stopped ? "Once a fox" : "Once a fox and a whistle");
+        assert_string_equal(told.data, stopped ? "Let me tell you a story.Once a fox"
+                                               : "Let me tell you a story.Once a fox and a whistle");
         mx_bytes_free(&told);
     }
 }
