@@ -304,10 +304,9 @@ static void write_setup(mx_schema_compiler *c) {
     "[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
     c->character = shared(c, "character", regex_expr(c, CHARACTER));
     c->free_string = shared(c, "string", regex_expr(c, "\"(" CHARACTER ")*\""));
-    c->number_expr = 0;
 }
 
-/* Constants, numbers and strings; what is of several parts. */
+/* The alternatives of a value, those that have values. */
 static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     mx_grammar_builder *b = c->builder;
     const int room = 4 + s->strings.count + s->arrays.count + s->objects.count;
@@ -331,10 +330,14 @@ static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     return n == 1 ? choices[0] : mx_expr_choice(b, choices, n);
 }
 
-/* Objects, arrays and what is large become rules, which end recursion; other things stand where they are used. */
+/* A rule for every goal, which ends recursion; the grammar's compiler spells small ones out where they are used. */
 mx_expr mx_schema_write_goal(mx_schema_compiler *c, mx_goal goal) {
     if (c->status) return 0;
     mx_schema_goal *g = &c->goals[goal];
+    if (!g->shape) { /* whatever is written was looked at */
+        mx_schema_fail(c, MX_INVALID_STATE, NULL, "value %d was not expanded", goal);
+        return 0;
+    }
     if (!g->has_rule) {
         char name[32];
         snprintf(name, sizeof name, "value %d", goal);

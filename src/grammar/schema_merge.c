@@ -215,15 +215,18 @@ const mx_string_part *mx_string_and(mx_schema_compiler *c, const mx_string_part 
                         .least = a->least > b->least ? a->least : b->least,
                         .most = a->most < 0 || (b->most >= 0 && b->most < a->most) ? b->most : a->most};
     if (!s.language || string_is_empty(&s)) return NULL;
-    if (s.language != c->all_text && s.most >= 0) {
+    if (s.language != c->all_text && (s.least > 0 || s.most >= 0)) {
         const int64_t longest = longest_text(c, s.language);
         if (longest >= 0 && longest <= s.most) s.most = -1;
-    }
-    if (s.language != c->all_text && (s.least > 0 || s.most >= 0)) {
-        s.language = mx_schema_and(c, s.language, mx_schema_lengths(c, NULL, s.least, s.most));
-        s.least = 0;
-        s.most = -1;
-        if (!s.language || string_is_empty(&s)) return NULL;
+        if (longest >= 0 && s.least > longest) return NULL;
+        /* A finite language is cut at once. Others keep their lengths apart: they need not be multiplied out as long
+         * as nothing is written. */
+        if (longest >= 0 && (s.least > 0 || s.most >= 0)) {
+            s.language = mx_schema_and(c, s.language, mx_schema_lengths(c, NULL, s.least, s.most));
+            s.least = 0;
+            s.most = -1;
+            if (!s.language || string_is_empty(&s)) return NULL;
+        }
     }
     mx_string_part *out = mx_schema_take(c, sizeof *out);
     if (out) *out = s;
@@ -366,12 +369,6 @@ const mx_shape *mx_shape_unannotated(mx_schema_compiler *c, const mx_shape *a) {
 }
 
 /* ---- emptiness --------------------------------------------------------------------------------------------------- */
-static bool not_never(void *context, mx_schema_compiler *c, mx_goal goal) {
-    (void)context;
-    (void)c;
-    return goal != MX_GOAL_NEVER;
-}
-
 static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *test, void *context) {
     if (a->constants || a->number || a->strings.count) return true;
     for (int i = 0; i < a->arrays.count; i++)
@@ -379,10 +376,6 @@ static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *t
     for (int i = 0; i < a->objects.count; i++)
         if (mx_object_fruitful(c, a->objects.at[i], test, context)) return true;
     return false;
-}
-
-bool mx_shape_is_empty(const mx_schema_compiler *c, const mx_shape *a) {
-    return !has_values((mx_schema_compiler *)c, a, not_never, NULL);
 }
 
 typedef struct search {

@@ -22,7 +22,7 @@ typedef int mx_literal; /* index of compiler.literals; its negation is the same 
 
 typedef struct mx_string_part {
     mx_regular *language; /* of the text without quotes and escapes */
-    int64_t least, most;  /* code points, most < 0: no limit; 0 and -1 where `language` is not that of all texts */
+    int64_t least, most;  /* code points, most < 0: no limit */
 } mx_string_part;
 
 /* The number of elements i >= from that are of the literal is from least to most (most < 0: no limit). */
@@ -149,7 +149,7 @@ struct mx_schema_compiler {
     mx_goal *queue; /* goals that wait for their rules */
     int queue_count, queue_room;
     mx_expr comma, colon, open_object, close_object, open_array, close_array, empty_object, empty_array;
-    mx_expr free_string, quote, character, number_expr;
+    mx_expr free_string, quote, character;
 };
 
 /* ---- schema.c: memory, errors, languages ------------------------------------------------------------------------ */
@@ -200,14 +200,11 @@ bool mx_parts_add(mx_schema_compiler *c, mx_parts *parts, const void *part);
 const mx_shape *mx_shape_and(mx_schema_compiler *c, const mx_shape *a, const mx_shape *b);
 const mx_shape *mx_shape_or(mx_schema_compiler *c, const mx_shape *a, const mx_shape *b);
 const mx_shape *mx_shape_unannotated(mx_schema_compiler *c, const mx_shape *a); /* nothing counts as evaluated */
-bool mx_shape_is_empty(const mx_schema_compiler *c, const mx_shape *a);         /* at first sight */
 /* Is there surely no value of it? Looks into values within values; false where that takes too long. */
 bool mx_schema_surely_empty(mx_schema_compiler *c, const mx_shape *a);
 /* Part by part; complements are added to `out` as unions. */
 const mx_object_part *mx_object_and(mx_schema_compiler *c, const mx_object_part *a, const mx_object_part *b);
 void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out);
-/* All keys but those of its named members. */
-mx_regular *mx_object_other_keys(mx_schema_compiler *c, const mx_object_part *a);
 const mx_array_part *mx_array_and(mx_schema_compiler *c, const mx_array_part *a, const mx_array_part *b);
 void mx_array_complement(mx_schema_compiler *c, const mx_array_part *a, mx_parts *out);
 const mx_string_part *mx_string_and(mx_schema_compiler *c, const mx_string_part *a, const mx_string_part *b);
