@@ -365,6 +365,7 @@ mx_status mx_ollama_read_generate(const mx_server_parts *parts, const char *id, 
     const mx_json *prompt = mx_field(body, "prompt");
     bool raw;
     mx_status status = begin(&r, id);
+    out->prompts_field = "prompt";
     if (!ok(&r, status) || !check_generate(&r, &raw)) return status;
     *load = is_empty(prompt);
     if (*load) return MX_OK;
