@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import jsonschema
 except ImportError:
-    print("skipped: no jsonschema for this Python (MXRUN_PYTHON names another)")
+    print("skipped: no jsonschema for this Python")
     sys.exit(77)
 
 SOURCE = Path(__file__).resolve().parents[2]
