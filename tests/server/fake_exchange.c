@@ -198,7 +198,7 @@ void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, cons
         work(x);
     }
     mx_api_request_free(&x->work.request);
-    if (form->free) form->free(state);
+    if (form->free && state) form->free(state);
 }
 
 void fake_exchange(const mx_server_parts *parts, const fake_request *request, uint64_t number, fake_reply *reply) {
