@@ -5,6 +5,7 @@
 
 #include "../server/fake_exchange.h"
 #include "input.h"
+#include "server/responses_store.h"
 
 static void check(bool right) {
     if (!right) abort();
@@ -38,7 +39,9 @@ static void prepare(void) {
     check(mx_vocabulary_create(tokenizer, parts.info.vocab, &parts.vocabulary, &error) == MX_OK);
     parts.settings.vocabulary = parts.vocabulary;
     check(mx_replay_create(1 << 20, &parts.replay, &error) == MX_OK);
+    check(mx_response_store_create(1 << 20, &parts.responses, &error) == MX_OK);
     add_table(mx_openai_endpoints);
+    add_table(mx_responses_endpoints);
     add_table(mx_anthropic_endpoints);
     add_table(mx_ollama_endpoints);
     add_table(mx_tool_endpoints);
