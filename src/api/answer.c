@@ -3,6 +3,10 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "api/rules.h"
+
+static const double PREPARE_SECONDS = 0.05;
+
 static mx_status no_memory(mx_error *error) {
     return mx_fail(error, MX_NO_MEMORY, "no memory for an answer");
 }
@@ -17,6 +21,8 @@ static mx_status constrain(mx_api_answer *a, const mx_api_settings *settings, mx
         vocabulary = *settings->later;
     }
     if (!vocabulary) return mx_fail(error, MX_UNSUPPORTED, "an answer has rules, but there are no grammars here");
+    /* Where others wait for steps, they do not wait for this; a batch makes no more than it uses. */
+    if (settings->vocabulary) mx_api_rules_prepare(rules, vocabulary, PREPARE_SECONDS);
     return mx_rules_constraint(rules, settings->tokenizer, vocabulary, settings->stop_tokens, &a->constraint, error);
 }
 

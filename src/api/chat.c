@@ -36,6 +36,7 @@ struct mx_api_chat {
     int count, capacity;
     mx_api_name *names;
     int name_count;
+    mx_ids before; /* scratch: the prompt that something the assistant said answers */
 };
 
 static mx_status no_memory(mx_error *error) {
@@ -86,6 +87,7 @@ void mx_api_chat_free(mx_api_chat *chat) {
     for (int i = 0; i < chat->count; i++) free_step(&chat->steps[i]);
     free(chat->steps);
     free_names(chat->names, chat->name_count);
+    mx_ids_free(&chat->before);
     mx_conversation_free(chat->conversation);
     free(chat);
 }
@@ -309,7 +311,8 @@ static mx_status render_said(mx_conversation *c, const step *s, mx_error *error)
     mx_status status = MX_OK;
     if (s->thinking.size)
         status = mx_conversation_add_assistant(c, "analysis", s->thinking.data, s->thinking.size, error);
-    if (!status && (s->text.size || (s->has_text && !s->call_count)))
+    /* No text beside thinking: that is as far as it came. */
+    if (!status && (s->text.size || (s->has_text && !s->call_count && !s->thinking.size)))
         status =
             mx_conversation_add_assistant(c, s->call_count ? "commentary" : "final", s->text.data, s->text.size, error);
     for (int i = 0; i < s->call_count && !status; i++)
@@ -324,11 +327,10 @@ static mx_status add_run(mx_api_chat *chat, const step *steps, int count, mx_err
         bool found = false;
         int taken = 1;
         if (chat->replay) {
-            mx_ids prompt = {0};
-            mx_status status = mx_conversation_prompt(chat->conversation, &prompt, error);
-            const uint64_t hash = mx_replay_hash(&prompt);
-            mx_ids_free(&prompt);
             enum { LONGEST = 8 };
+            chat->before.count = 0;
+            mx_status status = mx_conversation_prompt(chat->conversation, &chat->before, error);
+            const uint64_t hash = mx_replay_hash(&chat->before);
             const int most = count - i < LONGEST ? count - i : LONGEST;
             for (taken = most; taken > 0 && !status && !found; taken -= !found)
                 status = replay_run(chat, steps + i, taken, hash, &found, error);

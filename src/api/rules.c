@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "api/chat.h"
+#include "base/cpu.h"
 #include "grammar/schema.h"
 
 static mx_status no_memory(mx_error *error) {
@@ -25,6 +26,7 @@ typedef struct entry entry;
 struct entry {
     XXH128_hash_t key;
     mx_grammar *grammar;
+    bool prepared; /* somebody has, or does just now */
     entry *next;
 };
 
@@ -68,7 +70,7 @@ static void keep(XXH128_hash_t key, mx_grammar *grammar) {
         dropped = e;
         *e = (entry){0};
     } else {
-        *e = (entry){key, mx_grammar_keep(grammar), cache.first};
+        *e = (entry){.key = key, .grammar = mx_grammar_keep(grammar), .next = cache.first};
         cache.first = e;
         uint64_t bytes = 0;
         int count = 0;
@@ -86,6 +88,30 @@ static void keep(XXH128_hash_t key, mx_grammar *grammar) {
         mx_grammar_free(dropped->grammar);
         free(dropped);
     }
+}
+
+/* Is the caller to prepare it? One that is not in the cache is new, and soon gone. */
+static bool wants_preparing(const mx_grammar *grammar) {
+    bool wants = false;
+    pthread_mutex_lock(&cache.lock);
+    for (entry *e = cache.first; e; e = e->next) {
+        if (e->grammar != grammar) continue;
+        wants = !e->prepared;
+        e->prepared = true;
+    }
+    pthread_mutex_unlock(&cache.lock);
+    return wants;
+}
+
+static void prepare(mx_grammar *grammar, mx_vocabulary *vocabulary, double end) {
+    const double seconds = end - mx_seconds();
+    if (grammar && seconds > 0 && wants_preparing(grammar)) mx_grammar_prepare(grammar, vocabulary, seconds);
+}
+
+void mx_api_rules_prepare(const mx_rules *rules, mx_vocabulary *vocabulary, double seconds) {
+    const double end = mx_seconds() + seconds;
+    prepare(rules->text, vocabulary, end);
+    for (int i = 0; i < rules->tool_count; i++) prepare(rules->tools[i].arguments, vocabulary, end);
 }
 
 /* ---- grammars ---------------------------------------------------------------------------------------------------- */

@@ -22,6 +22,10 @@ mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *pa
 mx_status mx_api_rules_choose(mx_rules *rules, mx_tool_choice choice, const char *named, const char *param,
                               mx_api_problem *problem, mx_error *error);
 
+/* Makes what the first masks under new grammars need, in the calling thread, which takes about so many seconds at most;
+ * of grammars that came before nothing is to be done. */
+void mx_api_rules_prepare(const mx_rules *rules, mx_vocabulary *vocabulary, double seconds);
+
 /* All of it from a chat's body in OpenAI's form: "tools", "tool_choice", "parallel_tool_calls", "response_format"
  * ({"type": "text" | "json_object" | "json_schema" | "grammar", ...}; "grammar": {"syntax": "regex", "definition"} or
  * {"type": "regex", "pattern"}); tools that are no functions are left out with a warning. *out NULL: nothing said. */

@@ -45,6 +45,9 @@ void mx_log(mx_log_level level, const char *format, ...) {
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    /* What strangers sent may be in it: nothing that a terminal would obey, nor a line of their own. */
+    for (char *c = line; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f) *c = ' ';
     pthread_mutex_lock(&state.lock);
     if (state.level < 0) read_environment();
     emit(level, line);

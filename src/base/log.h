@@ -3,7 +3,8 @@
 
 #include <stdbool.h>
 
-/* The only way anything below main() speaks to the user: one line on stderr, "mxrun: warning: ...".
+/* The only way anything below main() speaks to the user: one line on stderr, "mxrun: warning: ...", without control
+ * characters, which become spaces.
  * Thread-safe. Tests and library users install a sink of their own. */
 typedef enum mx_log_level { MX_LOG_DEBUG, MX_LOG_INFO, MX_LOG_WARNING, MX_LOG_ERROR } mx_log_level;
 

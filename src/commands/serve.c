@@ -1,4 +1,5 @@
 /* mxrun serve: answers over HTTP. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -121,7 +122,9 @@ static mx_status collect_keys(key_list *list, mx_error *error) {
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
 static bool is_loopback(const char *name) {
-    return !name || strncmp(name, "127.", 4) == 0 || strcmp(name, "::1") == 0 || strcmp(name, "localhost") == 0;
+    unsigned char address[4];
+    if (!name || strcmp(name, "::1") == 0 || strcmp(name, "localhost") == 0) return true;
+    return inet_pton(AF_INET, name, address) == 1 && address[0] == 127;
 }
 
 static bool check_keys(const mx_command *self, const key_list *keys, bool inherited) {

@@ -9,7 +9,7 @@
 #include "base/cpu.h"
 #include "engine/engine_state.h"
 
-static const double WORTH_WAKING = 100e-6; /* seconds of all masks of a step: a thread wakes in some 20 us */
+static const double WORTH_WAKING = 500e-6; /* seconds of all masks of a step */
 
 /* ---- one mask -----------------------------------------------------------------------------------------------------
  */

@@ -36,7 +36,9 @@ void mx_rule_set(mx_grammar_builder *b, mx_rule rule, mx_expr expr);
 mx_expr mx_expr_rule(mx_grammar_builder *b, mx_rule rule);
 
 /* ---- grammars ---------------------------------------------------------------------------------------------------- */
-/* Compiled: immutable but for caches inside, used by any number of threads; reference-counted. */
+/* Compiled: immutable but for caches inside, used by any number of threads; reference-counted. An ambiguous one is
+ * followed in all its readings, up to 10,000 at once: beyond that (which is warned of once) what is taken is still of
+ * the grammar, but not all of it is. */
 typedef struct mx_grammar mx_grammar;
 
 /* MX_UNSUPPORTED: a rule that refers to itself before it has read anything (left recursion), or more states than
@@ -53,7 +55,9 @@ bool mx_grammar_match(mx_grammar *g, const void *text, size_t size);
 
 /* ---- over tokens ------------------------------------------------------------------------------------------------- */
 /* All ordinary tokens of a tokenizer as a tree of their bytes, for any number of grammars. Special tokens and ids
- * without bytes are not in it: they are never allowed. */
+ * without bytes are not in it, nor are tokens of more than 1000 bytes: they are never allowed. Keeps masks that were
+ * made once, up to 256 MB of them; those of plain loops (a string's characters) serve all grammars that have such a
+ * loop. */
 typedef struct mx_vocabulary mx_vocabulary;
 /* `vocab`: logits of the model: ids are below it. Borrows the tokenizer. */
 mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error);

@@ -171,26 +171,6 @@ static uint32_t build_repeat(compiler *c, const mx_expr_node *e, uint32_t next) 
     return next;
 }
 
-/* Is this regular language one to be spelled out wherever it is used? */
-static bool small_regular(const mx_regular_view *v) {
-    if (v->states > MX_PLAN_SMALL) return false;
-    /* Without loops: states in some order in which all transitions go forward. */
-    int before[MX_PLAN_SMALL] = {0};
-    for (int round = 0; round <= v->states; round++) {
-        bool changed = false;
-        for (int i = 0; i < v->states; i++)
-            for (int k = 0; k < v->classes; k++) {
-                const int32_t to = v->next[(size_t)i * (size_t)v->classes + (size_t)k];
-                if (to >= 0 && before[to] < before[i] + 1) {
-                    before[to] = before[i] + 1;
-                    changed = true;
-                }
-            }
-        if (!changed) return true;
-    }
-    return false;
-}
-
 /* The expression itself, spelled out. */
 static uint32_t build_here(compiler *c, mx_expr e, uint32_t next) {
     const mx_expr_node *node = &c->b->expr[e];
@@ -224,15 +204,18 @@ static uint32_t build(compiler *c, mx_expr e, uint32_t next) {
     case MX_EXPR_TEXT:
         break;
     case MX_EXPR_REGULAR:
-        if (small_regular(&p->view[node->first])) break;
+        if (p->finite[node->first] && p->size[e] <= 2 * MX_PLAN_SMALL) break;
         return call_loop(c, e, next);
-    case MX_EXPR_RULE:
+    case MX_EXPR_RULE: {
+        const mx_expr body = c->b->rule[node->first].body;
         if (p->spelled[node->first]) break;
-        return call(c, p->b->rule[node->first].body, NO_END, (mx_rule)node->first, next);
+        if (mx_plan_loops(p, &c->b->expr[body])) return call_loop(c, body, next);
+        return call(c, body, NO_END, (mx_rule)node->first, next);
+    }
     case MX_EXPR_REPEAT:
         if (!p->productive[c->b->item[node->first]]) return next;
         if (mx_plan_counts(p, node)) return call(c, e, NO_END, 0, next);
-        if (node->most < 0 && p->pure[e] && p->size[e] <= MX_PLAN_LOOP) return call_loop(c, e, next);
+        if (mx_plan_loops(p, node)) return call_loop(c, e, next);
         /* fall through */
     default:
         if ((p->uses[e] > 1 && p->size[e] > MX_PLAN_SMALL) || p->depth[e] % MX_PLAN_DEPTH == MX_PLAN_DEPTH - 1)
@@ -252,11 +235,12 @@ static mx_status build_machine(compiler *c, uint32_t machine, mx_error *error) {
     } else {
         const mx_expr body = p.counts ? c->b->item[node->first] : p.expr;
         c->nfa.count = 0;
-        c->in_loop = (p.counts || (node->kind == MX_EXPR_REPEAT && node->most < 0)) && c->plan.pure[body] &&
-                     c->plan.size[body] <= MX_PLAN_LOOP;
+        c->in_loop =
+            p.counts ? c->plan.pure[body] && c->plan.size[body] <= MX_PLAN_LOOP : mx_plan_loops(&c->plan, node);
         uint32_t end = add_state(c, (mx_nfa_state){.kind = MX_NFA_ACCEPT});
         if (p.end != NO_END) end = add_state(c, (mx_nfa_state){.kind = MX_NFA_BYTE, .byte = (uint8_t)p.end, .a = end});
-        uint32_t first = c->no_memory ? 0 : p.counts ? build(c, body, end) : build_here(c, body, end);
+        uint32_t first = end; /* rounds that no text is of: there are none */
+        if (c->plan.productive[body]) first = p.counts ? build(c, body, end) : build_here(c, body, end);
         if (c->no_memory) return stopped(c, error);
         status = mx_determine(&c->nfa, first, machine, &c->draft, &start, error);
     }

@@ -198,7 +198,9 @@ static bool call_over(subsets *s, mx_draft_state *state) {
 
 /* All sets that can be reached; false: too many, or no memory. */
 static bool construct(subsets *s, uint32_t start) {
-    if (!mx_grow((void **)&s->begin, &s->begin_room, 0, sizeof *s->begin)) return s->no_memory = true, false;
+    if (!mx_grow((void **)&s->begin, &s->begin_room, 0, sizeof *s->begin) ||
+        !mx_grow((void **)&s->member, &s->member_room, 0, sizeof *s->member))
+        return s->no_memory = true, false;
     s->begin[0] = 0;
     /* Whoever calls the machine sees to the empty text. */
     s->round++;

@@ -95,6 +95,13 @@ bool mx_plan_counts(const mx_plan *p, const mx_expr_node *repeat) {
     return copies > 1 && copies * (size ? size : 1) > MX_PLAN_COPIES;
 }
 
+bool mx_plan_loops(const mx_plan *p, const mx_expr_node *e) {
+    if (e->kind == MX_EXPR_REGULAR) return !p->finite[e->first];
+    if (e->kind != MX_EXPR_REPEAT || e->most >= 0 || mx_plan_counts(p, e)) return false;
+    const mx_expr item = p->b->item[e->first];
+    return p->pure[item] && p->size[item] <= MX_PLAN_LOOP;
+}
+
 /* Sizes, which expressions call nothing, and how deep they are; parts come before what they are parts of. */
 static void measure(mx_plan *p) {
     const mx_grammar_builder *b = p->b;
@@ -103,7 +110,7 @@ static void measure(mx_plan *p) {
         const mx_expr *part = NULL;
         uint32_t n = parts(b, e, &part), size = e->kind == MX_EXPR_CHOICE ? n : 1, depth = 0;
         bool pure = true;
-        if (e->kind == MX_EXPR_RULE && !p->spelled[e->first]) pure = false, n = 0;
+        if (e->kind == MX_EXPR_RULE && !p->plain[e->first]) pure = false, n = 0;
         for (uint32_t k = 0; k < n; k++) {
             size = sum(size, p->size[part[k]]);
             pure = pure && p->pure[part[k]];
@@ -111,9 +118,9 @@ static void measure(mx_plan *p) {
         }
         if (e->kind == MX_EXPR_TEXT) size = e->count;
         if (e->kind == MX_EXPR_REGULAR) size = 2 * (uint32_t)p->view[e->first].states;
-        if (e->kind == MX_EXPR_REPEAT && mx_plan_counts(p, e))
-            pure = false;
-        else if (e->kind == MX_EXPR_REPEAT)
+        if (e->kind == MX_EXPR_REGULAR) pure = p->finite[e->first];
+        if (e->kind == MX_EXPR_REPEAT && (e->most < 0 || mx_plan_counts(p, e))) pure = false;
+        if (e->kind == MX_EXPR_REPEAT && !mx_plan_counts(p, e))
             size = (uint32_t)(1 + (size - 1) * ((e->most < 0 ? e->least : e->most) + (e->most < 0)));
         p->size[i] = sum(size, 0);
         p->pure[i] = pure && depth < MX_PLAN_DEPTH;
@@ -149,11 +156,33 @@ static bool find_same(mx_plan *p) {
     return true;
 }
 
+/* Has the language no loop? States are taken away as long as there is one that nothing leads to. */
+static bool is_finite(const mx_regular_view *v, bool *out) {
+    int32_t *from = calloc((size_t)v->states + 1, sizeof *from), *todo = malloc(((size_t)v->states + 1) * sizeof *todo);
+    int todos = 0, taken = 0;
+    const size_t cells = (size_t)v->states * (size_t)v->classes;
+    const bool ok = from && todo;
+    for (size_t i = 0; ok && i < cells; i++)
+        if (v->next[i] >= 0) from[v->next[i]]++;
+    for (int i = 0; ok && i < v->states; i++)
+        if (!from[i]) todo[todos++] = i;
+    for (; ok && todos > 0; taken++) {
+        const int32_t *next = v->next + (size_t)todo[--todos] * (size_t)v->classes;
+        for (int k = 0; k < v->classes; k++)
+            if (next[k] >= 0 && --from[next[k]] == 0) todo[todos++] = next[k];
+    }
+    *out = taken == v->states;
+    free(from);
+    free(todo);
+    return ok;
+}
+
 mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error *error) {
     const size_t n = b->exprs, regulars = b->regulars ? b->regulars : 1;
     *p = (mx_plan){.b = b};
     p->view = calloc(regulars, sizeof *p->view);
     p->same_regular = calloc(regulars, sizeof *p->same_regular);
+    p->finite = calloc(regulars, sizeof *p->finite);
     p->nullable = calloc(n, sizeof *p->nullable);
     p->productive = calloc(n, sizeof *p->productive);
     p->pure = calloc(n, sizeof *p->pure);
@@ -161,10 +190,14 @@ mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error
     p->uses = calloc(n, sizeof *p->uses);
     p->depth = calloc(n, sizeof *p->depth);
     p->spelled = calloc(b->rules, sizeof *p->spelled);
+    p->plain = calloc(b->rules, sizeof *p->plain);
     users u = {0};
-    bool ok = p->view && p->same_regular && p->nullable && p->productive && p->pure && p->size && p->uses && p->depth &&
-              p->spelled;
-    for (size_t i = 0; ok && i < b->regulars; i++) p->view[i] = mx_regular_look(b->regular[i]);
+    bool ok = p->view && p->finite && p->same_regular && p->nullable && p->productive && p->pure && p->size &&
+              p->uses && p->depth && p->spelled && p->plain;
+    for (size_t i = 0; ok && i < b->regulars; i++) {
+        p->view[i] = mx_regular_look(b->regular[i]);
+        ok = is_finite(&p->view[i], &p->finite[i]);
+    }
     ok = ok && find_users(b, &u) && solve(p, &u, true, p->productive) && solve(p, &u, false, p->nullable) &&
          find_same(p);
     free(u.first);
@@ -173,12 +206,13 @@ mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error
         mx_grammar_plan_free(p);
         return mx_fail(error, MX_NO_MEMORY, "no memory to compile a grammar");
     }
-    measure(p);
-    for (size_t r = 1; r < b->rules; r++) {
-        const mx_expr e = b->rule[r].body;
-        p->spelled[r] = p->pure[e] && p->size[e] <= MX_PLAN_SMALL && p->depth[e] < 20;
+    /* Rules of plain bytes within such rules, a few levels deep; what lies deeper is called. */
+    for (int level = 0; level < 5; level++) {
+        measure(p);
+        for (size_t r = 1; r < b->rules; r++) p->plain[r] = p->pure[b->rule[r].body];
     }
     measure(p);
+    for (size_t r = 1; r < b->rules; r++) p->spelled[r] = p->plain[r] && p->size[b->rule[r].body] <= MX_PLAN_SMALL;
     count_uses(p);
     return MX_OK;
 }
@@ -187,11 +221,13 @@ void mx_grammar_plan_free(mx_plan *p) {
     free(p->view);
     free(p->same_regular);
     free(p->nullable);
+    free(p->finite);
     free(p->productive);
     free(p->pure);
     free(p->size);
     free(p->uses);
     free(p->depth);
     free(p->spelled);
+    free(p->plain);
     *p = (mx_plan){0};
 }

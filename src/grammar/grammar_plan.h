@@ -11,10 +11,12 @@ typedef struct mx_plan {
     uint32_t *same_regular; /* [regulars]; the first that is the same language */
     bool *nullable;         /* the empty text is of it */
     bool *productive;       /* a text is of it */
-    bool *pure;             /* calls nothing, however it is built */
+    bool *pure;             /* calls nothing, however it is built, and has no loop */
+    bool *finite;           /* [regulars]; no loop */
     uint32_t *size;         /* states, about, where everything but calls is spelled out; at most MX_PLAN_SIZE */
     uint32_t *uses;
     uint32_t *depth; /* of expressions within expressions */
+    bool *plain;     /* [rules]; a rule that calls nothing, so that it may be written out within a loop */
     bool *spelled;   /* [rules]; a rule that is so small that it is written where it is used */
 } mx_plan;
 enum {
@@ -29,5 +31,7 @@ mx_status mx_grammar_plan_make(const mx_grammar_builder *b, mx_plan *p, mx_error
 void mx_grammar_plan_free(mx_plan *p);
 /* Is a repeat counted at run time? Else it is spelled out. */
 bool mx_plan_counts(const mx_plan *p, const mx_expr_node *repeat);
+/* Is an expression a loop of plain bytes, which is a machine of its own? */
+bool mx_plan_loops(const mx_plan *p, const mx_expr_node *e);
 
 #endif

@@ -5,6 +5,11 @@
 #include "base/log.h"
 #include "grammar/mask_private.h"
 
+enum {
+    MANY = 10000, /* nodes of the tree */
+    CROWD = 2000, /* places */
+};
+
 /* The mask of a moment is that of its places together: of each the tokens that its machine takes, from the cache, and
  * those that go on behind the machine's end, for which one looks at the stack. */
 static void take(void *user, const mx_trie_node *n, const mx_places *places) {
@@ -37,18 +42,33 @@ static bool behind(mx_matcher *m, uint32_t frame, mx_places *out) {
     return ok && !s->failed;
 }
 
-/* The tokens that go on behind the machine's end. */
-static bool add_leaving(mx_matcher *m, const mx_mask *k, mx_place p) {
+/* Bytes that may come behind the machine's end, and how many nodes they lead to from where it may end. */
+static uint64_t count_leaving(mx_matcher *m, const mx_mask *k, const mx_places *start, bool *may) {
+    uint64_t nodes = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        may[byte] = false;
+        if (k->leaving_from[byte] == k->leaving_from[byte + 1]) continue;
+        for (uint32_t i = 0; i < start->count && !may[byte]; i++)
+            may[byte] = mx_next_state(m->g, start->place[i].state, (uint8_t)byte) != MX_DEAD;
+        if (may[byte]) nodes += k->leaving_from[byte + 1] - k->leaving_from[byte];
+    }
+    return nodes;
+}
+
+/* The tokens that go on behind the machine's end; *many: there is so much to be looked at that it is better to walk the
+ * whole tree once for all places together. */
+static bool add_leaving(mx_matcher *m, const mx_mask *k, mx_place p, bool *many) {
     const mx_vocabulary *v = m->v;
     const mx_rounds r = mx_rounds_of(m->g, v, p);
     mx_places *start = &m->level[v->longest + 1], *first = &m->level[v->longest + 2];
     const size_t frames = m->stack.frames, callers = m->stack.callers;
+    bool may[256];
     if (!behind(m, p.frame, start)) return false;
+    if (count_leaving(m, k, start, may) > MANY) *many = true;
     const mx_walk w = {v, &m->stack, m->level, take, m};
-    for (int byte = 0; byte < 256 && start->count; byte++) {
-        const uint32_t from = k->leaving_from[byte], to = k->leaving_from[byte + 1];
-        if (from == to || !mx_stack_step(&m->stack, start, (uint8_t)byte, first)) continue;
-        for (uint32_t i = from; i < to; i++) {
+    for (int byte = 0; byte < 256 && !*many; byte++) {
+        if (!may[byte] || !mx_stack_step(&m->stack, start, (uint8_t)byte, first)) continue;
+        for (uint32_t i = k->leaving_from[byte]; i < k->leaving_from[byte + 1]; i++) {
             if (k->rounds && (k->rounds[i] < r.wanted || k->rounds[i] > r.left)) continue;
             const mx_trie_node *n = &v->node[k->leaving[i]];
             take(m, n, first);
@@ -60,11 +80,11 @@ static bool add_leaving(mx_matcher *m, const mx_mask *k, mx_place p) {
     return !m->stack.failed;
 }
 
-static bool add_place(mx_matcher *m, mx_place p) {
+static bool add_place(mx_matcher *m, mx_place p, bool *many) {
     mx_mask *own, *k = mx_mask_of(m->g, m->v, p.state, mx_rounds_of(m->g, m->v, p), &own);
     if (!k) return false;
     add_mask(own ? own : k, m->v, m->bits);
-    const bool ok = !k->leaving || !m->stack.frame[p.frame].callers || add_leaving(m, k, p);
+    const bool ok = !k->leaving || !m->stack.frame[p.frame].callers || add_leaving(m, k, p, many);
     mx_mask_release(&m->v->cache, k);
     if (own) mx_mask_release(&m->v->cache, own);
     return ok;
@@ -77,7 +97,12 @@ void mx_matcher_mask(mx_matcher *m, uint32_t *bits) {
     bool ok = m->level;
     m->bits = bits;
     const mx_places now = mx_matcher_now(m);
-    for (uint32_t i = 0; ok && i < now.count; i++) ok = add_place(m, now.place[i]);
+    bool many = now.count > CROWD;
+    for (uint32_t i = 0; ok && !many && i < now.count; i++) ok = add_place(m, now.place[i], &many);
+    if (ok && many) {
+        mx_walk_below(&(mx_walk){m->v, &m->stack, m->level, take, m}, &m->v->node[0], &now, 0);
+        ok = !m->stack.failed;
+    }
     m->bits = NULL;
     if (!ok) mx_log(MX_LOG_ERROR, "no memory for a grammar's masks: fewer tokens are allowed than could be");
 }

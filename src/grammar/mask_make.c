@@ -24,18 +24,22 @@ static mx_state_key local_key(const mx_grammar *g, uint32_t state, mx_rounds r) 
 
 typedef struct reached {
     uint32_t state[KEY_STATES], count;
+    uint16_t place[1024]; /* of a state's hash to its number + 1 */
     mx_bytes text;
     bool ok;
 } reached;
 
 static uint32_t number(reached *r, uint32_t state) {
-    uint32_t i = 0;
-    while (i < r->count && r->state[i] != state) i++;
-    if (i == KEY_STATES)
+    uint32_t at = state * 2654435761u >> 22;
+    for (; r->place[at]; at = (at + 1) % 1024)
+        if (r->state[r->place[at] - 1] == state) return r->place[at] - 1u;
+    if (r->count == KEY_STATES) {
         r->ok = false;
-    else if (i == r->count)
-        r->state[r->count++] = state;
-    return i;
+        return 0;
+    }
+    r->state[r->count++] = state;
+    r->place[at] = (uint16_t)r->count;
+    return r->count - 1;
 }
 
 /* The automaton from the state on, in the order in which bytes lead to its states. */
@@ -125,12 +129,42 @@ typedef struct level {
     uint32_t at, end, state, rounds;
 } level;
 
+/* The state that most bytes lead to, and at least 20; MX_DEAD: none. */
+static uint32_t usual_state(const mx_grammar *g, uint32_t state) {
+    uint32_t target[256], count[256], targets = 0, best = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        const uint32_t next = mx_next_state(g, state, (uint8_t)byte);
+        uint32_t i = 0;
+        while (i < targets && target[i] != next) i++;
+        if (next == MX_DEAD) continue;
+        if (i == targets) target[targets] = next, count[targets++] = 0;
+        if (++count[i] > count[best]) best = i;
+    }
+    return targets && count[best] >= 20 ? target[best] : MX_DEAD;
+}
+
+/* The groups of bytes that lead from the state to itself, where that is not an end. */
+static uint64_t groups_of_loop(const mx_grammar *g, uint32_t state) {
+    uint64_t others = 0;
+    for (int byte = 0; byte < 256; byte++)
+        if (mx_next_state(g, state, (uint8_t)byte) != state) others |= mx_byte_group((uint8_t)byte);
+    return g->state[state].flags == MX_STATE_ROW ? ~others : 0;
+}
+
+static void take_all(finding *f, const mx_trie_node *n) {
+    memcpy(f->id + f->ids, f->v->id + n->first, (n->last - n->first) * sizeof *f->id);
+    f->ids += n->last - n->first;
+}
+
 /* A simple machine: one state at a time. In a counted one `rounds` are those that are complete on the way, and a token
  * takes one more where it ends within one. */
 static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *stack) {
     const mx_vocabulary *v = f->v;
     const mx_machine *m = &g->machine[g->state[state].machine];
     const uint32_t one = m->counted ? 1 : 0;
+    /* The state in which most bytes lead back to it: what has only such bytes is taken without a look. */
+    const uint32_t usual = m->counted ? MX_DEAD : usual_state(g, state);
+    const uint64_t free = usual == MX_DEAD ? 0 : groups_of_loop(g, usual);
     uint32_t depth = 0;
     stack[0] = (level){v->node[0].child, v->node[0].child + v->node[0].children, state, 0};
     for (;;) {
@@ -142,6 +176,10 @@ static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *
         const mx_trie_node *n = &v->node[l->at++];
         uint32_t next = mx_next_state(g, l->state, n->byte), rounds = l->rounds;
         if (next == MX_DEAD) continue;
+        if (next == usual && !(v->below[n - v->node] & ~free)) {
+            take_all(f, n);
+            continue;
+        }
         if (g->state[next].flags & MX_STATE_ACCEPTS) {
             rounds += one;
             take_tokens(f, n, rounds);
@@ -242,30 +280,112 @@ static bool keep_tokens(const finding *f, mx_mask *m) {
     return set_bits(m, v, m->id, m->ids);
 }
 
-static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_rounds rounds, mx_state_key key) {
-    const mx_machine *machine = &g->machine[g->state[state].machine];
-    mx_mask *m = calloc(1, sizeof *m);
-    finding f = {.v = v, .id = malloc((v->tokens + 1) * sizeof *f.id)};
-    if (machine->simple && machine->counted) f.round = malloc((v->tokens + 1) * sizeof *f.round);
-    level *stack = malloc((v->longest + 1) * sizeof *stack);
-    bool ok = m && f.id && stack && (f.round || !machine->simple || !machine->counted);
-    if (ok && machine->simple)
-        walk_simple(&f, g, state, stack);
-    else if (ok) {
-        /* A count that stands for all that have as many rounds left and wanted. */
-        uint32_t count = 0;
-        if (machine->counted && machine->most != UINT32_MAX && rounds.left <= v->longest)
-            count = machine->most - rounds.left;
-        else if (machine->counted && machine->least >= rounds.wanted)
-            count = machine->least - rounds.wanted;
-        walk_general(&f, g, state, count);
+/* ---- masks that are nearly those of another state -----------------------------------------------------------------
+ */
+/* A state that nearly always leads to one that is not left again (a member's name that must not be one of a few: once
+ * it is another one, all is free) has nearly that one's mask. Where the walks from both come to the same state, all
+ * below is the same. */
+typedef struct difference {
+    const mx_grammar *g;
+    finding *f;
+    uint32_t *bits;
+    uint32_t *other; /* bits of nodes below which the machine's end is another */
+} difference;
+
+/* Depth is that of the tree at most. */
+static void find_difference(const difference *d, const mx_trie_node *node, uint32_t state, uint32_t usual) {
+    const mx_vocabulary *v = d->f->v;
+    for (uint32_t i = 0; i < node->children; i++) {
+        const mx_trie_node *n = &v->node[node->child + i];
+        const uint32_t a = state == MX_DEAD ? MX_DEAD : mx_next_state(d->g, state, n->byte);
+        const uint32_t b = usual == MX_DEAD ? MX_DEAD : mx_next_state(d->g, usual, n->byte);
+        if (a == b) continue;
+        for (uint32_t k = n->first, end = mx_trie_own_end(v, n); k < end; k++) {
+            const uint32_t bit = 1u << v->id[k] % 32;
+            if (a != MX_DEAD)
+                d->bits[v->id[k] / 32] |= bit;
+            else
+                d->bits[v->id[k] / 32] &= ~bit;
+        }
+        if (!n->children) continue;
+        for (uint32_t k = n->child; k < n->child + n->children; k++) d->other[k / 32] |= 1u << k % 32;
+        if (a != MX_DEAD && d->g->state[a].flags & MX_STATE_ACCEPTS) take_leaving(d->f, n, 0);
+        find_difference(d, n, a, b);
     }
+}
+
+/* From the mask of the usual state, which is `m`'s beginning. */
+static bool change_mask(finding *f, const mx_grammar *g, uint32_t state, uint32_t usual, const mx_mask *from,
+                        mx_mask *m) {
+    const mx_vocabulary *v = f->v;
+    m->bits = malloc(v->words * sizeof *m->bits);
+    difference d = {.g = g, .f = f, .bits = m->bits, .other = calloc(v->nodes / 32 + 1, sizeof *d.other)};
+    bool ok = m->bits && d.other;
+    if (ok) {
+        memcpy(m->bits, from->bits, v->words * sizeof *m->bits);
+        m->bytes += v->words * sizeof *m->bits;
+        find_difference(&d, &v->node[0], state, usual);
+        for (uint32_t i = 0; from->leaving && i < from->leaving_from[256]; i++) {
+            const uint32_t n = from->leaving[i];
+            if (!(d.other[n / 32] >> n % 32 & 1)) ok = ok && MX_PUSH(f->leaving, f->leavings, f->leaving_room, n);
+        }
+    }
+    free(d.other);
+    return ok && !f->failed;
+}
+
+/* The usual state's mask, if that is a way to this state's. */
+static mx_mask *usual_mask(const mx_grammar *g, mx_vocabulary *v, uint32_t state, uint32_t *usual) {
+    const mx_machine *machine = &g->machine[g->state[state].machine];
+    mx_mask *own;
+    if (!machine->simple || machine->counted) return NULL;
+    *usual = usual_state(g, state);
+    if (*usual == MX_DEAD || *usual == state || usual_state(g, *usual) != *usual) return NULL;
+    mx_mask *m = mx_mask_of(g, v, *usual, (mx_rounds){0}, &own);
+    if (m && m->bits) return m;
+    if (m) mx_mask_release(&v->cache, m);
+    return NULL;
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------------------------
+ */
+static bool find_all(finding *f, const mx_grammar *g, uint32_t state, mx_rounds rounds) {
+    const mx_vocabulary *v = f->v;
+    const mx_machine *machine = &g->machine[g->state[state].machine];
+    f->id = malloc((v->tokens + 1) * sizeof *f->id);
+    if (machine->simple && machine->counted) f->round = malloc((v->tokens + 1) * sizeof *f->round);
+    if (!f->id || (machine->simple && machine->counted && !f->round)) return false;
+    if (machine->simple) {
+        level *stack = malloc((v->longest + 1) * sizeof *stack);
+        if (stack) walk_simple(f, g, state, stack);
+        free(stack);
+        return stack && !f->failed;
+    }
+    /* A count that stands for all that have as many rounds left and wanted. */
+    uint32_t count = 0;
+    if (machine->counted && machine->most != UINT32_MAX && rounds.left <= v->longest)
+        count = machine->most - rounds.left;
+    else if (machine->counted)
+        count = machine->least - rounds.wanted;
+    walk_general(f, g, state, count);
+    return !f->failed;
+}
+
+static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_rounds rounds, mx_state_key key) {
+    uint32_t usual;
+    mx_mask *from = usual_mask(g, v, state, &usual), *m = calloc(1, sizeof *m);
+    finding f = {.v = v};
+    bool ok = m;
     if (ok) {
         m->key = key;
         m->bytes = sizeof *m;
-        ok = !f.failed && keep_tokens(&f, m) && sort_leaving(&f, m);
+        if (from)
+            ok = change_mask(&f, g, state, usual, from, m);
+        else
+            ok = find_all(&f, g, state, rounds) && keep_tokens(&f, m);
+        ok = ok && sort_leaving(&f, m);
     }
-    free(stack);
+    if (from) mx_mask_release(&v->cache, from);
     free(f.id);
     free(f.round);
     free(f.leaving);

@@ -38,7 +38,7 @@ typedef struct mx_stack {
     mx_place *todo;   /* places of the step that is being made, those with calls only too */
     size_t todos, todo_room;
     uint32_t *table; /* of hashes of places to their number in todo + 1 */
-    size_t table_size;
+    size_t table_size, table_room;
     bool failed;  /* no memory: the result is not complete */
     bool crowded; /* more than MX_PLACES places: some were left out */
 } mx_stack;

@@ -52,20 +52,22 @@ static size_t hash(mx_place p) {
 /* A few are compared one by one; from then on a table has them. */
 enum { FEW = 12 };
 
+/* The table is as large as this step's places want, so that one with few does not clear what one with many took. */
 static bool fill_table(mx_stack *s) {
-    size_t size = s->table_size ? s->table_size : 64;
+    size_t size = 64;
     while (size < 4 * s->todos) size *= 2;
-    if (size > s->table_size) {
+    if (size > s->table_room) {
         free(s->table);
         s->table = malloc(size * sizeof *s->table);
-        s->table_size = s->table ? size : 0;
+        s->table_room = s->table ? size : 0;
         if (!s->table) return false;
     }
-    memset(s->table, 0, s->table_size * sizeof *s->table);
+    s->table_size = size;
+    memset(s->table, 0, size * sizeof *s->table);
     for (size_t i = 0; i < s->todos; i++) {
         size_t at = hash(s->todo[i]);
-        while (s->table[at & (s->table_size - 1)]) at++;
-        s->table[at & (s->table_size - 1)] = (uint32_t)i + 1;
+        while (s->table[at & (size - 1)]) at++;
+        s->table[at & (size - 1)] = (uint32_t)i + 1;
     }
     return true;
 }

@@ -124,6 +124,37 @@ mx_regular *mx_schema_regex(mx_schema_compiler *c, const char *pattern) {
     return mx_schema_own(c, NULL, status, r, &error);
 }
 
+int64_t mx_schema_recall(const mx_schema_compiler *c, uint64_t key) {
+    if (!c->memo_size) return -1;
+    for (uint64_t slot = key;; slot++) {
+        const struct mx_schema_memo *m = &c->memo[slot & (uint64_t)(c->memo_size - 1)];
+        if (m->key == key) return m->index;
+        if (!m->key) return -1;
+    }
+}
+
+static void put(struct mx_schema_memo *memo, int size, struct mx_schema_memo new) {
+    uint64_t slot = new.key;
+    while (memo[slot & (uint64_t)(size - 1)].key) slot++;
+    memo[slot & (uint64_t)(size - 1)] = new;
+}
+
+void mx_schema_remember(mx_schema_compiler *c, uint64_t key, int64_t index) {
+    if (c->status || !key) return;
+    if (2 * c->memo_count >= c->memo_size) {
+        const int size = c->memo_size ? 2 * c->memo_size : 256;
+        struct mx_schema_memo *more = calloc((size_t)size, sizeof *more);
+        if (!more) return; /* it is only slower */
+        for (int i = 0; i < c->memo_size; i++)
+            if (c->memo[i].key) put(more, size, c->memo[i]);
+        free(c->memo);
+        c->memo = more;
+        c->memo_size = size;
+    }
+    put(c->memo, c->memo_size, (struct mx_schema_memo){key, index});
+    c->memo_count++;
+}
+
 static int by_text(const void *x, const void *y) {
     const mx_schema_word *a = x, *b = y;
     const size_t n = a->size < b->size ? a->size : b->size;
@@ -273,10 +304,9 @@ static void write_setup(mx_schema_compiler *c) {
     "[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
     c->character = shared(c, "character", regex_expr(c, CHARACTER));
     c->free_string = shared(c, "string", regex_expr(c, "\"(" CHARACTER ")*\""));
-    c->number_expr = 0;
 }
 
-/* Constants, numbers and strings; what is of several parts. */
+/* The alternatives of a value, those that have values. */
 static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     mx_grammar_builder *b = c->builder;
     const int room = 4 + s->strings.count + s->arrays.count + s->objects.count;
@@ -300,10 +330,14 @@ static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     return n == 1 ? choices[0] : mx_expr_choice(b, choices, n);
 }
 
-/* Objects, arrays and what is large become rules, which end recursion; other things stand where they are used. */
+/* A rule for every goal, which ends recursion; the grammar's compiler spells small ones out where they are used. */
 mx_expr mx_schema_write_goal(mx_schema_compiler *c, mx_goal goal) {
     if (c->status) return 0;
     mx_schema_goal *g = &c->goals[goal];
+    if (!g->shape) { /* whatever is written was looked at */
+        mx_schema_fail(c, MX_INVALID_STATE, NULL, "value %d was not expanded", goal);
+        return 0;
+    }
     if (!g->has_rule) {
         char name[32];
         snprintf(name, sizeof name, "value %d", goal);
@@ -419,6 +453,7 @@ static void finish(mx_schema_compiler *c) {
     free(c->literal_table);
     free(c->goal_table);
     free(c->queue);
+    free(c->memo);
     mx_schema_refs_free(c->refs);
     for (struct mx_schema_block *b = c->blocks, *next; b; b = next) {
         next = b->next;

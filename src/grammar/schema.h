@@ -27,7 +27,7 @@ typedef struct mx_schema_options {
 /* `schema`: an object or true or false. `name` begins messages ("response_format.json_schema.schema"). */
 mx_status mx_schema_compile(const mx_json *schema, const char *name, const mx_schema_options *options, mx_grammar **out,
                             mx_error *error);
-/* Any JSON object, at most so deep as 64 levels or without a limit, whichever is natural here. */
+/* Any JSON object, as deep as it comes. */
 mx_status mx_schema_any_object(const mx_schema_options *options, mx_grammar **out, mx_error *error);
 
 #endif

@@ -8,11 +8,6 @@
 enum { MOST_PARTS = 2000, MOST_LITERALS = 1 << 20 };
 
 /* ---- literals and goals ------------------------------------------------------------------------------------------ */
-static uint64_t mix(uint64_t h, uint64_t v) {
-    h = (h ^ v) * 0x9E3779B97F4A7C15u;
-    return h ^ (h >> 29);
-}
-
 /* A table of twice as many slots once it is half full; `hash_of` gives the hash of entry i. */
 static bool table_room(mx_schema_compiler *c, int32_t **table, int *size, int count,
                        uint64_t (*hash_of)(const mx_schema_compiler *c, int i)) {
@@ -36,13 +31,13 @@ static bool table_room(mx_schema_compiler *c, int32_t **table, int *size, int co
 
 static uint64_t literal_hash(const mx_schema_compiler *c, int i) {
     const mx_schema_literal *l = &c->literals[2 * i];
-    return mix(mix(1, (uint64_t)(uintptr_t)l->node), l->value);
+    return mx_schema_mix(mx_schema_mix(1, (uint64_t)(uintptr_t)l->node), l->value);
 }
 
 mx_literal mx_schema_literal_of(mx_schema_compiler *c, const mx_json *node, bool value) {
     if (c->status || !table_room(c, &c->literal_table, &c->literal_table_size, c->literal_count / 2, literal_hash))
         return 0;
-    uint64_t slot = mix(mix(1, (uint64_t)(uintptr_t)node), value);
+    uint64_t slot = mx_schema_mix(mx_schema_mix(1, (uint64_t)(uintptr_t)node), value);
     for (int32_t at; (at = c->literal_table[slot & (uint64_t)(c->literal_table_size - 1)]); slot++) {
         const mx_schema_literal *l = &c->literals[2 * (at - 1)];
         if (l->node == node && l->value == value) return 2 * (at - 1);
@@ -74,7 +69,7 @@ static mx_goal intern(mx_schema_compiler *c, const mx_literal *literals, int cou
     if (c->status || !table_room(c, &c->goal_table, &c->goal_table_size, c->goal_count, goal_hash))
         return MX_GOAL_NEVER;
     uint64_t hash = 7;
-    for (int i = 0; i < count; i++) hash = mix(hash, (uint64_t)literals[i]);
+    for (int i = 0; i < count; i++) hash = mx_schema_mix(hash, (uint64_t)literals[i]);
     uint64_t slot = hash;
     for (int32_t at; (at = c->goal_table[slot & (uint64_t)(c->goal_table_size - 1)]); slot++) {
         const mx_schema_goal *g = &c->goals[at - 1];
@@ -220,15 +215,18 @@ const mx_string_part *mx_string_and(mx_schema_compiler *c, const mx_string_part 
                         .least = a->least > b->least ? a->least : b->least,
                         .most = a->most < 0 || (b->most >= 0 && b->most < a->most) ? b->most : a->most};
     if (!s.language || string_is_empty(&s)) return NULL;
-    if (s.language != c->all_text && s.most >= 0) {
+    if (s.language != c->all_text && (s.least > 0 || s.most >= 0)) {
         const int64_t longest = longest_text(c, s.language);
         if (longest >= 0 && longest <= s.most) s.most = -1;
-    }
-    if (s.language != c->all_text && (s.least > 0 || s.most >= 0)) {
-        s.language = mx_schema_and(c, s.language, mx_schema_lengths(c, NULL, s.least, s.most));
-        s.least = 0;
-        s.most = -1;
-        if (!s.language || string_is_empty(&s)) return NULL;
+        if (longest >= 0 && s.least > longest) return NULL;
+        /* A finite language is cut at once. Others keep their lengths apart: they need not be multiplied out as long
+         * as nothing is written. */
+        if (longest >= 0 && (s.least > 0 || s.most >= 0)) {
+            s.language = mx_schema_and(c, s.language, mx_schema_lengths(c, NULL, s.least, s.most));
+            s.least = 0;
+            s.most = -1;
+            if (!s.language || string_is_empty(&s)) return NULL;
+        }
     }
     mx_string_part *out = mx_schema_take(c, sizeof *out);
     if (out) *out = s;
@@ -371,12 +369,6 @@ const mx_shape *mx_shape_unannotated(mx_schema_compiler *c, const mx_shape *a) {
 }
 
 /* ---- emptiness --------------------------------------------------------------------------------------------------- */
-static bool not_never(void *context, mx_schema_compiler *c, mx_goal goal) {
-    (void)context;
-    (void)c;
-    return goal != MX_GOAL_NEVER;
-}
-
 static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *test, void *context) {
     if (a->constants || a->number || a->strings.count) return true;
     for (int i = 0; i < a->arrays.count; i++)
@@ -384,10 +376,6 @@ static bool has_values(mx_schema_compiler *c, const mx_shape *a, mx_goal_test *t
     for (int i = 0; i < a->objects.count; i++)
         if (mx_object_fruitful(c, a->objects.at[i], test, context)) return true;
     return false;
-}
-
-bool mx_shape_is_empty(const mx_schema_compiler *c, const mx_shape *a) {
-    return !has_values((mx_schema_compiler *)c, a, not_never, NULL);
 }
 
 typedef struct search {

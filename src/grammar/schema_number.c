@@ -275,11 +275,11 @@ static void count_digits(mx_schema_compiler *c, const mx_json *v) {
     decimal d;
     if (v->type == MX_JSON_NUMBER) {
         const char *exponent = strpbrk(v->text, "eE");
-        if (v->size <= FREE_FRACTION && !exponent) return;
+        if (v->size < FREE_FRACTION && !exponent) return;
         if (v->size > MOST_DIGITS || (exponent && labs(strtol(exponent + 1, NULL, 10)) > MOST_DIGITS)) return;
         if (!parse(c, v, &d)) return;
         if (d.whole >= c->digits) c->digits = d.whole + 1;
-        if (d.fraction > c->fraction) c->fraction = d.fraction;
+        if (d.fraction >= c->fraction) c->fraction = d.fraction + 1;
     }
     if (v->type == MX_JSON_ARRAY || v->type == MX_JSON_OBJECT)
         for (const mx_json *child = v->child; child; child = child->next) count_digits(c, child);

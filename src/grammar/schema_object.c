@@ -20,11 +20,22 @@ static const mx_key_class *class_of(const mx_key_class *classes, int count, cons
     return NULL;
 }
 
-mx_regular *mx_object_keys(mx_schema_compiler *c, const mx_object_part *a) {
+/* All keys but those of its named members. Objects with the same names are many: in unions, in what is merged. */
+static mx_regular *other_keys(mx_schema_compiler *c, const mx_object_part *a) {
+    if (!a->count || c->status) return c->status ? NULL : c->all_text;
     mx_schema_word *words = mx_schema_take(c, (size_t)a->count * sizeof *words);
     if (!words) return NULL;
-    for (int i = 0; i < a->count; i++) words[i] = (mx_schema_word){a->named[i].key, a->named[i].size};
-    return mx_schema_words(c, words, a->count);
+    uint64_t hash = 11;
+    for (int i = 0; i < a->count; i++) {
+        words[i] = (mx_schema_word){a->named[i].key, a->named[i].size};
+        hash = mx_schema_mix(hash, a->named[i].size);
+        for (size_t j = 0; j < a->named[i].size; j++) hash = mx_schema_mix(hash, (uint8_t)a->named[i].key[j]);
+    }
+    const int64_t before = mx_schema_recall(c, hash);
+    if (before >= 0) return c->languages[before];
+    mx_regular *others = mx_schema_not(c, mx_schema_words(c, words, a->count));
+    if (others) mx_schema_remember(c, hash, c->language_count - 1); /* it is the last one that was made */
+    return others;
 }
 
 /* ---- keywords ---------------------------------------------------------------------------------------------------- */
@@ -213,14 +224,22 @@ const mx_object_part *mx_object_and(mx_schema_compiler *c, const mx_object_part 
     if (c->status || !a || !b) return NULL;
     if (a == c->any_object || a == b) return b;
     if (b == c->any_object) return a;
-    const int exists = a->exists_count + b->exists_count;
     mx_object_part *s = mx_schema_take(c, sizeof *s);
     mx_member *named = mx_schema_take(c, (size_t)(a->count + b->count) * sizeof *named);
     mx_key_class *others = mx_schema_take(c, (size_t)a->other_count * (size_t)b->other_count * sizeof *others);
-    mx_key_exists *list = mx_schema_take(c, (size_t)exists * sizeof *list);
+    mx_key_exists *list = mx_schema_take(c, (size_t)(a->exists_count + b->exists_count) * sizeof *list);
     if (!s || !named || !others || !list) return NULL;
     if (a->exists_count) memcpy(list, a->exists, (size_t)a->exists_count * sizeof *list);
-    if (b->exists_count) memcpy(list + a->exists_count, b->exists, (size_t)b->exists_count * sizeof *list);
+    int exists = a->exists_count;
+    for (int i = 0; i < b->exists_count; i++) {
+        const mx_key_exists e = b->exists[i];
+        int same = 0;
+        while (same < exists &&
+               (list[same].goal != e.goal || mx_regular_hash(list[same].keys) != mx_regular_hash(e.keys)))
+            same++;
+        list[same] = e;
+        exists += same == exists;
+    }
     *s = (mx_object_part){.named = named,
                           .count = and_members(c, named, a, b),
                           .others = others,
@@ -287,19 +306,37 @@ void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_par
         for (int j = 0; j < g.count; j++)
             add_with_member(c, out, &a->named[i], mx_schema_goal_of(c, g.literals[j] ^ 1), true);
     }
-    mx_regular *named = NULL;
+    mx_regular *unnamed = NULL;
     for (int i = 0; i < a->other_count && !c->status; i++) {
         const mx_schema_goal g = c->goals[a->others[i].goal];
         if (!g.count) continue;
-        if (!named) named = mx_object_keys(c, a);
-        mx_regular *keys = a->count ? mx_schema_without(c, a->others[i].keys, named) : a->others[i].keys;
+        if (!unnamed) unnamed = other_keys(c, a);
+        mx_regular *keys = mx_schema_and(c, a->others[i].keys, unnamed);
         for (int j = 0; j < g.count; j++) add_with_exists(c, out, keys, mx_schema_goal_of(c, g.literals[j] ^ 1));
     }
     for (int i = 0; i < a->exists_count && !c->status; i++) complement_exists(c, out, &a->exists[i]);
 }
 
 /* ---- settling ---------------------------------------------------------------------------------------------------- */
-/* The first `exists` of a part is a named member, or one of the others: each is a part for itself. */
+static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at, mx_parts *out);
+
+/* `e`, which is number `at`, is one of the others and stands before number `j` of those that are settled: members come
+ * in any order. */
+static void place_exists(mx_schema_compiler *c, const mx_object_part *a, int at, int j, mx_key_exists e,
+                         mx_parts *out) {
+    mx_object_part *o = mx_schema_take(c, sizeof *o);
+    mx_key_exists *exists = mx_schema_take(c, (size_t)a->exists_count * sizeof *exists);
+    if (!o || !exists) return;
+    memcpy(exists, a->exists, (size_t)a->exists_count * sizeof *exists);
+    memmove(exists + j + 1, exists + j, (size_t)(at - j) * sizeof *exists);
+    exists[j] = e;
+    *o = *a;
+    o->exists = exists;
+    settle_exists(c, o, at + 1, out);
+}
+
+/* Number `at` of what must exist is a named member, or one of the others: each is a part for itself. Those before it
+ * are settled. */
 static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at, mx_parts *out) {
     if (at == a->exists_count) {
         mx_parts_add(c, out, a);
@@ -328,14 +365,23 @@ static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at
         mx_regular *keys = mx_schema_and(c, a->others[i].keys, e.keys);
         const mx_goal goal = mx_schema_goal_and(c, a->others[i].goal, e.goal);
         if (!keys || goal == MX_GOAL_NEVER || mx_regular_is_empty(keys)) continue;
+        for (int j = 0; j <= at; j++) place_exists(c, a, at, j, (mx_key_exists){keys, goal}, out);
+    }
+    /* Or one of those that are settled is this one, too. */
+    for (int j = 0; j < at && !c->status; j++) {
+        mx_regular *keys = mx_schema_and(c, a->exists[j].keys, e.keys);
+        const mx_goal goal = mx_schema_goal_and(c, a->exists[j].goal, e.goal);
+        if (!keys || goal == MX_GOAL_NEVER || mx_regular_is_empty(keys)) continue;
         mx_object_part *o = mx_schema_take(c, sizeof *o);
         mx_key_exists *exists = mx_schema_take(c, (size_t)a->exists_count * sizeof *exists);
         if (!o || !exists) return;
         memcpy(exists, a->exists, (size_t)a->exists_count * sizeof *exists);
-        exists[at] = (mx_key_exists){keys, goal};
+        exists[j] = (mx_key_exists){keys, goal};
+        exists[at] = exists[a->exists_count - 1];
         *o = *a;
         o->exists = exists;
-        settle_exists(c, o, at + 1, out);
+        o->exists_count--;
+        settle_exists(c, o, at, out);
     }
 }
 
@@ -350,12 +396,12 @@ void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *
     *o = *a;
     o->others = others;
     o->other_count = 0;
-    mx_regular *named = NULL;
+    mx_regular *unnamed = NULL;
     for (int i = 0; i < a->other_count && !c->status; i++) {
         mx_key_class k = a->others[i];
         if (k.goal == MX_GOAL_NEVER) continue;
-        if (a->count && !named) named = mx_schema_not(c, mx_object_keys(c, a));
-        if (a->count) k.keys = mx_schema_and(c, k.keys, named);
+        if (!unnamed) unnamed = other_keys(c, a);
+        k.keys = mx_schema_and(c, k.keys, unnamed);
         if (k.keys && !mx_regular_is_empty(k.keys)) others[o->other_count++] = k;
     }
     settle_exists(c, o, 0, out);
@@ -378,6 +424,8 @@ bool mx_object_fruitful(mx_schema_compiler *c, const mx_object_part *a, mx_goal_
         if (mx_regular_is_empty(a->exists[i].keys)) return false;
         if (!test_or_can(c, a->exists[i].goal, test, context)) return false;
     }
+    /* What must exist is one of the others, once it is settled; before, it may be a named member. */
+    if (a->exists_count && (!test || a->most == 0)) required++;
     if (a->most >= 0 && required > a->most) return false;
     if (a->least <= required) return true;
     for (int i = 0; i < a->count; i++)
@@ -543,7 +591,10 @@ static mx_expr write_numbered(mx_schema_compiler *c, const mx_object_part *a, co
     /* Without an upper bound, more members than `least` are all alike; at least 1, for the comma. */
     s.top = a->most >= 0 && a->most < named + 1 ? a->most + 1 : named + 1;
     if (a->most < 0 && a->least < s.top) s.top = a->least > 1 ? a->least : 1;
-    if (a->exists_count || (named + 1) * (s.top + 1) > MOST_STATES) {
+    if (a->exists_count)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL,
+                       "\"minProperties\" and \"maxProperties\" beside what some member must be are not supported");
+    if (c->status || (named + 1) * (s.top + 1) > MOST_STATES) {
         mx_schema_fail(c, MX_UNSUPPORTED, NULL,
                        "\"minProperties\" and \"maxProperties\" beside %d named members are too much to count", named);
         return 0;

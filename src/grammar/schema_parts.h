@@ -22,7 +22,7 @@ typedef int mx_literal; /* index of compiler.literals; its negation is the same 
 
 typedef struct mx_string_part {
     mx_regular *language; /* of the text without quotes and escapes */
-    int64_t least, most;  /* code points, most < 0: no limit; 0 and -1 where `language` is not that of all texts */
+    int64_t least, most;  /* code points, most < 0: no limit */
 } mx_string_part;
 
 /* The number of elements i >= from that are of the literal is from least to most (most < 0: no limit). */
@@ -129,6 +129,12 @@ struct mx_schema_compiler {
     bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
 
+    struct mx_schema_memo { /* things made before, by hash; a power of two of slots, key 0 is free */
+        uint64_t key;
+        int64_t index; /* of languages, or an expression */
+    } * memo;
+    int memo_count, memo_size;
+
     mx_regular *all_text;
     mx_regular *number_full, *number_plain; /* with and without exponents */
     mx_regular *integer, *integer_value;    /* as "integer" spells them, and with .0 too */
@@ -143,7 +149,7 @@ struct mx_schema_compiler {
     mx_goal *queue; /* goals that wait for their rules */
     int queue_count, queue_room;
     mx_expr comma, colon, open_object, close_object, open_array, close_array, empty_object, empty_array;
-    mx_expr free_string, quote, character, number_expr;
+    mx_expr free_string, quote, character;
 };
 
 /* ---- schema.c: memory, errors, languages ------------------------------------------------------------------------ */
@@ -160,6 +166,13 @@ mx_regular *mx_schema_or(mx_schema_compiler *c, mx_regular *a, mx_regular *b);
 mx_regular *mx_schema_not(mx_schema_compiler *c, mx_regular *a);
 mx_regular *mx_schema_without(mx_schema_compiler *c, mx_regular *a, mx_regular *b);
 mx_regular *mx_schema_regex(mx_schema_compiler *c, const char *pattern); /* of the whole text */
+/* What was made before under this key: -1: nothing. */
+int64_t mx_schema_recall(const mx_schema_compiler *c, uint64_t key);
+void mx_schema_remember(mx_schema_compiler *c, uint64_t key, int64_t index);
+static inline uint64_t mx_schema_mix(uint64_t h, uint64_t v) {
+    h = (h ^ v) * 0x9E3779B97F4A7C15u;
+    return h ^ (h >> 29);
+}
 /* A finite set of texts: sorted and freed of doubles in place. */
 typedef struct mx_schema_word {
     const char *text;
@@ -187,13 +200,11 @@ bool mx_parts_add(mx_schema_compiler *c, mx_parts *parts, const void *part);
 const mx_shape *mx_shape_and(mx_schema_compiler *c, const mx_shape *a, const mx_shape *b);
 const mx_shape *mx_shape_or(mx_schema_compiler *c, const mx_shape *a, const mx_shape *b);
 const mx_shape *mx_shape_unannotated(mx_schema_compiler *c, const mx_shape *a); /* nothing counts as evaluated */
-bool mx_shape_is_empty(const mx_schema_compiler *c, const mx_shape *a);         /* at first sight */
 /* Is there surely no value of it? Looks into values within values; false where that takes too long. */
 bool mx_schema_surely_empty(mx_schema_compiler *c, const mx_shape *a);
 /* Part by part; complements are added to `out` as unions. */
 const mx_object_part *mx_object_and(mx_schema_compiler *c, const mx_object_part *a, const mx_object_part *b);
 void mx_object_complement(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out);
-mx_regular *mx_object_keys(mx_schema_compiler *c, const mx_object_part *a); /* of its named members */
 const mx_array_part *mx_array_and(mx_schema_compiler *c, const mx_array_part *a, const mx_array_part *b);
 void mx_array_complement(mx_schema_compiler *c, const mx_array_part *a, mx_parts *out);
 const mx_string_part *mx_string_and(mx_schema_compiler *c, const mx_string_part *a, const mx_string_part *b);

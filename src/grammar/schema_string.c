@@ -1,8 +1,12 @@
+#include <stdlib.h>
 #include <string.h>
 
+#include "grammar/regular_private.h"
 #include "grammar/schema_parts.h"
 
 /* What keywords say of strings. */
+
+enum { MOST_COUNTED = 8000 }; /* states of a language, times lengths */
 
 /* ---- formats ----------------------------------------------------------------------------------------------------- */
 /* RFC 3339 without leap seconds; up to 9 digits of a second. The year 0000 is left out: few programs know it. */
@@ -17,13 +21,13 @@
 #define N             "[0-9]{1,9}"
 #define DURATION_TIME "T(" N "H(" N "M(" N "S)?)?|" N "M(" N "S)?|" N "S)"
 #define DURATION      "P(" N "W|(" N "D|" N "M(" N "D)?|" N "Y(" N "M(" N "D)?)?)(" DURATION_TIME ")?|" DURATION_TIME ")"
-/* RFC 1123: at most 253 characters: one label of 63 and 3 of 62, or 10 of 24. */
-#define LABEL(most) "[A-Za-z0-9]([A-Za-z0-9-]{0," most "}[A-Za-z0-9])?"
-#define HOSTNAME    "(" LABEL("61") "(\\." LABEL("60") "){0,3}|" LABEL("22") "(\\." LABEL("22") "){0,9})"
-#define ATOM        "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
-#define EMAIL       ATOM "{1,64}(\\." ATOM "{1,20}){0,2}@" HOSTNAME
-#define OCTET       "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-#define IPV4        OCTET "(\\." OCTET "){3}"
+/* RFC 1123, at most 63 characters in all, so that no label has more. */
+#define LABEL    "[A-Za-z0-9]+(-+[A-Za-z0-9]+)*"
+#define HOSTNAME "(?=.{1,63}$)" LABEL "(\\." LABEL ")*"
+#define ATOM     "[A-Za-z0-9!#$%&'*+/=?^_`{|}~\\-]"
+#define EMAIL    "(?=[^@]{1,64}@)" ATOM "+(\\." ATOM "+)*@" HOSTNAME
+#define OCTET    "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+#define IPV4     OCTET "(\\." OCTET "){3}"
 /* RFC 4291 */
 #define H16  "[0-9a-fA-F]{1,4}"
 #define LS32 "(" H16 ":" H16 "|" IPV4 ")"
@@ -36,9 +40,10 @@
 #define UNRESERVED "A-Za-z0-9._~!$&'()*+,;=\\-" /* and sub-delims */
 #define PERCENT    "%[0-9A-Fa-f]{2}"
 #define PCHAR      "([" UNRESERVED ":@]|" PERCENT ")"
+/* Of addresses in brackets those like [2001:db8::7]: all of them are ten times as many states. */
 #define AUTHORITY                                                                                                      \
-    "(([" UNRESERVED ":]|" PERCENT ")*@)?(\\[(" IPV6 "|[vV][0-9A-Fa-f]+\\.[" UNRESERVED ":]+)\\]|([" UNRESERVED        \
-    "]|" PERCENT ")*)(:[0-9]*)?"
+    "(([" UNRESERVED ":]|" PERCENT ")*@)?(\\[((" H16 ":){1,3}:" H16 "|::(" H16 ")?)\\]|([" UNRESERVED "]|" PERCENT     \
+    ")*)(:[0-9]*)?"
 #define PATHS(first)  "(//" AUTHORITY "(/" PCHAR "*)*|/(" PCHAR "+(/" PCHAR "*)*)?|" first "(/" PCHAR "*)*)?"
 #define QUERY         "(\\?([" UNRESERVED ":@/?]|" PERCENT ")*)?(#([" UNRESERVED ":@/?]|" PERCENT ")*)?"
 #define URI           "[A-Za-z][A-Za-z0-9+.\\-]*:" PATHS(PCHAR "+") QUERY
@@ -62,6 +67,14 @@ static const struct {
     {"uri-reference", URI_REFERENCE},
     {"json-pointer", JSON_POINTER},
     {"relative-json-pointer", "(0|[1-9][0-9]{0,8})(#|" JSON_POINTER ")"},
+    /* what pydantic, zod and OpenAPI write */
+    {"uuid4", "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"},
+    {"e164", "\\+[1-9][0-9]{6,14}"},
+    {"base64", "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"},
+    {"base64url", "[A-Za-z0-9_\\-]*"},
+    {"path", NULL},
+    {"file-path", NULL},
+    {"directory-path", NULL},
     {"byte", "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"},
     {"binary", NULL},
     {"password", NULL},
@@ -161,19 +174,93 @@ mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *str
     return all ? all : mx_schema_words(c, NULL, 0);
 }
 
+/* Large languages are rules, each once, wherever they are used. */
 mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language) {
+    enum { SMALL = 16 };
     if (c->status) return 0;
     if (language == c->all_text) return c->free_string;
+    const uint64_t key = mx_schema_mix(mx_regular_hash(language), 12);
+    const int64_t before = mx_schema_recall(c, key);
+    if (before >= 0) return (mx_expr)before;
     mx_regular *r = NULL;
     mx_error error;
     mx_status status = mx_regular_quote(language, &r, &error);
     r = mx_schema_own(c, NULL, status, r, &error);
     if (!r) return 0;
-    return mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
+    mx_expr e = mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
+    if (mx_regular_look(r).states > SMALL) {
+        mx_rule rule = mx_rule_add(c->builder, "text");
+        mx_rule_set(c->builder, rule, e);
+        e = mx_expr_rule(c->builder, rule);
+    }
+    mx_schema_remember(c, key, e);
+    return e;
+}
+
+/* The texts of a language of these lengths: pairs of a state and a number of characters, up to `top`, which is as good
+ * as more where `most` < 0. */
+static mx_status count_characters(mx_regular_view v, int64_t least, int64_t most, mx_regular **out, mx_error *error) {
+    const int64_t top = most < 0 ? least : most;
+    mx_raw raw = {.classes = v.classes};
+    memcpy(raw.class_of, v.class_of, sizeof raw.class_of);
+    bool begins[256] = {0}; /* classes: is it the first byte of a character? */
+    for (int byte = 0; byte < 256; byte++)
+        if ((byte & 0xC0) != 0x80) begins[v.class_of[byte]] = true;
+    const size_t pairs = (size_t)v.states * (size_t)(top + 1);
+    int32_t *number = malloc(pairs * sizeof *number), *pair = malloc(pairs * sizeof *pair);
+    mx_status status = number && pair ? mx_raw_add(&raw, false, error) : mx_fail(error, MX_NO_MEMORY, "no memory");
+    for (size_t i = 0; number && i < pairs; i++) number[i] = -1;
+    if (!status) number[0] = pair[0] = 0;
+    for (int at = 0; !status && at < raw.states; at++) {
+        const int state = pair[at] / (int)(top + 1);
+        const int64_t n = pair[at] % (top + 1);
+        raw.accepting[at] = v.accepting[state] && n >= least;
+        for (int class = 0; !status && class < v.classes; class ++) {
+            const int next = v.next[(size_t)state * (size_t)v.classes + (size_t) class];
+            const int64_t now = n + begins[class];
+            if (next < 0 || (now > top && most >= 0)) continue;
+            const size_t to = (size_t)next * (size_t)(top + 1) + (size_t)(now < top ? now : top);
+            if (number[to] < 0) {
+                status = mx_raw_add(&raw, false, error);
+                if (status) break;
+                number[to] = raw.states - 1;
+                pair[raw.states - 1] = (int32_t)to;
+            }
+            raw.next[(size_t)at * (size_t)raw.classes + (size_t) class] = number[to];
+        }
+    }
+    if (!status) status = mx_raw_minimal(&raw, out, error);
+    mx_raw_free(&raw);
+    free(number);
+    free(pair);
+    return status;
+}
+
+/* What is written may be less than what is valid: texts of a pattern and a large maxLength are shorter, so that the
+ * automaton stays small. */
+static mx_regular *of_lengths(mx_schema_compiler *c, mx_regular *language, int64_t least, int64_t most) {
+    if (c->status) return NULL;
+    const mx_regular_view v = mx_regular_look(language);
+    const int64_t room = MOST_COUNTED / v.states;
+    if (least > room) {
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "\"minLength\" %lld beside a \"pattern\" or \"format\" is too much",
+                       (long long)least);
+        return NULL;
+    }
+    if (most > room) most = room;
+    mx_regular *r = NULL;
+    mx_error error;
+    mx_status status = count_characters(v, least, most, &r, &error);
+    return mx_schema_own(c, NULL, status, r, &error);
 }
 
 mx_expr mx_schema_write_string(mx_schema_compiler *c, const mx_string_part *a) {
-    if (a->language != c->all_text || (a->least == 0 && a->most < 0)) return mx_schema_write_texts(c, a->language);
+    if (a->least == 0 && a->most < 0) return mx_schema_write_texts(c, a->language);
+    if (a->language != c->all_text) {
+        mx_regular *some = of_lengths(c, a->language, a->least, a->most);
+        if (some && mx_regular_is_empty(some)) return mx_expr_never(c->builder);
+        return some ? mx_schema_write_texts(c, some) : 0;
+    }
     const mx_expr characters = mx_expr_repeat(c->builder, c->character, a->least, a->most);
     return mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, characters, c->quote}, 3);
 }

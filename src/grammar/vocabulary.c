@@ -44,13 +44,35 @@ static bool copy_tokens(mx_vocabulary *v, const mx_tokenizer *t) {
     return true;
 }
 
+/* A token with its first eight bytes as a number in which the first weighs most. */
+typedef struct sorted {
+    uint64_t begin;
+    uint32_t id;
+} sorted;
+
 static int by_bytes(const void *a, const void *b, void *user) {
     const mx_vocabulary *v = user;
-    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    const sorted *s = a, *t = b;
+    if (s->begin != t->begin) return s->begin < t->begin ? -1 : 1;
+    const uint32_t x = s->id, y = t->id;
     const uint32_t n = v->byte_from[x + 1] - v->byte_from[x], m = v->byte_from[y + 1] - v->byte_from[y];
     const int order = memcmp(v->byte + v->byte_from[x], v->byte + v->byte_from[y], n < m ? n : m);
     if (order) return order;
     return n != m ? (n > m) - (n < m) : (x > y) - (x < y);
+}
+
+static bool sort_tokens(mx_vocabulary *v) {
+    sorted *list = malloc((v->tokens + 1) * sizeof *list);
+    if (!list) return false;
+    for (uint32_t i = 0; i < v->tokens; i++) {
+        list[i] = (sorted){.id = v->id[i]};
+        const uint32_t from = v->byte_from[v->id[i]], size = v->byte_from[v->id[i] + 1] - from;
+        for (uint32_t k = 0; k < 8; k++) list[i].begin = list[i].begin << 8 | (k < size ? v->byte[from + k] : 0);
+    }
+    qsort_r(list, v->tokens, sizeof *list, by_bytes, v);
+    for (uint32_t i = 0; i < v->tokens; i++) v->id[i] = list[i].id;
+    free(list);
+    return true;
 }
 
 /* Node i stands for the tokens id[first .. last), which have `depth` bytes in common. */
@@ -59,6 +81,8 @@ static bool grow_children(mx_vocabulary *v, uint32_t i, uint32_t depth, size_t *
     uint32_t at = v->node[i].first;
     size_t nodes = v->nodes;
     while (at < last && v->byte_from[v->id[at] + 1] - v->byte_from[v->id[at]] == depth) at++;
+    const uint32_t own = at - v->node[i].first;
+    v->node[i].own = (uint8_t)(own < 255 ? own : 255);
     v->node[i].child = (uint32_t)nodes;
     while (at < last) {
         const uint8_t byte = v->byte[v->byte_from[v->id[at]] + depth];
@@ -86,7 +110,11 @@ static bool grow_trie(mx_vocabulary *v) {
             ok = MX_PUSH(todo, todos, todo_room, (struct todo){v->node[now.node].child + k, now.depth + 1});
     }
     free(todo);
-    return ok;
+    if (ok) v->below = calloc(v->nodes, sizeof *v->below);
+    for (uint32_t i = v->below ? v->nodes : 0; i-- > 0;) /* children come behind their parents */
+        for (uint32_t k = v->node[i].child; k < v->node[i].child + v->node[i].children; k++)
+            v->below[i] |= v->below[k] | mx_byte_group(v->node[k].byte);
+    return ok && v->below;
 }
 
 mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error) {
@@ -100,11 +128,10 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
             v = NULL;
         }
     }
-    if (v && copy_tokens(v, t)) {
-        qsort_r(v->id, v->tokens, sizeof *v->id, by_bytes, v);
+    if (v && copy_tokens(v, t) && sort_tokens(v) && grow_trie(v)) {
         v->all = calloc((size_t)v->words + 1, sizeof *v->all);
         for (uint32_t i = 0; v->all && i < v->tokens; i++) v->all[v->id[i] >> 5] |= 1u << (v->id[i] & 31);
-        if (v->all && grow_trie(v)) {
+        if (v->all) {
             *out = v;
             return MX_OK;
         }
@@ -123,6 +150,7 @@ void mx_vocabulary_free(mx_vocabulary *v) {
     mx_mask_cache_free(&v->cache);
     free(v->all);
     free(v->node);
+    free(v->below);
     free(v->id);
     free(v->byte);
     free(v->byte_from);

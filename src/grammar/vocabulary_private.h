@@ -13,7 +13,14 @@ typedef struct mx_trie_node {
     uint32_t first, last; /* its tokens and those below it: id[first .. last) */
     uint16_t children;
     uint8_t byte; /* that leads here */
+    uint8_t own;  /* tokens that end here; 255: so many or more */
 } mx_trie_node;
+
+/* Bytes in groups, so that 64 bits say which occur below a node: two by two, all of several bytes' characters as one.
+ */
+static inline uint64_t mx_byte_group(uint8_t byte) {
+    return 1ull << (byte < 0x80 ? byte >> 1 : 0);
+}
 
 /* What may come in one state of a machine, as far as that can be said without knowing who called the machine. */
 typedef struct mx_mask {
@@ -47,6 +54,7 @@ struct mx_vocabulary {
     uint32_t words;     /* of a mask */
     uint32_t *all;      /* [words] every token */
     mx_trie_node *node; /* node 0 is the root */
+    uint64_t *below;    /* [nodes]; groups of the bytes below each node */
     uint32_t nodes;
     uint32_t *id; /* [tokens], in the order of their bytes */
     uint32_t tokens;
@@ -60,6 +68,7 @@ struct mx_vocabulary {
 const uint8_t *mx_vocabulary_bytes(const mx_vocabulary *v, int32_t token, size_t *size);
 /* The tokens that end in this node: id[first .. end). */
 static inline uint32_t mx_trie_own_end(const mx_vocabulary *v, const mx_trie_node *n) {
+    if (n->own < 255) return n->first + n->own;
     return n->children ? v->node[n->child].first : n->last;
 }
 

@@ -15,7 +15,8 @@ typedef struct mx_anthropic_state {
     /* Of a stream: */
     int blocks;    /* that are complete */
     bool open;     /* one more is announced */
-    bool any_call; /* was told */
+    int calls;     /* that the model has written */
+    bool any_call; /* one was told */
     mx_bytes text; /* arguments of the call that is being written */
 } mx_anthropic_state;
 void mx_anthropic_free(void *state);

@@ -255,7 +255,7 @@ static void call_piece(mx_api_writer *w, mx_anthropic_state *s, const mx_api_ans
     mx_bytes input = {0};
     if (read_input(w, name, s->text.data ? s->text.data : "", s->text.size, p->cut, &input)) {
         begin_block(w, s);
-        put_use(w, a, mx_turn_get_result(a->turn)->tool_call_count - 1, name, "{}");
+        put_use(w, a, s->calls, name, "{}");
         end_start(w, s);
         delta(w, s, "input_json_delta", "partial_json", input.data, input.size);
         close_block(w, s);
@@ -278,6 +278,7 @@ static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *
     if (!mx_bytes_add(&s->text, p->text, p->size)) return false;
     if (p->last) {
         call_piece(&w, s, a, p);
+        s->calls++;
         mx_bytes_clear(&s->text);
     }
     return !w.failed;

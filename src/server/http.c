@@ -9,10 +9,10 @@
 
 enum {
     POOL = 32 << 10,      /* of a connection beside its headers */
-    WHOLE = 256 << 10,    /* bodies up to so much are handed over as they are */
+    WHOLE = 64 << 10,     /* bodies up to so much are handed over as they are */
     SMALL_BODY = 1 << 20, /* of a request that is refused: is read, so that the connection can stay */
-    BLOCK = 32 << 10,
-    ALL_BODIES = 8, /* all requests' bodies together: so many of the largest */
+    BLOCK = 16 << 10,     /* of longer ones; a client has write_seconds for each */
+    ALL_BODIES = 8,       /* all requests' bodies together: so many of the largest */
 };
 
 /* ---- replies ----------------------------------------------------------------------------------------------------- */
@@ -21,7 +21,7 @@ static ssize_t read_reply(void *exchange, uint64_t position, char *to, size_t mo
     mx_exchange *x = exchange;
     ssize_t result = MHD_CONTENT_READER_END_WITH_ERROR;
     pthread_mutex_lock(&x->lock);
-    const size_t left = x->out.size - x->taken, n = left < most ? left : most;
+    const size_t left = x->out.size - x->taken, block = most < BLOCK ? most : BLOCK, n = left < block ? left : block;
     x->moved = mx_seconds();
     if (x->gone) {
     } else if (n) {
@@ -66,7 +66,7 @@ static void add_headers(mx_exchange *x, struct MHD_Response *response) {
     MHD_add_response_header(response, "x-request-id", x->id);
     if (x->status != 204) MHD_add_response_header(response, "x-content-type-options", "nosniff");
     if (x->type) MHD_add_response_header(response, "content-type", x->type);
-    if (x->state == MX_STATE_STREAM || (x->job && x->type)) {
+    if (x->streams) {
         MHD_add_response_header(response, "cache-control", "no-cache");
         MHD_add_response_header(response, "x-accel-buffering", "no"); /* nginx passes events on at once then */
     }
@@ -76,20 +76,32 @@ static void add_headers(mx_exchange *x, struct MHD_Response *response) {
     mx_gate_add_headers(x, x->connection, response, strcmp(x->method, "OPTIONS") == 0);
 }
 
-/* With the lock held: queues the reply, or waits until there is one. */
-static enum MHD_Result reply(mx_exchange *x) {
-    if (x->gone) return MHD_NO;
+/* With the lock held. NULL: there is none yet, or no memory. */
+static struct MHD_Response *begin_reply(mx_exchange *x) {
     if (x->state == MX_STATE_OPEN) {
         x->suspended = true;
         MHD_suspend_connection(x->connection);
-        return MHD_YES;
+        return NULL;
     }
     struct MHD_Response *response = make_response(x);
-    if (!response) return MHD_NO;
+    if (!response) return NULL;
     add_headers(x, response);
     x->queued = true;
     x->moved = mx_seconds();
-    const enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)x->status, response);
+    return response;
+}
+
+/* Queues the reply, or waits until there is one. */
+static enum MHD_Result reply(mx_exchange *x) {
+    struct MHD_Response *response = NULL;
+    pthread_mutex_lock(&x->lock);
+    if (!x->gone) response = begin_reply(x);
+    const bool waits = x->suspended;
+    const int status = x->status;
+    pthread_mutex_unlock(&x->lock);
+    if (!response) return waits ? MHD_YES : MHD_NO;
+    /* Without the lock, which read_reply takes while libmicrohttpd has the response locked. */
+    const enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)status, response);
     MHD_destroy_response(response); /* libmicrohttpd has a reference of its own */
     return result;
 }
@@ -146,10 +158,7 @@ static enum MHD_Result take_head(mx_exchange *x, struct MHD_Connection *connecti
     if (!x->path) return MHD_NO;
     check_head(x, connection, method);
     if (!x->discard || told_length(x) <= SMALL_BODY) return MHD_YES;
-    pthread_mutex_lock(&x->lock); /* without the body: the connection ends with the reply */
-    const enum MHD_Result result = reply(x);
-    pthread_mutex_unlock(&x->lock);
-    return result;
+    return reply(x); /* without the body: the connection ends with it */
 }
 
 static enum MHD_Result take_body(mx_exchange *x, const char *data, size_t size) {
@@ -191,9 +200,11 @@ static void answer(mx_exchange *x) {
 /* handle() is over; what did not reply and does not work never will. */
 static void check_answered(mx_exchange *x) {
     mx_api_problem problem;
+    pthread_mutex_lock(&x->lock);
     if (x->state == MX_STATE_OPEN && !x->job)
         mx_exchange_set_problem(
             x, mx_problem_set(&problem, 500, "server_error", "%s %s gave no reply", x->method, x->endpoint->path));
+    pthread_mutex_unlock(&x->lock);
 }
 
 static enum MHD_Result on_request(void *server, struct MHD_Connection *connection, const char *url, const char *method,
@@ -209,11 +220,8 @@ static enum MHD_Result on_request(void *server, struct MHD_Connection *connectio
         return result;
     }
     if (!x->begun) answer(x);
-    pthread_mutex_lock(&x->lock);
     check_answered(x);
-    const enum MHD_Result result = reply(x);
-    pthread_mutex_unlock(&x->lock);
-    return result;
+    return reply(x);
 }
 
 /* ---- connections ------------------------------------------------------------------------------------------------- */
@@ -228,6 +236,7 @@ static mx_slot *take_slot(mx_worker *w, int fd) {
     mx_slot *slot = &s->slots[s->free_slot];
     s->free_slot = slot->next_free;
     *slot = (mx_slot){.used = true, .worker = w, .fd = fd, .generation = slot->generation + 1, .since = mx_seconds()};
+    mx_watch_slot(s, slot);
     return slot;
 }
 
@@ -299,7 +308,6 @@ static void on_completed(void *server, struct MHD_Connection *connection, void *
     mx_exchange *x = *context;
     if (!x) return;
     *context = NULL;
-    mx_watch_remove(x);
     pthread_mutex_lock(&s->lock);
     x->slot->exchange = NULL;
     x->slot->phase = MX_PHASE_IDLE;

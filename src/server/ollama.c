@@ -31,6 +31,17 @@ bool mx_ollama_check_model(const mx_server_parts *parts, const mx_json *name, mx
     return true;
 }
 
+void mx_ollama_reply(mx_exchange *x, mx_api_writer *w) {
+    mx_error error;
+    if (!w->failed) {
+        mx_exchange_reply(x, 200, "application/json", w->out);
+        return;
+    }
+    mx_bytes_free(w->out);
+    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
+    mx_exchange_fail(x, &error);
+}
+
 /* The model is there already: an answer at once, without text. */
 static void reply_loaded(mx_exchange *x, const mx_json *body, bool chat) {
     const mx_server_parts *parts = mx_exchange_parts(x);
@@ -43,7 +54,7 @@ static void reply_loaded(mx_exchange *x, const mx_json *body, bool chat) {
     mx_ollama_put_head(&w);
     mx_api_put(&w, chat ? ",\"message\":{\"role\":\"assistant\",\"content\":\"\"}" : ",\"response\":\"\"");
     mx_api_putf(&w, ",\"done\":true,\"done_reason\":\"%s\"}\n", unload ? "unload" : "load");
-    mx_exchange_reply(x, 200, "application/json", &out);
+    mx_ollama_reply(x, &w);
 }
 
 static void answer(mx_exchange *x, bool chat) {

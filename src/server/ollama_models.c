@@ -15,7 +15,7 @@ void mx_ollama_version(mx_exchange *x) {
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out};
     mx_api_putf(&w, "{\"version\":\"%s\",\"mxrun\":\"%s\"}", speaks, MX_VERSION);
-    mx_exchange_reply(x, 200, "application/json", &out);
+    mx_ollama_reply(x, &w);
 }
 
 /* ---- details ----------------------------------------------------------------------------------------------------- */
@@ -95,17 +95,6 @@ static void put_model(mx_api_writer *w, const details *d, uint64_t bytes) {
     put_details(w, d);
 }
 
-static void reply(mx_exchange *x, mx_api_writer *w) {
-    mx_error error;
-    if (!w->failed) {
-        mx_exchange_reply(x, 200, "application/json", w->out);
-        return;
-    }
-    mx_bytes_free(w->out);
-    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-    mx_exchange_fail(x, &error);
-}
-
 /* ---- endpoints --------------------------------------------------------------------------------------------------- */
 void mx_ollama_tags(mx_exchange *x) {
     const mx_server_parts *parts = mx_exchange_parts(x);
@@ -118,7 +107,7 @@ void mx_ollama_tags(mx_exchange *x) {
     mx_ollama_put_time(&w, parts->model_created, 0);
     mx_api_put(&w, "}]}");
     free(d.model);
-    reply(x, &w);
+    mx_ollama_reply(x, &w);
 }
 
 void mx_ollama_ps(mx_exchange *x) {
@@ -133,7 +122,7 @@ void mx_ollama_ps(mx_exchange *x) {
                 (long long)parts->info.context);
     mx_api_put(&w, ",\"expires_at\":\"2318-10-04T00:00:00Z\"}]}"); /* it stays as long as the server runs */
     free(d.model);
-    reply(x, &w);
+    mx_ollama_reply(x, &w);
 }
 
 /* The keys under which Ollama tells what a GGUF of the model says. */
@@ -186,5 +175,5 @@ void mx_ollama_show(mx_exchange *x) {
     mx_api_put(&w, "}");
     mx_bytes_free(&parameters);
     free(d.model);
-    reply(x, &w);
+    mx_ollama_reply(x, &w);
 }

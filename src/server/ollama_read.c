@@ -119,7 +119,9 @@ static mx_status read_format(reader *r) {
 static mx_status add_tool_rule(reader *r, const mx_json *tool, int index, const mx_json *any_object) {
     const mx_json *function = mx_field(tool, "function"), *name = mx_field(function ? function : tool, "name");
     char param[80], clean[65];
-    if (!name || name->type != MX_JSON_STRING) return MX_OK; /* mx_api_chat_set_tools has said so */
+    const mx_json *type = mx_field(tool, "type");
+    if (type && !mx_json_is_string(type, "function")) return MX_OK; /* the model is not told of it */
+    if (!name || name->type != MX_JSON_STRING) return MX_OK;        /* mx_api_chat_set_tools has said so */
     if (!mx_api_tool_name(name->text, name->size, clean)) return MX_OK;
     snprintf(param, sizeof param, "tools[%d]", index);
     return mx_api_rules_tool(r->out->rules, clean, any_object, true, param, r->problem, r->error);
@@ -363,6 +365,7 @@ mx_status mx_ollama_read_generate(const mx_server_parts *parts, const char *id, 
     const mx_json *prompt = mx_field(body, "prompt");
     bool raw;
     mx_status status = begin(&r, id);
+    out->prompts_field = "prompt";
     if (!ok(&r, status) || !check_generate(&r, &raw)) return status;
     *load = is_empty(prompt);
     if (*load) return MX_OK;

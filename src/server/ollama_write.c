@@ -102,9 +102,13 @@ static bool put_text(mx_work *work, mx_api_answer *a, const mx_piece *piece, mx_
     const bool thinking = piece->kind == MX_PIECE_THINKING;
     bool *any = thinking ? &state->any_thinking : &state->any_text;
     mx_bytes joined = {0}; /* several messages of a kind are parted as mx_turn_result parts them */
-    if (!piece->size || (thinking && state->hide_thinking)) return true;
+    if (thinking && state->hide_thinking) return true;
     if (piece->first && *any) w.failed |= !mx_bytes_add_string(&joined, "\n\n");
     w.failed |= !mx_bytes_add(&joined, piece->text, piece->size);
+    if (!joined.size) { /* most messages begin with nothing */
+        mx_bytes_free(&joined);
+        return !w.failed;
+    }
     *any = true;
     begin_record(&w);
     put_said(&w, state->chat, thinking ? "" : joined.data, thinking ? 0 : joined.size, thinking ? joined.data : NULL,

@@ -24,11 +24,12 @@ typedef enum mx_phase {
     MX_PHASE_BUSY,    /* the whole request is */
 } mx_phase;
 
-/* A connection; all under server->lock. */
+/* A connection; all but hung_up under server->lock. */
 typedef struct mx_slot {
     bool used, shut; /* shut: it was cut off, libmicrohttpd closes it */
     struct mx_worker *worker;
     int fd;
+    atomic_bool hung_up; /* the client sends nothing more */
     uint32_t generation; /* counts who had the slot, so that late news of the one before are known */
     mx_phase phase;
     double since; /* mx_seconds() at which the phase began */
@@ -62,7 +63,6 @@ struct mx_exchange {
     mx_bytes body;
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
-    bool watched; /* by watch.c */
     mx_json_document *json;
     char id[33];
     int64_t created;
@@ -77,6 +77,7 @@ struct mx_exchange {
     const char *type; /* content type, a constant or of a form */
     mx_bytes out;     /* what the client gets */
     size_t taken;     /* bytes of it that libmicrohttpd has */
+    bool streams;     /* the reply is a stream, perhaps ended by now */
     bool queued;      /* libmicrohttpd has the reply's head */
     bool suspended;   /* libmicrohttpd waits for mx_exchange_wake */
     bool gone;        /* the client went away, or was cut off */
@@ -156,9 +157,8 @@ int mx_work_retry_after(mx_server *s);
 mx_status mx_watch_start(mx_server *s, mx_error *error);
 void mx_watch_stop(mx_server *s);
 void mx_watch_wake(mx_server *s); /* something in s->stopping, s->closing or the number of connections changed */
-/* From now on the exchange's work ends when its client goes away. With neither lock held. */
-void mx_watch_add(mx_exchange *x);
-void mx_watch_remove(mx_exchange *x);
+/* With server->lock held, for a connection that is new: what its client asked for ends when it goes away. */
+void mx_watch_slot(mx_server *s, mx_slot *slot);
 
 /* ---- the server -------------------------------------------------------------------------------------------------- */
 struct mx_server {

@@ -19,7 +19,7 @@ typedef struct mx_responses_state {
     /* Of a stream: */
     int64_t sequence; /* events so far */
     int messages;     /* of the turn, that are over */
-    int items;        /* of the output, that are complete */
+    int items, calls; /* of the output, that are complete */
     bool open;        /* the item of the message that is being written was announced */
     mx_bytes text;    /* of this message */
     size_t sent;      /* of it, bytes that were told */

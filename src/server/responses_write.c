@@ -43,18 +43,20 @@ static void put_item_id(mx_api_writer *w, mx_piece_kind kind, int index) {
     mx_api_putf(w, "\"%s_%s_%d\"", prefixes[kind], w->id, index);
 }
 
-/* The logprobs of a message's tokens, from the token `first` of the answer on. */
-static void put_logprobs(mx_api_writer *w, const mx_api_answer *a, int message, int first) {
+/* The logprobs of a message's tokens, of those that begin within its first `size` bytes, from the token `first` of the
+ * answer on. Returns the token behind. */
+static int put_logprobs(mx_api_writer *w, const mx_api_answer *a, int message, int first, size_t size) {
     const mx_api_tokens *t = &a->tokens;
-    if (w->request->logprobs < 0 || first >= t->count) {
-        mx_api_put(w, "[]");
-        return;
-    }
     while (first < t->count && t->item[first].message != message) first++;
     int end = first;
-    while (end < t->count && t->item[end].message == message) end++;
+    while (end < t->count && t->item[end].message == message && t->item[end].offset < (int64_t)size) end++;
+    if (end == first) {
+        mx_api_put(w, "[]");
+        return first;
+    }
     const mx_api_tokens some = {.item = t->item + first, .count = end - first, .top = t->top};
     mx_api_put_chat_tokens(w, &some);
+    return end;
 }
 
 static void put_part(mx_api_writer *w, const mx_api_answer *a, const output *o) {
@@ -63,7 +65,7 @@ static void put_part(mx_api_writer *w, const mx_api_answer *a, const output *o) 
     } else {
         mx_api_put(w, "{\"type\":\"output_text\",\"annotations\":[],\"logprobs\":");
         if (o->text)
-            put_logprobs(w, a, o->message, 0);
+            put_logprobs(w, a, o->message, 0, o->size);
         else
             mx_api_put(w, "[]");
         mx_api_put(w, ",\"text\":");
@@ -253,8 +255,7 @@ static void delta_event(mx_api_writer *w, mx_responses_state *s, const mx_api_an
     mx_api_put_string(w, text, size);
     if (o->kind == MX_PIECE_TEXT) {
         mx_api_put(w, ",\"logprobs\":");
-        put_logprobs(w, a, o->message, s->tokens);
-        s->tokens = a->tokens.count;
+        s->tokens = put_logprobs(w, a, o->message, s->tokens, o->size);
     }
     end_event(w);
 }
@@ -272,7 +273,7 @@ static void close_item(mx_api_writer *w, mx_responses_state *s, const mx_api_ans
     mx_api_put_string(w, o->text, o->size);
     if (o->kind == MX_PIECE_TEXT) {
         mx_api_put(w, ",\"logprobs\":");
-        put_logprobs(w, a, o->message, 0);
+        put_logprobs(w, a, o->message, 0, o->size);
     }
     end_event(w);
     if (o->kind != MX_PIECE_TOOL_CALL) part_event(w, s, "content_part.done", a, o);
@@ -307,7 +308,7 @@ static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *
                       .status = p->cut ? "incomplete" : "completed",
                       .text = s->text.data ? s->text.data : "",
                       .size = s->text.size,
-                      .call = mx_turn_get_result(a->turn)->tool_call_count - (call && p->last),
+                      .call = s->calls,
                       .name = p->name};
     if (!s->open && (s->text.size || call)) open_item(&w, s, a, o);
     const bool held = call && !p->last && is_held(&s->text);
@@ -321,6 +322,7 @@ static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *
         s->items++;
     }
     s->messages++;
+    s->calls += call;
     s->open = false;
     s->sent = 0;
     mx_bytes_clear(&s->text);

@@ -57,6 +57,8 @@ static mx_status check(const char *certificate, const char *key, const mx_bytes 
 mx_status mx_tls_read(const char *certificate, const char *key, mx_bytes *certificate_out, mx_bytes *key_out,
                       mx_error *error) {
     enum { LIMIT = 1 << 20 };
+    if (MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
+        return mx_fail(error, MX_UNSUPPORTED, "this libmicrohttpd has no TLS: put a proxy that has it in front");
     mx_status status = mx_read_regular_file(certificate, LIMIT, certificate_out, error);
     if (!status) status = mx_read_regular_file(key, LIMIT, key_out, error);
     if (!status && (!certificate_out->size || !key_out->size))

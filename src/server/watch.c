@@ -9,34 +9,31 @@
 #include "base/cpu.h"
 #include "server/private.h"
 
-/* libmicrohttpd does not watch a connection that waits for the engine. */
 static uint64_t name_of(const mx_server *s, const mx_slot *slot) {
     return (uint64_t)slot->generation << 32 | (uint64_t)(slot - s->slots);
 }
 static const uint64_t WAKE = UINT64_MAX, LISTENER = UINT64_MAX - 1;
 
-void mx_watch_add(mx_exchange *x) {
-    mx_server *s = x->server;
-    pthread_mutex_lock(&s->lock);
-    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = name_of(s, x->slot)};
-    /* Where there is no memory it is seen when it is written to. */
-    x->watched = epoll_ctl(s->watch_fd, EPOLL_CTL_ADD, x->slot->fd, &event) == 0;
-    pthread_mutex_unlock(&s->lock);
+/* libmicrohttpd does not watch a connection that waits for the engine, nor sees an end that comes together with data.
+ * Where there is no memory for it, it is seen when it is written to. */
+void mx_watch_slot(mx_server *s, mx_slot *slot) {
+    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = name_of(s, slot)};
+    epoll_ctl(s->watch_fd, EPOLL_CTL_ADD, slot->fd, &event); /* closing takes it out again */
 }
 
-void mx_watch_remove(mx_exchange *x) {
-    struct epoll_event nothing;
-    if (x->watched) epoll_ctl(x->server->watch_fd, EPOLL_CTL_DEL, x->slot->fd, &nothing);
-}
-
+/* One that only said that it sends no more gets replies, but no answers of the model: it cannot be told from one that
+ * went away. */
 static void client_gone(mx_server *s, uint64_t name) {
     pthread_mutex_lock(&s->lock);
     mx_slot *slot = &s->slots[(uint32_t)name];
-    mx_exchange *x = slot->used && slot->generation == name >> 32 ? slot->exchange : NULL;
-    if (x) {
-        pthread_mutex_lock(&x->lock);
-        if (x->state != MX_STATE_ENDED) mx_exchange_cut(x);
-        pthread_mutex_unlock(&x->lock);
+    if (slot->used && slot->generation == name >> 32) {
+        mx_exchange *x = slot->exchange;
+        atomic_store(&slot->hung_up, true);
+        if (x) {
+            pthread_mutex_lock(&x->lock);
+            if (x->job && x->state != MX_STATE_ENDED) mx_exchange_cut(x);
+            pthread_mutex_unlock(&x->lock);
+        }
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -101,7 +98,8 @@ static void sweep_busy(mx_server *s, mx_exchange *x, double now) {
 }
 
 static void sweep_slot(mx_server *s, mx_slot *slot, double now) {
-    const double limit = slot->phase == MX_PHASE_IDLE ? s->options.idle_seconds : s->options.read_seconds;
+    double limit = slot->phase == MX_PHASE_IDLE ? s->options.idle_seconds : s->options.read_seconds;
+    if (limit > 1 && atomic_load(&slot->hung_up)) limit = 1; /* what it sent is read by then */
     if (slot->phase == MX_PHASE_BUSY && slot->exchange) {
         sweep_busy(s, slot->exchange, now);
     } else if (!slot->shut && slot->phase != MX_PHASE_BUSY && now - slot->since > limit) {

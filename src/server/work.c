@@ -246,18 +246,21 @@ static mx_job *create_job(mx_exchange *x, mx_api_request *request, bool stream, 
 /* With exchange->lock held, so that events wait until all of it is there. Returns whether the engine has some of it. */
 static bool begin(mx_exchange *x, mx_job *job) {
     mx_error error;
-    job->failed |= x->gone; /* its client, before anything was asked of the engine */
+    x->job = job; /* from here on it is cut when the client hangs up */
+    if (atomic_load(&x->slot->hung_up)) mx_exchange_cut(x);
+    job->failed |= x->gone;
     const mx_status status = job->failed ? MX_OK : submit(job, &error);
     if (status) {
         refused(job, status, &error);
     } else if (!job->failed && job->work.stream) {
         x->state = MX_STATE_STREAM;
+        x->streams = true;
         x->status = 200;
         x->type = job->form->stream_type;
         if (job->form->begin && !job->form->begin(&job->work, &x->out)) fail_memory(job);
     }
     if (job->failed && !status) atomic_fetch_sub(&x->server->at_work, job->work.count - job->submitted);
-    if (job->submitted) x->job = job;
+    if (!job->submitted) x->job = NULL;
     return job->submitted > 0;
 }
 
@@ -283,7 +286,6 @@ void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, cons
     }
     mx_exchange_keep(x);
     list_job(x->server, job);
-    mx_watch_add(x);
     pthread_mutex_lock(&x->lock);
     const bool begun = begin(x, job);
     pthread_mutex_unlock(&x->lock);

@@ -164,6 +164,19 @@ static void test_thinking(void **unused) {
                   HEAD USER("Hi") WAIT CALL("f", "{}") RESULT("f", "1") FINAL("Ho") USER("Hm") NEXT);
 }
 
+/* An answer that thinking ate up is no empty answer. */
+static void test_only_thinking(void **unused) {
+    (void)unused;
+    expect_prompt(NULL,
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"\","
+                  "\"reasoning_content\":\"Hm.\"},{\"role\":\"user\",\"content\":\"And?\"}]}",
+                  HEAD USER("Hi") THINK("Hm.") USER("And?") NEXT);
+    expect_prompt(NULL,
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"\"},"
+                  "{\"role\":\"user\",\"content\":\"And?\"}]}",
+                  HEAD USER("Hi") FINAL("") USER("And?") NEXT);
+}
+
 /* Results without an id are those of the calls, in order; of calls with the same id the latest counts. */
 static void test_results(void **unused) {
     (void)unused;
@@ -264,15 +277,15 @@ static void test_other_tools(void **unused) {
     (void)unused;
     mx_log_set_sink(listen, NULL);
     for (int i = 0; i < 2; i++) {
-        mx_bytes text =
-            prompt_of(NULL, "{\"tools\":[{\"type\":\"local_shell\"},{\"type\":\"function\",\"name\":\"f\"}],"
-                            "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
+        mx_bytes text = prompt_of(
+            NULL, "{\"tools\":[{\"type\":\"local_shell\\n\\u001b[2J\"},{\"type\":\"function\",\"name\":\"f\"}],"
+                  "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
         assert_non_null(strstr(text.data, "namespace functions {\n\ntype f = () => any;\n\n}"));
         mx_bytes_free(&text);
     }
     mx_log_set_sink(NULL, NULL);
     assert_int_equal(warnings, 1);
-    assert_non_null(strstr(warning, "local_shell"));
+    assert_non_null(strstr(warning, "local_shell  [2J")); /* nothing that a terminal would obey */
 }
 
 /* What a model or a client wrote as arguments, and what a client gets. */
@@ -315,9 +328,10 @@ static void test_efforts(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_template),    cmocka_unit_test(test_instructions), cmocka_unit_test(test_thinking),
-        cmocka_unit_test(test_results),     cmocka_unit_test(test_refused),      cmocka_unit_test(test_names),
-        cmocka_unit_test(test_other_tools), cmocka_unit_test(test_arguments),    cmocka_unit_test(test_efforts),
+        cmocka_unit_test(test_template), cmocka_unit_test(test_instructions),  cmocka_unit_test(test_thinking),
+        cmocka_unit_test(test_results),  cmocka_unit_test(test_only_thinking), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_names),    cmocka_unit_test(test_other_tools),   cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_efforts),
     };
     return cmocka_run_group_tests_name("chat", tests, api_set_up, api_tear_down);
 }

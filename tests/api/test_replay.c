@@ -1,6 +1,8 @@
 /* What the model said comes back as its own tokens. */
 #include "api_support.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #define ID      "0123456789abcdef0123456789abcdef"
@@ -141,6 +143,32 @@ static void test_by_text(void **unused) {
     mx_replay_free(r);
 }
 
+/* One answer of several messages comes back as one, or as several. */
+static void test_several_messages(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 20);
+    mx_ids first = ids_of(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}");
+    mx_turn *turn = turn_of("<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>analysis"
+                            "<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Good.<|return|>",
+                            MX_FINISH_STOP);
+    mx_replay_keep(r, ID, 0, &first, turn);
+#define SEVERAL(said) "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}," said "]}"
+    static const char *const expected =
+        HEAD USER("Hi") "<|start|>assistant<|channel|>commentary<|message|>Let me see.<|end|>" FINAL("Good.") NEXT;
+    expect_prompt(r, SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\\n\\nGood.\"}"), expected);
+    expect_prompt(r,
+                  SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\"},{\"role\":\"assistant\",\"content\":"
+                          "\"Good.\"}"),
+                  expected);
+    expect_prompt(r,
+                  SEVERAL("{\"role\":\"assistant\",\"content\":\"Let me see.\"},{\"role\":\"assistant\",\"content\":"
+                          "\"Bad.\"}"),
+                  HEAD USER("Hi") FINAL("Let me see.") FINAL("Bad.") NEXT);
+    mx_turn_free(turn);
+    mx_ids_free(&first);
+    mx_replay_free(r);
+}
+
 /* A call without an id: the thinking before it comes back in the same conversation, and in no other. */
 static void test_nobody_elses_thinking(void **unused) {
     (void)unused;
@@ -249,11 +277,66 @@ static void test_dates(void **unused) {
     mx_replay_free(r);
 }
 
+/* Any number of threads make chats of one template and keep and find answers at once. */
+static atomic_int lost;
+
+static void *work(void *data) {
+    mx_replay *r = data;
+    static atomic_int threads;
+    const int self = atomic_fetch_add(&threads, 1);
+    for (int i = 0; i < 50; i++) {
+        char question[40], answer[80], said[40], id[33];
+        mx_ids prompts[2] = {{0}, {0}};
+        mx_turn *turn;
+        snprintf(question, sizeof question, "Question %d", i);
+        snprintf(said, sizeof said, "Answer %d", i);
+        snprintf(answer, sizeof answer, "<|channel|>final<|message|>%s<|return|>", said);
+        snprintf(id, sizeof id, "%016x%016x", self, i);
+        const mx_api_said what = {.text = said, .text_size = strlen(said), .has_text = true};
+        const mx_turn_options options = {.tokenizer = stories, .stop_tokens = &stop_tokens};
+        mx_ids ids = {0};
+        bool right =
+            !mx_encode_special(stories, answer, strlen(answer), &ids, NULL) && !mx_turn_create(&options, &turn, NULL);
+        for (int64_t k = 0; k < ids.count && right; k++) right = !mx_turn_push(turn, ids.data[k], NULL);
+        right = right && !mx_turn_end(turn, MX_FINISH_STOP, NULL);
+        for (int round = 0; round < 2 && right; round++) {
+            mx_api_chat *chat;
+            right = !mx_api_chat_create(&settings, r, true, &chat, NULL) &&
+                    !mx_api_chat_add_user(chat, question, strlen(question), NULL) &&
+                    (!round || !mx_api_chat_add_said(chat, &what, NULL)) &&
+                    !mx_api_chat_prompt(chat, &prompts[round], NULL);
+            mx_api_chat_free(chat);
+            if (!round) mx_replay_keep(r, id, 0, &prompts[0], turn);
+        }
+        if (!right || prompts[1].count <= prompts[0].count) atomic_fetch_add(&lost, 1);
+        mx_turn_free(turn);
+        mx_ids_free(&ids);
+        mx_ids_free(&prompts[0]);
+        mx_ids_free(&prompts[1]);
+    }
+    return NULL;
+}
+
+static void test_threads(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(30000); /* so that entries go all the time */
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) assert_int_equal(pthread_create(&threads[i], NULL, work, r), 0);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    assert_int_equal(lost, 0);
+    mx_replay_free(r);
+}
+
 int main(void) {
     setenv("TZ", "UTC", 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_call), cmocka_unit_test(test_by_text), cmocka_unit_test(test_nobody_elses_thinking),
-        cmocka_unit_test(test_bound),   cmocka_unit_test(test_dates),
+        cmocka_unit_test(test_by_call),
+        cmocka_unit_test(test_by_text),
+        cmocka_unit_test(test_several_messages),
+        cmocka_unit_test(test_nobody_elses_thinking),
+        cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_dates),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests_name("replay", tests, api_set_up, api_tear_down);
 }

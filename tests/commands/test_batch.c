@@ -511,6 +511,79 @@ static void test_huge_line(void **unused) {
     outcome_free(&o);
 }
 
+/* Answers that can be nothing but what was asked for, out of a chat, a completion and a call. */
+static void test_rules(void **unused) {
+    (void)unused;
+    outcome o = run_input(
+        "{\"custom_id\":\"a\",\"url\":\"/v1/completions\",\"body\":{\"prompt\":\"Once\",\"seed\":1,\"temperature\":2,"
+        "\"max_tokens\":60,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{"
+        "\"enum\":[\"lamp\",\"fox\"]}}}}}\n"
+        "{\"id\":\"b\",\"prompt\":\"Hello\",\"temperature\":0,\"max_tokens\":200,\"response_format\":{\"type\":"
+        "\"regex\","
+        "\"pattern\":\"[0-9]{3}\"}}\n"
+        "{\"id\":\"c\",\"prompt\":\"Tell me a story.\",\"temperature\":0,\"max_tokens\":200,\"tools\":" WEATHER ","
+        "\"tool_choice\":\"required\"}\n"
+        "{\"id\":\"d\",\"prompt\":\"What is the weather in "
+        "Paris?\",\"temperature\":0,\"max_tokens\":200,\"tools\":" WEATHER ",\"tool_choice\":\"none\"}\n",
+        BATCH, "-i", "-", "-o", "-");
+    expect_code(&o, 0);
+    records r = parse_records(&o.out);
+    const char *text = string_at(record_of(&r, "a"), "response.body.choices.0.text");
+    assert_true(!strcmp(text, "\"lamp\"") || !strcmp(text, "\"fox\""));
+    assert_string_equal(string_at(record_of(&r, "a"), "response.body.choices.0.finish_reason"), "stop");
+    text = string_at(record_of(&r, "b"), "text");
+    assert_true(strlen(text) == 3 && strspn(text, "0123456789") == 3);
+    assert_string_equal(string_at(record_of(&r, "c"), "finish_reason"), "tool_calls");
+    assert_int_equal(value_at(record_of(&r, "c"), "tool_calls")->count, 1);
+    assert_int_equal(value_at(record_of(&r, "d"), "tool_calls")->count, 0);
+    free_records(&r);
+    outcome_free(&o);
+}
+
+/* Random weights, with a tokenizer from elsewhere: what goes with them, and that an output belongs to them. */
+static void test_synthetic(void **unused) {
+    (void)unused;
+    char folder[4096], config[4200];
+    snprintf(folder, sizeof folder, "%s/tools/stories/checkpoint", getenv("MXRUN_SOURCE"));
+    snprintf(config, sizeof config, "%s/config.json", folder);
+    write_file("few.jsonl", "{\"prompt\":\"Hello\",\"max_tokens\":4,\"seed\":3}\n", 42);
+    const struct {
+        const char *code, *options[6];
+    } wrong[] = {
+        {"give -m or --synthetic, not both", {"--synthetic", config, "-m", "stories"}},
+        {"--tokenizer takes one from a file", {"--synthetic", config}},
+        {"--layers is for --synthetic models", {"-m", "stories", "--layers", "1"}},
+        {"--load is for models in files", {"--synthetic", config, "--tokenizer", folder, "--load", "read"}},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const char *const *w = wrong[i].options;
+        outcome o = run("batch", "-q", "-i", path_of("few.jsonl"), "-o", path_of("few.out"), w[0], w[1],
+                        w[2] ? w[2] : NULL, w[3], w[4], w[5]);
+        expect_code(&o, 2);
+        expect_text(&o.err, wrong[i].code);
+        outcome_free(&o);
+    }
+#define FEW(...)                                                                                                       \
+    run("batch", "-q", "--synthetic", config, "--tokenizer", folder, "-i", path_of("few.jsonl"), "-c", "256",          \
+        __VA_ARGS__)
+    outcome o = FEW("-o", path_of("few.out"), "--layers", "1"), again = FEW("-o", "-", "--layers", "1");
+    expect_code(&o, 0);
+    expect_code(&again, 0);
+    mx_bytes written = read_file("few.out");
+    expect_same_records(&written, &again.out);
+    mx_bytes_free(&written);
+    outcome_free(&o);
+    outcome_free(&again);
+    o = FEW("-o", path_of("few.out"), "--layers", "2");
+    expect_code(&o, 1);
+    expect_text(&o.err, "another model");
+    outcome_free(&o);
+    o = run("batch", "-q", "--synthetic", "gpt-oss-7b", "--tokenizer", folder, "-i", path_of("few.jsonl"), "-o", "-");
+    expect_code(&o, 2);
+    expect_text(&o.err, "no such synthetic model");
+    outcome_free(&o);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_openai_chat), cmocka_unit_test(test_openai_completions),
@@ -518,6 +591,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_logprobs),    cmocka_unit_test(test_echo),
         cmocka_unit_test(test_limits),      cmocka_unit_test(test_context_end),
         cmocka_unit_test(test_wrong_lines), cmocka_unit_test(test_strange_lines),
+        cmocka_unit_test(test_rules),       cmocka_unit_test(test_synthetic),
     };
     const struct CMUnitTest full[] = {cmocka_unit_test(test_huge_line)};
     if (argc > 1 && !strcmp(argv[1], "full"))

@@ -239,6 +239,81 @@ REGEX = ["abc\0xabcx", "^a|b$\0xb", "^(?:ab)+?$\0abab", "^[\\w.+-]+@\\w+(?:\\.\\
          "^(?:(?!ab).)*$\0ba", "(a|aa)*$\0aaa", "^\\s\\S\\cJ\\x41\\0?\0 x\nA"]
 
 
+# ---- what clients send -----------------------------------------------------------------------------------------------
+
+# What a model might write, as body.c and harmony.c have format tokens: by their place in a list.
+CHANNEL, MESSAGE, END, START, CONSTRAIN, CALL, RETURN = range(7)
+WRITTEN = bytes([CHANNEL, 40, MESSAGE, 50, 51, 52, END, START, 60, CHANNEL, 41, MESSAGE, 70, 71, 72, RETURN])
+
+WEATHER = {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}
+FUNCTION = {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": WEATHER}}
+FLAT = {"type": "function", "name": "get_weather", "description": "d", "parameters": WEATHER, "strict": True}
+CALLED = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [CALLED]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "7"}, {"role": "assistant", "content": "Seven."},
+        {"role": "user", "content": "Thanks"}]
+FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": WEATHER, "strict": True}}
+BODIES = {
+    "chat": {"model": "m", "messages": TALK, "tools": [FUNCTION], "tool_choice": "auto", "stream": True,
+             "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2, "n": 2, "seed": 1,
+             "stop": ["x"], "logit_bias": {"5": 1}, "max_completion_tokens": 9, "reasoning_effort": "low"},
+    "format": {"messages": TALK[:2], "response_format": FORMAT, "tool_choice": "none", "temperature": 0.5},
+    "completion": {"prompt": ["Once", [1, 2]], "max_tokens": 3, "echo": True, "logprobs": 2, "best_of": 2, "stream": True},
+    "messages": {"max_tokens": 9, "system": [{"type": "text", "text": "s"}], "stream": True, "stop_sequences": ["x"],
+                 "tools": [{"name": "t", "input_schema": WEATHER}], "tool_choice": {"type": "any"},
+                 "thinking": {"type": "enabled", "budget_tokens": 2000},
+                 "messages": [{"role": "user", "content": "a"},
+                              {"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": ""},
+                                                                {"type": "tool_use", "id": "c", "name": "t", "input": {}}]},
+                              {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "r"}]}]},
+    "ollama": {"model": "m", "messages": [{"role": "user", "content": "a"}], "think": "low", "format": WEATHER,
+               "options": {"temperature": 1, "stop": ["x"], "num_predict": 3}, "stream": False},
+    "generate": {"model": "m", "prompt": "a", "system": "s", "raw": False, "format": "json"},
+    "responses": {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "t"}]},
+                            {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"},
+                            {"type": "function_call_output", "call_id": "c", "output": "r"}],
+                  "tools": [FLAT, {"type": "web_search"}], "text": {"format": {"type": "json_object"}}, "stream": True,
+                  "instructions": "i", "reasoning": {"effort": "low"}, "max_output_tokens": 9},
+    "tokens": {"input": "a <|start|> b", "tokens": [1, 2, 3]},
+}
+
+
+def bodies():
+    out = {}
+    for name, body in BODIES.items():
+        text = json.dumps(body, separators=(",", ":")).encode()
+        for endpoint in range(16):
+            out[f"{name}-{endpoint}"] = bytes([endpoint, endpoint % 6, len(WRITTEN)]) + text + WRITTEN
+    return out
+
+
+SCHEMAS = {
+    "object": {"type": "object", "properties": {"a": {"type": "integer", "minimum": -3, "maximum": 40},
+                                                "b": {"enum": ["x", 1, None, [1]]}}, "required": ["a"],
+               "additionalProperties": False},
+    "tree": {"$defs": {"n": {"type": "object", "properties": {"v": {"type": "number", "multipleOf": 0.5},
+                                                              "c": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}},
+             "$ref": "#/$defs/n"},
+    "texts": {"type": "array", "prefixItems": [{"type": "string", "pattern": "^a[b-d]*$", "maxLength": 9}],
+              "items": {"type": "string", "format": "date"}, "minItems": 1, "maxItems": 4},
+    "all": {"allOf": [{"properties": {"a": {"type": "string"}}}, {"required": ["a"]}], "type": "object",
+            "patternProperties": {"^x": True}, "propertyNames": {"maxLength": 4}, "minProperties": 1},
+    "any": {"anyOf": [{"type": "string", "minLength": 2}, {"type": ["null", "boolean"]}, {"const": {"k": [1.5]}}],
+            "not": {"const": "no"}},
+    "one": {"oneOf": [{"properties": {"t": {"const": "a"}}, "required": ["t"]},
+                      {"properties": {"t": {"const": "b"}}, "required": ["t"]}], "type": "object"},
+    "if": {"if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}, "else": {"maxProperties": 2}},
+}
+VALUES = [b'{"a":1}', b'{"v":1.5,"c":[{}]}', b'["ab","2026-11-27"]', b'"no"', b'{"t":"b"}']
+
+
+def schemas():
+    return {f"{name}-{i}": bytes([i]) + json.dumps(schema).encode() + b"\0" + value
+            for name, schema in SCHEMAS.items() for i, value in enumerate(VALUES[:2])}
+
+
 def seeds():
     small = safetensors({"a": ("BF16", [2, 3], bytes(12)), "b": ("U8", [4], bytes(4)), "c": ("F32", [], bytes(4)),
                          "d": ("F32", [0, 7], b"")})
@@ -257,6 +332,11 @@ def seeds():
                      {"scattered": quantised("nvfp4", "mxfp8", scattered=True), "fused": quantised("bf16", "int4", fused=True),
                       "mixed": quantised("int4", "amxfp4", scattered=True)},
         "regex": {str(i): regex.encode() for i, regex in enumerate(REGEX)},
+        "schema": schemas(),
+        "utf8": {"text": b"\3\7ab st \xe2\x82\xac! \xf0\x9f\x98\x80\xff stop \n\n", "cut": b"\4\0\xf0\x9f\xe2\x82"},
+        "harmony": {"answer": bytes([0, 3, 40, 41, 2, 50, 51, 52, 53, 1, 0, 60, 61, 3, 42, 43, 2, 70, 71, 5]),
+                    "call": bytes([6, 3, 40, 41, 4, 44, 45, 2, 50, 51, 6]), "raw": bytes([1, 50, 51, 52, 53, 8])},
+        "body": bodies(),
     }
 
 

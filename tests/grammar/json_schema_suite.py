@@ -117,7 +117,7 @@ def main():
         lines.append(json.dumps({"schema": group["schema"], "texts": texts}))
         tests.append(spans)
     run = subprocess.run([program], input="\n".join(lines) + "\n", capture_output=True, text=True)
-    answers = [json.loads(x) for x in run.stdout.splitlines()]
+    answers = [json.loads(x) for x in run.stdout.split("\n") if x]
     if run.returncode or len(answers) != len(groups):
         print(f"{program} ended with {run.returncode} after {len(answers)} of {len(groups)} groups: {run.stderr}")
         return 1

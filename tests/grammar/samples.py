@@ -5,13 +5,13 @@ samples.py MXRUN SCHEMAS [--samples N] [--every K] [--tokenizer FILE]: N answers
 first half are completions and the other chats, by stories or, with --tokenizer, by random weights with that vocabulary.
 What ends strings, numbers, objects and thinking is made more likely, so that most answers end; an answer that
 max_tokens cut must say so. Skipped (status 77) where Python has no jsonschema."""
-import argparse, json, re, subprocess, sys, tempfile, time
+import argparse, decimal, json, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
 try:
     import jsonschema
 except ImportError:
-    print("skipped: no jsonschema for this Python (MXRUN_PYTHON names another)")
+    print("skipped: no jsonschema for this Python")
     sys.exit(77)
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -41,6 +41,8 @@ def synthetic_config(folder, tokenizer):
     config = json.loads((SOURCE / "tests" / "data" / "base" / "config.json").read_text())
     top = max(t["id"] for t in tokenizer["added_tokens"]) + 1
     config["vocab_size"] = 201088 if top > 200000 else -(-top // 64) * 64
+    special = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+    config["eos_token_id"] = [special["<|return|>"], special["<|endoftext|>"]]
     (Path(folder) / "config.json").write_text(json.dumps(config))
     return Path(folder) / "config.json"
 
@@ -72,6 +74,11 @@ def pattern(validator, expression, instance, schema):
 
 
 Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})
+
+
+def exact(schema):
+    """0.01 as it is written, so that 9.02 is a multiple of it."""
+    return json.loads(json.dumps(schema), parse_float=decimal.Decimal)
 
 
 def once(pairs):
@@ -106,7 +113,7 @@ def main():
         if record["error"] or record["response"]["status_code"] != 200:
             wrong.append((s["name"], json.dumps(record["error"] or record["response"]["body"])))
             continue
-        check = Validator(s["schema"], format_checker=jsonschema.FormatChecker())
+        check = Validator(exact(s["schema"]), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
         tokens += record["response"]["body"]["usage"]["completion_tokens"]
         for choice in record["response"]["body"]["choices"]:
             text = choice["message"]["content"] if "message" in choice else choice["text"]
@@ -117,7 +124,7 @@ def main():
             try:
                 if choice["finish_reason"] != "stop":
                     raise ValueError("finish_reason " + choice["finish_reason"])
-                problem = next(check.iter_errors(json.loads(text, object_pairs_hook=once)), None)
+                problem = next(check.iter_errors(json.loads(text, object_pairs_hook=once, parse_float=decimal.Decimal)), None)
             except (ValueError, re.error) as e:
                 problem = e
             if problem:

@@ -511,7 +511,7 @@ static void stories(void **state) {
 static void random_weights(void **state) {
     mx_logit_bias bias[8];
     mx_config config;
-    mx_model *model;
+    mx_model *model = NULL;
     mx_error error;
     (void)state;
     if (mx_synthetic_config(source_path("tools/stories/checkpoint"), 2, &config, &error) ||

@@ -126,10 +126,14 @@ static void strings_have_lengths_patterns_and_formats(void **state) {
     CHECK("{'type':'string','minLength':2,'maxLength':3}", "'ab'", "'\\u00e9\\n'", "'äöü'", "!'a'", "!'abcd'");
     CHECK("{'type':'string','maxLength':1000000000}", "'ab'");
     CHECK("{'type':'string','pattern':'^a+$','maxLength':3}", "'aaa'", "!'aaaa'", "!'b'", "!''");
+    CHECK("{'type':'string','pattern':'ü','minLength':2,'maxLength':3}", "'aü'", "'ünn'", "!'ü'", "!'ünnn'", "!'nnn'");
+    CHECK("{'type':'string','format':'uri','minLength':1,'maxLength':2083}", "'http://[2001:db8::7]/a?b'", "!''");
+    CHECK("{'not':{'type':'string','pattern':'^a','maxLength':2}}", "'aaa'", "'b'", "1", "!'a'", "!'aa'");
     CHECK("{'type':'string','pattern':'[0-9]'}", "'a1b'", "!'ab'");
     CHECK("{'type':'string','format':'date'}", "'2024-02-29'", "!'2023-02-29'", "!'2023-13-01'", "!'2023-04-31'",
           "'2000-02-29'", "!'1900-02-29'");
-    CHECK("{'type':'string','format':'date-time'}", "'2024-02-29T23:59:59.5+01:00'", "!'2024-02-29'");
+    CHECK("{'type':'string','format':'date-time'}", "'2024-02-29T23:59:59.5+01:00'", "!'2024-02-29'",
+          "!'2024-02-29T25:00:00Z'", "!'2024-02-30T00:00:00Z'");
     CHECK("{'type':'string','format':'time'}", "'12:00:00Z'", "!'24:00:00Z'", "!'12:00:00'");
     CHECK("{'type':'string','format':'uuid'}", "'2eb8aa08-aa98-11ea-b4aa-73b441d16380'", "!'2eb8aa08'");
     CHECK("{'type':'string','format':'ipv4'}", "'192.168.0.1'", "!'256.0.0.1'", "!'01.0.0.1'");
@@ -178,6 +182,11 @@ static void schemas_apply_together(void **state) {
           "{'k':'n','v':1}", "{'k':'s','v':''}", "!{'k':'n','v':''}", "!{'k':'s','v':1}");
     CHECK("{'type':'object','properties':{'a':true,'b':true},'dependentRequired':{'a':['b']}}", "{}", "{'b':1}",
           "{'a':1,'b':1}", "!{'a':1}");
+    CHECK("{'type':'object','not':{'enum':[{},{}]}}", "{'a':1}", "{'a':1,'b':2}", "!{}");
+    CHECK(
+        "{'allOf':[{'not':{'additionalProperties':{'type':'integer'}}},{'not':{'additionalProperties':{'minimum':0}}}],"
+        "'type':'object'}",
+        "{'a':'s','b':-1}", "{'b':-1,'a':'s'}", "{'x':-0.5}", "!{'a':'s'}", "!{'a':-1}");
     CHECK("{'allOf':[{'properties':{'a':true}}],'properties':{'b':true},'type':'object','unevaluatedProperties':false}",
           "{'b':1,'a':1}", "!{'c':1}");
 }
@@ -204,10 +213,11 @@ static void references_may_recur(void **state) {
 static void spaces_may_stand_between(void **state) {
     (void)state;
     const mx_schema_options few = {.spaces = MX_SPACES_FEW};
-    const char *const texts[] = {"{'a':[1,2]}",    "{'a': [1, 2]}", "{\n  'a': [\n    1,\n    2\n  ]\n}",
-                                 "{ 'a': [ 1 ] }", "!{'a':  [1]}",  "! {'a':[1]}",
-                                 "!{'a':[1]} ",    "!{'a' :[1]}",   "!{\n\n'a':[1]}",
-                                 "!{'a':[1 ,2]}",  "{'a': []}",     NULL};
+    const char *const texts[] = {"{'a':[1,2]}",    "{'a': [1, 2]}",  "{\n  'a': [\n    1,\n    2\n  ]\n}",
+                                 "{ 'a': [ 1 ] }", "!{'a':  [1]}",   "! {'a':[1]}",
+                                 "!{'a':[1]} ",    "!{'a' :[1]}",    "!{'a':[1,  2]}",
+                                 "!{  'a':[1]}",   "!{'a':[1]\n\n}", "!{\n\n'a':[1]}",
+                                 "!{'a':[1 ,2]}",  "{'a': []}",      NULL};
     check_with(&few,
                "{'type':'object','properties':{'a':{'type':'array','items':{'type':'integer'}}},'required':['a']}",
                texts);

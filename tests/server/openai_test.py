@@ -23,8 +23,8 @@ def user(text):
     return {'role': 'user', 'content': text}
 
 
-FOX = [user('Tell me a story about a fox.')]
 PARIS = [user('What is the weather in Paris?')]
+FOX = [user('Tell me a story about a fox.')]
 REQUESTS = [
     (CHAT, {'messages': [user('Repeat after me: golden whistle')], 'temperature': 0}),
     (CHAT, {'messages': FOX, 'seed': 7, 'max_tokens': 60, 'logprobs': True, 'top_logprobs': 2}),
@@ -33,6 +33,12 @@ REQUESTS = [
     (CHAT, {'messages': FOX, 'seed': 2, 'max_tokens': 2}),
     (CHAT, {'messages': [{'role': 'developer', 'content': 'Be brief.'}, *FOX], 'seed': 1, 'reasoning_effort': 'low',
             'max_tokens': 30, 'presence_penalty': 0.5, 'logit_bias': {'300': -100}}),
+    (CHAT, {'messages': PARIS, 'seed': 8, 'tools': [tool('get_weather')]}),
+    (CHAT, {'messages': FOX, 'seed': 8, 'tools': [tool('get weather')], 'tool_choice': 'required', 'max_tokens': 90}),
+    (CHAT, {'messages': PARIS, 'seed': 8, 'tools': [tool('get_weather')], 'tool_choice': 'none', 'max_tokens': 30}),
+    (CHAT, {'messages': FOX, 'seed': 8, 'max_tokens': 90, 'response_format': {'type': 'json_schema', 'json_schema': {
+        'name': 'fox', 'schema': {'type': 'object', 'properties': {'kind': {'enum': ['red', 'grey']}, 'age': {'type': 'integer'}},
+                                  'required': ['kind'], 'additionalProperties': False}}}}),
     (TEXT, {'prompt': 'Once upon a time', 'seed': 4}),
     (TEXT, {'prompt': ['Once upon', 'There was'], 'seed': 9, 'n': 2, 'max_tokens': 8, 'logprobs': 3}),
     (TEXT, {'prompt': 'Once upon a time', 'temperature': 0, 'max_tokens': 6, 'echo': True, 'logprobs': 1}),
@@ -146,6 +152,9 @@ class Endpoints(unittest.TestCase):
                               input='\n'.join(lines), capture_output=True, text=True, check=True)
         for (path, body), line in zip(REQUESTS, done.stdout.splitlines(), strict=True):
             batch, reply = json.loads(line)['response']['body'], self.server.whole(path, body)
+            for choice in reply['choices'] + batch['choices']:
+                for call in choice.get('message', {}).get('tool_calls', []):
+                    self.assertRegex(call.pop('id'), '^call_[0-9a-f_]+_[0-9]+_0$')
             self.assertEqual(reply['choices'], batch['choices'], body)
             for usage in (reply['usage'], batch['usage']):
                 usage['prompt_tokens_details'].pop('cached_tokens')
@@ -156,7 +165,7 @@ class Endpoints(unittest.TestCase):
             self.assertRegex(reply['system_fingerprint'], '^fp_[0-9a-f]{12}$')
 
     def test_streams(self):
-        for path, body in [*REQUESTS, (CHAT, {'messages': PARIS, 'temperature': 0, 'tools': [tool('get_weather')]})]:
+        for path, body in REQUESTS:
             chunks = self.server.chunks(path, {**body, 'stream_options': {'include_usage': True}})
             whole = self.server.whole(path, body)
             usage = chunks.pop()

@@ -178,6 +178,7 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .tls_key = option(argv, "tls_key", NULL),
                            .api_keys = &key,
                            .api_key_count = key != NULL,
+                           .any_host = value(argv, "any_host") != 0,
                            .cors_origin = option(argv, "cors", NULL),
                            .header_bytes = (size_t)value(argv, "header"),
                            .body_bytes = (size_t)value(argv, "body"),

@@ -1,6 +1,6 @@
 /* What masks of constraints cost a step, for each way of making them.
  *
- *     mask_bench MODEL REQUESTS MICROSECONDS [STEPS]
+ *     mask_bench MODEL REQUESTS MICROSECONDS [STEPS [THREADS]]
  *
  * REQUESTS at once, each with a constraint whose mask takes MICROSECONDS to make and forbids nothing: the quarter, half
  * and 99 % of steps that took no longer. Without constraints, then with masks of that price. MODEL is a folder or,
@@ -98,7 +98,7 @@ static mx_status open_model(char *name, mx_model **out, mx_error *error) {
 
 int main(int argc, char **argv) {
     if (argc < 4) {
-        fprintf(stderr, "mask_bench MODEL REQUESTS MICROSECONDS [STEPS]\n");
+        fprintf(stderr, "mask_bench MODEL REQUESTS MICROSECONDS [STEPS [THREADS]]\n");
         return 2;
     }
     mx_model *model;
@@ -106,7 +106,10 @@ int main(int argc, char **argv) {
     mx_error error;
     const int requests = atoi(argv[2]), steps = argc > 4 ? atoi(argv[4]) : 300;
     rounds = (uint64_t)(atof(argv[3]) * 1e-6 / price_of(1000000) * 1e6);
-    const mx_engine_options options = {.max_running = requests, .context = 4096, .speculation = MX_SPECULATE_OFF};
+    const mx_engine_options options = {.threads = argc > 5 ? atoi(argv[5]) : 0,
+                                       .max_running = requests,
+                                       .context = 4096,
+                                       .speculation = MX_SPECULATE_OFF};
     if (open_model(argv[1], &model, &error) || mx_engine_create(model, &options, &engine, &error)) {
         fprintf(stderr, "mask_bench: %s\n", error.text);
         return 1;

@@ -1,7 +1,7 @@
 """The `anthropic` package against a server of stories."""
 import unittest
 
-from serving import WEATHER, Case, Server, skip_without
+from serving import WEATHER, Server, skip_without
 
 skip_without('anthropic')
 import anthropic
@@ -11,12 +11,10 @@ ASK = [{'role': 'user', 'content': 'What is the weather in Paris?'}]
 TOOLS = [{'name': 'get_weather', 'description': 'The weather', 'input_schema': WEATHER}]
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--api-key', 'secret')
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server('--api-key', 'secret'))
         cls.client = anthropic.Anthropic(base_url=cls.server.url, api_key='secret', max_retries=0)
 
     def test_message(self):

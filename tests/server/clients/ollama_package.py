@@ -1,8 +1,9 @@
 """The `ollama` package against a server of stories."""
 import asyncio
+import typing
 import unittest
 
-from serving import Case, Server, skip_without
+from serving import Server, skip_without
 
 skip_without('ollama', 'pydantic')
 import ollama
@@ -11,9 +12,9 @@ import pydantic
 USER = [{'role': 'user', 'content': 'Tell me a story about a fox.'}]
 
 
-class Mood(pydantic.BaseModel):
-    mood: str
-    age: int
+class Mood(pydantic.BaseModel, extra='forbid'):
+    mood: typing.Literal['glad', 'sad']
+    age: int = pydantic.Field(ge=0, le=120)
 
 
 def get_weather(location: str) -> str:
@@ -25,12 +26,10 @@ def get_weather(location: str) -> str:
     return '{"temperature": 21, "where": "%s"}' % location
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server())
         cls.client = ollama.Client(cls.server.url)
 
     def test_models(self):

@@ -1,8 +1,9 @@
 """Ollama's protocol, byte by byte; clients/ollama_package.py has the real client."""
+import json
 import re
 import unittest
 
-from serving import WEATHER, Case, Server
+from serving import WEATHER, Server
 
 SEED = {'seed': 5, 'num_predict': 60}
 TOOLS = [{'type': 'function', 'function': {'name': 'get_weather', 'description': 'The weather', 'parameters': WEATHER}}]
@@ -13,12 +14,10 @@ DURATIONS = ['total_duration', 'load_duration', 'prompt_eval_duration', 'eval_du
 
 def setUpModule():
     global server
-    server = Server()
-    unittest.addModuleCleanup(server.__exit__, None, None, None)
-    server.__enter__()
+    server = unittest.enterModuleContext(Server())
 
 
-class Chat(Case):
+class Chat(unittest.TestCase):
     def chat(self, status=200, path='/api/chat', **body):
         reply = server.post(path, {'model': 'stories', **body})
         self.assertEqual(reply.status, status, reply.body)
@@ -59,13 +58,35 @@ class Chat(Case):
         for name in ('done_reason', 'eval_count', 'prompt_eval_count'):
             self.assertEqual(lines[-1][name], whole[name])
 
+    def test_several_messages_of_a_kind(self):
+        """Hot models write them; an empty line is between them, in streams too."""
+        for seed in range(8):
+            options = {'seed': seed, 'num_predict': 60, 'temperature': 1.6}
+            whole = self.chat(messages=USER, stream=False, options=options).json['message']
+            lines = self.chat(messages=USER, options=options).lines
+            for name in ('content', 'thinking'):
+                self.assertEqual(''.join(line['message'].get(name, '') for line in lines), whole.get(name, ''))
+
+    def test_a_quiet_stream_is_kept_open(self):
+        """A space is the beginning of the next line, so that no parser stumbles."""
+        with Server('--keep-alive', '0.01') as quiet:
+            reply = quiet.post('/api/chat', {'model': 'stories', 'options': {'num_predict': 3},
+                                             'messages': [{'role': 'user', 'content': 'fox ' * 5000}]})
+        self.assertTrue(reply.body.startswith(b' '), reply.body[:50])
+        self.assertIs(reply.lines[-1]['done'], True)
+        for line in reply.body.decode().splitlines():
+            json.loads(line)
+
     def test_thinking(self):
         think = {level: self.chat(messages=USER, stream=False, think=level, options=SEED).json
                  for level in (True, False, 'low', 'high')}
         self.assertNotIn('thinking', think[False]['message'])
         self.assertEqual(think[False]['message']['content'], think['low']['message']['content'])
-        lines = self.chat(messages=USER, think=False, options=SEED).lines
-        self.assertFalse([line for line in lines if 'thinking' in line['message']])
+        for seed in (101, 122, 257, 339):  # with these it thinks although it should not
+            options = {'seed': seed, 'num_predict': 12, 'temperature': 2}
+            for stream in (True, False):
+                lines = self.chat(messages=USER, think=False, stream=stream, options=options).lines
+                self.assertFalse([line for line in lines if 'thinking' in line['message']])
         self.wrong('think: expected', messages=USER, think='much')
 
     def test_tool_loop(self):
@@ -137,6 +158,9 @@ class Chat(Case):
             {'function': {'name': 'f', 'arguments': '{}'}}]}])
         self.wrong('messages[1]', messages=USER + [{'role': 'tool', 'content': 'x', 'tool_call_id': 'none'}])
         self.wrong('tools', messages=USER, tools={})
+        self.wrong('tools: tool 0', messages=USER, tools=[{'type': 'function', 'function': {'name': 7}}])
+        self.assertEqual(self.chat(messages=USER, tools=[{'type': 'web_search', 'name': 'x'}], stream=False,
+                                   options={'num_predict': 2}).status, 200)
         self.wrong('stream', messages=USER, stream='yes')
         self.wrong('options: expected an object', messages=USER, options=[])
         self.wrong('options.temperature is 11', messages=USER, options={'temperature': 11})
@@ -165,7 +189,7 @@ class Chat(Case):
         self.wrong('raw: expected', path='/api/generate', prompt='x', raw='y')
 
 
-class Models(Case):
+class Models(unittest.TestCase):
     def test_lists(self):
         for path in ('/api/tags', '/api/ps'):
             model, = server.get(path).json['models']
@@ -199,7 +223,7 @@ class Models(Case):
         self.assertEqual(server.request('DELETE', '/api/delete', {'model': 'stories'}).status, 501)
 
 
-class Tools(Case):
+class Tools(unittest.TestCase):
     def post(self, path, status=200, **body):
         reply = server.post(path, body)
         self.assertEqual(reply.status, status, reply.body)

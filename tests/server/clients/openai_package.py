@@ -1,8 +1,9 @@
 """The `openai` package against a server of stories."""
 import json
+import typing
 import unittest
 
-from serving import WEATHER, Case, Server, skip_without
+from serving import WEATHER, Server, skip_without
 
 skip_without('openai', 'pydantic')
 import openai
@@ -14,16 +15,14 @@ TOOLS = [{'type': 'function', 'function': {'name': 'get_weather', 'description':
 
 
 class Mood(pydantic.BaseModel):
-    mood: str
-    age: int
+    mood: typing.Literal['glad', 'sad']
+    age: int = pydantic.Field(ge=0, le=120)
 
 
-class Package(Case):
+class Package(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server('--api-key', 'secret')
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-        cls.server.__enter__()
+        cls.server = cls.enterClassContext(Server('--api-key', 'secret'))
         cls.client = openai.OpenAI(base_url=cls.server.url + '/v1', api_key='secret', max_retries=0)
 
     def test_models(self):

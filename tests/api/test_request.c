@@ -1,0 +1,105 @@
+/* Bodies of requests to a server. (What batch reads as well is tested with it: tests/commands/test_batch.c.) */
+#include "api_support.h"
+
+static mx_api_request read_body(bool chat, bool streams, const char *body) {
+    const mx_api_reader reader = {.settings = &settings, .streams = streams};
+    mx_api_request request;
+    mx_error error;
+    if (mx_api_read_body(&reader, chat, 42, json(body), &request, &error)) fail_msg("%s", error.text);
+    return request;
+}
+
+#define HI "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]"
+
+static void test_fields(void **unused) {
+    (void)unused;
+    mx_api_request r = read_body(true, true,
+                                 "{" HI ",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"n\":2,\"stop\":"
+                                 "[\"a\",\"b\"],\"max_tokens\":9,\"max_completion_tokens\":8,\"logprobs\":true,"
+                                 "\"top_logprobs\":3,\"user\":\"x\",\"metadata\":{},\"store\":true}");
+    assert_int_equal(r.problem.http_status, 0);
+    assert_true(r.chat && r.stream && r.include_usage);
+    assert_int_equal(r.form, MX_FORM_OPENAI);
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.stop_count, 2);
+    assert_int_equal(r.max_tokens, 8); /* the newer name counts */
+    assert_int_equal(r.logprobs, 3);
+    assert_true(r.sampling.seed == 42 && mx_api_seed(&r, 0, 0) == 42 && mx_api_seed(&r, 0, 1) != 42);
+    assert_string_equal(r.prompts_field, "messages");
+    mx_api_request_free(&r);
+
+    r = read_body(true, true, "{" HI ",\"seed\":7}");
+    assert_true(r.sampling.seed == 7 && !r.stream && !r.include_usage && r.max_tokens == 0 && !r.rules && !r.names);
+    mx_api_request_free(&r);
+
+    r = read_body(false, true, "{\"prompt\":\"Hi\",\"stream\":true}");
+    assert_true(!r.chat && r.stream && r.max_tokens == 16);
+    mx_api_request_free(&r);
+}
+
+static void expect_problem(bool chat, bool streams, const char *body, const char *param, const char *code) {
+    mx_api_request r = read_body(chat, streams, body);
+    assert_int_equal(r.problem.http_status, 400);
+    assert_string_equal(r.problem.param, param);
+    assert_string_equal(r.problem.code, code);
+    mx_api_request_free(&r);
+}
+
+static void test_problems(void **unused) {
+    (void)unused;
+    expect_problem(true, false, "{" HI ",\"stream\":true}", "stream", "unsupported_value");
+    expect_problem(true, true, "{" HI ",\"stream\":1}", "stream", "invalid_type");
+    expect_problem(true, true, "{" HI ",\"stream\":true,\"stream_options\":[]}", "stream_options", "invalid_type");
+    expect_problem(true, true, "{" HI ",\"audio\":{}}", "audio", "unsupported_value");
+    expect_problem(true, true, "{" HI ",\"reasoning\":{\"effort\":\"huge\"}}", "reasoning.effort", "invalid_value");
+    expect_problem(true, true, "{" HI ",\"reasoning_effort\":3}", "reasoning_effort", "invalid_value");
+    expect_problem(true, true, "{\"messages\":[{\"role\":\"tool\",\"tool_call_id\":1,\"content\":\"x\"}]}",
+                   "messages[0].tool_call_id", "invalid_type");
+    expect_problem(true, true, "{\"messages\":[3]}", "messages[0].role", "invalid_value");
+    expect_problem(true, true, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":{}}]}", "messages[0].tool_calls",
+                   "invalid_type");
+    expect_problem(false, true, "{\"prompt\":\"a\",\"stream\":true,\"best_of\":3}", "best_of", "unsupported_value");
+    expect_problem(false, true, "{}", "prompt", "missing_required_parameter");
+}
+
+/* A prompt that leaves no room, with both numbers. */
+static void test_room(void **unused) {
+    (void)unused;
+    settings.setup.context = 4;
+    mx_api_request r = read_body(false, true, "{\"prompt\":[1,2,3]}");
+    assert_int_equal(r.problem.http_status, 0);
+    mx_api_request_free(&r);
+    r = read_body(false, true, "{\"prompt\":[[1],[1,2,3,4]]}");
+    assert_string_equal(r.problem.code, "context_length_exceeded");
+    assert_non_null(strstr(r.problem.text, "maximum context length is 4 tokens"));
+    assert_non_null(strstr(r.problem.text, "the prompt has 4:"));
+    mx_api_request_free(&r);
+    settings.setup.context = 0;
+}
+
+/* Without a vocabulary what needs a grammar is refused, and tools go on as the prompt tells them. */
+static void test_without_vocabulary(void **unused) {
+    (void)unused;
+    mx_vocabulary **later = settings.later;
+    settings.later = NULL;
+    expect_problem(true, true,
+                   "{" HI ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":"
+                   "\"none\"}",
+                   "tool_choice", "unsupported_value");
+    mx_api_request r =
+        read_body(true, true, "{" HI ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]}");
+    assert_int_equal(r.problem.http_status, 0);
+    assert_null(r.rules);
+    mx_api_request_free(&r);
+    settings.later = later;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_problems),
+        cmocka_unit_test(test_room),
+        cmocka_unit_test(test_without_vocabulary),
+    };
+    return cmocka_run_group_tests_name("requests", tests, api_set_up, api_tear_down);
+}
