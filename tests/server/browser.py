@@ -172,7 +172,7 @@ class Page:
         while not (value := self.eval(expression)):
             if time.monotonic() > until:
                 raise AssertionError(f'never true: {expression}\n{self.eval("document.body.innerText")[-2000:]}')
-            time.sleep(0.02)
+            time.sleep(0.03)
         return value
 
     def click(self, selector):
