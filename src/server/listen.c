@@ -40,15 +40,25 @@ static void set_address(mx_server *s, int fd) {
     }
 }
 
+static bool is_loopback(const struct sockaddr_storage *bound) {
+    if (bound->ss_family == AF_INET) return ntohl(((const struct sockaddr_in *)bound)->sin_addr.s_addr) >> 24 == 127;
+    if (bound->ss_family != AF_INET6) return false;
+    const struct in6_addr *a = &((const struct sockaddr_in6 *)bound)->sin6_addr;
+    return IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127);
+}
+
 /* Is it TCP that is reached from this machine only? */
 static bool is_local(int fd) {
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
-    if (getsockname(fd, (struct sockaddr *)&bound, &size)) return false;
-    if (bound.ss_family == AF_INET) return ntohl(((struct sockaddr_in *)&bound)->sin_addr.s_addr) >> 24 == 127;
-    if (bound.ss_family != AF_INET6) return false;
-    const struct in6_addr *a = &((struct sockaddr_in6 *)&bound)->sin6_addr;
-    return IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127);
+    return getsockname(fd, (struct sockaddr *)&bound, &size) == 0 && is_loopback(&bound);
+}
+
+bool mx_server_is_private(int fd) {
+    struct sockaddr_storage bound;
+    socklen_t size = sizeof bound;
+    return getsockname(fd, (struct sockaddr *)&bound, &size) == 0 &&
+           (bound.ss_family == AF_UNIX || is_loopback(&bound));
 }
 
 /* -1: errno. */
@@ -172,7 +182,13 @@ mx_status mx_listen_open(mx_server *s, mx_error *error) {
                                                         : open_tcp(s, error);
     if (status) return status;
     set_address(s, s->listener);
-    s->local = is_local(s->listener) && !s->options.any_host;
+    s->local = is_local(s->listener);
+    if (!s->key_count && !s->options.no_auth && !mx_server_is_private(s->listener))
+        return mx_fail(
+            error, MX_INVALID_ARGUMENT,
+            "%s: others can reach it, so that a key is needed (--api-key-file, MXRUN_API_KEY or --api-key), or "
+            "--no-auth",
+            s->address);
     return MX_OK;
 }
 

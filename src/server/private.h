@@ -126,7 +126,7 @@ bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_pro
 void mx_gate_add_headers(mx_exchange *x, struct MHD_Connection *connection, struct MHD_Response *response,
                          bool preflight);
 enum { MX_KEY_HASH = 32 };
-/* White space at the end of a key does not count. */
+/* White space around a key does not count. false: there is no more to it (or no SHA-256). */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
@@ -162,12 +162,15 @@ void mx_watch_slot(mx_server *s, mx_slot *slot);
 
 /* ---- the server -------------------------------------------------------------------------------------------------- */
 struct mx_server {
-    mx_server_options options;       /* no zeros; strings owned in `strings` */
-    char *host, *unix_path, *origin; /* owned */
+    mx_server_options options; /* no zeros; strings owned in `strings` */
+    char *host, *unix_path;    /* owned */
+    char own_name[256];        /* of this machine */
+    char **origins;            /* [options.cors_origin_count], owned */
+    char **hosts;              /* [options.allowed_host_count], owned */
+    bool any_origin;           /* "*" is among the origins */
     unsigned char (*keys)[MX_KEY_HASH];
     int key_count;
-    bool
-        local; /* programs on this machine reach it over TCP, browsers among them: without keys Host and Origin count */
+    bool local; /* only this machine reaches it, over TCP, browsers too: without keys Host and Origin count */
     mx_bytes certificate, key; /* PEM; empty: no TLS */
     mx_engine *engine;
     mx_server_parts parts;

@@ -126,11 +126,11 @@ def ended(sock, seconds=5):
     return time.monotonic() - start
 
 
-def listener(send_buffer=None):
+def listener(address='127.0.0.1', send_buffer=None):
     s = socket.socket()
     if send_buffer:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    s.bind(('127.0.0.1', 0))
+    s.bind((address, 0))
     s.listen(64)
     return s
 
@@ -258,7 +258,20 @@ class Requests(unittest.TestCase):
                 self.assertEqual(status_, status)
                 self.assertNotIn('access-control-allow-origin', got)
 
-        with Server(any_host=1) as server:
+    def test_names(self):
+        own = socket.gethostname()
+        short = own.split('.')[0]
+        # Where only this machine can listen --no-auth changes nothing for browsers.
+        with Server(no_auth=1, allow_host='box.example') as server:
+            for host, status in [('box.example:1', 200), ('BOX.example', 200), (own, 200), (short + '.local', 200),
+                                 (short + '.internal:80', 200), ('host.docker.internal', 200), ('evil.internal', 403),
+                                 ('evil.local', 403), (short + '.example', 403), ('any.example', 403)]:
+                with self.subTest(host=host):
+                    status_, _, text = server.ask('POST', '/test/echo', '{}', {'Host': host})
+                    self.assertEqual(status_, status)
+                    if status == 403:
+                        self.assertIn('--allow-host ' + host, text)
+        with Server(no_auth=1, host='0.0.0.0') as server:
             anybody = {'Host': 'any.example', 'Origin': 'https://o.example'}
             self.assertEqual(server.ask('POST', '/test/echo', '{}', anybody)[0], 200)
 
@@ -300,6 +313,8 @@ class Keys(unittest.TestCase):
                     got = ask('POST', '/test/echo', '{}', headers)
                     self.assertEqual(got[0], status)
                     self.assertEqual(got[1]['WWW-Authenticate'], 'Bearer' if status == 401 else None)
+                    if status == 401:
+                        self.assertIn('API key', got[2])
             self.assertEqual(ask('GET', '/health')[0], 200)
             self.assertEqual(ask('GET', '/metrics')[0], 401)
             self.assertEqual(ask('POST', '/nowhere')[0], 404)
@@ -307,6 +322,27 @@ class Keys(unittest.TestCase):
             s = server.raw(b'POST /test/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n')
             self.assertIn(b' 401 ', s.recv(4096))
             s.close()
+
+    def test_white_space(self):
+        with Server(key=' \ta secret\r\n') as server:
+            for headers, status in [({'x-api-key': 'a secret'}, 200), ({'x-api-key': ''}, 401), ({'x-api-key': ' '}, 401),
+                                    ({'Authorization': 'Bearer '}, 401), ({'Authorization': 'Bearer \t a secret'}, 200)]:
+                with self.subTest(headers=headers):
+                    self.assertEqual(server.ask('POST', '/test/echo', '{}', headers)[0], status)
+        with self.assertRaisesRegex(RuntimeError, 'key is empty'):
+            Server(key=' \n')
+
+    def test_elsewhere(self):
+        """Where others can come a key is needed, whoever opened the socket."""
+        with self.assertRaisesRegex(RuntimeError, 'a key is needed'):
+            Server(host='0.0.0.0')
+        with listener('0.0.0.0') as sock:
+            with self.assertRaisesRegex(RuntimeError, 'a key is needed'):
+                Server(sock=sock)
+            with Server(sock=sock, key='k') as server:
+                self.assertEqual(server.ask('GET', '/metrics')[0], 401)
+        with listener() as sock, Server(sock=sock) as server:  # this machine's only, as if it had opened it itself
+            self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'evil.example'})[0], 403)
 
     def test_cors(self):
         with Server(cors='https://a.example') as server:
@@ -316,7 +352,19 @@ class Keys(unittest.TestCase):
             self.assertEqual((status, headers['access-control-allow-origin'], headers['access-control-allow-headers'],
                               headers['vary']), (204, 'https://a.example', 'x-own', 'origin'))
             self.assertEqual(ask('POST', '/test/echo', '{}', asked)[0], 200)
-            self.assertEqual(ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example'})[0], 403)
+            status, headers, _ = ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example'})
+            self.assertEqual((status, headers['access-control-allow-origin'], headers['vary']), (403, None, 'origin'))
+            # Another site's name that points here is still none of ours.
+            for more in {}, {'Origin': 'http://evil.example'}, {'Origin': 'https://a.example'}:
+                got = ask('POST', '/test/echo', '{}', dict(more, Host='evil.example'))
+                self.assertEqual((got[0], json.loads(got[2])['error']['code']), (403, 'forbidden_host'))
+        with Server(cors='null', cors2='chrome-extension://abc') as server:
+            for origin, status in [('null', 200), ('chrome-extension://abc', 200), ('chrome-extension://abd', 403)]:
+                got = server.ask('POST', '/test/echo', '{}', {'Origin': origin})
+                self.assertEqual((got[0], got[1]['access-control-allow-origin']), (status, origin if status == 200 else None))
+        with Server(cors='*') as server:
+            got = server.ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example', 'Host': 'any.example'})
+            self.assertEqual((got[0], got[1]['access-control-allow-origin']), (200, '*'))
         with Server(cors='*', key='k') as server:
             status, headers, _ = server.ask('OPTIONS', '/test/echo', None, {'Origin': 'https://b.example'})
             self.assertEqual((status, headers['access-control-allow-origin']), (204, '*'))
@@ -362,7 +410,7 @@ class Limits(unittest.TestCase):
 
     def stuck(self, seconds, path, body, **options):
         """A client that asks and does not read. Returns the metrics once it was cut off."""
-        with listener(4096) as sock, Server(sock=sock, **options) as server:
+        with listener(send_buffer=4096) as sock, Server(sock=sock, **options) as server:
             s = server.raw(post(body, path), receive=2048)
             m = server.wait_for(lambda m: m['mxrun_clients_gone_total'] == 1 and idle(m), seconds)
             s.settimeout(20)
@@ -609,7 +657,9 @@ class Command(unittest.TestCase):
         for options, words in [(['--host', '0.0.0.0'], 'a key is needed'), (['--tls-cert', 'x'], 'go together'),
                                (['--unix', 'x', '--port', '1'], 'without --host'), (['--cors', 'a.example'], 'an origin'),
                                (['--no-auth', '--api-key', 'k'], 'contradicts'), (['--port', '70000'], '--port'),
-                               (['--max-body', 'x'], '--max-body'), (['--api-key', ''], 'empty'), (['x'], 'unexpected')]:
+                               (['--max-body', 'x'], '--max-body'), (['--api-key', ''], 'empty'), (['--api-key', '\t \r\n'], 'empty'),
+                               (['--cors', 'https://a.example/'], 'no path'), (['--allow-host', 'a:80'], 'without port'),
+                               (['x'], 'unexpected')]:
             with self.subTest(options=options):
                 code, err = self.refused(*options)
                 self.assertEqual(code, 2, err)
@@ -617,6 +667,15 @@ class Command(unittest.TestCase):
                 self.assertEqual(err.count('\n'), 1)
         code, err = self.refused('--no-auth', environment={'MXRUN_API_KEY': 'k'})
         self.assertEqual(code, 2)
+        code, err = self.refused(environment={'MXRUN_API_KEY': ' '})
+        self.assertEqual(code, 2)
+        self.assertIn('MXRUN_API_KEY: the key is empty', err)
+        with listener('0.0.0.0') as s:
+            shell = 'exec 3<&%d; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"' % s.fileno()
+            r = subprocess.run(['sh', '-c', shell, 'sh', MXRUN, 'serve', '-m', STORIES], pass_fds=[s.fileno()],
+                               capture_output=True, text=True, timeout=60)
+            self.assertEqual(r.returncode, 2)
+            self.assertIn('the socket of systemd: others can reach it, so that a key is needed', r.stderr)
         with listener() as s:
             code, err = self.refused('--kv-memory', '64M', '--port', str(s.getsockname()[1]))
             self.assertEqual(code, 1)
@@ -627,6 +686,7 @@ class Command(unittest.TestCase):
             keys = os.path.join(folder, 'keys')
             with open(keys, 'w') as f:
                 f.write('# ours\n\n  one \r\ntwo\n')
+            os.chmod(keys, 0o604)
             told.bind(os.path.join(folder, 'notify'))
             told.settimeout(60)
             shell = 'exec 3<&%d; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"' % sock.fileno()
@@ -648,6 +708,7 @@ class Command(unittest.TestCase):
             self.assertEqual(told.recv(100), b'STOPPING=1')
             err = p.communicate(timeout=60)[1]
             self.assertEqual(p.returncode, 0, err)
+            self.assertIn('everybody on this machine may use the keys (mode 604)', err)
             self.assertIn('mxrun serve: ours at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
 
 

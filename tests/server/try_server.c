@@ -169,7 +169,8 @@ static double value(char **argv, const char *name) {
 
 static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *settings, mx_error *error) {
     mx_server *server;
-    const char *key = option(argv, "key", NULL);
+    const char *key = option(argv, "key", NULL), *cors[] = {option(argv, "cors", NULL), option(argv, "cors2", NULL)};
+    const char *host = option(argv, "allow_host", NULL);
     mx_server_options o = {.host = option(argv, "host", NULL),
                            .port = (int)value(argv, "port"),
                            .unix_socket = option(argv, "unix", NULL),
@@ -178,8 +179,11 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .tls_key = option(argv, "tls_key", NULL),
                            .api_keys = &key,
                            .api_key_count = key != NULL,
-                           .any_host = value(argv, "any_host") != 0,
-                           .cors_origin = option(argv, "cors", NULL),
+                           .no_auth = value(argv, "no_auth") != 0,
+                           .cors_origins = cors,
+                           .cors_origin_count = (cors[0] != NULL) + (cors[1] != NULL),
+                           .allowed_hosts = &host,
+                           .allowed_host_count = host != NULL,
                            .header_bytes = (size_t)value(argv, "header"),
                            .body_bytes = (size_t)value(argv, "body"),
                            .connections = (int)value(argv, "connections"),
