@@ -135,7 +135,7 @@ static bool hold_piece(void *answer, const mx_piece *piece) {
 static void tell_held(mx_job *job, mx_api_answer *a) {
     for (int i = 0; i < job->held_count && !job->failed; i++) {
         held_piece *h = &job->held[i];
-        h->piece.text = job->held_text.data + h->text;
+        h->piece.text = job->held_text.data ? job->held_text.data + h->text : "";
         h->piece.name = h->named ? job->held_text.data + h->name : NULL;
         tell_piece(a, &h->piece);
     }
