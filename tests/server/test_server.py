@@ -486,7 +486,7 @@ class Limits(unittest.TestCase):
                 server.wait_for(lambda m: m['mxrun_answers_running'] == 1)
                 ends = {}
                 for i, priority in enumerate((0, 1000)):
-                    waiting.append(server.start(max_tokens=10, priority=priority))
+                    waiting.append(server.start(max_tokens=5, priority=priority))
                     server.wait_for(lambda m: m['mxrun_answers_waiting'] == i + 1)
                 def take(i):
                     waiting[i][1].read()
