@@ -670,6 +670,17 @@ class Places(unittest.TestCase):
             self.assertEqual(server.ask('GET', '/health', connection=c)[0], 200)
             c.close()
 
+    def test_name(self):
+        """All addresses of a name, on one port."""
+        with Server(host='two.test') as server:
+            self.assertEqual(server.address, f'http://two.test:{server.port}')
+            for address in '127.0.0.1', '127.0.0.2':
+                c = http.client.HTTPConnection(address, server.port, timeout=20 * SLOW)
+                self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'two.test'}, connection=c)[0], 200)
+                c.close()
+            with self.assertRaisesRegex(RuntimeError, 'is taken by another program'):
+                Server(host='127.0.0.2', port=server.port)
+
     def certificate(self, name):
         if not shutil.which('openssl'):
             self.skipTest('there is no openssl')
