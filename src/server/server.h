@@ -19,7 +19,7 @@ typedef struct mx_server_options {
     int api_key_count;
     bool any_host;           /* without a key, too, anybody may ask under any name: Host and Origin do not matter */
     const char *cors_origin; /* "*", an origin; NULL: no CORS */
-    size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 64 MiB */
+    size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 16 MiB */
     int connections;                 /* most at once; 0: 1024 */
     int queue;                       /* most answers that wait for the engine; more: 429. 0: 256 */
     double read_seconds;             /* headers and body are there within so long; 0: 30 */
