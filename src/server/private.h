@@ -61,6 +61,7 @@ struct mx_exchange {
     bool routed;                 /* it is this one; false: only errors have its form */
     const char *method;          /* a constant */
     mx_bytes body;
+    bool zero;    /* the path has %00 in it: libmicrohttpd tells only what is before */
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
     mx_json_document *json;
@@ -120,6 +121,13 @@ void mx_http_stop(mx_server *s);
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
 bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]);
 
+/* The path of a request line, which may begin with "http://HOST". */
+const char *mx_route_path(const char *url);
+bool mx_route_has_zero(const char *uri); /* as it came, with its % */
+
+/* Is it clear where the request ends and whom it is for, also to a proxy before us (else 400, and the connection must
+ * end), and is the body as it is (else 415)? */
+bool mx_gate_check_head(struct MHD_Connection *connection, mx_api_problem *problem);
 /* May this request be answered: keys, Host, Origin. false: `problem` says why not. */
 bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_problem *problem);
 /* Headers of CORS for any reply. `preflight`: and those of an OPTIONS request. */

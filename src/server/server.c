@@ -183,6 +183,7 @@ static void begin_stop(mx_server *s) {
     mx_log(MX_LOG_INFO, "stopping: no more requests are taken, %d are being answered", atomic_load(&s->busy));
     atomic_store(&s->stopping, true);
     mx_watch_wake(s); /* it closes the listener */
+    if (s->options.on_stop) s->options.on_stop();
 }
 
 static mx_status loop(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error) {

@@ -434,6 +434,7 @@ static mx_status add_answer_message(mx_conversation *c, const mx_turn *turn, int
     const mx_harmony_parser *parser = mx_turn_parser(turn);
     const mx_turn_result *result = mx_turn_get_result(turn);
     const mx_harmony_message *from = mx_harmony_message_at(parser, index);
+    if (from->role && strcmp(from->role, "assistant") != 0) return MX_OK; /* it ended the turn */
     bool is_last = index == mx_harmony_message_count(parser) - 1;
     bool whole =
         !is_last || result->finish == MX_TURN_TOOL_CALLS || (result->finish == MX_TURN_STOP && !result->stop_string);
@@ -447,8 +448,7 @@ static mx_status add_answer_message(mx_conversation *c, const mx_turn *turn, int
     bool done = copy_header(&m, from) && mx_bytes_add(&m.text, text, size);
     int64_t begin = index ? mx_harmony_message_at(parser, index - 1)->last_id : 0;
     int64_t count = from->last_id - begin;
-    bool assistant = !from->role || strcmp(from->role, "assistant") == 0;
-    if (done && whole && assistant && is_channel(from->channel) && begin >= 0 && count > 0 &&
+    if (done && whole && is_channel(from->channel) && begin >= 0 && count > 0 &&
         from->last_id <= result->ids.count && well_formed(c, result->ids.data + begin, count, index == 0)) {
         done = splice(c, result->ids.data + begin, count, index == 0, &m.ids);
     }

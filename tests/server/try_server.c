@@ -83,7 +83,8 @@ static void answer(mx_exchange *x) {
                         .sampling = parts->settings.sampling,
                         .max_tokens = number(fields, "max_tokens", 8),
                         .n = (int)number(fields, "n", 1),
-                        .logprobs = (int)number(fields, "logprobs", -1)};
+                        .logprobs = (int)number(fields, "logprobs", -1),
+                        .priority = (int)number(fields, "priority", 0)};
     bool stream = false;
     mx_json_bool(mx_json_get(fields, "stream"), &stream);
     r.best_of = r.n;
@@ -141,6 +142,7 @@ static const mx_endpoint endpoints[] = {
     {"POST", "/test/answer", answer, mx_openai_problem, false},
     {"POST", "/test/echo", echo, mx_openai_problem, false},
     {"GET", "/test/echo/{what}", echo, own_problem, false},
+    {"GET", "/test/path/{what...}", echo, own_problem, false},
     {"DELETE", "/test/echo/{what}", echo, own_problem, false},
     {"POST", "/test/big", big, mx_openai_problem, false},
     {"POST", "/test/nothing", nothing, mx_openai_problem, false},
@@ -194,6 +196,7 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .keep_alive_seconds = value(argv, "keep_alive"),
                            .backlog_bytes = (size_t)value(argv, "backlog"),
                            .stop_seconds = value(argv, "stop"),
+                           .allow_priority = value(argv, "allow_priority") != 0,
                            .more = endpoints};
     mx_status status = mx_server_inherited(&o.inherited_socket, error);
     if (!status) status = mx_server_create(&o, engine, settings, "/", false, &server, error);
