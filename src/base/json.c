@@ -18,6 +18,7 @@ struct block {
 
 struct mx_json_document {
     struct block *blocks;
+    size_t used, most; /* bytes of nodes and strings */
     mx_json *root;
     /* While parsing: the open containers, their last children, and the key that waits for its value. */
     mx_json *open[MAX_DEPTH], *last[MAX_DEPTH];
@@ -29,6 +30,11 @@ struct mx_json_document {
 
 static void *take(mx_json_document *d, size_t size) {
     size = (size + 15) / 16 * 16;
+    if (size > d->most - d->used) {
+        d->problem = "too many values for a text of this length";
+        return NULL;
+    }
+    d->used += size;
     struct block *b = d->blocks;
     if (!b || b->size - b->used < size) {
         size_t n = size > BLOCK ? size : BLOCK;
@@ -155,7 +161,8 @@ static void describe(yajl_handle parser, const void *text, size_t size, char *ou
     if (message) yajl_free_error(parser, message);
 }
 
-static mx_status parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error) {
+static mx_status parse(const char *name, const void *text, size_t size, size_t most, mx_json_document **out,
+                       mx_error *error) {
     *out = NULL;
     size_t valid = mx_utf8_prefix(text, size); /* YAJL's own check lets surrogates pass */
     if (valid != size) return mx_fail(error, MX_INVALID_FILE, "%s: not valid JSON: no UTF-8 at byte %zu", name, valid);
@@ -165,6 +172,7 @@ static mx_status parse(const char *name, const void *text, size_t size, mx_json_
         free(d);
         return mx_fail(error, MX_NO_MEMORY, "%s: no memory to parse it", name);
     }
+    d->most = most;
     yajl_config(parser, yajl_dont_validate_strings, 1);
     yajl_status status = yajl_parse(parser, text, size);
     size_t at = yajl_get_bytes_consumed(parser);
@@ -232,13 +240,18 @@ static void mend_surrogates(char *text, size_t size) {
 }
 
 mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error) {
-    if (!size || !has_surrogate(text, size)) return parse(name, text, size, out, error);
+    return mx_json_parse_limited(name, text, size, SIZE_MAX, out, error);
+}
+
+mx_status mx_json_parse_limited(const char *name, const void *text, size_t size, size_t most, mx_json_document **out,
+                                mx_error *error) {
+    if (!size || !has_surrogate(text, size)) return parse(name, text, size, most, out, error);
     *out = NULL;
     char *mended = malloc(size);
     if (!mended) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to parse it", name);
     memcpy(mended, text, size);
     mend_surrogates(mended, size);
-    const mx_status status = parse(name, mended, size, out, error);
+    const mx_status status = parse(name, mended, size, most, out, error);
     free(mended);
     return status;
 }

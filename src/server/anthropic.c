@@ -22,6 +22,7 @@ static bool read_body(mx_exchange *x, bool counted, mx_api_request *request, mx_
     const mx_status status =
         *state ? mx_anthropic_read(mx_exchange_parts(x), mx_exchange_id(x), body, counted, request, *state, &error)
                : mx_fail(&error, MX_NO_MEMORY, "no memory for a message");
+    if (!status && request->beyond) mx_api_check_room(request, mx_exchange_parts(x)->settings.setup.context);
     if (!status && !request->problem.http_status) return true;
     if (status)
         mx_exchange_fail(x, &error);

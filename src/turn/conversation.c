@@ -274,7 +274,7 @@ static bool write_head(const mx_conversation *c, mx_bytes *json) {
     return mx_bytes_add_string(json, "]}");
 }
 
-static mx_status update_head(mx_conversation *c, mx_error *error) {
+mx_status mx_conversation_update_head(mx_conversation *c, mx_error *error) {
     if (c->head.count) return MX_OK;
     mx_bytes json = {0};
     mx_ids head = {0};
@@ -504,21 +504,29 @@ static bool is_on(const mx_message *m, const char *channel) {
     return m->role == MX_ROLE_ASSISTANT && m->channel && strcmp(m->channel, channel) == 0;
 }
 
+bool mx_message_is_thinking(const mx_message *m) {
+    return is_on(m, "analysis") && !m->recipient;
+}
+
+bool mx_message_is_final(const mx_message *m) {
+    return is_on(m, "final") && !m->recipient;
+}
+
 /* Index of the last final answer, -1: none. Analysis before it has done its work. */
 static int last_final(const mx_conversation *c) {
     int i = c->count - 1;
-    while (i >= 0 && (!is_on(&c->messages[i], "final") || c->messages[i].recipient)) i--;
+    while (i >= 0 && !mx_message_is_final(&c->messages[i])) i--;
     return i;
 }
 
 mx_status mx_conversation_prompt(mx_conversation *c, mx_ids *out, mx_error *error) {
-    mx_status status = update_head(c, error);
+    mx_status status = mx_conversation_update_head(c, error);
     if (status) return status;
     int kept_from = c->keep_thinking ? 0 : last_final(c);
     bool added = mx_ids_add_all(out, c->head.data, c->head.count);
     for (int i = 0; i < c->count && added; i++) {
         const mx_message *m = &c->messages[i];
-        if (i < kept_from && is_on(m, "analysis") && !m->recipient) continue;
+        if (i < kept_from && mx_message_is_thinking(m)) continue;
         added = mx_ids_add_all(out, m->ids.data, m->ids.count);
     }
     added = added && mx_ids_add_all(out, c->opening.data, c->opening.count);

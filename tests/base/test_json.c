@@ -267,6 +267,28 @@ static void large_documents_are_kept(void **state) {
     mx_bytes_free(&text);
 }
 
+static void a_tree_is_limited(void **state) {
+    (void)state;
+    enum { COUNT = 100000, MOST = 2000000 };
+    char *text = malloc(2 * COUNT + 1);
+    assert_non_null(text);
+    for (int i = 0; i < COUNT; i++) memcpy(text + 2 * i, i ? ",1" : "[1", 2);
+    text[2 * COUNT] = ']';
+    mx_json_document *d;
+    mx_error error;
+    assert_int_equal(mx_json_parse_limited("many", text, 2 * COUNT + 1, MOST, &d, &error), MX_INVALID_FILE);
+    assert_null(d);
+    assert_non_null(strstr(error.text, "many: JSON at byte "));
+    assert_non_null(strstr(error.text, "too many values"));
+    assert_int_equal(mx_json_parse_limited("many", text, 2 * COUNT + 1, 10 * MOST, &d, &error), MX_OK);
+    assert_int_equal(mx_json_root(d)->count, COUNT);
+    mx_json_free(d);
+    free(text);
+    /* Strings count, too. */
+    assert_int_equal(mx_json_parse_limited("long", "\"0123456789012345678901234567890123456789\"", 42, 100, &d, NULL),
+                     MX_INVALID_FILE);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_tree_keeps_order_and_types),
@@ -281,6 +303,7 @@ int main(void) {
         cmocka_unit_test(what_is_no_json_is_refused),
         cmocka_unit_test(every_cut_of_a_document_is_refused),
         cmocka_unit_test(large_documents_are_kept),
+        cmocka_unit_test(a_tree_is_limited),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

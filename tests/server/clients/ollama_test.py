@@ -171,7 +171,7 @@ class Chat(unittest.TestCase):
         self.wrong('options.stop', messages=USER, options={'stop': ['']})
         self.wrong('options.mirostat is not supported', messages=USER, options={'mirostat': 2})
         self.wrong('top_logprobs', messages=USER, logprobs=True, top_logprobs=21)
-        self.wrong('200067 tokens', messages=[{'role': 'user', 'content': 'fox ' * 200000}])
+        self.wrong('the prompt has more than 131072', messages=[{'role': 'user', 'content': 'fox ' * 200000}])
         self.assertEqual(server.post('/api/chat', b'{').status, 400)
         self.assertIn('error', server.post('/api/chat', b'{').json)
 
