@@ -125,6 +125,7 @@ struct mx_schema_compiler {
     bool blocked;
     int depth;        /* of schemas that apply to the same value */
     int64_t work;     /* bytes of the arena */
+    int64_t written;  /* bytes of the grammar, at least, for the languages in it */
     int64_t entries;  /* of member lists written */
     bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
@@ -237,6 +238,7 @@ typedef void mx_goal_visit(mx_schema_compiler *c, mx_goal goal);
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit);
 /* Member lists with what must exist among the others written out: added to `out`. */
 void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out);
+void mx_schema_count_written(mx_schema_compiler *c, mx_regular *language); /* one more that the grammar has */
 mx_expr mx_schema_write_goal(mx_schema_compiler *c, mx_goal goal);
 mx_expr mx_schema_write_string(mx_schema_compiler *c, const mx_string_part *a);
 mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language); /* as JSON strings */

@@ -184,9 +184,11 @@ mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language) {
     if (before >= 0) return (mx_expr)before;
     mx_regular *r = NULL;
     mx_error error;
-    mx_status status = mx_regular_quote(language, &r, &error);
+    const mx_status status = mx_regular_quote(language, &r, &error);
+    if (status) mx_schema_fail(c, status, NULL, "its texts (\"pattern\", \"format\", lengths): %s", error.text);
     r = mx_schema_own(c, NULL, status, r, &error);
     if (!r) return 0;
+    mx_schema_count_written(c, r);
     mx_expr e = mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
     if (mx_regular_look(r).states > SMALL) {
         mx_rule rule = mx_rule_add(c->builder, "text");

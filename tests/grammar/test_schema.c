@@ -330,6 +330,19 @@ static void hostile_schemas_end_soon(void **state) {
     assert_true(seconds_for(&s) < most);
 }
 
+/* Each pattern is within the limits of one; together they are not. */
+static void a_schema_has_one_limit_of_work(void **state) {
+    (void)state;
+    mx_bytes s = {0};
+    mx_bytes_add_string(&s, "{'properties':{'p':{}");
+    for (int i = 0; i < 100; i++)
+        mx_bytes_addf(&s, ",'p%d':{'pattern':'(a|b)*a(a|b){12}[a%c%c]'}", i, 'b' + i % 25, 'b' + i / 25);
+    mx_bytes_add_string(&s, "}}");
+    refused(s.data, MX_UNSUPPORTED, "\"pattern\": too complicated: automata of more than 150000000 steps");
+    mx_bytes_free(&s);
+    CHECK("{'type':'string','pattern':'^a'}", "'ab'"); /* others have limits of their own */
+}
+
 /* The schemas that sampling is tested with. */
 static void common_schemas_compile_quickly(void **state) {
     (void)state;
@@ -371,6 +384,7 @@ int main(void) {
         cmocka_unit_test(references_may_recur),          cmocka_unit_test(spaces_may_stand_between),
         cmocka_unit_test(openai_strict_closes_objects),  cmocka_unit_test(what_is_not_supported_is_named),
         cmocka_unit_test(hostile_schemas_end_soon),      cmocka_unit_test(common_schemas_compile_quickly),
+        cmocka_unit_test(a_schema_has_one_limit_of_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
