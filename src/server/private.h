@@ -61,6 +61,7 @@ struct mx_exchange {
     bool routed;                 /* it is this one; false: only errors have its form */
     const char *method;          /* a constant */
     mx_bytes body;
+    bool zero;    /* the path has %00 in it: libmicrohttpd tells only what is before */
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
     mx_json_document *json;
@@ -120,6 +121,13 @@ void mx_http_stop(mx_server *s);
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
 bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]);
 
+/* The path of a request line, which may begin with "http://HOST". */
+const char *mx_route_path(const char *url);
+bool mx_route_has_zero(const char *uri); /* as it came, with its % */
+
+/* Is it clear where the request ends and whom it is for, also to a proxy before us (else 400, and the connection must
+ * end), and is the body as it is (else 415)? */
+bool mx_gate_check_head(struct MHD_Connection *connection, mx_api_problem *problem);
 /* May this request be answered: keys, Host, Origin. false: `problem` says why not. */
 bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_problem *problem);
 /* Headers of CORS for any reply. `preflight`: and those of an OPTIONS request. */
@@ -130,9 +138,10 @@ enum { MX_KEY_HASH = 32 };
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
-/* The listening socket of s->options, s->address and s->unix_path. */
+/* The listening sockets of s->options, one for each address of a name, s->address and s->unix_path. */
+enum { MX_LISTENERS = 8 };
 mx_status mx_listen_open(mx_server *s, mx_error *error);
-/* Closes it, and removes the unix socket's file where it is still ours. May be called twice. */
+/* Closes them, and removes the unix socket's file where it is still ours. May be called twice. */
 void mx_listen_close(mx_server *s);
 
 /* Reads both files and checks that they belong together. */
@@ -177,7 +186,8 @@ struct mx_server {
     mx_metrics *metrics;
     char address[300];
     uint64_t unix_device, unix_inode;
-    int listener; /* -1: none (any more); the watcher's while it runs */
+    int listeners[MX_LISTENERS]; /* [listener_count]; the watcher's while it runs */
+    int listener_count;          /* 0: none (any more) */
     mx_worker workers[MX_WORKERS];
 
     pthread_mutex_t lock;
@@ -191,7 +201,7 @@ struct mx_server {
     pthread_t watcher;
     bool watching;
     int watch_fd, watch_wake; /* epoll, eventfd */
-    bool accepting;           /* the watcher's: the listener is in epoll */
+    bool accepting;           /* the watcher's: the listeners are in epoll */
     atomic_bool full;         /* it is not, for there are as many connections as may be */
 
     pthread_mutex_t jobs_lock;

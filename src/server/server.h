@@ -35,6 +35,8 @@ typedef struct mx_server_options {
     double stop_seconds;             /* of a graceful stop: answers at work may take so long; 0: 30 */
     uint64_t replay_bytes, responses_bytes; /* memory of what may come back; 0: 64 MiB, 64 MiB */
     bool page;                              /* the page at / */
+    bool allow_priority;                    /* clients may put themselves before others ("priority") */
+    void (*on_stop)(void);                  /* called once, when stopping begins; NULL: nothing is */
     const struct mx_endpoint *more;         /* of the program that embeds it, looked at first; NULL: none. Borrowed */
 } mx_server_options;
 

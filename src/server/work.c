@@ -267,6 +267,8 @@ static bool begin(mx_exchange *x, mx_job *job) {
 void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, const mx_form *form, void *state) {
     mx_api_problem problem = request->problem;
     mx_error error;
+    if (!x->server->options.allow_priority && request->priority > 0)
+        request->priority = 0; /* behind others it may go */
     if (!problem.http_status && request->prompt_count < 1)
         mx_problem_set(&problem, 500, "server_error", "a request without a prompt");
     const int count = problem.http_status ? 0 : request->prompt_count * request->best_of;
