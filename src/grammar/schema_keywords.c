@@ -599,31 +599,61 @@ const mx_shape *mx_schema_goal_shape(mx_schema_compiler *c, mx_goal goal) {
     return all;
 }
 
-int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_word *texts, int most) {
+/* false: there is no room. */
+static bool add_value(mx_schema_value *values, int *count, int most, mx_schema_word text) {
+    if (*count == most) return false;
+    values[(*count)++] = (mx_schema_value){{text}, 1};
+    return true;
+}
+
+static bool add_number(mx_schema_compiler *c, mx_schema_value *values, mx_schema_word *shortest, int *count, int first,
+                       int most, mx_schema_word text) {
+    mx_schema_word is;
+    if (!mx_schema_shortest(c, text, &is)) return false;
+    for (int i = first; i < *count; i++)
+        if (shortest[i].size == is.size && !memcmp(shortest[i].text, is.text, is.size)) {
+            if (values[i].count == MX_SCHEMA_SPELLINGS) return false;
+            values[i].texts[values[i].count++] = text;
+            return true;
+        }
+    if (!add_value(values, count, most, text)) return false;
+    shortest[*count - 1] = is;
+    return true;
+}
+
+static bool add_string_value(mx_schema_compiler *c, mx_schema_value *values, int *count, int most,
+                             mx_schema_word word) {
+    mx_bytes text = {0};
+    char *copy = mx_bytes_add_json(&text, word.text, word.size) ? mx_schema_take(c, text.size) : NULL;
+    if (copy) memcpy(copy, text.data, text.size);
+    const size_t size = text.size;
+    mx_bytes_free(&text);
+    return copy && add_value(values, count, most, (mx_schema_word){copy, size});
+}
+
+int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_value *values, int most) {
     const mx_shape *s = c->goals[goal].shape;
     if (c->status || !s || s->arrays.count || s->objects.count) return -1;
     static const char *const names[] = {"null", "false", "true"};
-    int n = 0, found = 0;
+    const int room = MX_SCHEMA_SPELLINGS * most;
+    mx_schema_word *words = mx_schema_take(c, (size_t)room * sizeof *words);
+    mx_schema_word *shortest = mx_schema_take(c, (size_t)most * sizeof *shortest);
+    if (!words || !shortest) return -1;
+    int n = 0;
     for (int i = 0; i < 3; i++)
-        if (s->constants >> i & 1) {
-            if (n == most) return -1;
-            texts[n++] = (mx_schema_word){names[i], strlen(names[i])};
-        }
-    if (s->number && (found = mx_schema_enumerate(c, s->number, texts + n, most - n)) < 0) return -1;
-    n += found;
+        if (s->constants >> i & 1 && !add_value(values, &n, most, (mx_schema_word){names[i], strlen(names[i])}))
+            return -1;
+    const int first = n, numbers = s->number ? mx_schema_enumerate(c, s->number, words, room) : 0;
+    if (numbers < 0) return -1;
+    for (int i = 0; i < numbers; i++)
+        if (!add_number(c, values, shortest, &n, first, most, words[i])) return -1;
     for (int i = 0; i < s->strings.count; i++) {
         const mx_string_part *part = s->strings.at[i];
         if (part->least > 0 || part->most >= 0) return -1;
-        if ((found = mx_schema_enumerate(c, part->language, texts + n, most - n)) < 0) return -1;
-        for (int j = n; j < n + found; j++) {
-            mx_bytes text = {0};
-            char *copy = mx_bytes_add_json(&text, texts[j].text, texts[j].size) ? mx_schema_take(c, text.size) : NULL;
-            if (copy) memcpy(copy, text.data, text.size);
-            texts[j] = (mx_schema_word){copy, copy ? text.size : 0};
-            mx_bytes_free(&text);
-            if (!copy) return -1;
-        }
-        n += found;
+        const int found = mx_schema_enumerate(c, part->language, words, most - n);
+        if (found < 0) return -1;
+        for (int j = 0; j < found; j++)
+            if (!add_string_value(c, values, &n, most, words[j])) return -1;
     }
     return n;
 }

@@ -75,6 +75,14 @@ static char *shortest_text(mx_schema_compiler *c, const decimal *d, size_t *size
     return text;
 }
 
+bool mx_schema_shortest(mx_schema_compiler *c, mx_schema_word number, mx_schema_word *out) {
+    const mx_json v = {.type = MX_JSON_NUMBER, .text = number.text, .size = number.size}; /* ends with a 0 */
+    decimal d;
+    if (!parse(c, &v, &d)) return false;
+    out->text = shortest_text(c, &d, &out->size);
+    return out->text;
+}
+
 /* ---- automata ---------------------------------------------------------------------------------------------------- */
 enum { CLASS_POINT = 11, CLASS_MINUS = 12, CLASSES = 13 }; /* 0: other bytes; 1 to 10: digits */
 enum { LESS = 1, EQUAL = 2, MORE = 4 };

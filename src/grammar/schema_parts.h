@@ -223,6 +223,8 @@ const mx_object_part *mx_schema_object_part(mx_schema_compiler *c, const mx_json
 /* Numbers as they stand in the schema, and their shortest spellings; or with every number of zeros behind them. */
 mx_regular *mx_schema_number_values(mx_schema_compiler *c, const mx_json *const *numbers, int count,
                                     bool every_spelling);
+/* The one text that all spellings of a number share. */
+bool mx_schema_shortest(mx_schema_compiler *c, mx_schema_word number, mx_schema_word *out);
 void mx_schema_number_setup(mx_schema_compiler *c);
 /* All string parts as one language. */
 mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *strings);
@@ -247,8 +249,13 @@ mx_expr mx_schema_write_object(mx_schema_compiler *c, const mx_object_part *a);
 mx_expr mx_schema_optional(mx_schema_compiler *c, mx_expr e);
 mx_expr mx_schema_pair(mx_schema_compiler *c, mx_expr a, mx_expr b);
 bool mx_schema_can(const mx_schema_compiler *c, mx_goal goal); /* has it values? After the search for that */
-/* The constants, numbers and strings of a goal where it has no more than `most` values and nothing else: their texts
- * in JSON; -1 otherwise. */
-int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_word *texts, int most);
+/* The constants, numbers and strings of a goal where it has no more than `most` values and nothing else: -1 otherwise.
+ * A number has several texts. */
+enum { MX_SCHEMA_SPELLINGS = 4 };
+typedef struct mx_schema_value {
+    mx_schema_word texts[MX_SCHEMA_SPELLINGS]; /* in JSON */
+    int count;
+} mx_schema_value;
+int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_value *values, int most);
 
 #endif
