@@ -171,10 +171,11 @@ static void too_many(mx_schema_compiler *c, const mx_array_part *a) {
 }
 
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit) {
-    if (a->contains_count > MOST_CONTAINS || settled(a) > MOST_STATES) {
-        too_many(c, a);
-        return;
-    }
+    if (a->count > MOST_STATES)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "\"prefixItems\" has %d entries, at most %d are supported", a->count,
+                       MOST_STATES);
+    if (a->contains_count > MOST_CONTAINS || settled(a) > MOST_STATES) too_many(c, a);
+    if (c->status) return;
     for (int64_t i = 0; i < a->count; i++) visit(c, a->prefix[i]);
     visit(c, a->rest);
     for (int64_t i = 0; a->contains_count && i <= settled(a); i++) {

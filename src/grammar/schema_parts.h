@@ -248,6 +248,7 @@ mx_expr mx_schema_write_array(mx_schema_compiler *c, const mx_array_part *a);
 mx_expr mx_schema_write_object(mx_schema_compiler *c, const mx_object_part *a);
 mx_expr mx_schema_optional(mx_schema_compiler *c, mx_expr e);
 mx_expr mx_schema_pair(mx_schema_compiler *c, mx_expr a, mx_expr b);
+bool mx_schema_annotates(const mx_json *member);               /* is it a keyword that says nothing of values? */
 bool mx_schema_can(const mx_schema_compiler *c, mx_goal goal); /* has it values? After the search for that */
 /* The constants, numbers and strings of a goal where it has no more than `most` values and nothing else: -1 otherwise.
  * A number has several texts. */

@@ -213,6 +213,23 @@ static void schemas_apply_together(void **state) {
           "{'b':1,'a':1}", "!{'c':1}");
 }
 
+/* Of OpenAPI and of others: null too, and what says nothing. Annotations may hold anything. */
+static void keywords_of_others(void **state) {
+    (void)state;
+    CHECK("{'type':'string','nullable':true,'propertyOrdering':['a']}", "'a'", "null", "!1");
+    CHECK("{'enum':['a'],'nullable':true}", "'a'", "null", "!'b'");
+    CHECK("{'type':'string','nullable':false}", "'a'", "!null");
+    CHECK("{'not':{'type':'string','nullable':true}}", "1", "!'a'", "!null");
+    CHECK("{'oneOf':[{'properties':{'t':{'const':'a','nullable':true}},'required':['t'],'type':'object'},"
+          "{'properties':{'t':{'const':'b','nullable':true}},'required':['t'],'type':'object'}]}",
+          "{'t':'a'}", "{'t':'b'}", "!{'t':null}");
+    CHECK("{'type':'string','default':1e-99999999999999999999,'examples':[1e99999999999999999999,1e399]}", "'a'");
+    CHECK("{'type':'number','default':0.1234567890123456789012345}", "0.12", "!0.12345678901234567890");
+    CHECK("{'type':'integer','format':'int32'}", "2147483647", "-2147483648", "!2147483648", "!-2147483649");
+    refused("{'const':1e-99999999999999999999}", MX_UNSUPPORTED, "numbers of more than 400 digits");
+    refused("{'nullable':1}", MX_INVALID_ARGUMENT, "\"nullable\"");
+}
+
 static void references_may_recur(void **state) {
     (void)state;
     CHECK("{'$defs':{'n':{'type':'object','properties':{'v':{'type':'integer'},'next':{'anyOf':[{'$ref':'#/$defs/n'},"
@@ -279,6 +296,11 @@ static void what_is_not_supported_is_named(void **state) {
     refused("{'$ref':'#/$defs/a'}", MX_INVALID_ARGUMENT, "#/$defs/a");
     refused("{'pattern':'(a)\\\\1'}", MX_UNSUPPORTED, "\"pattern\"");
     refused("{'pattern':'('}", MX_INVALID_ARGUMENT, "\"pattern\"");
+    refused("{'properties':{'c':{'format':'country','pattern':'^[A-Z]{2}$'}}}", MX_UNSUPPORTED, "leave it out");
+    refused("{'type':'array','items':{'type':'string','pattern':'^[a-z ]*[.]?$','minLength':9000}}", MX_UNSUPPORTED,
+            "#/items: \"minLength\" 9000 beside");
+    refused("{'type':'array','items':{'enum':[1,2]},'prefixItems':[{}],'uniqueItems':true}", MX_UNSUPPORTED,
+            "\"uniqueItems\" beside \"prefixItems\"");
     refused("{'$schema':'http://example.org/own'}", MX_UNSUPPORTED, "\"$schema\"");
     refused("{'multipleOf':123456789}", MX_UNSUPPORTED, "\"multipleOf\"");
     refused("{'type':'strin'}", MX_INVALID_ARGUMENT, "\"type\"");
@@ -400,12 +422,19 @@ static void common_schemas_compile_quickly(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(types_constants_and_enums),      cmocka_unit_test(objects_write_members_in_order),
-        cmocka_unit_test(arrays_have_items_and_lengths),  cmocka_unit_test(strings_have_lengths_patterns_and_formats),
-        cmocka_unit_test(numbers_have_exact_ranges),      cmocka_unit_test(schemas_apply_together),
-        cmocka_unit_test(references_may_recur),           cmocka_unit_test(spaces_may_stand_between),
-        cmocka_unit_test(openai_strict_closes_objects),   cmocka_unit_test(what_is_not_supported_is_named),
-        cmocka_unit_test(hostile_schemas_end_soon),       cmocka_unit_test(common_schemas_compile_quickly),
+        cmocka_unit_test(types_constants_and_enums),
+        cmocka_unit_test(objects_write_members_in_order),
+        cmocka_unit_test(arrays_have_items_and_lengths),
+        cmocka_unit_test(strings_have_lengths_patterns_and_formats),
+        cmocka_unit_test(numbers_have_exact_ranges),
+        cmocka_unit_test(schemas_apply_together),
+        cmocka_unit_test(keywords_of_others),
+        cmocka_unit_test(references_may_recur),
+        cmocka_unit_test(spaces_may_stand_between),
+        cmocka_unit_test(openai_strict_closes_objects),
+        cmocka_unit_test(what_is_not_supported_is_named),
+        cmocka_unit_test(hostile_schemas_end_soon),
+        cmocka_unit_test(common_schemas_compile_quickly),
         cmocka_unit_test(a_schema_has_one_limit_of_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
