@@ -138,9 +138,10 @@ enum { MX_KEY_HASH = 32 };
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
-/* The listening socket of s->options, s->address and s->unix_path. */
+/* The listening sockets of s->options, one for each address of a name, s->address and s->unix_path. */
+enum { MX_LISTENERS = 8 };
 mx_status mx_listen_open(mx_server *s, mx_error *error);
-/* Closes it, and removes the unix socket's file where it is still ours. May be called twice. */
+/* Closes them, and removes the unix socket's file where it is still ours. May be called twice. */
 void mx_listen_close(mx_server *s);
 
 /* Reads both files and checks that they belong together. */
@@ -185,7 +186,8 @@ struct mx_server {
     mx_metrics *metrics;
     char address[300];
     uint64_t unix_device, unix_inode;
-    int listener; /* -1: none (any more); the watcher's while it runs */
+    int listeners[MX_LISTENERS]; /* [listener_count]; the watcher's while it runs */
+    int listener_count;          /* 0: none (any more) */
     mx_worker workers[MX_WORKERS];
 
     pthread_mutex_t lock;
@@ -199,7 +201,7 @@ struct mx_server {
     pthread_t watcher;
     bool watching;
     int watch_fd, watch_wake; /* epoll, eventfd */
-    bool accepting;           /* the watcher's: the listener is in epoll */
+    bool accepting;           /* the watcher's: the listeners are in epoll */
     atomic_bool full;         /* it is not, for there are as many connections as may be */
 
     pthread_mutex_t jobs_lock;

@@ -486,7 +486,7 @@ class Limits(unittest.TestCase):
                 server.wait_for(lambda m: m['mxrun_answers_running'] == 1)
                 ends = {}
                 for i, priority in enumerate((0, 1000)):
-                    waiting.append(server.start(max_tokens=10, priority=priority))
+                    waiting.append(server.start(max_tokens=5, priority=priority))
                     server.wait_for(lambda m: m['mxrun_answers_waiting'] == i + 1)
                 def take(i):
                     waiting[i][1].read()
@@ -669,6 +669,17 @@ class Places(unittest.TestCase):
             c = http.client.HTTPConnection('::1', server.port)
             self.assertEqual(server.ask('GET', '/health', connection=c)[0], 200)
             c.close()
+
+    def test_name(self):
+        """All addresses of a name, on one port."""
+        with Server(host='two.test') as server:
+            self.assertEqual(server.address, f'http://two.test:{server.port}')
+            for address in '127.0.0.1', '127.0.0.2':
+                c = http.client.HTTPConnection(address, server.port, timeout=20 * SLOW)
+                self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'two.test'}, connection=c)[0], 200)
+                c.close()
+            with self.assertRaisesRegex(RuntimeError, 'is taken by another program'):
+                Server(host='127.0.0.2', port=server.port)
 
     def certificate(self, name):
         if not shutil.which('openssl'):

@@ -1,5 +1,6 @@
 /* A server around `stories` with endpoints of its own, for test_server.py: a form that is simple, replies of any size,
  * and an engine that is slow or fails when it is told to. Options are NAME=VALUE. Says its address on stdout. */
+#include <netdb.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -23,6 +24,22 @@ mx_status __wrap_mx_step(mx_engine *engine, mx_error *error) {
     const int wait = atomic_load(&step_milliseconds);
     if (wait) nanosleep(&(struct timespec){.tv_sec = wait / 1000, .tv_nsec = wait % 1000 * 1000000L}, NULL);
     return atomic_load(&broken) ? mx_fail(error, MX_IO, "the engine is broken") : __real_mx_step(engine, error);
+}
+
+/* ---- names --------------------------------------------------------------------------------------------------------
+ */
+int __real_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+/* "two.test" has two addresses, one of them twice. */
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list) {
+    static const char *const two[] = {"127.0.0.1", "127.0.0.2", "127.0.0.1"};
+    if (!node || strcmp(node, "two.test") != 0) return __real_getaddrinfo(node, service, hints, list);
+    for (int i = 0; i < 3; i++) {
+        const int failed = __real_getaddrinfo(two[i], service, hints, list);
+        if (failed) return failed;
+        list = &(*list)->ai_next;
+    }
+    return 0;
 }
 
 /* ---- the form ---------------------------------------------------------------------------------------------------- */
