@@ -147,12 +147,22 @@ static bool check_stream(mx_api_request *r) {
     return true;
 }
 
-/* Rules that say no more than which tools there are, which the prompt says, too. */
+/* Rules that say no more than which tools there are, which the prompt says, too; or that none may be called, where it
+ * says none. */
 static bool is_optional(const mx_rules *rules) {
-    if (rules->text || rules->choice != MX_TOOLS_AUTO) return false;
+    if (rules->text) return false;
+    if (rules->choice == MX_TOOLS_NONE) return !rules->tool_count;
+    if (rules->choice != MX_TOOLS_AUTO) return false;
     for (int i = 0; i < rules->tool_count; i++)
         if (rules->tools[i].arguments) return false;
     return true;
+}
+
+/* A client that brings no tools cannot make a call, which a model that made some before is likely to want. */
+static mx_status forbid_calls(mx_api_request *r, mx_error *error) {
+    if (!(r->rules = mx_rules_create())) return no_memory(error);
+    r->rules->choice = MX_TOOLS_NONE;
+    return MX_OK;
 }
 
 /* What the answers must be like. */
@@ -167,6 +177,7 @@ static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, cons
         status =
             mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
     mx_json_free(tools);
+    if (!status && !r->problem.http_status && !r->rules && r->has_calls) status = forbid_calls(r, error);
     if (status || !r->rules || settings->vocabulary || settings->later) return status;
     if (is_optional(r->rules)) {
         mx_rules_free(r->rules);
@@ -199,6 +210,11 @@ static bool read_sampling(mx_api_request *r, const mx_json *fields) {
            read_float(r, fields, "frequency_penalty", -10, 10, &s->frequency_penalty);
 }
 
+static int by_token(const void *a, const void *b) {
+    const int32_t x = ((const mx_logit_bias *)a)->token, y = ((const mx_logit_bias *)b)->token;
+    return (x > y) - (x < y);
+}
+
 /* {"1234": -100} */
 static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
     const mx_json *map = field(fields, "logit_bias");
@@ -228,27 +244,41 @@ static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t voc
     }
     r->sampling.bias = r->bias;
     r->sampling.bias_count = count;
+    if (count) qsort(r->bias, (size_t)count, sizeof *r->bias, by_token);
+    for (int i = 1; i < count && !r->problem.http_status; i++)
+        if (r->bias[i].token == r->bias[i - 1].token)
+            mx_api_wrong(&r->problem, "logit_bias", "invalid_value", "logit_bias: token %d is there twice",
+                         r->bias[i].token);
     return MX_OK;
 }
 
-static bool is_stop_string(const mx_json *v) {
-    return v->type == MX_JSON_STRING && v->size > 0 && !memchr(v->text, 0, v->size);
+/* Each is looked for behind every token, in the engine's thread. */
+bool mx_api_check_stop(mx_api_problem *problem, const char *param, const mx_json *stop) {
+    const bool array = stop->type == MX_JSON_ARRAY;
+    if (array && stop->count > MX_API_MOST_STOPS)
+        return mx_api_wrong(problem, param, "invalid_value", "%s: %u texts, at most %d are allowed", param, stop->count,
+                            MX_API_MOST_STOPS);
+    for (const mx_json *v = array ? stop->child : stop; v; v = array ? v->next : NULL) {
+        if (v->type != MX_JSON_STRING || !v->size || memchr(v->text, 0, v->size))
+            return mx_api_wrong(problem, param, "invalid_value",
+                                "%s: expected texts that are not empty and hold no U+0000", param);
+        if (v->size > MX_API_LONGEST_STOP)
+            return mx_api_wrong(problem, param, "invalid_value", "%s: a text of %zu bytes, at most %d are allowed",
+                                param, v->size, MX_API_LONGEST_STOP);
+    }
+    return true;
 }
 
 /* A string or an array of them; what the options say holds where a line says nothing. */
 static mx_status read_stop(mx_api_request *r, const mx_json *fields, const mx_api_settings *settings, mx_error *error) {
     const mx_json *stop = field(fields, "stop");
+    if (stop && !mx_api_check_stop(&r->problem, "stop", stop)) return MX_OK;
     const bool array = stop && stop->type == MX_JSON_ARRAY;
     const int count = !stop ? settings->stop_count : array ? (int)stop->count : 1;
     r->stop = calloc((size_t)count + 1, sizeof *r->stop);
     if (!r->stop) return no_memory(error);
     const mx_json *v = array ? stop->child : stop;
     for (int i = 0; i < count; i++) {
-        if (stop && !is_stop_string(v)) {
-            mx_api_wrong(&r->problem, "stop", "invalid_value",
-                         "stop: expected a string or an array of strings that are not empty");
-            return MX_OK;
-        }
         r->stop[i] = strdup(stop ? v->text : settings->stop[i]);
         if (!r->stop[i]) return no_memory(error);
         r->stop_count = i + 1;
@@ -270,7 +300,7 @@ static bool read_logprobs(mx_api_request *r, const mx_json *fields) {
     if (!read_bool(r, fields, "logprobs", &wanted)) return false;
     int alternatives = -1;
     if (!read_int(r, fields, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
-    if (alternatives >= 0 && !wanted)
+    if (alternatives > 0 && !wanted)
         return mx_api_wrong(&r->problem, "top_logprobs", "invalid_value",
                             "top_logprobs is only for requests with \"logprobs\": true");
     if (wanted) r->logprobs = alternatives < 0 ? 0 : alternatives;
@@ -284,8 +314,12 @@ static bool read_counts(mx_api_request *r, const mx_json *fields) {
     r->n = 1;
     if (!r->chat && !read_bool(r, fields, "echo", &r->echo)) return false;
     const char *limit = field(fields, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
-    if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens)) return false;
-    if (field(fields, limit) && r->max_tokens == 0) {
+    int64_t given = -1;
+    if (field(fields, limit) && mx_json_int64(field(fields, limit), &given) && given == -1)
+        r->max_tokens = 0; /* several front ends say so: until the context is full */
+    else if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens))
+        return false;
+    if (field(fields, limit) && given == 0) {
         r->no_answer = true;
         r->max_tokens = 1;
     }

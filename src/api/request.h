@@ -49,7 +49,12 @@ typedef struct mx_api_problem {
 bool mx_api_wrong(mx_api_problem *problem, const char *param, const char *code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* A function whose name harmony could not say. */
+/* Of a request's texts that end answers. */
+enum { MX_API_MOST_STOPS = 64, MX_API_LONGEST_STOP = 1024 }; /* bytes; OpenAI allows 4 of them */
+/* A text or an array of them. false: the problem with `param` is told. */
+bool mx_api_check_stop(mx_api_problem *problem, const char *param, const mx_json *stop);
+
+/* A function's name to the model and to the client. */
 typedef struct mx_api_name {
     char *harmony, *client; /* owned */
 } mx_api_name;
@@ -57,6 +62,7 @@ typedef struct mx_api_name {
 typedef struct mx_api_request {
     mx_api_form form;
     mx_bytes id;               /* custom_id or id, as JSON; empty: none */
+    bool has_calls;            /* of a chat: somebody called a function before */
     bool chat;                 /* else its prompts are continued as they stand */
     const char *prompts_field; /* where they are from: "messages" or "prompt" */
     mx_ids *prompts;

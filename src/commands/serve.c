@@ -14,9 +14,10 @@
 #include "commands/options.h"
 #include "server/server.h"
 
-static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *cors, *max_body, *alias;
-static char **given_keys;
-static int no_auth, no_page;
+static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *max_body, *alias;
+static char **given_keys, **cors, **allowed_hosts;
+static int no_auth, no_page, allow_priority;
+#define KEY_VARIABLE "MXRUN_API_KEY"
 enum { PORT, QUEUE, CONNECTIONS, RUNNING, READ, WRITE, IDLE, KEEP_ALIVE, STOP, NUMBERS };
 static mx_number numbers[NUMBERS] = {
     [PORT] = {"--port", NULL, 8080, 0, 65535, true, false},
@@ -42,8 +43,12 @@ static const struct poptOption listen_options[] = {
      "--api-key-file or the variable MXRUN_API_KEY hide it",
      "KEY"},
     {"api-key-file", '\0', STRING, &key_file, 0, "The same from a file, one key a line", "FILE"},
-    {"no-auth", '\0', POPT_ARG_NONE, &no_auth, 0, "Answer anybody who can reach the address, without a key", NULL},
-    {"cors", '\0', STRING, &cors, 0, "Let pages of this origin use the server: https://example.org, or *", "ORIGIN"},
+    {"no-auth", '\0', POPT_ARG_NONE, &no_auth, 0,
+     "No key is asked for, also where others than this machine can reach the address", NULL},
+    {"cors", '\0', POPT_ARG_ARGV, &cors, 0,
+     "Let pages of this origin use the server: https://example.org, null, or * for all; may be repeated", "ORIGIN"},
+    {"allow-host", '\0', POPT_ARG_ARGV, &allowed_hosts, 0,
+     "Without a key: another name under which browsers on this machine reach the server; may be repeated", "NAME"},
     POPT_TABLEEND,
 };
 
@@ -51,6 +56,8 @@ static const struct poptOption limit_options[] = {
     {"max-running", '\0', STRING, &numbers[RUNNING].text, 0, "Answers computed at once (default 64)", "N"},
     {"max-queue", '\0', STRING, &numbers[QUEUE].text, 0,
      "Answers that wait for that; more are refused, with 429 (default 256)", "N"},
+    {"allow-priority", '\0', POPT_ARG_NONE, &allow_priority, 0,
+     "Clients may put their requests before those of others, by \"priority\"", NULL},
     {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
      "Connections at once; more have to wait (default 1024)", "N"},
     {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 64M (default 16M)", "SIZE"},
@@ -95,10 +102,15 @@ static bool add_key(key_list *list, const char *key) {
     return true;
 }
 
+static bool is_empty(const char *key) {
+    return !key[strspn(key, " \t\r\n")];
+}
+
 /* One key a line; white space around it, empty lines and lines that begin with # do not count. */
 static mx_status read_keys(key_list *list, mx_error *error) {
     mx_status status = mx_read_file(key_file, 1 << 20, &list->file, error);
     if (status) return status;
+    mx_server_warn_of_mode(key_file, "the keys");
     const int before = list->count;
     char *rest = list->file.data;
     for (char *line; rest && (line = strsep(&rest, "\n"));) {
@@ -113,10 +125,10 @@ static mx_status read_keys(key_list *list, mx_error *error) {
 }
 
 static mx_status collect_keys(key_list *list, mx_error *error) {
-    const char *variable = getenv("MXRUN_API_KEY");
+    const char *variable = getenv(KEY_VARIABLE);
     for (char **key = given_keys; key && *key; key++)
         if (!add_key(list, *key)) return mx_out_of_memory(error);
-    if (variable && *variable && !add_key(list, variable)) return mx_out_of_memory(error);
+    if (variable && !(no_auth && is_empty(variable)) && !add_key(list, variable)) return mx_out_of_memory(error);
     return key_file ? read_keys(list, error) : MX_OK;
 }
 
@@ -127,10 +139,12 @@ static bool is_loopback(const char *name) {
     return inet_pton(AF_INET, name, address) == 1 && address[0] == 127;
 }
 
-static bool check_keys(const mx_command *self, const key_list *keys, bool inherited) {
+/* `inherited`: systemd's socket; -1: none. */
+static bool check_keys(const mx_command *self, const key_list *keys, int inherited) {
     for (int i = 0; i < keys->count; i++) {
-        if (*keys->keys[i]) continue;
-        mx_command_usage(self, "--api-key: the key is empty");
+        if (!is_empty(keys->keys[i])) continue;
+        mx_command_usage(self, "%s: the key is empty",
+                         keys->keys[i] == getenv(KEY_VARIABLE) ? KEY_VARIABLE : "--api-key");
         return false;
     }
     if (keys->count && no_auth) {
@@ -138,12 +152,34 @@ static bool check_keys(const mx_command *self, const key_list *keys, bool inheri
                                "MXRUN_API_KEY)");
         return false;
     }
-    if (keys->count || no_auth || unix_socket || inherited || is_loopback(host)) return true;
+    if (keys->count || no_auth) return true;
+    if (inherited >= 0 ? mx_server_is_private(inherited) : unix_socket || is_loopback(host)) return true;
     mx_command_usage(self,
-                     "--host %s: others can reach it, so that a key is needed (--api-key-file, MXRUN_API_KEY or "
-                     "--api-key), or --no-auth",
-                     host);
+                     "%s%s: others can reach it, so that a key is needed (--api-key-file, MXRUN_API_KEY or --api-key), "
+                     "or --no-auth",
+                     inherited >= 0 ? "the socket of systemd" : "--host ", inherited >= 0 ? "" : host);
     return false;
+}
+
+/* SCHEME://HOST[:PORT], as browsers send it: https://example.org, chrome-extension://abc; "null"; "*". */
+static bool check_origin(const mx_command *self, const char *origin) {
+    const char *rest = strstr(origin, "://");
+    if (!strcmp(origin, "*") || !strcmp(origin, "null")) return true;
+    if (rest && rest > origin && rest[3] && !strpbrk(rest + 3, "/?#") && !strpbrk(origin, " \t\r\n,*")) return true;
+    mx_command_usage(self, "--cors %s: expected an origin, such as https://example.org (no path), null, or *", origin);
+    return false;
+}
+
+static bool check_host(const mx_command *self, const char *name) {
+    if (*name && !strpbrk(name, " \t\r\n,/:*")) return true;
+    mx_command_usage(self, "--allow-host %s: expected a name without port, such as box.example.org", name);
+    return false;
+}
+
+static int count(char **list) {
+    int n = 0;
+    while (list && list[n]) n++;
+    return n;
 }
 
 static bool check_options(const mx_command *self, size_t *body) {
@@ -160,11 +196,10 @@ static bool check_options(const mx_command *self, size_t *body) {
         mx_command_usage(self, "--unix goes without --host and --port");
         return false;
     }
-    const size_t n = cors ? strlen(cors) : 0;
-    if (cors && strcmp(cors, "*") != 0 && (!strstr(cors, "://") || strpbrk(cors, " \r\n,") || cors[n - 1] == '/')) {
-        mx_command_usage(self, "--cors %s: expected an origin, such as https://example.org, or *", cors);
-        return false;
-    }
+    for (char **o = cors; o && *o; o++)
+        if (!check_origin(self, *o)) return false;
+    for (char **h = allowed_hosts; h && *h; h++)
+        if (!check_host(self, *h)) return false;
     return true;
 }
 
@@ -199,6 +234,10 @@ static void notify(const char *text) {
     if (sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&a, size) < 0)
         mx_log(MX_LOG_WARNING, "NOTIFY_SOCKET %s: %s", path, strerror(errno));
     close(fd);
+}
+
+static void on_stop(void) {
+    notify("STOPPING=1");
 }
 
 /* ---- command ----------------------------------------------------------------------------------------------------- */
@@ -244,7 +283,6 @@ static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary 
     if (!status) {
         announce(s, server, o);
         status = mx_server_run(server, &stop, error);
-        notify("STOPPING=1");
         mx_server_free(server);
     }
     return status;
@@ -276,7 +314,7 @@ static int run(const mx_command *self, int argc, const char **argv) {
     if (!check_options(self, &body)) return MX_EXIT_USAGE;
     if (mx_server_inherited(&inherited, &error) || collect_keys(&keys, &error)) {
         exit_code = mx_command_fail(self, &error);
-    } else if (!check_keys(self, &keys, inherited >= 0)) {
+    } else if (!check_keys(self, &keys, inherited)) {
         exit_code = MX_EXIT_USAGE;
     } else {
         const mx_server_options o = {
@@ -288,8 +326,11 @@ static int run(const mx_command *self, int argc, const char **argv) {
             .tls_key = tls_key,
             .api_keys = keys.keys,
             .api_key_count = keys.count,
-            .any_host = no_auth,
-            .cors_origin = cors,
+            .no_auth = no_auth,
+            .cors_origins = (const char *const *)cors,
+            .cors_origin_count = count(cors),
+            .allowed_hosts = (const char *const *)allowed_hosts,
+            .allowed_host_count = count(allowed_hosts),
             .body_bytes = body,
             .connections = (int)numbers[CONNECTIONS].value,
             .queue = (int)numbers[QUEUE].value,
@@ -299,6 +340,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
             .keep_alive_seconds = numbers[KEEP_ALIVE].value,
             .stop_seconds = numbers[STOP].value,
             .page = !no_page,
+            .allow_priority = allow_priority,
+            .on_stop = on_stop,
         };
         exit_code = work(self, &o);
     }
@@ -323,8 +366,10 @@ const mx_command mx_command_serve = {
                    "  /                                                               a page to chat\n"
                    "\n"
                    "Elsewhere than on this machine (--host) it wants a key (--api-key-file, or the\n"
-                   "variable MXRUN_API_KEY), unless --no-auth says that anybody may ask. Without a key\n"
-                   "pages of other sites are kept out: by Host, and by Origin unless --cors allows it.\n"
+                   "variable MXRUN_API_KEY), unless --no-auth says that anybody may ask. Where only this\n"
+                   "machine reaches it and no key is asked for, pages of other sites are kept out: by\n"
+                   "Host (localhost, addresses, this machine's names and --allow-host pass) and by\n"
+                   "Origin (--cors allows more).\n"
                    "\n"
                    "Many requests are answered at once; beyond --max-running they wait, beyond --max-queue\n"
                    "they are refused with 429 and Retry-After. Who goes away is not answered any further.\n"

@@ -205,7 +205,7 @@ mx_regular *mx_schema_words(mx_schema_compiler *c, mx_schema_word *words, int co
             bytes += words[end].size;
         mx_regular *r = NULL;
         mx_error error;
-        mx_status status = words_tree(words + i, end - i, &r, &error);
+        mx_status status = words_tree(count ? words + i : NULL, end - i, &r, &error);
         r = mx_schema_own(c, NULL, status, r, &error);
         all = all ? mx_schema_or(c, all, r) : r;
         if (!all) return NULL;

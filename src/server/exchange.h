@@ -100,7 +100,8 @@ void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, cons
 /* ---- endpoints --------------------------------------------------------------------------------------------------- */
 typedef struct mx_endpoint {
     const char *method; /* "GET", "POST", "DELETE"; NULL ends a table */
-    const char *path;   /* "/v1/responses/{id}": a last part in braces stands for anything without a slash */
+    const char *path;   /* "/v1/responses/{id}": what is in braces stands for anything without a slash; "{id...}", at
+                         the end, for anything */
     void (*handle)(mx_exchange *x);
     bool (*problem)(mx_bytes *out, const mx_api_problem *problem); /* a whole error body in its protocol's form */
     bool open;                                                     /* no API key is asked for: /health, the page */

@@ -125,21 +125,15 @@ mx_status mx_begin_request(const mx_server_parts *parts, const char *id, mx_api_
 mx_status mx_read_stop_strings(const mx_fields *f, const char *name, mx_api_request *out, mx_error *error) {
     const mx_json *stop;
     const full_name n = named(f, name);
-    if (!mx_read_typed(f, name, MX_JSON_ARRAY, &stop) || !stop) return MX_OK;
+    if (!mx_read_typed(f, name, MX_JSON_ARRAY, &stop) || !stop || !mx_api_check_stop(f->problem, n.text, stop))
+        return MX_OK;
     for (int i = 0; i < out->stop_count; i++) free(out->stop[i]);
     free(out->stop);
     out->stop_count = 0;
     out->stop = calloc((size_t)stop->count + 1, sizeof *out->stop);
     if (!out->stop) return no_memory(error);
     mx_status status = MX_OK;
-    for (const mx_json *v = stop->child; v && !status; v = v->next) {
-        if (v->type != MX_JSON_STRING || !v->size || memchr(v->text, 0, v->size)) {
-            mx_api_wrong(f->problem, n.text, "invalid_value", "%s: expected an array of strings that are not empty",
-                         n.text);
-            return MX_OK;
-        }
-        status = add_stop(out, v->text, error);
-    }
+    for (const mx_json *v = stop->child; v && !status; v = v->next) status = add_stop(out, v->text, error);
     return status;
 }
 

@@ -2,6 +2,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <strings.h>
 
 #include "base/cpu.h"
 #include "base/log.h"
@@ -115,11 +116,12 @@ static void refuse(mx_exchange *x, const mx_api_problem *problem) {
     x->discard = true;
 }
 
-/* The body's length; -1: not told. */
+/* The body's length; -1: not told; LLONG_MAX: as long as the connection is open (a coding that nobody knows). */
 static long long told_length(mx_exchange *x) {
-    const char *text = mx_exchange_header(x, "content-length");
+    const char *text = mx_exchange_header(x, "content-length"), *coding = mx_exchange_header(x, "transfer-encoding");
     char *end;
-    if (!text || mx_exchange_header(x, "transfer-encoding")) return -1;
+    if (coding) return strcasecmp(coding, "chunked") == 0 ? -1 : LLONG_MAX;
+    if (!text) return -1;
     const long long n = strtoll(text, &end, 10);
     return *end || n < 0 ? -1 : n;
 }
@@ -143,6 +145,9 @@ static void check_head(mx_exchange *x, struct MHD_Connection *connection, const 
     if (header_size(connection) > most) {
         refuse(x, mx_problem_set(&problem, 431, "header_too_large", "the request's header is larger than %zu bytes",
                                  most));
+    } else if (!mx_gate_check_head(connection, &problem)) {
+        if (problem.http_status == 400) mx_exchange_add_header(x, "Connection", "close");
+        refuse(x, &problem);
     } else if (!mx_route(x, method, &problem, allow)) {
         if (*allow) mx_exchange_add_header(x, "Allow", allow);
         refuse(x, &problem);
@@ -156,7 +161,7 @@ static void check_head(mx_exchange *x, struct MHD_Connection *connection, const 
 
 static enum MHD_Result take_head(mx_exchange *x, struct MHD_Connection *connection, const char *url,
                                  const char *method) {
-    x->path = strdup(url);
+    x->path = strdup(mx_route_path(url));
     if (!x->path) return MHD_NO;
     check_head(x, connection, method);
     if (!x->discard || told_length(x) <= SMALL_BODY) return MHD_YES;
@@ -296,11 +301,11 @@ void mx_http_add(mx_server *s, int fd, const struct sockaddr *address, socklen_t
 
 /* The request line is there. */
 static void *on_request_line(void *server, const char *uri, struct MHD_Connection *connection) {
-    (void)uri;
     mx_server *s = server;
     mx_slot *slot = slot_of(connection);
     mx_exchange *x = slot ? mx_exchange_create(s) : NULL;
     if (!x) return NULL;
+    x->zero = mx_route_has_zero(uri);
     x->connection = connection;
     x->slot = slot;
     pthread_mutex_lock(&s->lock);

@@ -112,6 +112,6 @@ const mx_endpoint mx_openai_endpoints[] = {
     {"POST", "/v1/chat/completions", complete_chat, mx_openai_problem, false},
     {"POST", "/v1/completions", complete_text, mx_openai_problem, false},
     {"GET", "/v1/models", list_models, mx_openai_problem, false},
-    {"GET", "/v1/models/{id}", show_model, mx_openai_problem, false},
+    {"GET", "/v1/models/{id...}", show_model, mx_openai_problem, false},
     {0},
 };

@@ -7,7 +7,8 @@
 #include "server/exchange.h"
 
 static const char POLICY[] = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                             "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+                             "require-trusted-types-for 'script'; trusted-types 'none'";
 
 /* NULL: it is no file of the page. */
 static const char *type_of(const char *name) {

@@ -61,6 +61,7 @@ struct mx_exchange {
     bool routed;                 /* it is this one; false: only errors have its form */
     const char *method;          /* a constant */
     mx_bytes body;
+    bool zero;    /* the path has %00 in it: libmicrohttpd tells only what is before */
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
     mx_json_document *json;
@@ -135,19 +136,27 @@ void mx_pool_free(mx_server *s);
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
 bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]);
 
+/* The path of a request line, which may begin with "http://HOST". */
+const char *mx_route_path(const char *url);
+bool mx_route_has_zero(const char *uri); /* as it came, with its % */
+
+/* Is it clear where the request ends and whom it is for, also to a proxy before us (else 400, and the connection must
+ * end), and is the body as it is (else 415)? */
+bool mx_gate_check_head(struct MHD_Connection *connection, mx_api_problem *problem);
 /* May this request be answered: keys, Host, Origin. false: `problem` says why not. */
 bool mx_gate_check(mx_exchange *x, struct MHD_Connection *connection, mx_api_problem *problem);
 /* Headers of CORS for any reply. `preflight`: and those of an OPTIONS request. */
 void mx_gate_add_headers(mx_exchange *x, struct MHD_Connection *connection, struct MHD_Response *response,
                          bool preflight);
 enum { MX_KEY_HASH = 32 };
-/* White space at the end of a key does not count. */
+/* White space around a key does not count. false: there is no more to it (or no SHA-256). */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]);
 
 /* ---- listen.c, tls.c --------------------------------------------------------------------------------------------- */
-/* The listening socket of s->options, s->address and s->unix_path. */
+/* The listening sockets of s->options, one for each address of a name, s->address and s->unix_path. */
+enum { MX_LISTENERS = 8 };
 mx_status mx_listen_open(mx_server *s, mx_error *error);
-/* Closes it, and removes the unix socket's file where it is still ours. May be called twice. */
+/* Closes them, and removes the unix socket's file where it is still ours. May be called twice. */
 void mx_listen_close(mx_server *s);
 
 /* Reads both files and checks that they belong together. */
@@ -177,19 +186,23 @@ void mx_watch_slot(mx_server *s, mx_slot *slot);
 
 /* ---- the server -------------------------------------------------------------------------------------------------- */
 struct mx_server {
-    mx_server_options options;       /* no zeros; strings owned in `strings` */
-    char *host, *unix_path, *origin; /* owned */
+    mx_server_options options; /* no zeros; strings owned in `strings` */
+    char *host, *unix_path;    /* owned */
+    char own_name[256];        /* of this machine */
+    char **origins;            /* [options.cors_origin_count], owned */
+    char **hosts;              /* [options.allowed_host_count], owned */
+    bool any_origin;           /* "*" is among the origins */
     unsigned char (*keys)[MX_KEY_HASH];
     int key_count;
-    bool
-        local; /* programs on this machine reach it over TCP, browsers among them: without keys Host and Origin count */
+    bool local; /* only this machine reaches it, over TCP, browsers too: without keys Host and Origin count */
     mx_bytes certificate, key; /* PEM; empty: no TLS */
     mx_engine *engine;
     mx_server_parts parts;
     mx_metrics *metrics;
     char address[300];
     uint64_t unix_device, unix_inode;
-    int listener; /* -1: none (any more); the watcher's while it runs */
+    int listeners[MX_LISTENERS]; /* [listener_count]; the watcher's while it runs */
+    int listener_count;          /* 0: none (any more) */
     mx_worker workers[MX_WORKERS];
     struct mx_pool *pool;
 
@@ -204,7 +217,7 @@ struct mx_server {
     pthread_t watcher;
     bool watching;
     int watch_fd, watch_wake; /* epoll, eventfd */
-    bool accepting;           /* the watcher's: the listener is in epoll */
+    bool accepting;           /* the watcher's: the listeners are in epoll */
     atomic_bool full;         /* it is not, for there are as many connections as may be */
 
     pthread_mutex_t jobs_lock;

@@ -49,20 +49,43 @@ static void fit_connections(mx_server *s) {
     s->options.connections = fits;
 }
 
+/* Ends in NULL; NULL allowed. */
+static void free_list(char **list) {
+    for (char **item = list; item && *item; item++) free(*item);
+    free(list);
+}
+
+/* NULL: no memory. */
+static char **copy_list(const char *const *list, int count) {
+    char **copy = calloc((size_t)count + 1, sizeof *copy);
+    for (int i = 0; copy && i < count; i++) {
+        copy[i] = strdup(list[i]);
+        if (copy[i]) continue;
+        free_list(copy);
+        return NULL;
+    }
+    return copy;
+}
+
 static mx_status copy_strings(mx_server *s, mx_error *error) {
     const mx_server_options *o = &s->options;
     s->host = strdup(o->host);
     s->keys = calloc((size_t)o->api_key_count + 1, sizeof *s->keys);
-    if (o->cors_origin) s->origin = strdup(o->cors_origin);
-    if (!s->host || !s->keys || (o->cors_origin && !s->origin)) return mx_fail(error, MX_NO_MEMORY, "no memory");
+    s->origins = copy_list(o->cors_origins, o->cors_origin_count);
+    s->hosts = copy_list(o->allowed_hosts, o->allowed_host_count);
+    if (!s->host || !s->keys || !s->origins || !s->hosts) return mx_fail(error, MX_NO_MEMORY, "no memory");
+    for (int i = 0; i < o->cors_origin_count; i++) s->any_origin |= strcmp(s->origins[i], "*") == 0;
+    if (gethostname(s->own_name, sizeof s->own_name - 1)) *s->own_name = 0;
     for (int i = 0; i < o->api_key_count; i++) {
-        if (!*o->api_keys[i]) return mx_fail(error, MX_INVALID_ARGUMENT, "an API key is empty");
-        if (!mx_gate_hash(o->api_keys[i], s->keys[s->key_count++]))
+        const char *key = o->api_keys[i];
+        if (!key[strspn(key, " \t\r\n")]) return mx_fail(error, MX_INVALID_ARGUMENT, "an API key is empty");
+        if (!mx_gate_hash(key, s->keys[s->key_count++]))
             return mx_fail(error, MX_UNSUPPORTED, "OpenSSL has no SHA-256 here");
     }
     s->options.host = s->host;
     s->options.api_keys = NULL;
-    s->options.cors_origin = s->origin;
+    s->options.cors_origins = NULL;
+    s->options.allowed_hosts = NULL;
     return MX_OK;
 }
 
@@ -107,7 +130,7 @@ mx_status mx_server_create(const mx_server_options *options, mx_engine *engine, 
     if (!s) return mx_fail(error, MX_NO_MEMORY, "no memory for a server");
     s->options = *options;
     s->engine = engine;
-    s->listener = s->watch_fd = s->watch_wake = -1;
+    s->watch_fd = s->watch_wake = -1;
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->jobs_lock, NULL);
     set_defaults(&s->options);
@@ -146,7 +169,8 @@ void mx_server_free(mx_server *s) {
     free(s->slots);
     free(s->keys);
     free(s->host);
-    free(s->origin);
+    free_list(s->origins);
+    free_list(s->hosts);
     free(s->unix_path);
     free(s);
 }
@@ -158,7 +182,8 @@ static const double IDLE_SECONDS = 0.1; /* after so long a signal is noticed whi
 static void begin_stop(mx_server *s) {
     mx_log(MX_LOG_INFO, "stopping: no more requests are taken, %d are being answered", atomic_load(&s->busy));
     atomic_store(&s->stopping, true);
-    mx_watch_wake(s); /* it closes the listener */
+    mx_watch_wake(s); /* it closes the listeners */
+    if (s->options.on_stop) s->options.on_stop();
 }
 
 static mx_status loop(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error) {

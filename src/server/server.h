@@ -17,8 +17,13 @@ typedef struct mx_server_options {
     const char *tls_certificate, *tls_key; /* PEM files; NULL: no TLS */
     const char *const *api_keys;           /* [api_key_count]; 0: none is asked for */
     int api_key_count;
-    bool any_host;           /* without a key, too, anybody may ask under any name: Host and Origin do not matter */
-    const char *cors_origin; /* "*", an origin; NULL: no CORS */
+    bool no_auth; /* without a key, too, it may listen where others than this machine reach it */
+    /* Origins whose pages may use it, "*": all; NULL: no CORS. */
+    const char *const *cors_origins;
+    int cors_origin_count;
+    /* More names than its own under which this machine's browsers may know it, where no key is asked for. */
+    const char *const *allowed_hosts;
+    int allowed_host_count;
     size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 16 MiB */
     int connections;                 /* most at once; 0: 1024 */
     int queue;                       /* most answers that wait for the engine; more: 429. 0: 256 */
@@ -30,6 +35,8 @@ typedef struct mx_server_options {
     double stop_seconds;             /* of a graceful stop: answers at work may take so long; 0: 30 */
     uint64_t replay_bytes, responses_bytes; /* memory of what may come back; 0: 64 MiB, 64 MiB */
     bool page;                              /* the page at / */
+    bool allow_priority;                    /* clients may put themselves before others ("priority") */
+    void (*on_stop)(void);                  /* called once, when stopping begins; NULL: nothing is */
     const struct mx_endpoint *more;         /* of the program that embeds it, looked at first; NULL: none. Borrowed */
 } mx_server_options;
 
@@ -48,5 +55,9 @@ void mx_server_free(mx_server *s); /* NULL allowed */
 /* The socket that systemd handed over to this process (LISTEN_PID, LISTEN_FDS), for options.inherited_socket; -1: none.
  * Later callers, and children, do not see it. */
 mx_status mx_server_inherited(int *fd, mx_error *error);
+/* Is it reached from this machine only (a unix socket, a loopback address)? */
+bool mx_server_is_private(int fd);
+/* Warns where anybody may read a file with secrets: "the private key". */
+void mx_server_warn_of_mode(const char *path, const char *secret);
 
 #endif

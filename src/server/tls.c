@@ -16,10 +16,11 @@ static int no_password(char *out, int size, int writing, void *user) {
     return 0;
 }
 
-static void warn_of_mode(const char *path) {
+/* The group may be one that is made for it, or the mask of an access list, as of systemd's credentials. */
+void mx_server_warn_of_mode(const char *path, const char *secret) {
     struct stat info;
-    if (stat(path, &info) == 0 && info.st_mode & 077)
-        mx_log(MX_LOG_WARNING, "%s: others than its owner may use the private key (mode %03o): chmod 600 helps", path,
+    if (stat(path, &info) == 0 && info.st_mode & 07)
+        mx_log(MX_LOG_WARNING, "%s: everybody on this machine may use %s (mode %03o): chmod 600 helps", path, secret,
                (unsigned)info.st_mode & 0777);
 }
 
@@ -64,6 +65,6 @@ mx_status mx_tls_read(const char *certificate, const char *key, mx_bytes *certif
     if (!status && (!certificate_out->size || !key_out->size))
         status = mx_fail(error, MX_INVALID_FILE, "%s is empty", certificate_out->size ? key : certificate);
     if (!status) status = check(certificate, key, certificate_out, key_out, error);
-    if (!status) warn_of_mode(key);
+    if (!status) mx_server_warn_of_mode(key, "the private key");
     return status;
 }

@@ -43,8 +43,13 @@ static void client_gone(mx_server *s, uint64_t name) {
 /* Whoever finds no place waits in the kernel's queue. */
 static void set_accepting(mx_server *s, bool wanted) {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = LISTENER};
-    if (s->listener < 0 || wanted == s->accepting) return;
-    if (epoll_ctl(s->watch_fd, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, s->listener, &event) == 0) s->accepting = wanted;
+    bool ok = s->listener_count > 0;
+    if (wanted == s->accepting) return;
+    for (int i = 0; i < s->listener_count; i++) {
+        const int failed = epoll_ctl(s->watch_fd, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, s->listeners[i], &event);
+        ok &= !failed || errno == (wanted ? EEXIST : ENOENT);
+    }
+    if (ok) s->accepting = wanted;
 }
 
 static bool has_place(mx_server *s) {
@@ -55,23 +60,28 @@ static bool has_place(mx_server *s) {
     return true;
 }
 
-static void let_in(mx_server *s) {
+/* false: there is no place for more. */
+static bool let_in_at(mx_server *s, int listener) {
     enum { AT_ONCE = 32 };
     struct sockaddr_storage address;
     bool place = true;
     for (int i = 0; i < AT_ONCE && (place = has_place(s)); i++) {
         socklen_t size = sizeof address;
-        const int fd = accept4(s->listener, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        const int fd = accept4(listener, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
             mx_http_add(s, fd, (struct sockaddr *)&address, size);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-            place = false; /* until the next sweep */
-            break;
+            return false; /* until the next sweep */
         } else if (errno != ECONNABORTED && errno != EINTR) {
             break;
         }
     }
-    if (!place) set_accepting(s, false);
+    return place;
+}
+
+static void let_in(mx_server *s) {
+    for (int i = 0; i < s->listener_count; i++)
+        if (!let_in_at(s, s->listeners[i])) set_accepting(s, false);
 }
 
 /* After something changed. */

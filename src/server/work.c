@@ -135,7 +135,7 @@ static bool hold_piece(void *answer, const mx_piece *piece) {
 static void tell_held(mx_job *job, mx_api_answer *a) {
     for (int i = 0; i < job->held_count && !job->failed; i++) {
         held_piece *h = &job->held[i];
-        h->piece.text = job->held_text.data + h->text;
+        h->piece.text = job->held_text.data ? job->held_text.data + h->text : "";
         h->piece.name = h->named ? job->held_text.data + h->name : NULL;
         tell_piece(a, &h->piece);
     }
@@ -276,6 +276,8 @@ static bool begin(mx_exchange *x, mx_job *job, mx_status status, mx_error *error
 
 void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, const mx_form *form, void *state) {
     mx_error error;
+    if (!x->server->options.allow_priority && request->priority > 0)
+        request->priority = 0; /* behind others it may go */
     if (!request->problem.http_status && request->beyond)
         mx_api_check_room(request, x->server->parts.settings.setup.context);
     mx_api_problem problem = request->problem;

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -126,11 +127,11 @@ def ended(sock, seconds=5):
     return time.monotonic() - start
 
 
-def listener(send_buffer=None):
+def listener(address='127.0.0.1', send_buffer=None):
     s = socket.socket()
     if send_buffer:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    s.bind(('127.0.0.1', 0))
+    s.bind((address, 0))
     s.listen(64)
     return s
 
@@ -163,6 +164,43 @@ class Requests(unittest.TestCase):
         self.assertEqual(ask('HEAD', '/health')[1]['content-length'], '15')
         ids = {ask('GET', '/health')[1]['x-request-id'] for _ in range(10)}
         self.assertEqual(len(ids), 10)
+
+    def test_paths(self):
+        for path, status, variable in [('/test/path/a/b', 200, 'a/b'), ('/test/path/a%2Fb/', 200, 'a/b/'), ('/test/path/', 404, None),
+                                       ('/health%00x', 400, None), ('/test/echo/a%00', 400, None), ('/health?a=%00', 200, None),
+                                       ('http://localhost/test/echo/a', 200, 'a'), ('HTTP://localhost/health', 200, None),
+                                       ('http://localhost', 404, None), ('http://localhost/nowhere', 404, None)]:
+            with self.subTest(path=path):
+                got = self.server.ask('GET', path)
+                self.assertEqual((got[0], json.loads(got[2]).get('variable') if got[2][0] == '{' else None), (status, variable))
+
+    def test_ambiguous(self):
+        """What a proxy before us could read otherwise ends the connection; nothing behind it is a request."""
+        for head, code in [('Content-Length: 2\r\nContent-Length: 40\r\n', 'ambiguous_length'),
+                           ('Content-Length: 2\r\nTransfer-Encoding: chunked\r\n', 'ambiguous_length'),
+                           ('Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n', 'ambiguous_length'),
+                           ('Transfer-Encoding: xchunked\r\n', 'ambiguous_length'),
+                           ('Content-Length: 2\r\nHost: evil.example\r\n', 'ambiguous_host')]:
+            with self.subTest(head=head):
+                s = self.server.raw(('POST /test/echo HTTP/1.1\r\nHost: localhost\r\n' + head + '\r\n2\r\n{}\r\n0\r\n\r\n').encode())
+                s.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n' * 2)
+                text = b''
+                try:
+                    while part := s.recv(65536):
+                        text += part
+                except ConnectionError:
+                    pass
+                s.close()
+                self.assertEqual(text.count(b'HTTP/1.1 '), 1, text)
+                self.assertIn(b'HTTP/1.1 400', text)
+                if b'<html' not in text:  # libmicrohttpd's own words
+                    self.assertIn(code.encode(), text)
+        same = self.server.raw(post('{}', '/test/echo', 'Content-Length: 2\r\nConnection: close\r\n'))
+        self.assertIn(b' 200 ', same.recv(4096))
+        same.close()
+        self.assertEqual(self.server.ask('POST', '/test/echo', '{}', {'Content-Encoding': 'identity'})[0], 200)
+        got = self.server.ask('POST', '/test/echo', '{}', {'Content-Encoding': 'gzip'})
+        self.assertEqual((got[0], json.loads(got[2])['error']['code']), (415, 'unsupported_media_type'))
 
     def test_bodies(self):
         ask = self.server.ask
@@ -258,7 +296,20 @@ class Requests(unittest.TestCase):
                 self.assertEqual(status_, status)
                 self.assertNotIn('access-control-allow-origin', got)
 
-        with Server(any_host=1) as server:
+    def test_names(self):
+        own = socket.gethostname()
+        short = own.split('.')[0]
+        # Where only this machine can listen --no-auth changes nothing for browsers.
+        with Server(no_auth=1, allow_host='box.example') as server:
+            for host, status in [('box.example:1', 200), ('BOX.example', 200), (own, 200), (short + '.local', 200),
+                                 (short + '.internal:80', 200), ('host.docker.internal', 200), ('evil.internal', 403),
+                                 ('evil.local', 403), (short + '.example', 403), ('any.example', 403)]:
+                with self.subTest(host=host):
+                    status_, _, text = server.ask('POST', '/test/echo', '{}', {'Host': host})
+                    self.assertEqual(status_, status)
+                    if status == 403:
+                        self.assertIn('--allow-host ' + host, text)
+        with Server(no_auth=1, host='0.0.0.0') as server:
             anybody = {'Host': 'any.example', 'Origin': 'https://o.example'}
             self.assertEqual(server.ask('POST', '/test/echo', '{}', anybody)[0], 200)
 
@@ -300,6 +351,8 @@ class Keys(unittest.TestCase):
                     got = ask('POST', '/test/echo', '{}', headers)
                     self.assertEqual(got[0], status)
                     self.assertEqual(got[1]['WWW-Authenticate'], 'Bearer' if status == 401 else None)
+                    if status == 401:
+                        self.assertIn('API key', got[2])
             self.assertEqual(ask('GET', '/health')[0], 200)
             self.assertEqual(ask('GET', '/metrics')[0], 401)
             self.assertEqual(ask('POST', '/nowhere')[0], 404)
@@ -307,6 +360,27 @@ class Keys(unittest.TestCase):
             s = server.raw(b'POST /test/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n')
             self.assertIn(b' 401 ', s.recv(4096))
             s.close()
+
+    def test_white_space(self):
+        with Server(key=' \ta secret\r\n') as server:
+            for headers, status in [({'x-api-key': 'a secret'}, 200), ({'x-api-key': ''}, 401), ({'x-api-key': ' '}, 401),
+                                    ({'Authorization': 'Bearer '}, 401), ({'Authorization': 'Bearer \t a secret'}, 200)]:
+                with self.subTest(headers=headers):
+                    self.assertEqual(server.ask('POST', '/test/echo', '{}', headers)[0], status)
+        with self.assertRaisesRegex(RuntimeError, 'key is empty'):
+            Server(key=' \n')
+
+    def test_elsewhere(self):
+        """Where others can come a key is needed, whoever opened the socket."""
+        with self.assertRaisesRegex(RuntimeError, 'a key is needed'):
+            Server(host='0.0.0.0')
+        with listener('0.0.0.0') as sock:
+            with self.assertRaisesRegex(RuntimeError, 'a key is needed'):
+                Server(sock=sock)
+            with Server(sock=sock, key='k') as server:
+                self.assertEqual(server.ask('GET', '/metrics')[0], 401)
+        with listener() as sock, Server(sock=sock) as server:  # this machine's only, as if it had opened it itself
+            self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'evil.example'})[0], 403)
 
     def test_cors(self):
         with Server(cors='https://a.example') as server:
@@ -316,7 +390,19 @@ class Keys(unittest.TestCase):
             self.assertEqual((status, headers['access-control-allow-origin'], headers['access-control-allow-headers'],
                               headers['vary']), (204, 'https://a.example', 'x-own', 'origin'))
             self.assertEqual(ask('POST', '/test/echo', '{}', asked)[0], 200)
-            self.assertEqual(ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example'})[0], 403)
+            status, headers, _ = ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example'})
+            self.assertEqual((status, headers['access-control-allow-origin'], headers['vary']), (403, None, 'origin'))
+            # Another site's name that points here is still none of ours.
+            for more in {}, {'Origin': 'http://evil.example'}, {'Origin': 'https://a.example'}:
+                got = ask('POST', '/test/echo', '{}', dict(more, Host='evil.example'))
+                self.assertEqual((got[0], json.loads(got[2])['error']['code']), (403, 'forbidden_host'))
+        with Server(cors='null', cors2='chrome-extension://abc') as server:
+            for origin, status in [('null', 200), ('chrome-extension://abc', 200), ('chrome-extension://abd', 403)]:
+                got = server.ask('POST', '/test/echo', '{}', {'Origin': origin})
+                self.assertEqual((got[0], got[1]['access-control-allow-origin']), (status, origin if status == 200 else None))
+        with Server(cors='*') as server:
+            got = server.ask('POST', '/test/echo', '{}', {'Origin': 'https://b.example', 'Host': 'any.example'})
+            self.assertEqual((got[0], got[1]['access-control-allow-origin']), (200, '*'))
         with Server(cors='*', key='k') as server:
             status, headers, _ = server.ask('OPTIONS', '/test/echo', None, {'Origin': 'https://b.example'})
             self.assertEqual((status, headers['access-control-allow-origin']), (204, '*'))
@@ -362,7 +448,7 @@ class Limits(unittest.TestCase):
 
     def stuck(self, seconds, path, body, **options):
         """A client that asks and does not read. Returns the metrics once it was cut off."""
-        with listener(4096) as sock, Server(sock=sock, **options) as server:
+        with listener(send_buffer=4096) as sock, Server(sock=sock, **options) as server:
             s = server.raw(post(body, path), receive=2048)
             m = server.wait_for(lambda m: m['mxrun_clients_gone_total'] == 1 and idle(m), seconds)
             s.settimeout(20)
@@ -390,6 +476,29 @@ class Limits(unittest.TestCase):
                 self.assertEqual(events(r.read().decode())[-1], '[DONE]')
                 c.close()
             self.assertEqual(server.answer()[0], 200)
+
+    def test_priority(self):
+        """Who is in front of the queue: who came first, unless --allow-priority."""
+        for allowed in 0, 1:
+            with Server(running=1, allow_priority=allowed) as server:
+                server.engine(step_milliseconds=10)
+                waiting = [server.start(max_tokens=30)]
+                server.wait_for(lambda m: m['mxrun_answers_running'] == 1)
+                ends = {}
+                for i, priority in enumerate((0, 1000)):
+                    waiting.append(server.start(max_tokens=5, priority=priority))
+                    server.wait_for(lambda m: m['mxrun_answers_waiting'] == i + 1)
+                def take(i):
+                    waiting[i][1].read()
+                    ends[i] = time.monotonic()
+                threads = [threading.Thread(target=take, args=(i,)) for i in range(3)]
+                for t in threads:
+                    t.start()
+                for t in threads:
+                    t.join()
+                for c, _ in waiting:
+                    c.close()
+                self.assertEqual(ends[2] < ends[1], bool(allowed))
 
     def test_many_connections(self):
         with Server(connections=40) as server:
@@ -561,6 +670,17 @@ class Places(unittest.TestCase):
             self.assertEqual(server.ask('GET', '/health', connection=c)[0], 200)
             c.close()
 
+    def test_name(self):
+        """All addresses of a name, on one port."""
+        with Server(host='two.test') as server:
+            self.assertEqual(server.address, f'http://two.test:{server.port}')
+            for address in '127.0.0.1', '127.0.0.2':
+                c = http.client.HTTPConnection(address, server.port, timeout=20 * SLOW)
+                self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'two.test'}, connection=c)[0], 200)
+                c.close()
+            with self.assertRaisesRegex(RuntimeError, 'is taken by another program'):
+                Server(host='127.0.0.2', port=server.port)
+
     def certificate(self, name):
         if not shutil.which('openssl'):
             self.skipTest('there is no openssl')
@@ -609,7 +729,9 @@ class Command(unittest.TestCase):
         for options, words in [(['--host', '0.0.0.0'], 'a key is needed'), (['--tls-cert', 'x'], 'go together'),
                                (['--unix', 'x', '--port', '1'], 'without --host'), (['--cors', 'a.example'], 'an origin'),
                                (['--no-auth', '--api-key', 'k'], 'contradicts'), (['--port', '70000'], '--port'),
-                               (['--max-body', 'x'], '--max-body'), (['--api-key', ''], 'empty'), (['x'], 'unexpected')]:
+                               (['--max-body', 'x'], '--max-body'), (['--api-key', ''], 'empty'), (['--api-key', '\t \r\n'], 'empty'),
+                               (['--cors', 'https://a.example/'], 'no path'), (['--allow-host', 'a:80'], 'without port'),
+                               (['x'], 'unexpected')]:
             with self.subTest(options=options):
                 code, err = self.refused(*options)
                 self.assertEqual(code, 2, err)
@@ -617,6 +739,15 @@ class Command(unittest.TestCase):
                 self.assertEqual(err.count('\n'), 1)
         code, err = self.refused('--no-auth', environment={'MXRUN_API_KEY': 'k'})
         self.assertEqual(code, 2)
+        code, err = self.refused(environment={'MXRUN_API_KEY': ' '})
+        self.assertEqual(code, 2)
+        self.assertIn('MXRUN_API_KEY: the key is empty', err)
+        with listener('0.0.0.0') as s:
+            shell = 'exec 3<&%d; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"' % s.fileno()
+            r = subprocess.run(['sh', '-c', shell, 'sh', MXRUN, 'serve', '-m', STORIES], pass_fds=[s.fileno()],
+                               capture_output=True, text=True, timeout=60)
+            self.assertEqual(r.returncode, 2)
+            self.assertIn('the socket of systemd: others can reach it, so that a key is needed', r.stderr)
         with listener() as s:
             code, err = self.refused('--kv-memory', '64M', '--port', str(s.getsockname()[1]))
             self.assertEqual(code, 1)
@@ -627,11 +758,12 @@ class Command(unittest.TestCase):
             keys = os.path.join(folder, 'keys')
             with open(keys, 'w') as f:
                 f.write('# ours\n\n  one \r\ntwo\n')
+            os.chmod(keys, 0o604)
             told.bind(os.path.join(folder, 'notify'))
             told.settimeout(60)
             shell = 'exec 3<&%d; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"' % sock.fileno()
             p = subprocess.Popen(['sh', '-c', shell, 'sh', MXRUN, 'serve', '-m', STORIES, '--kv-memory', '64M',
-                                  '--api-key-file', keys, '--model-name', 'ours'], pass_fds=[sock.fileno()],
+                                  '--api-key-file', keys, '--model-name', 'o"u\\rs/x'], pass_fds=[sock.fileno()],
                                  stderr=subprocess.PIPE, text=True,
                                  env=dict(os.environ, NOTIFY_SOCKET=os.path.join(folder, 'notify')))
             self.assertEqual(told.recv(100), b'READY=1')
@@ -642,13 +774,24 @@ class Command(unittest.TestCase):
                 self.assertEqual(r.status, status)
                 text = r.read().decode()
                 if status == 200:
-                    self.assertIn('model="ours"', text)
-            c.close()
+                    self.assertIn('model="o\\"u\\\\rs/x"}', text)
+            for name in 'o%22u%5Crs/x', 'o%22u%5Crs%2Fx':
+                c.request('GET', '/v1/models/' + name, headers={'x-api-key': 'one'})
+                self.assertEqual(json.loads(c.getresponse().read())['id'], 'o"u\\rs/x')
+            # It is told when stopping begins, not when it is done.
+            c.request('POST', '/v1/completions', '{"prompt":"Once","max_tokens":2000,"min_tokens":2000,"stream":true}',
+                      {'x-api-key': 'one'})
+            r = c.getresponse()
             p.send_signal(signal.SIGINT)
             self.assertEqual(told.recv(100), b'STOPPING=1')
+            self.assertIsNone(p.poll())
+            p.send_signal(signal.SIGINT)
+            r.read()
+            c.close()
             err = p.communicate(timeout=60)[1]
             self.assertEqual(p.returncode, 0, err)
-            self.assertIn('mxrun serve: ours at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
+            self.assertIn('everybody on this machine may use the keys (mode 604)', err)
+            self.assertIn('mxrun serve: o"u\\rs/x at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
 
 
 class Large(unittest.TestCase):

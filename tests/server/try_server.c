@@ -1,5 +1,6 @@
 /* A server around `stories` with endpoints of its own, for test_server.py: a form that is simple, replies of any size,
  * and an engine that is slow or fails when it is told to. Options are NAME=VALUE. Says its address on stdout. */
+#include <netdb.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -23,6 +24,22 @@ mx_status __wrap_mx_step(mx_engine *engine, mx_error *error) {
     const int wait = atomic_load(&step_milliseconds);
     if (wait) nanosleep(&(struct timespec){.tv_sec = wait / 1000, .tv_nsec = wait % 1000 * 1000000L}, NULL);
     return atomic_load(&broken) ? mx_fail(error, MX_IO, "the engine is broken") : __real_mx_step(engine, error);
+}
+
+/* ---- names --------------------------------------------------------------------------------------------------------
+ */
+int __real_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+/* "two.test" has two addresses, one of them twice. */
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list) {
+    static const char *const two[] = {"127.0.0.1", "127.0.0.2", "127.0.0.1"};
+    if (!node || strcmp(node, "two.test") != 0) return __real_getaddrinfo(node, service, hints, list);
+    for (int i = 0; i < 3; i++) {
+        const int failed = __real_getaddrinfo(two[i], service, hints, list);
+        if (failed) return failed;
+        list = &(*list)->ai_next;
+    }
+    return 0;
 }
 
 /* ---- the form ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +100,8 @@ static void answer(mx_exchange *x) {
                         .sampling = parts->settings.sampling,
                         .max_tokens = number(fields, "max_tokens", 8),
                         .n = (int)number(fields, "n", 1),
-                        .logprobs = (int)number(fields, "logprobs", -1)};
+                        .logprobs = (int)number(fields, "logprobs", -1),
+                        .priority = (int)number(fields, "priority", 0)};
     bool stream = false;
     mx_json_bool(mx_json_get(fields, "stream"), &stream);
     r.best_of = r.n;
@@ -155,6 +173,7 @@ static const mx_endpoint endpoints[] = {
     {"POST", "/test/answer", answer, mx_openai_problem, false},
     {"POST", "/test/echo", echo, mx_openai_problem, false},
     {"GET", "/test/echo/{what}", echo, own_problem, false},
+    {"GET", "/test/path/{what...}", echo, own_problem, false},
     {"DELETE", "/test/echo/{what}", echo, own_problem, false},
     {"POST", "/test/big", big, mx_openai_problem, false},
     {"POST", "/test/nothing", nothing, mx_openai_problem, false},
@@ -184,7 +203,8 @@ static double value(char **argv, const char *name) {
 
 static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *settings, mx_error *error) {
     mx_server *server;
-    const char *key = option(argv, "key", NULL);
+    const char *key = option(argv, "key", NULL), *cors[] = {option(argv, "cors", NULL), option(argv, "cors2", NULL)};
+    const char *host = option(argv, "allow_host", NULL);
     mx_server_options o = {.host = option(argv, "host", NULL),
                            .port = (int)value(argv, "port"),
                            .unix_socket = option(argv, "unix", NULL),
@@ -193,8 +213,11 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .tls_key = option(argv, "tls_key", NULL),
                            .api_keys = &key,
                            .api_key_count = key != NULL,
-                           .any_host = value(argv, "any_host") != 0,
-                           .cors_origin = option(argv, "cors", NULL),
+                           .no_auth = value(argv, "no_auth") != 0,
+                           .cors_origins = cors,
+                           .cors_origin_count = (cors[0] != NULL) + (cors[1] != NULL),
+                           .allowed_hosts = &host,
+                           .allowed_host_count = host != NULL,
                            .header_bytes = (size_t)value(argv, "header"),
                            .body_bytes = (size_t)value(argv, "body"),
                            .connections = (int)value(argv, "connections"),
@@ -205,6 +228,7 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .keep_alive_seconds = value(argv, "keep_alive"),
                            .backlog_bytes = (size_t)value(argv, "backlog"),
                            .stop_seconds = value(argv, "stop"),
+                           .allow_priority = value(argv, "allow_priority") != 0,
                            .more = endpoints};
     mx_status status = mx_server_inherited(&o.inherited_socket, error);
     if (!status) status = mx_server_create(&o, engine, settings, "/", false, &server, error);

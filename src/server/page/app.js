@@ -1,323 +1,302 @@
-import { answer, gauges, key, model_name } from './api.js';
-import { export_chats, import_chats, list_chats, load_chat, load_settings, new_chat, remove_chat, save_chat, save_settings } from './chats.js';
-import { show_markdown } from './markdown.js';
+// The page: conversations at the left, one of them in the middle, answers as they are written.
+import { answer, gauges, model_name } from './api.js';
+import { export_chats, import_chats, list_chats, load_chat, new_chat, remove_chat, save_chat, watch_storage } from './chats.js';
+import { element } from './inline.js';
+import { button, make_message, node_of, speed, update_message } from './messages.js';
+import { open_settings, reload_settings, sampling, set, settings, show_settings, take_settings } from './settings.js';
 
 const $ = id => document.getElementById(id);
-const make = (name, props = {}, ...children) => {
-  const e = Object.assign(document.createElement(name), props);
-  e.append(...children);
-  return e;
-};
+const SHOWN = 60;          // messages; earlier ones at the press of a button
+const SAVE = 2000;         // ms: how often an answer that is being written is saved
+const touch = matchMedia('(hover: none) and (pointer: coarse)'), narrow = matchMedia('(max-width: 720px)');
 
-let chat = new_chat();
-let settings = load_settings();
-let running = null; // { abort, chat, message, started, first, tokens } while an answer is written
+let chat = begun();
+let first_shown = 0;
+const runs = new Set(); // answers that are being written: { abort, chat, message, first, tokens, saved, cost, gone }
+
+const run_of = c => [...runs].find(r => r.chat.id === c.id);
+
+function begun() {
+  return { ...new_chat(), system: settings.system ?? '' };
+}
 
 // ---- telling ---------------------------------------------------------------------------------------------------
 
-function tell(text) {
-  $('notice').textContent = text;
+// What is wrong; act: what may be done about it, { label, act }; good: nothing is
+function tell(text, act, good = false) {
+  $('notice').className = good ? 'good' : '';
+  $('notice').replaceChildren(text ?? '', ...act ? [button(act.label, () => { tell(''); act.act(); })] : []);
   $('notice').hidden = !text;
 }
 const say = text => { $('status').textContent = text; };
 
-function keep() {
+function save(c) {
   try {
-    save_chat(chat);
+    if (save_chat(c)) tell('Another tab has changed this conversation, too: both are kept.');
+    return true;
   } catch {
-    tell('This browser has no room left for conversations: export them and delete some. This one is not saved.');
+    if (c === chat) tell('This browser has no room left for conversations, and this one is not saved: export them and delete some.');
+    return false;
   }
-  show_list();
 }
 
-async function copied(text, button) {
-  const before = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = 'Copied';
-  } catch {
-    button.textContent = 'The browser does not allow it';
-  }
-  setTimeout(() => { button.textContent = before; }, 1500);
+function rest_focus() {
+  (touch.matches ? $('messages') : $('prompt')).focus({ preventScroll: true });
 }
 
-// ---- list of conversations -------------------------------------------------------------------------------------
+// ---- the list of conversations ---------------------------------------------------------------------------------
 
 function show_list() {
+  const focused = document.activeElement?.closest?.('#chats') && document.activeElement.dataset.of;
   $('chats').replaceChildren(...list_chats().map(c => {
-    const current = c.id === chat.id;
-    const open = make('button', { className: 'open', type: 'button', textContent: c.title || 'New chat', title: c.title });
+    const current = c.id === chat.id, title = c.title || 'New chat';
+    const open = button(title, () => { open_chat(c.id); show_side(false); }, { class: 'open', title, dir: 'auto', 'data-of': c.id });
     if (current) open.setAttribute('aria-current', 'true');
-    open.addEventListener('click', () => { open_chat(c.id); show_side(false); });
-    const remove = make('button', { className: 'icon remove', type: 'button', textContent: '✕' });
-    remove.setAttribute('aria-label', `Delete “${c.title || 'New chat'}”`);
-    remove.addEventListener('click', () => delete_chat(c));
-    return make('li', { className: current ? 'current' : '' }, open, remove);
+    const remove = button('✕', () => delete_chat(c), { class: 'icon remove', 'aria-label': `Delete “${title}”` });
+    return element('li', [open, remove], { class: `${current ? 'current' : ''} ${run_of(c) ? 'writing' : ''}` });
   }));
+  if (focused) [...$('chats').querySelectorAll('.open')].find(b => b.dataset.of === focused)?.focus();
 }
 
 function open_chat(id) {
-  const found = load_chat(id);
+  const found = run_of({ id })?.chat ?? load_chat(id);
   if (!found) return tell('This conversation cannot be read any more.');
-  if (found.id !== chat.id) halt();
-  chat = running?.chat.id === found.id ? running.chat : found;
+  chat = found;
   show_chat();
 }
 
 function delete_chat(c) {
   if (!confirm(`Delete “${c.title || 'New chat'}”? This cannot be undone.`)) return;
-  if (c.id === chat.id) { halt(); chat = new_chat(); }
+  halt(c, true);
   remove_chat(c.id);
+  if (c.id === chat.id) chat = begun();
   show_chat();
+  ($('chats').querySelector('.open') ?? $('new')).focus();
 }
 
 function begin_chat() {
-  halt();
-  chat = new_chat();
+  chat = begun();
   show_chat();
   show_side(false);
   $('prompt').focus();
 }
 
+// On a narrow screen the list lies over the conversation.
 function show_side(shown) {
+  const was = $('side').classList.contains('shown');
   $('side').classList.toggle('shown', shown);
+  $('veil').hidden = !shown;
+  $('main').inert = shown;
   $('open-side').setAttribute('aria-expanded', String(shown));
-  if (shown) $('new').focus();
+  if (shown) $('close-side').focus();
+  else if (was) $('open-side').focus();
 }
 
-// ---- messages --------------------------------------------------------------------------------------------------
+// ---- the conversation ------------------------------------------------------------------------------------------
 
-const at_end = () => $('messages').scrollHeight - $('messages').scrollTop - $('messages').clientHeight < 60;
+let follow = true;     // the end of the conversation is in view, and is to stay so
+let pending = [];      // messages that are not shown to their end yet
 const to_end = () => { $('messages').scrollTop = $('messages').scrollHeight; };
 
-function show_chat() {
+const acts = {
+  run: message => [...runs].find(r => r.message === message),
+  edited: (message, text) => {
+    halt(chat);
+    const index = chat.messages.indexOf(message);
+    chat.messages.splice(index);
+    if (!index) chat.title = '';
+    show_chat();
+    ask(text);
+  },
+  regenerate,
+  unfold: () => settings.unfold === true,
+  unfolded: whether => set('unfold', whether),
+};
+
+// Long conversations are shown in pieces, the last messages first, so that the page stays responsive.
+function show_pending() {
+  const until = performance.now() + 12;
+  while (pending.length && performance.now() < until) if (update_message(pending.at(-1), until)) pending.pop();
+  if (pending.length) requestAnimationFrame(show_pending);
+}
+
+function show_chat(from = Math.max(0, chat.messages.length - SHOWN)) {
   tell('');
-  const list = chat.messages.map(show_message);
-  if (!list.length) list.push(make('p', { className: 'empty', textContent: 'What would you like to know?' }));
-  $('messages').replaceChildren(...list);
+  first_shown = from;
+  pending = chat.messages.slice(from);
+  const list = pending.map(m => make_message(m, acts));
+  if (from) list.unshift(button(`Show ${from} earlier messages`, show_earlier, { class: 'earlier' }));
+  if (chat.system) list.unshift(element('details', [element('summary', ['System prompt']), element('div', [chat.system], { class: 'text', dir: 'auto' })], { class: 'thinking' }));
+  if (!chat.messages.length) list.push(element('p', ['What would you like to know?'], { class: 'empty' }));
+  $('log').replaceChildren(...list);
+  follow = true;
+  show_pending();
   to_end();
   show_list();
-  $('system').value = chat.system;
+  show_running();
+  show_title();
+}
+
+function show_title() {
   document.title = chat.title ? `${chat.title} – mxrun` : 'mxrun';
 }
 
-function tool(label, act) {
-  const button = make('button', { type: 'button', textContent: label });
-  button.addEventListener('click', () => act(button));
-  return button;
-}
-
-function show_message(message) {
-  const node = make('article', { className: `message ${message.role}` });
-  node.setAttribute('aria-label', message.role === 'user' ? 'You' : 'Answer');
-  message_parts.set(message, node);
-  update_message(message, true);
-  return node;
-}
-const message_parts = new WeakMap();
-
-// Shows what a message has by now; `whole`: with its buttons.
-function update_message(message, whole) {
-  const node = message_parts.get(message);
-  if (!node) return;
-  if (message.thinking) show_thinking(node, message);
-  let body = node.querySelector(':scope > .body');
-  if (!body) node.append(body = make('div', { className: 'body' }));
-  if (message.role === 'user') body.textContent = message.text;
-  else show_markdown(body, message.text, copied);
-  if (whole) show_tools(node, message);
-}
-
-function show_thinking(node, message) {
-  let details = node.querySelector(':scope > .thinking');
-  if (!details) {
-    details = make('details', { className: 'thinking' }, make('summary', { textContent: 'Thinking' }), make('div', { className: 'text' }));
-    node.prepend(details);
-  }
-  details.lastChild.textContent = message.thinking;
-  details.firstChild.textContent = running?.message === message && !message.text ? 'Thinking …' : 'Thinking';
-}
-
-function show_tools(node, message) {
-  node.querySelector(':scope > .tools')?.remove();
-  const tools = make('div', { className: 'tools' });
-  if (running?.message === message) return;
-  tools.append(tool('Copy', button => copied(message.text, button)));
-  if (message.role === 'user') tools.append(tool('Edit', () => edit(message)));
-  else tools.append(tool('Regenerate', () => regenerate(message)));
-  if (message.note) tools.append(make('span', { className: 'note', textContent: message.note }));
-  node.append(tools);
-}
-
-function edit(message) {
-  const node = message_parts.get(message);
-  const area = make('textarea', { className: 'editor', value: message.text });
-  area.setAttribute('aria-label', 'Edit the message');
-  const send = tool('Send', () => {
-    if (!area.value.trim()) return;
-    halt();
-    chat.messages.splice(chat.messages.indexOf(message));
-    ask(area.value);
-  });
-  const cancel = tool('Cancel', () => update_again(message));
-  node.replaceChildren(area, make('div', { className: 'row end' }, cancel, send));
-  area.focus();
-}
-
-function update_again(message) {
-  message_parts.get(message).replaceChildren();
-  update_message(message, true);
-}
-
-function regenerate(message) {
-  halt();
-  const index = chat.messages.indexOf(message);
-  if (index < 0) return;
-  chat.messages.splice(index);
-  show_chat();
-  write();
+function show_earlier() {
+  const top = node_of(chat.messages[first_shown]).offsetTop - $('messages').scrollTop, at = chat.messages[first_shown];
+  show_chat(Math.max(0, first_shown - SHOWN));
+  follow = false;
+  $('messages').scrollTop = node_of(at).offsetTop - top;
+  $('messages').focus({ preventScroll: true });
 }
 
 // ---- asking ----------------------------------------------------------------------------------------------------
 
+// One more message at the end of the conversation.
+function append(message) {
+  chat.messages.push(message);
+  $('log').querySelector('.empty')?.remove();
+  $('log').append(make_message(message, acts));
+  update_message(message);
+  follow = true;
+  to_end();
+}
+
 function ask(text) {
-  chat.messages.push({ role: 'user', text });
-  keep();
+  tell('');
+  append({ role: 'user', text });
+  save(chat);
+  show_title();
+  write();
+  rest_focus();
+}
+
+// Answers what stands before `message`, or at it where it is the user's.
+function regenerate(message) {
+  const index = chat.messages.indexOf(message);
+  if (index < 0 || run_of(chat)) return;
+  chat.messages.splice(message.role === 'user' ? index + 1 : index);
   show_chat();
   write();
+  rest_focus();
 }
 
 function request() {
   const messages = chat.messages.map(m => m.role === 'user' ? { role: 'user', content: m.text }
-    : { role: 'assistant', content: m.text, ...(m.thinking ? { reasoning_content: m.thinking } : {}) });
-  if (chat.system.trim()) messages.unshift({ role: 'system', content: chat.system });
-  const body = { model: $('model').textContent, messages, reasoning_effort: $('effort').value };
-  for (const name of ['temperature', 'top_p', 'top_k', 'min_p', 'seed']) {
-    if (settings[name] !== undefined && settings[name] !== '') body[name] = Number(settings[name]);
-  }
-  if (settings.max_tokens) body.max_completion_tokens = Number(settings.max_tokens);
-  return body;
+    : { role: 'assistant', content: m.text, ...m.thinking ? { reasoning_content: m.thinking } : {} });
+  if (chat.system) messages.unshift({ role: 'system', content: chat.system });
+  return { model: $('model').textContent, messages, ...sampling() };
 }
 
-function note_of(run, finish, usage) {
-  const parts = [];
-  if (usage) {
-    parts.push(`${usage.completion_tokens} tokens`);
-    const seconds = (performance.now() - run.first) / 1000;
-    if (usage.completion_tokens > 1 && seconds > 0) parts.push(`${((usage.completion_tokens - 1) / seconds).toFixed(1)} tokens/s`);
+// Shows an answer that is being written, at most a quarter of the time.
+function paint(run) {
+  run.frame = 0;
+  if (run.chat !== chat || !runs.has(run)) return;
+  const begin = performance.now(), complete = update_message(run.message, begin + 12);
+  run.cost = performance.now() - begin;
+  if (!complete) paint_soon(run);
+}
+
+function paint_soon(run) {
+  run.frame ||= setTimeout(() => requestAnimationFrame(() => paint(run)), Math.min(3 * run.cost, 500));
+}
+
+// What there is of an answer, lest a reload lose it.
+function save_part(run) {
+  run.saved = performance.now();
+  const { message } = run;
+  if (run.gone || (!message.text && !message.thinking)) return;
+  message.note = 'not finished';
+  save(run.chat);
+  delete message.note;
+}
+
+function hear(run, part) {
+  const { message } = run, now = performance.now();
+  if (part.text || part.thinking) {
+    run.first ||= now;
+    run.tokens++;
+    if (part.text && !message.text && message.thinking) message.thought = Math.round((now - run.first) / 1000);
+    message.text += part.text;
+    message.thinking += part.thinking;
+    if (now - run.saved > SAVE) save_part(run);
   }
-  if (finish === 'length') parts.push('cut: the limit of tokens was reached');
-  return parts.join(' · ');
+  run.finish = part.finish ?? run.finish;
+  run.usage = part.usage ?? run.usage;
+  paint_soon(run);
 }
 
 async function write() {
-  const body = request();
-  const run = running = { abort: new AbortController(), chat, message: { role: 'assistant', text: '', thinking: '' }, first: 0, tokens: 0 };
-  const { message } = run;
-  let finish = null, usage = null, frame = 0;
-  run.chat.messages.push(message);
-  $('messages').append(show_message(message));
-  to_end();
-  show_running(true);
+  const body = request(), message = { role: 'assistant', text: '', thinking: '' };
+  const run = { abort: new AbortController(), chat, message, first: 0, tokens: 0, saved: performance.now(), cost: 0, frame: 0, finish: null, usage: null, gone: false };
+  runs.add(run);
+  append(message);
+  show_running();
+  show_list();
   say('The answer is being written.');
-  tell('');
-  const paint = () => {
-    frame = 0;
-    if (run.chat !== chat) return;
-    const follow = at_end();
-    update_message(message, false);
-    if (follow) to_end();
-  };
   try {
-    await answer(body, run.abort.signal, part => {
-      if (!run.first && (part.text || part.thinking)) run.first = performance.now();
-      run.tokens += part.text || part.thinking ? 1 : 0;
-      message.text += part.text;
-      message.thinking += part.thinking;
-      finish = part.finish ?? finish;
-      usage = part.usage ?? usage;
-      if (!frame) frame = requestAnimationFrame(paint);
-    });
+    await answer(body, run.abort.signal, part => hear(run, part));
+    end(run, run.finish === 'length' ? 'cut: the limit of tokens was reached' : '');
     say('The answer is complete.');
   } catch (error) {
-    if (run.abort.signal.aborted) finish = 'stopped';
-    else {
-      tell(error instanceof TypeError ? 'The server cannot be reached.' : error.message);
-      if (error.status === 401) open_settings('key');
-    }
-    say(run.abort.signal.aborted ? 'Stopped.' : 'No answer.');
+    end(run, run.abort.signal.aborted ? 'stopped' : 'not finished');
+    say(run.abort.signal.aborted ? 'Stopped.' : '');
+    if (!run.abort.signal.aborted && run.chat === chat) fail(error);
   }
-  cancelAnimationFrame(frame);
-  end(run, finish === 'stopped' ? 'stopped' : note_of(run, finish, usage));
+}
+
+function fail(error) {
+  tell(error.message, { label: 'Try again', act: () => regenerate(chat.messages.at(-1)) });
+  if (error.status === 401) open_settings(chat, 'key');
 }
 
 function end(run, note) {
-  if (running === run) running = null;
-  const { message } = run;
-  if (note) message.note = note;
-  if (!message.text && !message.thinking) {
-    const index = run.chat.messages.indexOf(message);
-    if (index >= 0) run.chat.messages.splice(index, 1);
-    message_parts.get(message)?.remove();
-  } else if (run.chat === chat) {
-    update_message(message, true);
+  const { message } = run, { messages } = run.chat;
+  runs.delete(run);
+  clearTimeout(run.frame);
+  const tokens = run.usage?.completion_tokens ?? run.tokens;
+  message.note = [tokens ? speed(tokens, performance.now() - run.first) : '', note].filter(Boolean).join(' · ');
+  if (!message.text && !message.thinking && !run.usage) {
+    if (messages.includes(message)) messages.splice(messages.indexOf(message), 1);
+    node_of(message)?.remove();
+  } else if (run.chat === chat && messages.includes(message)) {
+    pending.unshift(message);
+    show_pending();
   }
-  if (run.chat === chat || load_chat(run.chat.id)) {
-    try { save_chat(run.chat); } catch { tell('This browser has no room left: the answer is not saved.'); }
-  }
+  if (!run.gone) save(run.chat);
   show_list();
-  show_running(running !== null);
+  show_running();
 }
 
-function halt() {
-  running?.abort.abort();
+// Stops the answer of a conversation. `gone`: the conversation is deleted.
+function halt(c, gone = false) {
+  const run = run_of(c);
+  if (!run) return;
+  run.gone = gone;
+  run.abort.abort();
 }
 
-function show_running(busy) {
+function show_running() {
+  const busy = Boolean(run_of(chat)), focused = document.activeElement;
   $('send').hidden = busy;
   $('stop').hidden = !busy;
-  $('messages').setAttribute('aria-busy', String(busy));
-}
-
-// ---- settings --------------------------------------------------------------------------------------------------
-
-const NUMBERS = ['temperature', 'top_p', 'top_k', 'min_p', 'max_tokens', 'seed'];
-
-function open_settings(field) {
-  for (const name of NUMBERS) $(name).value = settings[name] ?? '';
-  $('theme').value = settings.theme ?? '';
-  $('key').value = key.get();
-  $('system').value = chat.system;
-  if (!$('settings').open) $('settings').showModal();
-  if (field) $(field).focus();
-}
-
-function take_settings() {
-  for (const name of NUMBERS) settings[name] = $(name).value;
-  settings.theme = $('theme').value;
-  settings.effort = $('effort').value;
-  key.set($('key').value.trim());
-  if (chat.system !== $('system').value) {
-    chat.system = $('system').value;
-    if (chat.messages.length) keep();
-  }
-  try { save_settings(settings); } catch { tell('This browser has no room left: settings hold until the page is closed.'); }
-  show_theme();
-  meet();
-}
-
-function show_theme() {
-  if (settings.theme) document.documentElement.dataset.theme = settings.theme;
-  else delete document.documentElement.dataset.theme;
+  $('log').setAttribute('aria-busy', String(busy));
+  if (!busy && focused === $('stop')) rest_focus();
 }
 
 // ---- the server ------------------------------------------------------------------------------------------------
 
+let met = false, key_missing = false;
 async function meet() {
   try {
     $('model').textContent = await model_name();
+    met = true;
+    if (key_missing) tell('');
+    key_missing = false;
   } catch (error) {
-    tell(error.status === 401 ? 'This server wants an API key: enter it in the settings.' : error.message);
+    met = false;
+    key_missing = error.status === 401;
+    if (key_missing) tell('This server wants an API key: enter it in the settings.', { label: 'Settings', act: () => open_settings(chat, 'key') });
+    else if (error.status) tell(error.message);
   }
 }
 
@@ -325,15 +304,25 @@ const bytes = n => n >= 1e9 ? `${(n / 1e9).toFixed(1)} GB` : `${(n / 1e6).toFixe
 
 let last = null; // { time, tokens }: tokens that the server wrote for everybody
 async function watch() {
-  const g = document.hidden ? null : await gauges().catch(() => null);
-  if (!g) return;
+  if (document.hidden) return;
+  let g;
+  try {
+    g = await gauges();
+  } catch (error) {
+    last = null;
+    met = false;
+    $('stats').textContent = error.status === 401 ? 'no API key' : 'no server';
+    return;
+  }
+  if (!met) meet();
   const now = { time: performance.now(), tokens: g.mxrun_generated_tokens_total ?? 0 };
   const rate = last ? (now.tokens - last.tokens) / ((now.time - last.time) / 1000) : 0;
   last = now;
-  const parts = [`${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`];
+  const parts = [rate > 0 ? `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : 'idle'];
   if (g.process_resident_memory_bytes) parts.push(bytes(g.process_resident_memory_bytes));
   if (g.mxrun_answers_waiting) parts.push(`${g.mxrun_answers_waiting} waiting`);
   $('stats').textContent = parts.join(' · ');
+  $('stats').title = `Of the server: tokens of all its answers, resident memory. ${bytes(g.mxrun_kv_bytes_used ?? 0)} of at most ${bytes(g.mxrun_kv_bytes ?? 0)} hold keys and values.`;
 }
 
 // ---- controls --------------------------------------------------------------------------------------------------
@@ -345,7 +334,7 @@ function grow() {
 
 function send() {
   const text = $('prompt').value;
-  if (!text.trim() || running) return;
+  if (!text.trim() || run_of(chat)) return;
   $('prompt').value = '';
   grow();
   ask(text);
@@ -353,52 +342,86 @@ function send() {
 
 function download(text) {
   const url = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
-  const a = make('a', { href: url, download: 'mxrun-chats.json' });
-  a.click();
+  element('a', [], { href: url, download: 'mxrun-chats.json' }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
 async function take_file() {
   const file = $('file').files[0];
-  $('file').value = '';
   if (!file) return;
   try {
     const count = import_chats(await file.text());
-    say(`${count} conversations came.`);
-    show_list();
+    tell(`${count} conversation${count === 1 ? '' : 's'} came.`, null, true);
   } catch (error) {
     tell(error.message);
   }
+  $('file').value = '';
+  show_list();
+}
+
+function settings_closed() {
+  const system = take_settings();
+  if (system !== chat.system) {
+    chat.system = system;
+    if (chat.messages.length) save(chat);
+    show_chat();
+  }
+  meet();
+}
+
+// Another tab wrote.
+function storage_changed(what) {
+  if (what.settings) reload_settings();
+  if (what.list) show_list();
+  if (what.chat === null || (what.chat && what.chat !== chat.id) || run_of(chat) || !chat.messages.length) return;
+  if ($('log').querySelector('.editor')) return; // save_chat will keep both
+  const other = load_chat(chat.id), top = $('messages').scrollTop, end = follow;
+  chat = other ?? begun();
+  show_chat();
+  if (!end) $('messages').scrollTop = top;
+  if (!other) tell('This conversation was deleted in another tab.');
 }
 
 $('composer').addEventListener('submit', event => { event.preventDefault(); send(); });
 $('prompt').addEventListener('input', grow);
 $('prompt').addEventListener('keydown', event => {
-  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing || touch.matches) return;
   event.preventDefault();
   send();
 });
 document.addEventListener('keydown', event => {
-  if (event.key !== 'Escape' || $('settings').open) return;
-  if ($('side').classList.contains('shown')) { show_side(false); $('open-side').focus(); } else halt();
+  if (event.key !== 'Escape' || $('settings').open || event.isComposing) return;
+  if ($('side').classList.contains('shown')) show_side(false);
+  else halt(chat);
 });
-$('stop').addEventListener('click', halt);
+$('messages').addEventListener('scroll', () => {
+  const m = $('messages');
+  follow = m.scrollHeight - m.scrollTop - m.clientHeight < 60;
+});
+const sizes = new ResizeObserver(() => { if (follow) to_end(); });
+sizes.observe($('log'));
+sizes.observe($('messages'));
+$('stop').addEventListener('click', () => halt(chat));
 $('new').addEventListener('click', begin_chat);
 $('open-side').addEventListener('click', () => show_side(true));
 $('close-side').addEventListener('click', () => show_side(false));
-$('open-settings').addEventListener('click', () => open_settings());
-$('settings').addEventListener('close', take_settings);
+$('veil').addEventListener('click', () => show_side(false));
+narrow.addEventListener('change', () => show_side(false));
+$('open-settings').addEventListener('click', () => open_settings(chat));
+$('settings').addEventListener('close', settings_closed);
 $('export').addEventListener('click', () => download(export_chats()));
 $('import').addEventListener('click', () => $('file').click());
 $('file').addEventListener('change', take_file);
-$('effort').value = settings.effort ?? 'medium';
-$('effort').addEventListener('change', () => { settings.effort = $('effort').value; save_settings(settings); });
+$('effort').addEventListener('change', () => set('effort', $('effort').value));
+addEventListener('pagehide', () => runs.forEach(save_part));
+document.addEventListener('visibilitychange', () => { if (document.hidden) runs.forEach(save_part); else watch(); });
+watch_storage(storage_changed);
 
-show_theme();
+show_settings();
 const newest = list_chats()[0];
 if (newest) chat = load_chat(newest.id) ?? chat;
 show_chat();
 meet();
 watch();
 setInterval(watch, 2000);
-$('prompt').focus();
+if (!touch.matches) $('prompt').focus();

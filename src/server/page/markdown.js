@@ -1,187 +1,208 @@
-// Markdown as models write it, to elements. Text only ever becomes text nodes: nothing a model writes can become
-// markup, an attribute other than a checked link, or a script.
+// Markdown as models write it, to elements: blocks here, what is inside them in inline.js. Every line is looked at a
+// fixed number of times; patterns have no two parts that could share the same characters, so that none backtracks long.
+import { element, inline } from './inline.js';
 
-const element = (name, children = [], attributes = {}) => {
-  const e = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) e.setAttribute(key, value);
-  e.append(...children);
-  return e;
-};
+const DEEP = 10;     // lists and quotes within each other; what is deeper is a paragraph
+const LINES = 200;   // of a paragraph, list, quote, table; the next lines begin another
+const COLUMNS = 60;
+const AT_ONCE = 16;  // blocks that the browser is to lay out in a frame
 
-// ---- inside a line ---------------------------------------------------------------------------------------------
-
-const LINK = /^(?:https?:\/\/|mailto:)[^\s<>"]+$/i;
-const INLINE = [
-  // code first: nothing inside it means anything
-  [/(`+)(?!`)([\s\S]*?[^`])\1(?!`)/, m => element('code', [m[2].replace(/^ (.*) $/s, '$1')])],
-  [/\[([^\][]+)\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)\)/, m => link(m[2], inline(m[1]), m[0])],
-  [/<((?:https?:\/\/|mailto:)[^\s<>]+)>/i, m => link(m[1], [m[1]], m[0])],
-  [/\bhttps?:\/\/[^\s<>"')\]]*[^\s<>"')\].,;:!?*_]/i, m => link(m[0], [m[0]], m[0])],
-  [/\*\*\*(?=\S)([\s\S]*?\S)\*\*\*/, m => element('strong', [element('em', inline(m[1]))])],
-  [/\*\*(?=\S)([\s\S]*?\S)\*\*(?!\*)/, m => element('strong', inline(m[1]))],
-  [/(?<![\p{L}\p{N}_])__(?=\S)([\s\S]*?\S)__(?![\p{L}\p{N}_])/u, m => element('strong', inline(m[1]))],
-  [/~~(?=\S)([\s\S]*?\S)~~/, m => element('del', inline(m[1]))],
-  [/(?<!\*)\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/, m => element('em', inline(m[1]))],
-  [/(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]*[^\s_])_(?![\p{L}\p{N}_])/u, m => element('em', inline(m[1]))],
-  [/\\([\\`*_{}[\]()#+\-.!|<>~])/, m => m[1]],
-  [/ {2,}\n|\\\n/, () => element('br')],
-];
-
-function link(to, children, source) {
-  if (!LINK.test(to)) return source;
-  return element('a', children, { href: to, target: '_blank', rel: 'noopener noreferrer nofollow' });
-}
-
-// The earliest match wins, of those that begin together the one named first.
-function inline(text) {
-  const out = [];
-  while (text) {
-    let best = null, make = null;
-    for (const [pattern, builder] of INLINE) {
-      const m = pattern.exec(text);
-      if (m && (!best || m.index < best.index)) [best, make] = [m, builder];
-    }
-    if (!best) break;
-    if (best.index) out.push(text.slice(0, best.index));
-    out.push(make(best));
-    text = text.slice(best.index + best[0].length);
-  }
-  if (text) out.push(text);
-  return out;
-}
-
-// ---- blocks ----------------------------------------------------------------------------------------------------
-
-const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
-const RULE = /^ {0,3}(?:(?:\*\s*){3,}|(?:-\s*){3,}|(?:_\s*){3,})$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)/;
+const FENCE = /^( {0,3})(`{3,}|~{3,}(?!~))([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
+const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)/;
 const QUOTE = /^ {0,3}> ?/;
-const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
-const begins_block = line => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || ITEM.test(line) || QUOTE.test(line);
+// At least three of * or - or _, and nothing but space
+const is_rule = line => /^ {0,3}(?:\*[*\s]*|-[-\s]*|_[_\s]*)$/.test(line) && line.replace(/\s+/g, '').length > 2;
+const begins_block = line => FENCE.test(line) || HEADING.test(line) || is_rule(line) || ITEM.test(line) || QUOTE.test(line);
+const indent_of = line => line.length - line.trimStart().length;
+const spaced = line => line.includes('\t') ? line.replace(/^[ \t]+/, w => w.replaceAll('\t', '    ')) : line;
+const is_blank = line => !line.trim();
 
-// Lines [from, end) of one block: {kind, end, ...}
-function next_block(lines, from) {
-  const line = lines[from];
+// Whether a line ends the code that `fence` began.
+function closes(line, fence) {
+  const text = line.trim();
+  return text.length >= fence.length && text[0] === fence[0] && indent_of(line) < 4 && !text.replaceAll(fence[0], '');
+}
+
+const cells = line => line.trim().replace(/^\|/, '').replace(/\|$/, '').split(/(?<!\\)\|/).map(c => c.trim().replaceAll('\\|', '|'));
+
+// Cells of a table's head; 0: these two lines begin none
+function columns(head, divider) {
+  if (!head.includes('|') || !divider?.includes('-') || !/^[\s|:-]+$/.test(divider)) return 0;
+  const marks = cells(divider);
+  return marks.length <= COLUMNS && marks.every(c => /^:?-+:?$/.test(c)) && cells(head).length === marks.length ? marks.length : 0;
+}
+
+function end_of_list(lines, from, [, { length: indent }, mark]) {
+  const ordered = c => c >= '0' && c <= '9';
+  let end = from + 1;
+  for (; end < lines.length && end - from < LINES; end++) {
+    const next = lines[end], item = ITEM.exec(next);
+    if (is_blank(next)) {
+      const after = lines[end + 1];
+      if (after === undefined || is_blank(after) || (!ITEM.test(after) && indent_of(after) <= indent)) break;
+    } else if (item) {
+      if (item[1].length < indent || (item[1].length === indent && ordered(item[2][0]) !== ordered(mark[0]))) break;
+    } else if (indent_of(next) <= indent && begins_block(next)) break;
+  }
+  return end;
+}
+
+// Lines [from, end) are one block: { kind, end, ... }. Looks at the line after `end` and no further.
+function next_block(lines, from, depth) {
+  const line = lines[from], most = Math.min(lines.length, from + LINES);
   let m, end = from + 1;
   if ((m = FENCE.exec(line))) {
-    const close = new RegExp(`^ {0,3}${m[2][0]}{${m[2].length},}\\s*$`);
-    while (end < lines.length && !close.test(lines[end])) end++;
-    return { kind: 'code', language: m[3].trim().split(/\s/)[0], indent: m[1].length, open: end === lines.length, last: end, end: Math.min(end + 1, lines.length) };
+    while (end < lines.length && !closes(lines[end], m[2])) end++;
+    const open = end === lines.length;
+    return { kind: 'code', language: m[3].trim().split(/\s/)[0], indent: m[1].length, open, end: open ? end : end + 1 };
   }
-  if ((m = HEADING.exec(line))) return { kind: 'heading', level: m[1].length, text: m[2], end };
-  if (RULE.test(line)) return { kind: 'rule', end };
-  if (QUOTE.test(line)) {
-    while (end < lines.length && lines[end].trim() && (QUOTE.test(lines[end]) || !begins_block(lines[end]))) end++;
+  if ((m = HEADING.exec(line))) return { kind: 'heading', level: m[1].length, end };
+  if (is_rule(line)) return { kind: 'rule', end };
+  if (QUOTE.test(line) && depth < DEEP) {
+    while (end < most && !is_blank(lines[end]) && (QUOTE.test(lines[end]) || !begins_block(lines[end]))) end++;
     return { kind: 'quote', end };
   }
-  if ((m = ITEM.exec(line))) {
-    const indent = m[1].length;
-    while (end < lines.length) {
-      const next = lines[end], item = ITEM.exec(next), depth = next.length - next.trimStart().length;
-      if (!next.trim()) {
-        const after = lines[end + 1];
-        if (after === undefined || !after.trim()) break;
-        if (!ITEM.test(after) && after.length - after.trimStart().length <= indent) break;
-      } else if (depth <= indent && !item && begins_block(next)) break;
-      else if (item && item[1].length < indent) break;
-      else if (item && item[1].length === indent && /\d/.test(item[2]) !== /\d/.test(m[2])) break;
-      end++;
-    }
-    return { kind: 'list', indent, ordered: /\d/.test(m[2]), start: parseInt(m[2], 10), end };
+  if ((m = ITEM.exec(line)) && depth < DEEP) return { kind: 'list', indent: m[1].length, start: parseInt(m[2], 10), end: end_of_list(lines, from, m) };
+  const width = columns(line, lines[end]);
+  if (width) {
+    while (++end < most && lines[end].includes('|'));
+    return { kind: 'table', width, end };
   }
-  if (line.includes('|') && lines[from + 1] !== undefined && lines[from + 1].includes('-') && DIVIDER.test(lines[from + 1])) {
-    end++;
-    while (end < lines.length && lines[end].includes('|')) end++;
-    return { kind: 'table', end };
-  }
-  while (end < lines.length && lines[end].trim() && !begins_block(lines[end])) end++;
+  while (end < most && !is_blank(lines[end]) && !begins_block(lines[end]) && !columns(lines[end], lines[end + 1])) end++;
   return { kind: 'paragraph', end };
 }
 
-const cells = line => line.trim().replace(/^\||\|$/g, '').split(/(?<!\\)\|/).map(c => c.trim().replace(/\\\|/g, '|'));
+// ---- elements --------------------------------------------------------------------------------------------------
 
-function code_block(text, language, copied) {
-  const copy = element('button', ['Copy'], { type: 'button' });
-  copy.addEventListener('click', () => copied(text, copy));
+function heading(line, level) {
+  let text = line.trim().slice(level).trim(), end = text.length;
+  while (text[end - 1] === '#') end--;
+  if (!end || /\s/.test(text[end - 1])) text = text.slice(0, end).trim();
+  return element(`h${Math.min(level + 2, 6)}`, inline(text)); // h2 names the message
+}
+
+function code_text(lines, block) {
+  const body = lines.slice(1, block.open ? lines.length : -1);
+  return (block.indent ? body.map(l => l.slice(Math.min(block.indent, indent_of(l)))) : body).join('\n');
+}
+
+function code(lines, block, copied) {
+  const copy = element('button', ['Copy'], { type: 'button', 'aria-label': 'Copy the code' });
+  const shown = element('code', [code_text(lines, block)]);
+  copy.addEventListener('click', () => copied(shown.textContent, copy));
   return element('div', [
-    element('div', [element('span', [language || 'code']), copy], { class: 'bar' }),
-    element('pre', [element('code', [text])], { tabindex: '0' }),
+    element('div', [element('span', [block.language || 'code']), copy], { class: 'bar' }),
+    element('pre', [shown], { tabindex: '0', dir: 'ltr' }),
   ], { class: 'code' });
 }
 
-function list(lines, block, copied) {
-  const out = element(block.ordered ? 'ol' : 'ul');
-  if (block.ordered && block.start !== 1) out.setAttribute('start', String(block.start));
+function list(lines, block, depth, copied) {
+  const out = element(block.start >= 0 ? 'ol' : 'ul');
+  if (block.start >= 0 && block.start !== 1) out.setAttribute('start', String(block.start));
   for (let i = 0; i < lines.length;) {
-    const m = ITEM.exec(lines[i]);
-    const width = m ? m[0].length : 0;
-    const own = [lines[i].slice(width)];
+    const width = ITEM.exec(lines[i])?.[0].length ?? 0;
+    const own = [lines[i].slice(width).replace(/^\[([ xX])\] /, (_, c) => c === ' ' ? '☐ ' : '☑ ')];
     for (i++; i < lines.length; i++) {
       const item = ITEM.exec(lines[i]);
       if (item && item[1].length <= block.indent) break;
-      const spaces = lines[i].length - lines[i].trimStart().length;
-      own.push(lines[i].slice(Math.min(spaces, width)));
+      own.push(lines[i].slice(Math.min(indent_of(lines[i]), width)));
     }
-    while (own.length && !own.at(-1).trim()) own.pop();
-    const children = blocks(own, copied);
+    const children = blocks(own, depth + 1, copied);
     // a tight item is its text, without a paragraph
-    if (children.length && children[0].tagName === 'P') children.splice(0, 1, ...children[0].childNodes);
+    if (children[0]?.tagName === 'P') children.splice(0, 1, ...children[0].childNodes);
     out.append(element('li', children));
   }
   return out;
 }
 
-function table(lines) {
-  const row = (line, name) => element('tr', cells(line).map(c => element(name, inline(c))));
-  return element('table', [
+function table(lines, width) {
+  const row = (line, name) => {
+    const texts = cells(line);
+    return element('tr', Array.from({ length: width }, (_, i) => element(name, inline(texts[i] ?? ''))));
+  };
+  return element('div', [element('table', [
     element('thead', [row(lines[0], 'th')]),
     element('tbody', lines.slice(2).map(line => row(line, 'td'))),
-  ]);
+  ])], { class: 'table', tabindex: '0' });
 }
 
-function build(lines, block, copied) {
+function build(lines, block, depth, copied) {
   switch (block.kind) {
-    case 'code': {
-      const body = lines.slice(1, block.open ? lines.length : lines.length - 1);
-      return code_block(body.map(l => l.replace(new RegExp(`^ {0,${block.indent}}`), '')).join('\n'), block.language, copied);
-    }
-    case 'heading': return element(`h${Math.min(block.level + 1, 6)}`, inline(block.text));
+    case 'code': return code(lines, block, copied);
+    case 'heading': return heading(lines[0], block.level);
     case 'rule': return element('hr');
-    case 'quote': return element('blockquote', blocks(lines.map(l => l.replace(QUOTE, '')), copied));
-    case 'list': return list(lines, block, copied);
-    case 'table': return table(lines);
+    case 'quote': return element('blockquote', blocks(lines.map(l => l.replace(QUOTE, '')), depth + 1, copied));
+    case 'list': return list(lines, block, depth, copied);
+    case 'table': return table(lines, block.width);
     default: return element('p', inline(lines.map(l => l.trimStart()).join('\n')));
   }
 }
 
-function cut(lines) {
+function blocks(lines, depth, copied) {
   const out = [];
   for (let i = 0; i < lines.length;) {
-    if (!lines[i].trim()) { i++; continue; }
-    const block = next_block(lines, i);
-    out.push({ block, lines: lines.slice(i, block.end) });
+    if (is_blank(lines[i])) { i++; continue; }
+    const block = next_block(lines, i, depth);
+    out.push(build(lines.slice(i, block.end), block, depth, copied));
     i = block.end;
   }
   return out;
 }
 
-function blocks(lines, copied) {
-  return cut(lines).map(({ block, lines: own }) => build(own, block, copied));
+// ---- showing ---------------------------------------------------------------------------------------------------
+
+// Makes the text of a node `text`; where that only adds to it what is there stays, a selection with it.
+export function show_text(node, text) {
+  const old = node.firstChild;
+  if (old && text.startsWith(old.data)) {
+    if (text.length > old.data.length) old.appendData(text.slice(old.data.length));
+  } else {
+    node.textContent = text;
+  }
 }
 
-// Shows `text` in `target`. Called again with more text only the blocks that changed are made anew, so that a long
-// answer streams smoothly and a selection in what is finished stays. `copied(text, button)`: somebody wants the code.
-export function show_markdown(target, text, copied) {
-  const shown = target.shown_blocks ?? (target.shown_blocks = []);
-  const wanted = cut(text.split('\n'));
-  let same = 0;
-  while (same < shown.length && same < wanted.length && shown[same].source === wanted[same].lines.join('\n')) same++;
-  for (const old of shown.splice(same)) old.node.remove();
-  for (const { block, lines } of wanted.slice(same)) {
-    const node = build(lines, block, copied);
-    target.append(node);
-    shown.push({ source: lines.join('\n'), node });
+const states = new WeakMap(); // of a target: { text, blocks: [{ at, source, block, node }] }
+
+// Whether `node` shows this block now, being what showed `old`, with more lines of code at most.
+function extended(old, source, block, lines) {
+  if (!old || old.block.kind !== block.kind) return false;
+  if (old.source === source) return true;
+  if (block.kind !== 'code' || old.block.language !== block.language || old.block.indent !== block.indent) return false;
+  show_text(old.node.querySelector('code'), code_text(lines, block));
+  return true;
+}
+
+// Shows `text` in `target`. Called again with more text it looks only at the last two blocks and what follows (nothing
+// before can change), so that a long answer streams smoothly and a selection in what is finished stays. Stops after
+// the time `until` (performance.now()) and returns false where there is more to do: call it again in the next frame.
+// `copied(text, button)`: somebody wants the code.
+export function show_markdown(target, text, copied, until = Infinity) {
+  let state = states.get(target);
+  if (!state || !text.startsWith(state.text)) {
+    target.replaceChildren();
+    states.set(target, state = { blocks: [] });
   }
+  state.text = text;
+  const old = state.blocks.splice(-2);
+  let at = old[0]?.at ?? 0, complete = true, made = 0;
+  const raw = text.slice(at).split('\n'), lines = raw.map(spaced);
+  for (let i = 0; i < lines.length;) {
+    if (is_blank(lines[i])) { at += raw[i++].length + 1; continue; }
+    if (performance.now() > until || (made === AT_ONCE && until < Infinity)) { complete = false; break; }
+    const block = next_block(lines, i, 0), own = lines.slice(i, block.end), source = own.join('\n');
+    let shown = old.shift();
+    if (!extended(shown, source, block, own)) {
+      for (const gone of [shown, ...old.splice(0)]) gone?.node.remove();
+      made++;
+      shown = { node: build(own, block, 0, copied) };
+      if (block.kind !== 'code') shown.node.dir = 'auto'; // here only: the browser looks through all of its text
+      target.append(shown.node);
+    }
+    state.blocks.push({ at, source, block, node: shown.node });
+    for (; i < block.end; i++) at += raw[i].length + 1;
+  }
+  for (const gone of old) gone.node.remove();
+  return complete;
 }
