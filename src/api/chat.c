@@ -46,12 +46,12 @@ struct mx_api_chat {
     mx_api_name *names;           /* of all tools, as far as they have one */
     int name_count;
     mx_prompt_hash *hash; /* of what stands before something that the assistant said; NULL: no replay */
+    mx_ids before;        /* scratch: what was counted last: the prompt so far, or the ids of a text */
     /* While a prompt is made: */
     const mx_tokenizer *tokenizer;
     int64_t context, limit; /* limit: the context, or 0: make all of it */
     size_t since;           /* bytes of the messages behind those that were last counted */
     bool beyond;            /* it is longer than the limit: the rest is left out */
-    mx_ids before;          /* scratch: ids of a text, or of the prompt so far */
 };
 
 static mx_status no_memory(mx_error *error) {
@@ -105,7 +105,6 @@ void mx_api_chat_free(mx_api_chat *chat) {
     free(chat->steps);
     free_names(chat->names, chat->name_count);
     mx_prompt_hash_free(chat->hash);
-    mx_ids_free(&chat->before);
     mx_conversation_free(chat->conversation);
     free(chat);
 }

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "server/fields.h"
+
 /* Anthropic's clients know a request by the header "request-id". */
 static void tell_id(mx_exchange *x) {
     char id[64];
@@ -41,14 +43,9 @@ static void count_tokens(mx_exchange *x) {
     mx_api_request request = {0};
     mx_anthropic_state *state;
     mx_bytes body = {0};
-    mx_error error;
     if (!read_body(x, true, &request, &state)) return;
-    if (mx_bytes_addf(&body, "{\"input_tokens\":%lld}", (long long)request.prompts[0].count)) {
-        mx_exchange_reply(x, 200, "application/json", &body);
-    } else {
-        mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-        mx_exchange_fail(x, &error);
-    }
+    const bool written = mx_bytes_addf(&body, "{\"input_tokens\":%lld}", (long long)request.prompts[0].count);
+    mx_reply(x, written, &body);
     mx_api_request_free(&request);
     mx_anthropic_free(state);
 }

@@ -276,11 +276,11 @@ static bool begin(mx_exchange *x, mx_job *job, mx_status status, mx_error *error
 
 void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, const mx_form *form, void *state) {
     mx_error error;
-    if (!x->server->options.allow_priority && request->priority > 0)
-        request->priority = 0; /* behind others it may go */
     if (!request->problem.http_status && request->beyond)
         mx_api_check_room(request, x->server->parts.settings.setup.context);
     mx_api_problem problem = request->problem;
+    if (!x->server->options.allow_priority && request->priority > 0)
+        request->priority = 0; /* behind others it may go */
     if (!problem.http_status && request->prompt_count < 1)
         mx_problem_set(&problem, 500, "server_error", "a request without a prompt");
     const int count = problem.http_status ? 0 : request->prompt_count * request->best_of;

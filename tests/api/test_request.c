@@ -108,6 +108,18 @@ static void test_room(void **unused) {
     settings.setup.context = 0;
 }
 
+/* A client without tools gets no calls, even if the model made some before. */
+static void test_calls_before(void **unused) {
+    (void)unused;
+    mx_api_request r = read_body(true, true,
+                                 "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"a\",\"function\":{"
+                                 "\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"a\","
+                                 "\"content\":\"1\"}]}");
+    assert_int_equal(r.problem.http_status, 0);
+    assert_true(r.rules && r.rules->choice == MX_TOOLS_NONE && mx_rules_bind(r.rules));
+    mx_api_request_free(&r);
+}
+
 /* `before`, `text` `count` times, `behind`. Its owner is the caller. */
 static char *repeated(const char *before, const char *text, int count, const char *behind) {
     mx_bytes body = {0};
@@ -173,18 +185,6 @@ static void test_long_that_fits(void **unused) {
     settings.setup.context = 0;
 }
 
-/* A client without tools gets no calls, even if the model made some before. */
-static void test_calls_before(void **unused) {
-    (void)unused;
-    mx_api_request r = read_body(true, true,
-                                 "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"a\",\"function\":{"
-                                 "\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"a\","
-                                 "\"content\":\"1\"}]}");
-    assert_int_equal(r.problem.http_status, 0);
-    assert_true(r.rules && r.rules->choice == MX_TOOLS_NONE && mx_rules_bind(r.rules));
-    mx_api_request_free(&r);
-}
-
 /* Without a vocabulary what needs a grammar is refused, and tools go on as the prompt tells them. */
 static void test_without_vocabulary(void **unused) {
     (void)unused;
@@ -205,8 +205,8 @@ static void test_without_vocabulary(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fields),         cmocka_unit_test(test_problems),
-        cmocka_unit_test(test_stops),          cmocka_unit_test(test_room),
-        cmocka_unit_test(test_calls_before),   cmocka_unit_test(test_far_too_long),
+        cmocka_unit_test(test_stops),          cmocka_unit_test(test_calls_before),
+        cmocka_unit_test(test_room),           cmocka_unit_test(test_far_too_long),
         cmocka_unit_test(test_long_that_fits), cmocka_unit_test(test_without_vocabulary),
     };
     return cmocka_run_group_tests_name("requests", tests, api_set_up, api_tear_down);

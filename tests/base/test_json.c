@@ -59,6 +59,34 @@ static void strings_may_hold_nul_and_escapes(void **state) {
     mx_json_free(d);
 }
 
+/* Halves of pairs alone are U+FFFD, and what stands behind them stays. */
+static void surrogates_come_in_pairs(void **state) {
+    (void)state;
+    static const char *const text[][2] = {
+        {"\\ud83d\\u0041", "\xEF\xBF\xBD"
+                           "A"},
+        {"\\uD800x", "\xEF\xBF\xBDx"},
+        {"\\udc00\\ud800", "\xEF\xBF\xBD\xEF\xBF\xBD"},
+        {"\\ud83d\\ud83d\\ude00.", "\xEF\xBF\xBD\xF0\x9F\x98\x80."},
+        {"\\\\ud83d \\ud83d", "\\ud83d \xEF\xBF\xBD"},
+        {"\\ud83d\\n\\\\", "\xEF\xBF\xBD\n\\"},
+        {"\\uD83D\\uDE00", "\xF0\x9F\x98\x80"},
+    };
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        char json[80];
+        snprintf(json, sizeof json, "{\"%s\":\"%s\"}", text[i][0], text[i][0]);
+        mx_json_document *d = parse(json);
+        assert_true(mx_json_is_string(mx_json_root(d)->child, text[i][1]));
+        assert_non_null(mx_json_get(mx_json_root(d), text[i][1]));
+        mx_json_free(d);
+    }
+    static const char *const wrong[] = {"\"\\ud8", "\"\\ud83d", "\\ud83d", "\"\\ud83d\\", "\"\\ud83dx\\u12\"", "\\"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        mx_json_document *d;
+        assert_int_not_equal(mx_json_parse("x", wrong[i], strlen(wrong[i]), &d, NULL), MX_OK);
+    }
+}
+
 static void numbers_keep_their_text(void **state) {
     (void)state;
     static const char *const text[] = {"1.0",    "18446744073709551616",          "-0", "1e400",
@@ -265,6 +293,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_tree_keeps_order_and_types),
         cmocka_unit_test(strings_may_hold_nul_and_escapes),
+        cmocka_unit_test(surrogates_come_in_pairs),
         cmocka_unit_test(numbers_keep_their_text),
         cmocka_unit_test(integers_are_exact_or_refused),
         cmocka_unit_test(doubles_and_booleans),

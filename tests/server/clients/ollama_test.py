@@ -145,7 +145,10 @@ class Chat(unittest.TestCase):
     def test_nothing_to_say_is_loading(self):
         self.assertEqual(self.chat(messages=[]).json['done_reason'], 'load')
         self.assertEqual(self.chat().json['message']['content'], '')
-        self.assertEqual(self.chat(messages=[], keep_alive=0).json['done_reason'], 'unload')
+        for none in (0, 0.0, '0', '0s'):
+            self.assertEqual(self.chat(messages=[], keep_alive=none).json['done_reason'], 'unload')
+        for some in ('0.5s', '10m', -1, None):
+            self.assertEqual(self.chat(messages=[], keep_alive=some).json['done_reason'], 'load')
         self.assertEqual(self.chat(path='/api/generate').json['response'], '')
 
     def test_what_is_wrong_is_named(self):
