@@ -523,7 +523,7 @@ class Gone(unittest.TestCase):
             s.close()
             start = time.monotonic()
             server.wait_for(lambda m: m['mxrun_answers_running'] + m['mxrun_answers_waiting'] == wanted - 1)
-            self.assertLess(time.monotonic() - start, 0.2 * SLOW)  # a step takes 0.02 s
+            self.assertLess(time.monotonic() - start, 0.5 * SLOW)  # a step takes 0.02 s, the whole answer 20
             if blocker:
                 blocker[0].close()
                 blocker[1].close()
@@ -766,6 +766,7 @@ class Command(unittest.TestCase):
                                   '--api-key-file', keys, '--model-name', 'o"u\\rs/x'], pass_fds=[sock.fileno()],
                                  stderr=subprocess.PIPE, text=True,
                                  env=dict(os.environ, NOTIFY_SOCKET=os.path.join(folder, 'notify')))
+            self.addCleanup(p.kill)  # where it fails below
             self.assertEqual(told.recv(100), b'READY=1')
             c = http.client.HTTPConnection('127.0.0.1', sock.getsockname()[1], timeout=20)
             for key, status in [('one', 200), ('two', 200), ('# ours', 401), ('', 401)]:
@@ -833,8 +834,10 @@ class Large(unittest.TestCase):
     def test_others_do_not_wait(self):
         """While as many large bodies are handled as can be at once, those of all other clients go on."""
         with Server(queue=2) as server:
-            held = [server.raw(post('{"wait":20,%s}' % self.BIG, '/test/wait')) for _ in range(4)]  # two of them wait
-            time.sleep(0.3 * SLOW)
+            held = []
+            for _ in range(2):  # two are handled, then two wait
+                held += [server.raw(post('{"wait":20,%s}' % self.BIG, '/test/wait')) for _ in range(2)]
+                time.sleep(0.3 * SLOW)
             status, headers, text = self.ask_big(server)
             self.assertEqual((status, json.loads(text)['error']['code']), (429, 'queue_full'))
             self.assertGreaterEqual(int(headers['Retry-After']), 1)
