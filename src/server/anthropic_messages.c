@@ -108,15 +108,10 @@ static mx_status tell_user(const place *p, mx_bytes *text) {
     return blame(p, status, &found, "content");
 }
 
-static const char *word(const mx_json *block, const char *name) {
-    const mx_json *v = mx_field(block, name);
-    return v && v->type == MX_JSON_STRING && v->size && strlen(v->text) == v->size ? v->text : NULL;
-}
-
 /* Harmony knows no failed call: what went wrong is told in words. */
 static mx_status add_result(const place *p, const mx_json *block, mx_bytes *text) {
     const mx_json *failed = mx_field(block, "is_error");
-    const char *id = word(block, "tool_use_id");
+    const char *id = mx_field_word(block, "tool_use_id");
     mx_error found;
     mx_status status = tell_user(p, text);
     if (!ok(p, status)) return status;
@@ -173,7 +168,7 @@ static void free_said(said *s) {
 }
 
 static mx_status add_thinking(const place *p, const mx_json *block, said *s) {
-    const char *signature = word(block, "signature");
+    const char *signature = mx_field_word(block, "signature");
     const size_t prefix = sizeof MX_ANTHROPIC_SIGNATURE - 1;
     if (signature && strncmp(signature, MX_ANTHROPIC_SIGNATURE, prefix) == 0)
         snprintf(s->answer, sizeof s->answer, "%s", signature + prefix);
@@ -181,7 +176,7 @@ static mx_status add_thinking(const place *p, const mx_json *block, said *s) {
 }
 
 static mx_status add_use(const place *p, const mx_json *block, said *s) {
-    const char *id = word(block, "id"), *name = word(block, "name");
+    const char *id = mx_field_word(block, "id"), *name = mx_field_word(block, "name");
     const mx_json *input = mx_field(block, "input");
     if (!id) return wrong(p, "id", "expected a string that is not empty");
     if (!name) return wrong(p, "name", "expected the name of a tool");

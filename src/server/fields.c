@@ -10,6 +10,11 @@ const mx_json *mx_field(const mx_json *object, const char *name) {
     return v && v->type != MX_JSON_NULL ? v : NULL;
 }
 
+const char *mx_field_word(const mx_json *object, const char *name) {
+    const mx_json *v = mx_field(object, name);
+    return v && v->type == MX_JSON_STRING && v->size && strlen(v->text) == v->size ? v->text : NULL;
+}
+
 /* "reasoning.effort" */
 typedef struct full_name {
     char text[80];

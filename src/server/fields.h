@@ -12,6 +12,8 @@ typedef struct mx_fields {
 } mx_fields;
 
 const mx_json *mx_field(const mx_json *object, const char *name); /* NULL: absent or null */
+/* A string that is not empty and that C can hold; NULL: it is none. */
+const char *mx_field_word(const mx_json *object, const char *name);
 bool mx_read_number(const mx_fields *f, const char *name, double low, double high, double *out);
 bool mx_read_float(const mx_fields *f, const char *name, double low, double high, float *out);
 bool mx_read_whole(const mx_fields *f, const char *name, int64_t low, int64_t high, int64_t *out);

@@ -319,13 +319,8 @@ static mx_status add_answer(const place *p, const mx_json *item, said *s, mx_api
     return ok(p, status) ? add_text(p, item, "content", &s->text) : status;
 }
 
-static const char *word(const mx_json *item, const char *name) {
-    const mx_json *v = mx_field(item, name);
-    return v && v->type == MX_JSON_STRING && v->size && strlen(v->text) == v->size ? v->text : NULL;
-}
-
 static mx_status add_call(const place *p, const mx_json *item, said *s, mx_api_chat *chat) {
-    const char *call = word(item, "call_id"), *name = word(item, "name");
+    const char *call = mx_field_word(item, "call_id"), *name = mx_field_word(item, "name");
     const mx_json *arguments = mx_field(item, "arguments");
     if (!name) return wrong(p, "name", "invalid_value", "expected the name of a function");
     if (!call) return wrong(p, "call_id", "invalid_value", "expected the id of the call");
@@ -346,7 +341,7 @@ static mx_status add_call(const place *p, const mx_json *item, said *s, mx_api_c
 
 /* ---- items of others --------------------------------------------------------------------------------------------- */
 static mx_status add_output(const place *p, const mx_json *item, mx_api_chat *chat, mx_bytes *text) {
-    const char *call = word(item, "call_id");
+    const char *call = mx_field_word(item, "call_id");
     mx_error found;
     if (!call) return wrong(p, "call_id", "invalid_value", "expected the id of a call");
     mx_status status = add_text(p, item, "output", text);

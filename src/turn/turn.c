@@ -16,8 +16,8 @@ struct mx_turn {
     mx_turn_result result;
     bool over, ended;
     bool strayed; /* the model went on as somebody else, which is no answer: over */
-    bool cut;  /* the engine broke off; what is still open is not whole */
-    bool open; /* a message is being written */
+    bool cut;     /* the engine broke off; what is still open is not whole */
+    bool open;    /* a message is being written */
     mx_piece_kind kind;
     bool preamble;
     char *name;               /* of the open tool call */

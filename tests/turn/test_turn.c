@@ -183,8 +183,10 @@ static void test_cut_answers(void **unused) {
 static void test_other_roles(void **unused) {
     (void)unused;
     const char *const others[] = {"<|start|>user<|message|>Count to five.<|end|><|start|>assistant<|message|>One",
-                                  "<|start|>user<|channel|>final<|message|>Count", "<|start|>user<|channel|>final<|end|>",
-                                  "<|start|>developer<|message|>", "<|start|>user Count to five",
+                                  "<|start|>user<|channel|>final<|message|>Count",
+                                  "<|start|>user<|channel|>final<|end|>",
+                                  "<|start|>developer<|message|>",
+                                  "<|start|>user Count to five",
                                   "<|start|>functions.f to=assistant<|channel|>commentary<|message|>21<|end|>"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         mx_bytes text = {0};
@@ -316,16 +318,11 @@ static void test_reader_gone(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_thinking_and_answer),
-        cmocka_unit_test(test_tool_calls),
-        cmocka_unit_test(test_cut_answers),
-        cmocka_unit_test(test_kinds_of_tokens),
-        cmocka_unit_test(test_min_tokens),
-        cmocka_unit_test(test_other_roles),
-        cmocka_unit_test(test_malformed_answers),
-        cmocka_unit_test(test_random_tokens),
-        cmocka_unit_test(test_stop_strings),
-        cmocka_unit_test(test_raw),
+        cmocka_unit_test(test_thinking_and_answer), cmocka_unit_test(test_tool_calls),
+        cmocka_unit_test(test_cut_answers),         cmocka_unit_test(test_kinds_of_tokens),
+        cmocka_unit_test(test_min_tokens),          cmocka_unit_test(test_other_roles),
+        cmocka_unit_test(test_malformed_answers),   cmocka_unit_test(test_random_tokens),
+        cmocka_unit_test(test_stop_strings),        cmocka_unit_test(test_raw),
         cmocka_unit_test(test_reader_gone),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
