@@ -8,15 +8,19 @@
 
 #include "api/write.h"
 #include "base/log.h"
+#include "turn/prompt_hash.h"
 
 /* Messages are kept as they come and become a conversation at the end, when all that the prompt depends on is known. */
 typedef enum step_kind { USER, INSTRUCTIONS, SAID, RESULT } step_kind;
 
-typedef struct call {
+typedef struct call call;
+struct call {
     char *id, *name; /* id NULL: none; name as harmony says it */
     mx_bytes arguments;
     bool answered; /* it has a result */
-} call;
+    call *next;    /* of the chat */
+    call *older;   /* in its bucket */
+};
 
 typedef struct step {
     step_kind kind;
@@ -28,15 +32,26 @@ typedef struct step {
     int call_count;
 } step;
 
+enum { CALL_BUCKETS = 1024 };
+
 struct mx_api_chat {
     mx_conversation *conversation;
     mx_replay *replay;
     bool dated;
     step *steps;
     int count, capacity;
-    mx_api_name *names;
+    call *first_call, *last_call; /* of all steps */
+    call *unanswered;             /* all before it have results; NULL: not known */
+    call *by_id[CALL_BUCKETS];    /* the latest first */
+    mx_api_name *names;           /* of all tools, as far as they have one */
     int name_count;
-    mx_ids before; /* scratch: the prompt that something the assistant said answers */
+    mx_prompt_hash *hash; /* of what stands before something that the assistant said; NULL: no replay */
+    mx_ids before;        /* scratch: what was counted last: the prompt so far, or the ids of a text */
+    /* While a prompt is made: */
+    const mx_tokenizer *tokenizer;
+    int64_t context, limit; /* limit: the context, or 0: make all of it */
+    size_t since;           /* bytes of the messages behind those that were last counted */
+    bool beyond;            /* it is longer than the limit: the rest is left out */
 };
 
 static mx_status no_memory(mx_error *error) {
@@ -52,6 +67,8 @@ mx_status mx_api_chat_create(const mx_api_settings *settings, mx_replay *replay,
     mx_api_chat *chat = calloc(1, sizeof *chat);
     if (!chat) return no_memory(error);
     chat->replay = replay;
+    chat->tokenizer = settings->tokenizer;
+    chat->context = settings->setup.context;
     chat->dated = dated && replay;
     mx_status status = mx_conversation_copy_settings(settings->conversation, &chat->conversation, error);
     if (status) {
@@ -87,7 +104,7 @@ void mx_api_chat_free(mx_api_chat *chat) {
     for (int i = 0; i < chat->count; i++) free_step(&chat->steps[i]);
     free(chat->steps);
     free_names(chat->names, chat->name_count);
-    mx_ids_free(&chat->before);
+    mx_prompt_hash_free(chat->hash);
     mx_conversation_free(chat->conversation);
     free(chat);
 }
@@ -143,23 +160,29 @@ static const mx_json *name_of(const mx_json *tool) {
     return mx_json_get(function ? function : tool, "name");
 }
 
-/* The name that harmony cannot say as it is is kept. */
+/* No two tools may have one name in harmony. */
 static mx_status keep_name(mx_api_chat *chat, const char *field, const mx_json *name, const char *harmony,
                            mx_error *error) {
-    if (strlen(name->text) == name->size && strcmp(name->text, harmony) == 0) return MX_OK;
+    if (strlen(name->text) != name->size)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s: a function's name holds U+0000", field);
+    for (int i = 0; i < chat->name_count; i++) {
+        const mx_api_name *other = &chat->names[i];
+        if (strcmp(other->harmony, harmony) != 0) continue;
+        if (!strcmp(other->client, name->text))
+            return mx_fail(error, MX_INVALID_ARGUMENT,
+                           "%s: two functions are called \"%s\": leave one out, or give it another name", field,
+                           name->text);
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s: \"%s\" and \"%s\" are the same name to the model, %s: give one of them another name", field,
+                       other->client, name->text, harmony);
+    }
     mx_api_name *names = realloc(chat->names, (size_t)(chat->name_count + 1) * sizeof *names);
     if (!names) return no_memory(error);
     chat->names = names;
     mx_api_name *n = &names[chat->name_count];
     *n = (mx_api_name){strdup(harmony), strdup(name->text)};
     chat->name_count++;
-    if (!n->harmony || !n->client) return no_memory(error);
-    for (int i = 0; i < chat->name_count - 1; i++)
-        if (!strcmp(names[i].harmony, harmony) && strcmp(names[i].client, name->text) != 0)
-            return mx_fail(error, MX_INVALID_ARGUMENT,
-                           "%s: \"%s\" and \"%s\" are the same name to the model, %s: give one of them another name",
-                           field, names[i].client, name->text, harmony);
-    return MX_OK;
+    return n->harmony && n->client ? MX_OK : no_memory(error);
 }
 
 /* One tool with a name that harmony can say, appended to an array. What is wrong with it mx_conversation_set_tools will
@@ -205,6 +228,9 @@ mx_status mx_api_chat_set_tools(mx_api_chat *chat, const char *field, const mx_j
     free_names(chat->names, chat->name_count);
     chat->names = NULL;
     chat->name_count = 0;
+    if (tools && tools->type == MX_JSON_ARRAY && tools->count > MX_API_MOST_TOOLS)
+        return mx_fail(error, MX_INVALID_ARGUMENT, "%s: %u tools, at most %d are allowed", field, tools->count,
+                       MX_API_MOST_TOOLS);
     if (!tools || tools->type != MX_JSON_ARRAY)
         return mx_conversation_set_tools(chat->conversation, field, tools, error);
     mx_bytes text = {0};
@@ -234,6 +260,19 @@ static bool copy_call(call *to, const mx_api_call *from, const char *name) {
            mx_api_add_arguments(&to->arguments, from->arguments, from->size);
 }
 
+static call **bucket_of(mx_api_chat *chat, const char *id) {
+    return &chat->by_id[XXH3_64bits(id, strlen(id)) % CALL_BUCKETS];
+}
+
+static void list_call(mx_api_chat *chat, call *c) {
+    *(chat->last_call ? &chat->last_call->next : &chat->first_call) = c;
+    chat->last_call = c;
+    if (!c->id) return;
+    call **bucket = bucket_of(chat, c->id);
+    c->older = *bucket;
+    *bucket = c;
+}
+
 mx_status mx_api_chat_add_said(mx_api_chat *chat, const mx_api_said *said, mx_error *error) {
     step s = {.kind = SAID, .has_text = said->has_text};
     bool complete = mx_bytes_add(&s.text, said->text, said->text_size) &&
@@ -249,19 +288,17 @@ mx_status mx_api_chat_add_said(mx_api_chat *chat, const mx_api_said *said, mx_er
         s.call_count = i + 1;
         complete = copy_call(&s.calls[i], &said->calls[i], name);
     }
-    return add_step(chat, &s, complete, error);
+    mx_status status = add_step(chat, &s, complete, error);
+    for (int i = 0; i < s.call_count && !status; i++) list_call(chat, &s.calls[i]);
+    return status;
 }
 
 /* The latest call with this id; without one the first that has no result. */
 static call *find_call(mx_api_chat *chat, const char *id) {
-    call *found = NULL;
-    for (int i = 0; i < chat->count; i++) {
-        for (int k = 0; k < chat->steps[i].call_count; k++) {
-            call *c = &chat->steps[i].calls[k];
-            if (id ? c->id && strcmp(c->id, id) == 0 : !found && !c->answered) found = c;
-        }
-    }
-    return found;
+    call *c = id ? *bucket_of(chat, id) : chat->unanswered ? chat->unanswered : chat->first_call;
+    while (c && (id ? strcmp(c->id, id) != 0 : c->answered)) c = id ? c->older : c->next;
+    if (!id) chat->unanswered = c;
+    return c;
 }
 
 mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const char *tool, const char *text,
@@ -276,6 +313,40 @@ mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const c
         return mx_fail(error, MX_INVALID_ARGUMENT, "a result of a tool whose name is empty or longer than 64");
     step s = {.kind = RESULT, .id = strdup(of ? of->name : name)};
     return add_step(chat, &s, s.id && mx_bytes_add(&s.text, text, size), error);
+}
+
+/* ---- prompts beyond the context ---------------------------------------------------------------------------------- */
+/* Each long text is taken to be in the prompt, thinking that would be left out of it, too: no model thought so long
+ * here. */
+static bool long_text(const mx_api_chat *chat, size_t size) {
+    return chat->limit && !chat->beyond && size > mx_api_long_text(chat->limit);
+}
+
+static mx_status measure(mx_api_chat *chat, const mx_bytes *text, mx_error *error) {
+    if (!long_text(chat, text->size)) return MX_OK;
+    chat->before.count = 0;
+    mx_status status =
+        mx_encode_some(chat->tokenizer, text->data, text->size, chat->limit + 1, NULL, &chat->before, error);
+    chat->beyond = chat->before.count > chat->limit;
+    return status;
+}
+
+/* Before a step is added: sets chat->beyond where there is no room for it, or for those before it; chat->before has
+ * more ids than the context then. */
+static mx_status check_step(mx_api_chat *chat, const step *s, mx_error *error) {
+    enum { HEADER = 16 };
+    mx_status status = measure(chat, &s->text, error);
+    if (!status) status = measure(chat, &s->thinking, error);
+    for (int i = 0; i < s->call_count && !status; i++) status = measure(chat, &s->calls[i].arguments, error);
+    if (!status && long_text(chat, chat->since)) {
+        chat->since = 0;
+        chat->before.count = 0;
+        status = mx_conversation_prompt(chat->conversation, &chat->before, error);
+        chat->beyond = chat->before.count > chat->limit;
+    }
+    chat->since += s->text.size + s->thinking.size + HEADER;
+    for (int i = 0; i < s->call_count; i++) chat->since += s->calls[i].arguments.size + HEADER;
+    return status;
 }
 
 /* ---- what the assistant said ------------------------------------------------------------------------------------- */
@@ -328,17 +399,17 @@ static mx_status add_run(mx_api_chat *chat, const step *steps, int count, mx_err
         int taken = 1;
         if (chat->replay) {
             enum { LONGEST = 8 };
-            chat->before.count = 0;
-            mx_status status = mx_conversation_prompt(chat->conversation, &chat->before, error);
-            const uint64_t hash = mx_replay_hash(&chat->before);
+            mx_status status = MX_OK;
+            const uint64_t hash = mx_prompt_hash_of(chat->hash, chat->conversation);
             const int most = count - i < LONGEST ? count - i : LONGEST;
             for (taken = most; taken > 0 && !status && !found; taken -= !found)
                 status = replay_run(chat, steps + i, taken, hash, &found, error);
             if (status) return status;
         }
         if (!found) {
-            mx_status status = render_said(chat->conversation, &steps[i], error);
-            if (status) return status;
+            mx_status status = check_step(chat, &steps[i], error);
+            if (!status && !chat->beyond) status = render_said(chat->conversation, &steps[i], error);
+            if (status || chat->beyond) return status;
             taken = 1;
         }
         i += taken;
@@ -356,8 +427,8 @@ static mx_status set_developer(mx_api_chat *chat, int *rest, mx_error *error) {
     for (; i < chat->count && chat->steps[i].kind == INSTRUCTIONS && complete; i++)
         complete = (!all.size || mx_bytes_add_string(&all, "\n\n")) &&
                    mx_bytes_add(&all, chat->steps[i].text.data, chat->steps[i].text.size);
-    mx_status status = complete ? MX_OK : no_memory(error);
-    if (!status && i > 0) status = set(chat->conversation, MX_SETTING_DEVELOPER, all.data, error);
+    mx_status status = complete ? measure(chat, &all, error) : no_memory(error);
+    if (!status && i > 0 && !chat->beyond) status = set(chat->conversation, MX_SETTING_DEVELOPER, all.data, error);
     mx_bytes_free(&all);
     *rest = i;
     return status;
@@ -370,7 +441,6 @@ static uint64_t mix(uint64_t hash, const void *data, size_t size) {
 /* The day on which this conversation began. */
 static mx_status set_date(mx_api_chat *chat, mx_error *error) {
     const char *developer = mx_conversation_get(chat->conversation, MX_SETTING_DEVELOPER);
-    const mx_bytes *tools = mx_conversation_tools(chat->conversation);
     const step *user = NULL;
     bool begins = true;
     for (int i = 0; i < chat->count; i++) {
@@ -378,7 +448,6 @@ static mx_status set_date(mx_api_chat *chat, mx_error *error) {
         begins = begins && chat->steps[i].kind != SAID;
     }
     uint64_t key = mix(0, developer, strlen(developer));
-    key = mix(key, tools->data, tools->size);
     if (user) key = mix(key, user->text.data, user->text.size);
     char day[11];
     mx_replay_date(chat->replay, key, begins, day);
@@ -387,10 +456,12 @@ static mx_status set_date(mx_api_chat *chat, mx_error *error) {
 
 static mx_status add_steps(mx_api_chat *chat, int from, mx_error *error) {
     mx_status status = MX_OK;
-    for (int i = from, run; i < chat->count && !status; i += run) {
+    for (int i = from, run; i < chat->count && !status && !chat->beyond; i += run) {
         const step *s = &chat->steps[i];
         run = 1;
-        if (s->kind == SAID) {
+        if (s->kind != SAID) status = check_step(chat, s, error);
+        if (status || chat->beyond) {
+        } else if (s->kind == SAID) {
             while (i + run < chat->count && s[run].kind == SAID) run++;
             status = add_run(chat, s, run, error);
         } else if (s->kind == USER) {
@@ -404,22 +475,38 @@ static mx_status add_steps(mx_api_chat *chat, int from, mx_error *error) {
     return status;
 }
 
-mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error) {
+static mx_status make_prompt(mx_api_chat *chat, int64_t limit, mx_ids *out, mx_error *error) {
     int rest;
+    chat->limit = limit;
+    chat->since = 0;
+    chat->beyond = false;
     mx_conversation_truncate(chat->conversation, 0);
     mx_status status = set_developer(chat, &rest, error);
-    if (!status && chat->dated) status = set_date(chat, error);
+    if (!status && chat->dated && !chat->beyond) status = set_date(chat, error);
+    mx_prompt_hash_free(chat->hash);
+    chat->hash = NULL;
+    if (!status && chat->replay && !chat->beyond)
+        status = mx_prompt_hash_create(chat->conversation, &chat->hash, error);
     if (!status) status = add_steps(chat, rest, error);
-    return status ? status : mx_conversation_prompt(chat->conversation, out, error);
+    if (status) return status;
+    if (!chat->beyond) return mx_conversation_prompt(chat->conversation, out, error);
+    return mx_ids_add_all(out, chat->before.data, chat->before.count) ? MX_OK : no_memory(error);
+}
+
+mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error) {
+    return make_prompt(chat, 0, out, error);
 }
 
 mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error) {
     if (!(request->prompts = calloc(1, sizeof *request->prompts))) return no_memory(error);
     request->prompt_count = 1;
     request->chat = true;
+    request->has_calls = chat->first_call != NULL;
     request->names = chat->names;
     request->name_count = chat->name_count;
     chat->names = NULL;
     chat->name_count = 0;
-    return mx_api_chat_prompt(chat, request->prompts, error);
+    mx_status status = make_prompt(chat, chat->context, request->prompts, error);
+    request->beyond = chat->beyond;
+    return status;
 }

@@ -10,6 +10,8 @@
  * harmony could not say are sanitised in one way everywhere: what is no letter, digit, _ - or . becomes _. */
 typedef struct mx_api_chat mx_api_chat;
 
+enum { MX_API_MOST_TOOLS = 1024 }; /* of a request; OpenAI allows 128 */
+
 /* A function's name as harmony says it, one _ for each character that it could not say; false: that is empty or longer
  * than 64. */
 bool mx_api_tool_name(const char *name, size_t size, char out[static 65]);
@@ -23,7 +25,8 @@ void mx_api_chat_free(mx_api_chat *chat); /* NULL allowed */
 
 mx_status mx_api_chat_set_reasoning(mx_api_chat *chat, const char *effort, mx_error *error); /* low, medium, high */
 /* An array of functions as mx_conversation_set_tools takes them, with any names; tools that are no functions are left
- * out with a warning. `name`: the field, for messages. NULL: none, nor those of the settings. */
+ * out with a warning. Two that are one to the model are refused, and more than MX_API_MOST_TOOLS. `name`: the field,
+ * for messages. NULL: none, nor those of the settings. */
 mx_status mx_api_chat_set_tools(mx_api_chat *chat, const char *name, const mx_json *tools, mx_error *error);
 
 mx_status mx_api_chat_add_instructions(mx_api_chat *chat, const char *text, size_t size, mx_error *error);
@@ -54,7 +57,8 @@ mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const c
 
 /* Appends the ids, ending in <|start|>assistant. */
 mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error);
-/* The same into a request, which has no prompts yet: chat, prompts, and the names of functions. */
+/* The same into a request, which has no prompts yet: chat, prompts, and the names of functions. One that is
+ * longer than the context may be made as far only as that is sure: request->beyond. */
 mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error);
 
 /* ---- OpenAI's form (messages.c) ---------------------------------------------------------------------------------- */

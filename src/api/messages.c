@@ -141,14 +141,19 @@ static mx_status add_tool_result(const place *p, const mx_json *m, const mx_byte
 }
 
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
+/* The member with the thinking, NULL: there is none. */
+static const char *thinking_of(const mx_json *m) {
+    return field(m, "reasoning_content") ? "reasoning_content" : field(m, "reasoning") ? "reasoning" : NULL;
+}
+
 static mx_status add_assistant(const place *p, const mx_json *m, const mx_bytes *text, bool has_text) {
-    const char *thinking_member = field(m, "reasoning_content") ? "reasoning_content" : "reasoning";
+    const char *thinking_member = thinking_of(m);
     mx_bytes thinking = {0};
-    bool found;
+    bool found = false;
     if (field(m, "function_call"))
         wrong(p, "function_call", "unsupported_value", "the old form of calls; give them as \"tool_calls\"");
     mx_status status = MX_OK;
-    if (!p->problem->http_status) status = read_text(p, m, thinking_member, &thinking, &found);
+    if (!p->problem->http_status && thinking_member) status = read_text(p, m, thinking_member, &thinking, &found);
     if (!status && !p->problem->http_status) {
         mx_api_said said = {.id = string_of(field(m, "id")),
                             .thinking = thinking.data,
@@ -173,8 +178,9 @@ static mx_status add_message(const place *p, const mx_json *m, mx_bytes *text) {
         return MX_OK;
     }
     mx_status status = read_text(p, m, "content", text, &found);
+    if (!status && !p->problem->http_status && assistant && !found) status = read_text(p, m, "refusal", text, &found);
     if (status || p->problem->http_status) return status;
-    if (!found && !(assistant && field(m, "tool_calls"))) {
+    if (!found && !(assistant && (field(m, "tool_calls") || thinking_of(m)))) {
         wrong(p, "content", "missing_required_parameter", "missing");
         return MX_OK;
     }
@@ -187,12 +193,12 @@ static mx_status add_message(const place *p, const mx_json *m, mx_bytes *text) {
 }
 
 /* ---- settings ---------------------------------------------------------------------------------------------------- */
+/* Whatever the choice is: with "none", too, the prompt stays as it was. */
 static mx_status set_tools(const place *p, const mx_json *fields) {
     const mx_json *tools = field(fields, "tools");
-    const bool none = mx_json_is_string(field(fields, "tool_choice"), "none");
-    if (!tools && !none) return MX_OK;
+    if (!tools) return MX_OK;
     mx_error found;
-    const mx_status status = mx_api_chat_set_tools(p->chat, "tools", none ? NULL : tools, &found);
+    const mx_status status = mx_api_chat_set_tools(p->chat, "tools", tools, &found);
     if (status == MX_NO_MEMORY) return mx_fail(p->error, status, "%s", found.text);
     if (status) mx_api_wrong(p->problem, "tools", "invalid_value", "%s", found.text);
     return MX_OK;
@@ -217,7 +223,10 @@ static mx_status set_reasoning(const place *p, const mx_json *fields) {
     if (!effort) return MX_OK;
     const char *value = mx_api_effort(effort);
     if (!value) {
-        mx_api_wrong(p->problem, param, "invalid_value", "%s: expected \"low\", \"medium\" or \"high\"", param);
+        mx_api_wrong(p->problem, param, "invalid_value",
+                     "%s: expected \"low\", \"medium\" or \"high\" (\"minimal\" and \"none\" are low, \"xhigh\" and "
+                     "\"max\" high)",
+                     param);
         return MX_OK;
     }
     return mx_api_chat_set_reasoning(p->chat, value, p->error);

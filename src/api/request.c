@@ -147,12 +147,22 @@ static bool check_stream(mx_api_request *r) {
     return true;
 }
 
-/* Rules that say no more than which tools there are, which the prompt says, too. */
+/* Rules that say no more than which tools there are, which the prompt says, too; or that none may be called, where it
+ * says none. */
 static bool is_optional(const mx_rules *rules) {
-    if (rules->text || rules->choice != MX_TOOLS_AUTO) return false;
+    if (rules->text) return false;
+    if (rules->choice == MX_TOOLS_NONE) return !rules->tool_count;
+    if (rules->choice != MX_TOOLS_AUTO) return false;
     for (int i = 0; i < rules->tool_count; i++)
         if (rules->tools[i].arguments) return false;
     return true;
+}
+
+/* A client that brings no tools cannot make a call, which a model that made some before is likely to want. */
+static mx_status forbid_calls(mx_api_request *r, mx_error *error) {
+    if (!(r->rules = mx_rules_create())) return no_memory(error);
+    r->rules->choice = MX_TOOLS_NONE;
+    return MX_OK;
 }
 
 /* What the answers must be like. */
@@ -167,6 +177,7 @@ static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, cons
         status =
             mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
     mx_json_free(tools);
+    if (!status && !r->problem.http_status && !r->rules && r->has_calls) status = forbid_calls(r, error);
     if (status || !r->rules || settings->vocabulary || settings->later) return status;
     if (is_optional(r->rules)) {
         mx_rules_free(r->rules);
@@ -199,6 +210,11 @@ static bool read_sampling(mx_api_request *r, const mx_json *fields) {
            read_float(r, fields, "frequency_penalty", -10, 10, &s->frequency_penalty);
 }
 
+static int by_token(const void *a, const void *b) {
+    const int32_t x = ((const mx_logit_bias *)a)->token, y = ((const mx_logit_bias *)b)->token;
+    return (x > y) - (x < y);
+}
+
 /* {"1234": -100} */
 static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
     const mx_json *map = field(fields, "logit_bias");
@@ -228,27 +244,41 @@ static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t voc
     }
     r->sampling.bias = r->bias;
     r->sampling.bias_count = count;
+    if (count) qsort(r->bias, (size_t)count, sizeof *r->bias, by_token);
+    for (int i = 1; i < count && !r->problem.http_status; i++)
+        if (r->bias[i].token == r->bias[i - 1].token)
+            mx_api_wrong(&r->problem, "logit_bias", "invalid_value", "logit_bias: token %d is there twice",
+                         r->bias[i].token);
     return MX_OK;
 }
 
-static bool is_stop_string(const mx_json *v) {
-    return v->type == MX_JSON_STRING && v->size > 0 && !memchr(v->text, 0, v->size);
+/* Each is looked for behind every token, in the engine's thread. */
+bool mx_api_check_stop(mx_api_problem *problem, const char *param, const mx_json *stop) {
+    const bool array = stop->type == MX_JSON_ARRAY;
+    if (array && stop->count > MX_API_MOST_STOPS)
+        return mx_api_wrong(problem, param, "invalid_value", "%s: %u texts, at most %d are allowed", param, stop->count,
+                            MX_API_MOST_STOPS);
+    for (const mx_json *v = array ? stop->child : stop; v; v = array ? v->next : NULL) {
+        if (v->type != MX_JSON_STRING || !v->size || memchr(v->text, 0, v->size))
+            return mx_api_wrong(problem, param, "invalid_value",
+                                "%s: expected texts that are not empty and hold no U+0000", param);
+        if (v->size > MX_API_LONGEST_STOP)
+            return mx_api_wrong(problem, param, "invalid_value", "%s: a text of %zu bytes, at most %d are allowed",
+                                param, v->size, MX_API_LONGEST_STOP);
+    }
+    return true;
 }
 
 /* A string or an array of them; what the options say holds where a line says nothing. */
 static mx_status read_stop(mx_api_request *r, const mx_json *fields, const mx_api_settings *settings, mx_error *error) {
     const mx_json *stop = field(fields, "stop");
+    if (stop && !mx_api_check_stop(&r->problem, "stop", stop)) return MX_OK;
     const bool array = stop && stop->type == MX_JSON_ARRAY;
     const int count = !stop ? settings->stop_count : array ? (int)stop->count : 1;
     r->stop = calloc((size_t)count + 1, sizeof *r->stop);
     if (!r->stop) return no_memory(error);
     const mx_json *v = array ? stop->child : stop;
     for (int i = 0; i < count; i++) {
-        if (stop && !is_stop_string(v)) {
-            mx_api_wrong(&r->problem, "stop", "invalid_value",
-                         "stop: expected a string or an array of strings that are not empty");
-            return MX_OK;
-        }
         r->stop[i] = strdup(stop ? v->text : settings->stop[i]);
         if (!r->stop[i]) return no_memory(error);
         r->stop_count = i + 1;
@@ -270,7 +300,7 @@ static bool read_logprobs(mx_api_request *r, const mx_json *fields) {
     if (!read_bool(r, fields, "logprobs", &wanted)) return false;
     int alternatives = -1;
     if (!read_int(r, fields, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
-    if (alternatives >= 0 && !wanted)
+    if (alternatives > 0 && !wanted)
         return mx_api_wrong(&r->problem, "top_logprobs", "invalid_value",
                             "top_logprobs is only for requests with \"logprobs\": true");
     if (wanted) r->logprobs = alternatives < 0 ? 0 : alternatives;
@@ -284,8 +314,12 @@ static bool read_counts(mx_api_request *r, const mx_json *fields) {
     r->n = 1;
     if (!r->chat && !read_bool(r, fields, "echo", &r->echo)) return false;
     const char *limit = field(fields, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
-    if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens)) return false;
-    if (field(fields, limit) && r->max_tokens == 0) {
+    int64_t given = -1;
+    if (field(fields, limit) && mx_json_int64(field(fields, limit), &given) && given == -1)
+        r->max_tokens = 0; /* several front ends say so: until the context is full */
+    else if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens))
+        return false;
+    if (field(fields, limit) && given == 0) {
         r->no_answer = true;
         r->max_tokens = 1;
     }
@@ -308,11 +342,34 @@ static bool is_ids(const mx_json *v) {
     return v->type == MX_JSON_ARRAY && v->child && v->child->type == MX_JSON_NUMBER;
 }
 
+size_t mx_api_long_text(int64_t context) {
+    enum { SHORT = 256 << 10, TOKEN = 4 /* bytes of one, about */ };
+    return context > SHORT / TOKEN ? TOKEN * (size_t)context : SHORT;
+}
+
+/* What is surely longer than the context is not tokenised to its end: its beginnings tell, each twice as long as the
+ * one before. Where one is cut off a word may take other tokens than in the whole, but never so many. */
+static mx_status encode_prompt(mx_api_request *r, const mx_api_settings *settings, const mx_json *v, mx_ids *out,
+                               mx_error *error) {
+    const int64_t context = settings->setup.context, sure = context + context / 16 + 16;
+    for (size_t part = mx_api_long_text(context); context && part < v->size; part *= 2) {
+        size_t size = part;
+        while (size && ((unsigned char)v->text[size] & 0xc0) == 0x80) size--;
+        out->count = 0;
+        mx_status status = mx_encode_special(settings->tokenizer, v->text, size, out, error);
+        r->beyond = out->count > sure;
+        if (status || r->beyond) return status;
+    }
+    out->count = 0;
+    return mx_encode_special(settings->tokenizer, v->text, v->size, out, error);
+}
+
 /* A string, or an array of token ids. */
-static mx_status read_prompt(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *v, mx_ids *out,
+static mx_status read_prompt(mx_api_request *r, const mx_api_settings *settings, const mx_json *v, mx_ids *out,
                              mx_error *error) {
+    const mx_tokenizer *tokenizer = settings->tokenizer;
     if (v->type == MX_JSON_STRING) {
-        mx_status status = mx_encode_special(tokenizer, v->text, v->size, out, error);
+        mx_status status = encode_prompt(r, settings, v, out, error);
         if (!status && out->count == 0)
             mx_api_wrong(&r->problem, "prompt", "invalid_value", "prompt: the text is empty");
         return status;
@@ -332,7 +389,7 @@ static mx_status read_prompt(mx_api_request *r, const mx_tokenizer *tokenizer, c
 }
 
 /* A string, an array of strings, of token ids, or of arrays of token ids. */
-static mx_status read_prompts(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *prompt,
+static mx_status read_prompts(mx_api_request *r, const mx_api_settings *settings, const mx_json *prompt,
                               mx_error *error) {
     const bool several = prompt->type == MX_JSON_ARRAY && !is_ids(prompt);
     const uint32_t count = several ? prompt->count : 1;
@@ -351,8 +408,8 @@ static mx_status read_prompts(mx_api_request *r, const mx_tokenizer *tokenizer, 
                          "prompt: expected a string, an array of strings, of token ids or of arrays of token ids");
             return MX_OK;
         }
-        mx_status status = read_prompt(r, tokenizer, v, &r->prompts[i], error);
-        if (status || r->problem.http_status) return status;
+        mx_status status = read_prompt(r, settings, v, &r->prompts[i], error);
+        if (status || r->problem.http_status || r->beyond) return status;
     }
     return MX_OK;
 }
@@ -425,7 +482,7 @@ static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r
         if (!read_bool(r, fields, "raw", &raw)) return MX_OK;
         r->chat = !raw;
     }
-    if (!r->chat) return read_prompts(r, reader->settings->tokenizer, prompt, error);
+    if (!r->chat) return read_prompts(r, reader->settings, prompt, error);
     return read_chat(reader, r, fields, messages, prompt, error);
 }
 
@@ -480,19 +537,22 @@ mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *t
         const bool openai = mx_json_get(root, "custom_id") || mx_json_get(root, "body") || mx_json_get(root, "url");
         out->form = openai ? MX_FORM_OPENAI : MX_FORM_SHORT;
         status = read_fields(reader, out, root, error);
+        if (!status && !out->problem.http_status && out->beyond) mx_api_check_room(out, settings->setup.context);
     }
     mx_json_free(document);
     return status;
 }
 
-/* A prompt that leaves no room for an answer is refused in the words that clients look for. */
-static bool check_room(mx_api_request *r, int64_t context) {
-    for (int i = 0; i < r->prompt_count; i++)
-        if (context && r->prompts[i].count >= context)
+bool mx_api_check_room(mx_api_request *r, int64_t context) {
+    for (int i = 0; i < r->prompt_count; i++) {
+        const int64_t count = r->prompts[i].count;
+        const bool more = r->beyond && count > context;
+        if (context && count >= context)
             return mx_api_wrong(&r->problem, r->prompts_field, "context_length_exceeded",
                                 "This model's maximum context length is %lld tokens, the answer included, and the "
-                                "prompt has %lld: shorten it, or start the server with a larger context",
-                                (long long)context, (long long)r->prompts[i].count);
+                                "prompt has %s%lld: shorten it, or start the server with a larger context",
+                                (long long)context, more ? "more than " : "", (long long)(more ? context : count));
+    }
     return true;
 }
 
@@ -503,7 +563,7 @@ mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed
     out->chat = chat;
     mx_status status = read_what_to_say(reader, out, body, error);
     if (!status && !out->problem.http_status) status = read_options(reader, out, body, error);
-    if (!status && !out->problem.http_status) check_room(out, reader->settings->setup.context);
+    if (!status && !out->problem.http_status) mx_api_check_room(out, reader->settings->setup.context);
     return status;
 }
 

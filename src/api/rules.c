@@ -225,19 +225,46 @@ static bool wrong_name(mx_api_problem *problem, const char *param, const char *n
                         param, name);
 }
 
-static mx_status compile_arguments(const mx_json *parameters, const char *param, mx_grammar **out, mx_error *error) {
+/* The schema of arguments, which are an object even where the client's own says nothing of that. MX_INVALID_ARGUMENT:
+ * it is about something else. */
+static mx_status write_arguments(const mx_json *parameters, const char *param, mx_bytes *out, mx_error *error) {
     static const char nothing[] = "{\"type\":\"object\",\"properties\":{},\"additionalProperties\":false}";
-    if (parameters) return compile(parameters, param, true, out, error);
-    mx_json_document *document;
-    mx_status status = mx_json_parse(param, nothing, sizeof nothing - 1, &document, error);
-    if (status) return status;
-    status = compile(mx_json_root(document), param, true, out, error);
+    const mx_json *type = mx_json_get(parameters, "type");
+    bool written = mx_bytes_add_string(out, parameters ? "{\"type\":\"object\"" : nothing);
+    if (parameters && (parameters->type != MX_JSON_OBJECT || (type && !mx_json_is_string(type, "object"))))
+        return mx_fail(error, MX_INVALID_ARGUMENT,
+                       "%s: arguments are an object, so that their schema has to be {\"type\": \"object\", ...}",
+                       param);
+    for (const mx_json *v = parameters ? parameters->child : NULL; v && written; v = v->next) {
+        if (v->key_size == 4 && !memcmp(v->key, "type", 4)) continue;
+        written = mx_bytes_add_string(out, ",") && mx_bytes_add_json(out, v->key, v->key_size) &&
+                  mx_bytes_add_string(out, ":") && mx_json_write(out, v);
+    }
+    if (parameters) written = written && mx_bytes_add_string(out, "}");
+    return written ? MX_OK : no_memory(error);
+}
+
+static mx_status compile_arguments(const mx_json *parameters, const char *param, bool strict, mx_grammar **out,
+                                   mx_error *error) {
+    mx_bytes text = {0};
+    mx_json_document *document = NULL;
+    mx_status status = write_arguments(parameters, param, &text, error);
+    if (!status) status = mx_json_parse(param, text.data, text.size, &document, error);
+    if (!status) status = compile(mx_json_root(document), param, strict, out, error);
     mx_json_free(document);
+    mx_bytes_free(&text);
     return status;
 }
 
-mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *parameters, bool strict,
-                            const char *param, mx_api_problem *problem, mx_error *error) {
+/* Of a tool's arguments. */
+typedef enum hold {
+    FREE,   /* any text */
+    GUIDED, /* of the schema where it can be compiled */
+    HELD,   /* of the schema */
+} hold;
+
+static mx_status add_tool(mx_rules *rules, const char *tool, const mx_json *parameters, hold how, const char *param,
+                          mx_api_problem *problem, mx_error *error) {
     char name[65];
     if (!mx_api_tool_name(tool, strlen(tool), name)) {
         wrong_name(problem, param, tool);
@@ -245,15 +272,20 @@ mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *pa
     }
     mx_rules_tool *place = place_of(rules, name);
     if (!place) return no_memory(error);
-    if (!strict) return MX_OK;
+    if (how == FREE || (how == GUIDED && !parameters)) return MX_OK;
     mx_grammar *grammar = NULL;
     mx_error found = {0};
-    const mx_status status = compile_arguments(parameters, param, &grammar, &found);
+    const mx_status status = compile_arguments(parameters, param, how == HELD, &grammar, &found);
     if (!status) {
         mx_grammar_free(place->arguments);
         place->arguments = grammar;
     }
-    return tell(status, &found, param, problem, error);
+    return how == GUIDED && status != MX_NO_MEMORY ? MX_OK : tell(status, &found, param, problem, error);
+}
+
+mx_status mx_api_rules_tool(mx_rules *rules, const char *tool, const mx_json *parameters, bool strict,
+                            const char *param, mx_api_problem *problem, mx_error *error) {
+    return add_tool(rules, tool, parameters, strict ? HELD : FREE, param, problem, error);
 }
 
 /* Calls that have to be made are made of JSON. */
@@ -313,7 +345,8 @@ static bool read_bool(const reading *r, const mx_json *object, const char *name,
     return value;
 }
 
-static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
+/* `must`: some tool has to be called, its arguments shall be made of JSON. */
+static mx_status read_tool(const reading *r, const mx_json *tool, int index, bool must) {
     char param[80];
     const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
     if (type && !mx_json_is_string(type, "function")) return MX_OK; /* mx_api_chat_set_tools warns of it, once */
@@ -328,19 +361,28 @@ static mx_status read_tool(const reading *r, const mx_json *tool, int index) {
     const bool strict = read_bool(r, function, "strict", param);
     if (r->problem->http_status) return MX_OK;
     snprintf(param, sizeof param, "tools[%d].function.parameters", index);
-    return mx_api_rules_tool(r->rules, name->text, parameters, strict, param, r->problem, r->error);
+    return add_tool(r->rules, name->text, parameters,
+                    strict ? HELD
+                    : must ? GUIDED
+                           : FREE,
+                    param, r->problem, r->error);
 }
 
-static mx_status read_tools(const reading *r, const mx_json *tools) {
+static mx_status read_tools(const reading *r, const mx_json *tools, bool must) {
     mx_status status = MX_OK;
     int index = 0;
     if (tools && tools->type != MX_JSON_ARRAY) {
         mx_api_wrong(r->problem, "tools", "invalid_type", "tools: expected an array");
         return MX_OK;
     }
+    if (tools && tools->count > MX_API_MOST_TOOLS) {
+        mx_api_wrong(r->problem, "tools", "invalid_value", "tools: %u tools, at most %d are allowed", tools->count,
+                     MX_API_MOST_TOOLS);
+        return MX_OK;
+    }
     for (const mx_json *tool = tools ? tools->child : NULL; tool && !status && !r->problem->http_status;
          tool = tool->next)
-        status = read_tool(r, tool, index++);
+        status = read_tool(r, tool, index++, must);
     return status;
 }
 
@@ -351,24 +393,41 @@ static const mx_json *name_within(const mx_json *choice) {
     return mx_json_is_string(mx_json_get(choice, "type"), "function") && is_text(name) ? name : NULL;
 }
 
+/* Marks the tools that are allowed. false: the problem is told. */
+static bool check_allowed(const reading *r, const mx_json *list, const mx_json *mode,
+                          bool keep[static MX_API_MOST_TOOLS]) {
+    if (!list || list->type != MX_JSON_ARRAY || list->count > MX_API_MOST_TOOLS)
+        return mx_api_wrong(r->problem, "tool_choice", "invalid_type",
+                            "tool_choice.allowed_tools.tools: expected an array of at most %d tools",
+                            MX_API_MOST_TOOLS);
+    if (!mx_json_is_string(mode, "auto") && !mx_json_is_string(mode, "required"))
+        return mx_api_wrong(r->problem, "tool_choice", "invalid_value",
+                            "tool_choice.allowed_tools.mode: expected \"auto\" or \"required\"");
+    for (const mx_json *v = list->child; v; v = v->next) {
+        char name[65];
+        const mx_json *given = name_within(v), *type = mx_json_get(v, "type");
+        if (!given && type && !mx_json_is_string(type, "function")) continue; /* no function: left out as in "tools" */
+        const mx_rules_tool *tool =
+            given && mx_api_tool_name(given->text, given->size, name) ? find_tool(r->rules, name) : NULL;
+        if (!tool)
+            return mx_api_wrong(r->problem, "tool_choice", "invalid_value",
+                                "tool_choice.allowed_tools: no tool is called \"%.80s\"", given ? given->text : "");
+        keep[tool - r->rules->tools] = true;
+    }
+    return true;
+}
+
 /* {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required", "tools": [...]}}: the others go. */
 static mx_status choose_allowed(const reading *r, const mx_json *choice) {
     const mx_json *allowed = field(choice, "allowed_tools");
     if (!allowed) allowed = choice;
     const mx_json *list = field(allowed, "tools"), *mode = field(allowed, "mode");
-    if (!list || list->type != MX_JSON_ARRAY) {
-        mx_api_wrong(r->problem, "tool_choice", "invalid_type", "tool_choice.allowed_tools.tools: expected an array");
-        return MX_OK;
-    }
+    bool keep[MX_API_MOST_TOOLS] = {false};
+    if (!check_allowed(r, list, mode, keep)) return MX_OK;
     int kept = 0;
     for (int i = 0; i < r->rules->tool_count; i++) {
         mx_rules_tool tool = r->rules->tools[i];
-        bool found = false;
-        for (const mx_json *v = list->child; v && !found; v = v->next) {
-            char name[65];
-            const mx_json *given = name_within(v);
-            found = given && mx_api_tool_name(given->text, given->size, name) && !strcmp(name, tool.name);
-        }
+        const bool found = keep[i];
         r->rules->tools[i] = r->rules->tools[kept];
         r->rules->tools[kept] = tool;
         kept += found;
@@ -396,8 +455,9 @@ static mx_status read_choice(const reading *r, const mx_json *choice) {
         what = MX_TOOLS_NONE;
     else if (choice && !mx_json_is_string(choice, "auto")) {
         mx_api_wrong(r->problem, "tool_choice", "invalid_value",
-                     "tool_choice: expected \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"function\": "
-                     "{\"name\": \"...\"}}");
+                     "tool_choice: expected \"auto\", \"none\", \"required\", {\"type\": \"function\", \"function\": "
+                     "{\"name\": \"...\"}} or {\"type\": \"allowed_tools\", \"allowed_tools\": {\"mode\": \"auto\" | "
+                     "\"required\", \"tools\": [...]}}");
         return MX_OK;
     }
     return mx_api_rules_choose(r->rules, what, name ? name->text : NULL, "tool_choice", r->problem, r->error);
@@ -442,8 +502,16 @@ static mx_status read_format(const reading *r, const mx_json *format) {
     if (mx_json_is_string(type, "regex")) return read_grammar(r, format, true);
     mx_api_wrong(
         r->problem, "response_format", "invalid_value",
-        "response_format: expected {\"type\": \"text\" | \"json_object\" | \"json_schema\" | \"grammar\", ...}");
+        "response_format: expected {\"type\": \"text\" | \"json_object\" | \"json_schema\" | \"grammar\" | \"regex\", "
+        "...}");
     return MX_OK;
+}
+
+/* Is a call asked for? */
+static bool must_call(const mx_json *choice) {
+    const mx_json *allowed = field(choice, "allowed_tools");
+    return mx_json_is_string(choice, "required") || name_within(choice) ||
+           mx_json_is_string(field(allowed ? allowed : choice, "mode"), "required");
 }
 
 static mx_status read_all(const reading *r, const mx_json *fields, const mx_json *tools, bool chat) {
@@ -452,10 +520,9 @@ static mx_status read_all(const reading *r, const mx_json *fields, const mx_json
     r->rules->raw = !chat;
     r->rules->choice = MX_TOOLS_NONE;
     if (status || r->problem->http_status || !chat) return status;
-    r->rules->parallel =
-        !field(fields, "parallel_tool_calls") || read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls");
+    read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls"); /* an answer has one call at most anyway */
     if (r->problem->http_status) return status;
-    if (!mx_json_is_string(choice, "none")) status = read_tools(r, tools);
+    status = read_tools(r, tools, must_call(choice));
     return status || r->problem->http_status ? status : read_choice(r, choice);
 }
 
@@ -467,8 +534,8 @@ mx_status mx_api_read_rules_with(const mx_json *fields, const mx_json *tools, bo
     const reading r = {rules, problem, error};
     if (field(fields, "tools")) tools = field(fields, "tools");
     const mx_status status = read_all(&r, fields, tools, chat);
-    /* Where there are no tools nothing has to be forbidden. */
-    const bool none = mx_json_is_string(field(fields, "tool_choice"), "none") && tools && tools->count;
+    /* Only where a client says so: to forbid calls to every chat without tools would cost a mask for each token. */
+    const bool none = field(fields, "tool_choice") && !mx_json_is_string(field(fields, "tool_choice"), "auto");
     if (!status && !problem->http_status && (rules->text || (chat && (rules->choice != MX_TOOLS_NONE || none))))
         *out = rules;
     else

@@ -16,7 +16,7 @@
 
 static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *max_body, *alias;
 static char **given_keys, **cors, **allowed_hosts;
-static int no_auth, no_page;
+static int no_auth, no_page, allow_priority;
 #define KEY_VARIABLE "MXRUN_API_KEY"
 enum { PORT, QUEUE, CONNECTIONS, RUNNING, READ, WRITE, IDLE, KEEP_ALIVE, STOP, NUMBERS };
 static mx_number numbers[NUMBERS] = {
@@ -56,9 +56,11 @@ static const struct poptOption limit_options[] = {
     {"max-running", '\0', STRING, &numbers[RUNNING].text, 0, "Answers computed at once (default 64)", "N"},
     {"max-queue", '\0', STRING, &numbers[QUEUE].text, 0,
      "Answers that wait for that; more are refused, with 429 (default 256)", "N"},
+    {"allow-priority", '\0', POPT_ARG_NONE, &allow_priority, 0,
+     "Clients may put their requests before those of others, by \"priority\"", NULL},
     {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
      "Connections at once; more have to wait (default 1024)", "N"},
-    {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 16M (default 64M)", "SIZE"},
+    {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 64M (default 16M)", "SIZE"},
     {"read-timeout", '\0', STRING, &numbers[READ].text, 0, "Seconds in which a request must be there (default 30)",
      "S"},
     {"write-timeout", '\0', STRING, &numbers[WRITE].text, 0,
@@ -234,6 +236,10 @@ static void notify(const char *text) {
     close(fd);
 }
 
+static void on_stop(void) {
+    notify("STOPPING=1");
+}
+
 /* ---- command ----------------------------------------------------------------------------------------------------- */
 static const char *model_name(const mx_session *s) {
     const char *slash = strrchr(s->path, '/');
@@ -277,7 +283,6 @@ static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary 
     if (!status) {
         announce(s, server, o);
         status = mx_server_run(server, &stop, error);
-        notify("STOPPING=1");
         mx_server_free(server);
     }
     return status;
@@ -335,6 +340,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
             .keep_alive_seconds = numbers[KEEP_ALIVE].value,
             .stop_seconds = numbers[STOP].value,
             .page = !no_page,
+            .allow_priority = allow_priority,
+            .on_stop = on_stop,
         };
         exit_code = work(self, &o);
     }

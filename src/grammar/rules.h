@@ -30,7 +30,6 @@ typedef struct mx_rules {
     char *named;          /* owned; NAMED */
     mx_rules_tool *tools; /* [tool_count], owned */
     int tool_count;
-    bool parallel; /* several calls in one answer; false: <|call|> ends it, as it does anyway where harmony has it */
     mx_rules_headers *headers; /* rules.c's own, made with the first constraint */
 } mx_rules;
 mx_rules *mx_rules_create(void); /* AUTO, no tools, nothing constrained; NULL: no memory */

@@ -8,6 +8,50 @@
 
 #include "server/private.h"
 
+/* ---- the head ---------------------------------------------------------------------------------------------------- */
+typedef struct head {
+    const char *length;          /* Content-Length */
+    const char *encoding;        /* Content-Encoding other than identity */
+    int hosts, codings;          /* how often there is Host, Transfer-Encoding */
+    bool lengths, other_codings; /* several lengths that differ; a coding that is not chunked */
+} head;
+
+static enum MHD_Result look(void *closure, enum MHD_ValueKind kind, const char *name, const char *value) {
+    head *h = closure;
+    (void)kind;
+    if (!value) value = "";
+    if (strcasecmp(name, "content-length") == 0) {
+        h->lengths |= h->length && strcmp(h->length, value) != 0;
+        h->length = value;
+    } else if (strcasecmp(name, "transfer-encoding") == 0) {
+        h->codings++;
+        h->other_codings |= strcasecmp(value, "chunked") != 0;
+    } else if (strcasecmp(name, "host") == 0) {
+        h->hosts++;
+    } else if (strcasecmp(name, "content-encoding") == 0 && *value && strcasecmp(value, "identity") != 0) {
+        h->encoding = value;
+    }
+    return MHD_YES;
+}
+
+/* RFC 9112, 3.2 and 6.3: two readers could take the end of the body for two places (request smuggling). */
+bool mx_gate_check_head(struct MHD_Connection *connection, mx_api_problem *problem) {
+    head h = {0};
+    MHD_get_connection_values(connection, MHD_HEADER_KIND, look, &h);
+    if (h.lengths || (h.length && h.codings) || h.codings > 1 || h.other_codings)
+        mx_problem_set(problem, 400, "ambiguous_length",
+                       "the request does not tell clearly how long it is: expected one Content-Length, or "
+                       "Transfer-Encoding: chunked");
+    else if (h.hosts > 1)
+        mx_problem_set(problem, 400, "ambiguous_host", "the request has %d headers Host, expected one", h.hosts);
+    else if (h.encoding)
+        mx_problem_set(problem, 415, "unsupported_media_type",
+                       "the body has Content-Encoding: %.60s, expected none: send it as it is", h.encoding);
+    else
+        return true;
+    return false;
+}
+
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 bool mx_gate_hash(const char *key, unsigned char out[static MX_KEY_HASH]) {
     static const char space[] = " \t\r\n";

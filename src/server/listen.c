@@ -21,8 +21,9 @@ static const char *scheme(const mx_server *s) {
 }
 
 /* ---- TCP --------------------------------------------------------------------------------------------------------- */
-/* s->address of the socket as it is bound. */
-static void set_address(mx_server *s, int fd) {
+/* s->address of the (first) socket as it is bound; where a name has several, by its name. */
+static void set_address(mx_server *s) {
+    const int fd = s->listeners[0];
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
     char host[NI_MAXHOST], port[NI_MAXSERV];
@@ -34,8 +35,9 @@ static void set_address(mx_server *s, int fd) {
                  size > offsetof(struct sockaddr_un, sun_path) && *u->sun_path ? u->sun_path : "?");
     } else if (!getnameinfo((struct sockaddr *)&bound, size, host, sizeof host, port, sizeof port,
                             NI_NUMERICHOST | NI_NUMERICSERV)) {
-        const bool brackets = strchr(host, ':') != NULL;
-        snprintf(s->address, sizeof s->address, "%s://%s%.200s%s:%s", scheme(s), brackets ? "[" : "", host,
+        const char *name = s->listener_count > 1 ? s->host : host;
+        const bool brackets = strchr(name, ':') != NULL;
+        snprintf(s->address, sizeof s->address, "%s://%s%.200s%s:%s", scheme(s), brackets ? "[" : "", name,
                  brackets ? "]" : "", port);
     }
 }
@@ -89,23 +91,58 @@ static mx_status cannot_bind(const char *host, int port, int why, mx_error *erro
     return mx_fail(error, MX_IO, "cannot listen on %s port %d: %s", host, port, strerror(why));
 }
 
-/* The first of the host's addresses that can be bound. */
+static void set_port(struct sockaddr *a, in_port_t port) {
+    if (a->sa_family == AF_INET) ((struct sockaddr_in *)a)->sin_port = port;
+    if (a->sa_family == AF_INET6) ((struct sockaddr_in6 *)a)->sin6_port = port;
+}
+
+/* The port that a socket got, in network order; 0: not known. */
+static in_port_t port_of(int fd) {
+    struct sockaddr_storage bound;
+    socklen_t size = sizeof bound;
+    if (getsockname(fd, (struct sockaddr *)&bound, &size)) return 0;
+    return bound.ss_family == AF_INET ? ((struct sockaddr_in *)&bound)->sin_port
+                                      : ((struct sockaddr_in6 *)&bound)->sin6_port;
+}
+
+/* Does an address stand in the list before `a`, too? */
+static bool is_repeated(const struct addrinfo *list, const struct addrinfo *a) {
+    for (; list != a; list = list->ai_next)
+        if (list->ai_addrlen == a->ai_addrlen && memcmp(list->ai_addr, a->ai_addr, a->ai_addrlen) == 0) return true;
+    return false;
+}
+
+/* All of a name's addresses that this machine has, on one port. 0, or errno. */
+static int bind_all(mx_server *s, struct addrinfo *list) {
+    int why = EADDRNOTAVAIL;
+    for (struct addrinfo *a = list; a && s->listener_count < MX_LISTENERS; a = a->ai_next) {
+        if (s->listener_count) set_port(a->ai_addr, port_of(s->listeners[0]));
+        if (is_repeated(list, a)) continue;
+        const int fd = bind_tcp(a);
+        if (fd >= 0) {
+            s->listeners[s->listener_count++] = fd;
+            set_port(a->ai_addr, port_of(fd));
+        } else if (errno != EADDRNOTAVAIL && errno != EAFNOSUPPORT) {
+            return errno;
+        } else {
+            why = errno;
+        }
+    }
+    return s->listener_count ? 0 : why;
+}
+
 static mx_status open_tcp(mx_server *s, mx_error *error) {
     const struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
     struct addrinfo *list;
     char port[12];
-    int why = EADDRNOTAVAIL;
     snprintf(port, sizeof port, "%d", s->options.port);
     const int failed = getaddrinfo(s->host, port, &hints, &list);
     if (failed)
         return mx_fail(error, MX_INVALID_ARGUMENT, "host \"%s\": %s; expected an address or a name of this machine",
                        s->host, gai_strerror(failed));
-    for (const struct addrinfo *a = list; a && s->listener < 0; a = a->ai_next) {
-        s->listener = bind_tcp(a);
-        if (s->listener < 0) why = errno;
-    }
+    const int why = bind_all(s, list);
     freeaddrinfo(list);
-    return s->listener < 0 ? cannot_bind(s->host, s->options.port, why, error) : MX_OK;
+    return why ? cannot_bind(s->host, s->options.port, why, error) : MX_OK;
 }
 
 /* ---- unix socket ------------------------------------------------------------------------------------------------- */
@@ -138,23 +175,23 @@ static mx_status open_unix(mx_server *s, mx_error *error) {
     strcpy(a.sun_path, path);
     mx_status status = remove_stale(&a, error);
     if (status) return status;
-    s->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (s->listener < 0) return mx_fail(error, MX_IO, "no socket: %s", strerror(errno));
-    if (bind(s->listener, (struct sockaddr *)&a, sizeof a))
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return mx_fail(error, MX_IO, "no socket: %s", strerror(errno));
+    s->listeners[s->listener_count++] = fd;
+    if (bind(fd, (struct sockaddr *)&a, sizeof a))
         return mx_fail(error, MX_IO, "cannot make the socket %s: %s", path, strerror(errno));
     s->unix_path = strdup(path);
     if (s->unix_path && stat(path, &info) == 0) {
         s->unix_device = info.st_dev;
         s->unix_inode = info.st_ino;
     }
-    if (listen(s->listener, BACKLOG)) return mx_fail(error, MX_IO, "cannot listen on %s: %s", path, strerror(errno));
+    if (listen(fd, BACKLOG)) return mx_fail(error, MX_IO, "cannot listen on %s: %s", path, strerror(errno));
     return MX_OK;
 }
 
 void mx_listen_close(mx_server *s) {
     struct stat info;
-    if (s->listener >= 0) close(s->listener);
-    s->listener = -1;
+    while (s->listener_count) close(s->listeners[--s->listener_count]);
     if (s->unix_path && lstat(s->unix_path, &info) == 0 && info.st_dev == s->unix_device &&
         info.st_ino == s->unix_inode)
         unlink(s->unix_path);
@@ -172,7 +209,7 @@ static mx_status open_inherited(mx_server *s, mx_error *error) {
                        fd);
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    s->listener = fd;
+    s->listeners[s->listener_count++] = fd;
     return MX_OK;
 }
 
@@ -181,9 +218,14 @@ mx_status mx_listen_open(mx_server *s, mx_error *error) {
                        : s->options.unix_socket         ? open_unix(s, error)
                                                         : open_tcp(s, error);
     if (status) return status;
-    set_address(s, s->listener);
-    s->local = is_local(s->listener);
-    if (!s->key_count && !s->options.no_auth && !mx_server_is_private(s->listener))
+    set_address(s);
+    bool private = true;
+    s->local = true;
+    for (int i = 0; i < s->listener_count; i++) {
+        s->local &= is_local(s->listeners[i]);
+        private &= mx_server_is_private(s->listeners[i]);
+    }
+    if (!s->key_count && !s->options.no_auth && !private)
         return mx_fail(
             error, MX_INVALID_ARGUMENT,
             "%s: others can reach it, so that a key is needed (--api-key-file, MXRUN_API_KEY or --api-key), or "

@@ -177,12 +177,22 @@ static bool put_answers(mx_bytes *out, mx_metrics *m) {
                "Clients that went away, or were cut off, while they were answered.", (double)get(&m->cuts));
 }
 
+/* A label's value, as Prometheus' text format has it. */
+static bool put_label(mx_bytes *out, const char *text) {
+    bool ok = mx_bytes_add_string(out, "\"");
+    for (; *text; text++) {
+        const char *escaped = *text == '\n' ? "\\n" : *text == '"' ? "\\\"" : *text == '\\' ? "\\\\" : NULL;
+        ok = ok && (escaped ? mx_bytes_add_string(out, escaped) : mx_bytes_add(out, text, 1));
+    }
+    return ok && mx_bytes_add_string(out, "\"");
+}
+
 static bool put_info(mx_bytes *out, const char *model) {
     return mx_bytes_addf(out,
                          "# HELP mxrun_info The program and its model.\n# TYPE mxrun_info gauge\nmxrun_info{version=\""
                          "%s\",model=",
                          MX_VERSION) &&
-           mx_bytes_add_json(out, model, strlen(model)) && mx_bytes_add_string(out, "} 1\n");
+           put_label(out, model) && mx_bytes_add_string(out, "} 1\n");
 }
 
 bool mx_metrics_write(mx_metrics *m, mx_engine *engine, const mx_metrics_now *now, mx_bytes *out) {

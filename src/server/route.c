@@ -1,6 +1,7 @@
 /* Which endpoint a request is for. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <strings.h>
 
 #include "server/private.h"
 
@@ -20,7 +21,8 @@ static bool matches(const mx_endpoint *e, const char *path, const char **variabl
     if (strncmp(e->path, path, head) != 0) return false;
     const char *rest = path + head, *tail = strchr(brace, '}') + 1;
     const size_t n = strlen(rest), m = strlen(tail);
-    if (n <= m || strcmp(rest + n - m, tail) != 0 || memchr(rest, '/', n - m)) return false;
+    if (n <= m || strcmp(rest + n - m, tail) != 0) return false;
+    if (!strstr(brace, "...}") && memchr(rest, '/', n - m)) return false;
     *variable = rest;
     return true;
 }
@@ -80,6 +82,18 @@ static void look(search *s, const mx_endpoint *e) {
     s->nearness = SIZE_MAX;
 }
 
+const char *mx_route_path(const char *url) {
+    const size_t scheme = strncasecmp(url, "http://", 7) == 0 ? 7 : strncasecmp(url, "https://", 8) == 0 ? 8 : 0;
+    if (!scheme) return url;
+    const char *path = strchr(url + scheme, '/');
+    return path ? path : "/";
+}
+
+bool mx_route_has_zero(const char *uri) {
+    const char *zero = strstr(uri, "%00");
+    return zero && zero < uri + strcspn(uri, "?");
+}
+
 bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char allow[static 64]) {
     const mx_server_options *o = &x->server->options;
     x->method = known(method);
@@ -94,14 +108,17 @@ bool mx_route(mx_exchange *x, const char *method, mx_api_problem *problem, char 
         for (const mx_endpoint *e = tables[i]; e->method; e++) look(&s, e);
     }
     if (*allow) add_method(allow, "OPTIONS");
-    if (s.found && !s.failed) {
+    if (s.found && !s.failed && !x->zero) {
         if (s.options) mx_exchange_add_header(x, "Allow", allow);
         *allow = 0;
         x->routed = true;
         return true;
     }
     x->endpoint = s.nearest;
-    if (s.failed)
+    if (x->zero) *allow = 0;
+    if (x->zero)
+        mx_problem_set(problem, 400, "invalid_path", "the path has a zero byte (%%00) in it");
+    else if (s.failed)
         mx_problem_set(problem, 500, "server_error", "no memory for a request");
     else if (*allow)
         mx_problem_set(problem, 405, "method_not_allowed", "%.200s takes %s, not %.20s", x->path, allow, method);

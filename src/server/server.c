@@ -21,7 +21,7 @@
 static void set_defaults(mx_server_options *o) {
     if (!o->host) o->host = "127.0.0.1";
     if (!o->header_bytes) o->header_bytes = (size_t)64 << 10;
-    if (!o->body_bytes) o->body_bytes = (size_t)64 << 20;
+    if (!o->body_bytes) o->body_bytes = (size_t)16 << 20;
     if (!o->connections) o->connections = 1024;
     if (!o->queue) o->queue = 256;
     if (!(o->read_seconds > 0)) o->read_seconds = 30;
@@ -130,7 +130,7 @@ mx_status mx_server_create(const mx_server_options *options, mx_engine *engine, 
     if (!s) return mx_fail(error, MX_NO_MEMORY, "no memory for a server");
     s->options = *options;
     s->engine = engine;
-    s->listener = s->watch_fd = s->watch_wake = -1;
+    s->watch_fd = s->watch_wake = -1;
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->jobs_lock, NULL);
     set_defaults(&s->options);
@@ -182,7 +182,8 @@ static const double IDLE_SECONDS = 0.1; /* after so long a signal is noticed whi
 static void begin_stop(mx_server *s) {
     mx_log(MX_LOG_INFO, "stopping: no more requests are taken, %d are being answered", atomic_load(&s->busy));
     atomic_store(&s->stopping, true);
-    mx_watch_wake(s); /* it closes the listener */
+    mx_watch_wake(s); /* it closes the listeners */
+    if (s->options.on_stop) s->options.on_stop();
 }
 
 static mx_status loop(mx_server *s, const volatile sig_atomic_t *stop, mx_error *error) {

@@ -1,6 +1,7 @@
 /* A thread that lets clients in, sees them go away, cuts off those that are too slow, and keeps quiet streams open. It
  * depends on no step of the engine, which may take long. */
 #include <errno.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -42,8 +43,13 @@ static void client_gone(mx_server *s, uint64_t name) {
 /* Whoever finds no place waits in the kernel's queue. */
 static void set_accepting(mx_server *s, bool wanted) {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = LISTENER};
-    if (s->listener < 0 || wanted == s->accepting) return;
-    if (epoll_ctl(s->watch_fd, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, s->listener, &event) == 0) s->accepting = wanted;
+    bool ok = s->listener_count > 0;
+    if (wanted == s->accepting) return;
+    for (int i = 0; i < s->listener_count; i++) {
+        const int failed = epoll_ctl(s->watch_fd, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, s->listeners[i], &event);
+        ok &= !failed || errno == (wanted ? EEXIST : ENOENT);
+    }
+    if (ok) s->accepting = wanted;
 }
 
 static bool has_place(mx_server *s) {
@@ -54,23 +60,28 @@ static bool has_place(mx_server *s) {
     return true;
 }
 
-static void let_in(mx_server *s) {
+/* false: there is no place for more. */
+static bool let_in_at(mx_server *s, int listener) {
     enum { AT_ONCE = 32 };
     struct sockaddr_storage address;
     bool place = true;
     for (int i = 0; i < AT_ONCE && (place = has_place(s)); i++) {
         socklen_t size = sizeof address;
-        const int fd = accept4(s->listener, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        const int fd = accept4(listener, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
             mx_http_add(s, fd, (struct sockaddr *)&address, size);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-            place = false; /* until the next sweep */
-            break;
+            return false; /* until the next sweep */
         } else if (errno != ECONNABORTED && errno != EINTR) {
             break;
         }
     }
-    if (!place) set_accepting(s, false);
+    return place;
+}
+
+static void let_in(mx_server *s) {
+    for (int i = 0; i < s->listener_count; i++)
+        if (!let_in_at(s, s->listeners[i])) set_accepting(s, false);
 }
 
 /* After something changed. */
@@ -85,11 +96,17 @@ static void look_again(mx_server *s) {
 }
 
 /* ---- deadlines --------------------------------------------------------------------------------------------------- */
+/* Whether it is the client that keeps a reply from going out: a socket that has room waits for us. */
+static bool blocks(const mx_slot *slot) {
+    struct pollfd p = {.fd = slot->fd, .events = POLLOUT};
+    return poll(&p, 1, 0) != 1 || p.revents != POLLOUT;
+}
+
 static void sweep_busy(mx_server *s, mx_exchange *x, double now) {
-    pthread_mutex_lock(&x->lock);
+    if (pthread_mutex_trylock(&x->lock)) return; /* somebody is at it: the next sweep sees to it */
     const double quiet = now - x->moved;
     const bool waits = x->suspended && x->state == MX_STATE_STREAM && x->out.size == x->taken;
-    if (x->queued && !x->suspended && quiet > s->options.write_seconds) {
+    if (x->queued && !x->suspended && quiet > s->options.write_seconds && blocks(x->slot)) {
         mx_exchange_cut(x);
     } else if (waits && x->job && quiet > s->options.keep_alive_seconds) {
         if (mx_job_keep_alive(x->job, &x->out)) mx_exchange_wake(x);

@@ -274,7 +274,7 @@ static bool write_head(const mx_conversation *c, mx_bytes *json) {
     return mx_bytes_add_string(json, "]}");
 }
 
-static mx_status update_head(mx_conversation *c, mx_error *error) {
+mx_status mx_conversation_update_head(mx_conversation *c, mx_error *error) {
     if (c->head.count) return MX_OK;
     mx_bytes json = {0};
     mx_ids head = {0};
@@ -434,6 +434,7 @@ static mx_status add_answer_message(mx_conversation *c, const mx_turn *turn, int
     const mx_harmony_parser *parser = mx_turn_parser(turn);
     const mx_turn_result *result = mx_turn_get_result(turn);
     const mx_harmony_message *from = mx_harmony_message_at(parser, index);
+    if (from->role && strcmp(from->role, "assistant") != 0) return MX_OK; /* it ended the turn */
     bool is_last = index == mx_harmony_message_count(parser) - 1;
     bool whole =
         !is_last || result->finish == MX_TURN_TOOL_CALLS || (result->finish == MX_TURN_STOP && !result->stop_string);
@@ -447,8 +448,7 @@ static mx_status add_answer_message(mx_conversation *c, const mx_turn *turn, int
     bool done = copy_header(&m, from) && mx_bytes_add(&m.text, text, size);
     int64_t begin = index ? mx_harmony_message_at(parser, index - 1)->last_id : 0;
     int64_t count = from->last_id - begin;
-    bool assistant = !from->role || strcmp(from->role, "assistant") == 0;
-    if (done && whole && assistant && is_channel(from->channel) && begin >= 0 && count > 0 &&
+    if (done && whole && is_channel(from->channel) && begin >= 0 && count > 0 &&
         from->last_id <= result->ids.count && well_formed(c, result->ids.data + begin, count, index == 0)) {
         done = splice(c, result->ids.data + begin, count, index == 0, &m.ids);
     }
@@ -504,21 +504,29 @@ static bool is_on(const mx_message *m, const char *channel) {
     return m->role == MX_ROLE_ASSISTANT && m->channel && strcmp(m->channel, channel) == 0;
 }
 
+bool mx_message_is_thinking(const mx_message *m) {
+    return is_on(m, "analysis") && !m->recipient;
+}
+
+bool mx_message_is_final(const mx_message *m) {
+    return is_on(m, "final") && !m->recipient;
+}
+
 /* Index of the last final answer, -1: none. Analysis before it has done its work. */
 static int last_final(const mx_conversation *c) {
     int i = c->count - 1;
-    while (i >= 0 && (!is_on(&c->messages[i], "final") || c->messages[i].recipient)) i--;
+    while (i >= 0 && !mx_message_is_final(&c->messages[i])) i--;
     return i;
 }
 
 mx_status mx_conversation_prompt(mx_conversation *c, mx_ids *out, mx_error *error) {
-    mx_status status = update_head(c, error);
+    mx_status status = mx_conversation_update_head(c, error);
     if (status) return status;
     int kept_from = c->keep_thinking ? 0 : last_final(c);
     bool added = mx_ids_add_all(out, c->head.data, c->head.count);
     for (int i = 0; i < c->count && added; i++) {
         const mx_message *m = &c->messages[i];
-        if (i < kept_from && is_on(m, "analysis") && !m->recipient) continue;
+        if (i < kept_from && mx_message_is_thinking(m)) continue;
         added = mx_ids_add_all(out, m->ids.data, m->ids.count);
     }
     added = added && mx_ids_add_all(out, c->opening.data, c->opening.count);

@@ -30,4 +30,10 @@ void mx_message_free(mx_message *m);
 /* Takes the message over, in every case. An empty m->ids is filled by rendering the message. */
 mx_status mx_conversation_take(mx_conversation *c, mx_message *m, mx_error *error);
 
+/* Makes c->head where it is not there. */
+mx_status mx_conversation_update_head(mx_conversation *c, mx_error *error);
+/* Thinking, which later prompts do without once there is a final answer behind it. */
+bool mx_message_is_thinking(const mx_message *m);
+bool mx_message_is_final(const mx_message *m);
+
 #endif

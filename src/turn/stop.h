@@ -9,8 +9,14 @@
 /* Finds stop strings in a text that arrives in pieces. Text that may be the beginning of a stop string is held back
  * until that is decided. Where the pieces are cut makes no difference: the stop string that is complete first wins,
  * of several that end on the same byte the longest; it and all behind it are dropped. */
+typedef struct mx_stop_string {
+    mx_bytes text;
+    size_t *border; /* [text.size]: of the beginning that ends here, its longest beginning that is its end, too */
+    size_t matched; /* so many bytes of it end the text so far; fewer than all */
+} mx_stop_string;
+
 typedef struct mx_stop {
-    mx_bytes *strings; /* owned */
+    mx_stop_string *strings; /* owned */
     int count;
     mx_bytes held; /* shorter than the longest string */
     int found;     /* which string it was, once one was found */

@@ -15,6 +15,7 @@ struct mx_turn {
     mx_stop stop;
     mx_turn_result result;
     bool over, ended;
+    bool strayed; /* the model went on as somebody else, which is no answer: over */
     bool cut;  /* the engine broke off; what is still open is not whole */
     bool open; /* a message is being written */
     mx_piece_kind kind;
@@ -195,14 +196,27 @@ static bool end_message(mx_turn *t) {
     return true;
 }
 
+static bool is_own(const char *role) {
+    return !role || strcmp(role, "assistant") == 0;
+}
+
+/* The model invents what the user says next, or what a tool returns: nobody hears of it. */
+static bool stray(mx_turn *t) {
+    t->strayed = t->over = true;
+    t->content = false;
+    return true;
+}
+
 /* What one pushed token, or the end, did to the parser. */
 static bool follow_parser(mx_turn *t, const mx_harmony_delta *delta) {
+    if (!is_own(delta->role)) return stray(t);
     if (delta->text && delta->text_size) {
         if (!t->open && !begin_message(t, delta->channel, delta->recipient)) return false;
         if (!add_text(t, delta->text, delta->text_size)) return false;
     }
     for (; t->messages < mx_harmony_message_count(t->parser) && !t->over; t->messages++) {
         const mx_harmony_message *m = mx_harmony_message_at(t->parser, t->messages);
+        if (!is_own(m->role)) return stray(t);
         if (!t->open && !begin_message(t, m->channel, m->recipient)) return false;
         if (!end_message(t)) return false;
     }
@@ -277,7 +291,7 @@ mx_status mx_turn_push(mx_turn *t, int32_t token, mx_error *error) {
 
 static mx_turn_finish finish_of(const mx_turn *t, mx_finish finish) {
     if (t->result.stop_string) return MX_TURN_STOP;
-    switch (finish) {
+    switch (t->strayed ? MX_FINISH_STOP : finish) {
     case MX_FINISH_LENGTH:
         return MX_TURN_LENGTH;
     case MX_FINISH_CONTEXT:
@@ -308,7 +322,7 @@ mx_status mx_turn_end(mx_turn *t, mx_finish finish, mx_error *error) {
     mx_status status = MX_OK;
     if (t->parser) { /* also when it is over, so that the message it broke off in is complete */
         mx_harmony_delta delta = {0};
-        status = mx_harmony_end(t->parser, &delta, error);
+        if (!t->strayed) status = mx_harmony_end(t->parser, &delta, error);
         if (!status && !t->over && !follow_parser(t, &delta)) status = no_memory(error);
     } else if (!t->over && !end_raw(t)) {
         status = no_memory(error);

@@ -9,7 +9,8 @@
 #include "tokenizer/tokenizer.h"
 
 /* One answer of the model: sampled tokens in, what a user sees out (thinking, text, tool calls), with stop strings
- * found across token borders. It knows ids and text, not the engine's state; any number of turns may run at once. */
+ * found across token borders. A header that names another role than the assistant's ends it: what the model would have
+ * the user or a tool say is no answer. It knows ids and text, not the engine's state; any number of turns may run at once. */
 typedef struct mx_turn mx_turn;
 
 typedef enum mx_piece_kind { MX_PIECE_THINKING, MX_PIECE_TEXT, MX_PIECE_TOOL_CALL } mx_piece_kind;
@@ -69,7 +70,7 @@ mx_status mx_turn_create(const mx_turn_options *options, mx_turn **out, mx_error
 void mx_turn_free(mx_turn *t); /* NULL allowed */
 
 mx_status mx_turn_push(mx_turn *t, int32_t token, mx_error *error);
-/* A stop string appeared or nobody reads any more: cancel the request. Further tokens are ignored. */
+/* A stop string appeared, the model goes on as somebody else, or nobody reads any more: cancel the request. Further tokens are ignored. */
 bool mx_turn_over(const mx_turn *t);
 /* Was the last pushed token content of a message (and of which kind), or, false, of the format around it? */
 bool mx_turn_token_kind(const mx_turn *t, mx_piece_kind *kind);

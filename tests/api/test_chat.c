@@ -135,6 +135,9 @@ static void test_template(void **unused) {
     }
     assert_int_equal(count, 19);
     for (size_t i = 0; i < sizeof differences / sizeof *differences; i++) assert_true(used[i]);
+    /* What is reserved has a name in harmony, and no token. */
+    assert_true(mx_is_token(published, 0) && mx_is_token(published, 200017) && mx_is_token(published, 200018));
+    assert_true(!mx_is_token(published, 200019) && !mx_is_token(published, 201087) && !mx_is_token(published, 1 << 20));
     mx_tokenizer_close(published);
     mx_bytes_free(&file);
 }
@@ -164,6 +167,16 @@ static void test_thinking(void **unused) {
                   HEAD USER("Hi") WAIT CALL("f", "{}") RESULT("f", "1") FINAL("Ho") USER("Hm") NEXT);
 }
 
+static void refuse(const char *body, const char *param, const char *word) {
+    const mx_api_reader reader = {.settings = &settings, .streams = true};
+    mx_api_request request;
+    assert_int_equal(mx_api_read_body(&reader, true, 1, json(body), &request, NULL), MX_OK);
+    assert_int_equal(request.problem.http_status, 400);
+    assert_string_equal(request.problem.param, param);
+    if (!strstr(request.problem.text, word)) fail_msg("%s: no %s", request.problem.text, word);
+    mx_api_request_free(&request);
+}
+
 /* An answer that thinking ate up is no empty answer. */
 static void test_only_thinking(void **unused) {
     (void)unused;
@@ -175,6 +188,15 @@ static void test_only_thinking(void **unused) {
                   "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"\"},"
                   "{\"role\":\"user\",\"content\":\"And?\"}]}",
                   HEAD USER("Hi") FINAL("") USER("And?") NEXT);
+    expect_prompt(NULL,
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":null,"
+                  "\"reasoning_content\":\"Hm.\"},{\"role\":\"user\",\"content\":\"And?\"}]}",
+                  HEAD USER("Hi") THINK("Hm.") USER("And?") NEXT);
+    expect_prompt(NULL,
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":null,"
+                  "\"refusal\":\"No.\"},{\"role\":\"user\",\"content\":\"And?\"}]}",
+                  HEAD USER("Hi") FINAL("No.") USER("And?") NEXT);
+    refuse("{\"messages\":[{\"role\":\"assistant\",\"content\":null}]}", "messages[0].content", "missing");
 }
 
 /* Results without an id are those of the calls, in order; of calls with the same id the latest counts. */
@@ -191,16 +213,6 @@ static void test_results(void **unused) {
                                                                                      "\"3\"}]}",
                   HEAD USER("Hi") CALL("f", "{}") CALL("g", "{}") RESULT("f", "1") RESULT("g", "2") CALL("h", "{}")
                       RESULT("h", "3") NEXT);
-}
-
-static void refuse(const char *body, const char *param, const char *word) {
-    const mx_api_reader reader = {.settings = &settings, .streams = true};
-    mx_api_request request;
-    assert_int_equal(mx_api_read_body(&reader, true, 1, json(body), &request, NULL), MX_OK);
-    assert_int_equal(request.problem.http_status, 400);
-    assert_string_equal(request.problem.param, param);
-    if (!strstr(request.problem.text, word)) fail_msg("%s: no %s", request.problem.text, word);
-    mx_api_request_free(&request);
 }
 
 static void test_refused(void **unused) {
@@ -271,6 +283,43 @@ static void test_names(void **unused) {
     mx_api_request_free(&request);
     refuse("{\"tools\":[{\"name\":\"a b\"},{\"name\":\"a!b\"}],\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}",
            "tools", "a_b");
+#define TWO(a, b)                                                                                                      \
+    "{\"tools\":[{\"name\":\"" a "\"},{\"name\":\"" b "\"}],\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}"
+    refuse(TWO("a b", "a_b"), "tools", "are the same name");
+    refuse(TWO("a_b", "a b"), "tools", "are the same name");
+    refuse(TWO("f", "f"), "tools", "two functions are called \"f\"");
+    refuse(TWO("f", "a\\u0000b"), "tools", "U+0000");
+}
+
+/* No request may hold so many that comparing them takes long. */
+static void test_many_tools(void **unused) {
+    (void)unused;
+    for (int count = MX_API_MOST_TOOLS; count <= MX_API_MOST_TOOLS + 1; count++) {
+        mx_bytes tools = {0};
+        mx_json_document *document;
+        mx_api_chat *chat;
+        mx_error error = {0};
+        for (int i = 0; i < count; i++) assert_true(mx_bytes_addf(&tools, "%s{\"name\":\"f%d\"}", i ? "," : "[", i));
+        assert_true(mx_bytes_add_string(&tools, "]"));
+        assert_int_equal(mx_json_parse("tools", tools.data, tools.size, &document, NULL), MX_OK);
+        assert_int_equal(mx_api_chat_create(&settings, NULL, false, &chat, NULL), MX_OK);
+        const mx_status status = mx_api_chat_set_tools(chat, "tools", mx_json_root(document), &error);
+        assert_int_equal(status, count > MX_API_MOST_TOOLS ? MX_INVALID_ARGUMENT : MX_OK);
+        if (status) assert_string_equal(error.text, "tools: 1025 tools, at most 1024 are allowed");
+        mx_api_chat_free(chat);
+        mx_json_free(document);
+        mx_bytes_free(&tools);
+    }
+}
+
+/* Calls are forbidden by a mask: the prompt is the same, and the cache has it. */
+static void test_none(void **unused) {
+    (void)unused;
+#define WITH(choice) "{\"tools\":[{\"name\":\"f\"}]" choice ",\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}"
+    mx_bytes text = prompt_of(NULL, WITH(""));
+    assert_non_null(strstr(text.data, "type f ="));
+    expect_prompt(NULL, WITH(",\"tool_choice\":\"none\""), text.data);
+    mx_bytes_free(&text);
 }
 
 static void test_other_tools(void **unused) {
@@ -331,7 +380,7 @@ int main(void) {
         cmocka_unit_test(test_template), cmocka_unit_test(test_instructions),  cmocka_unit_test(test_thinking),
         cmocka_unit_test(test_results),  cmocka_unit_test(test_only_thinking), cmocka_unit_test(test_refused),
         cmocka_unit_test(test_names),    cmocka_unit_test(test_other_tools),   cmocka_unit_test(test_arguments),
-        cmocka_unit_test(test_efforts),
+        cmocka_unit_test(test_efforts),  cmocka_unit_test(test_many_tools),    cmocka_unit_test(test_none),
     };
     return cmocka_run_group_tests_name("chat", tests, api_set_up, api_tear_down);
 }

@@ -5,6 +5,9 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "base/cpu.h"
+#include "turn/prompt_hash.h"
+
 #define ID      "0123456789abcdef0123456789abcdef"
 #define CALL_ID "call_0123456789abcdef0123456789ab_0_0"
 #define WEATHER "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_weather\"}}]"
@@ -327,6 +330,60 @@ static void test_threads(void **unused) {
     mx_replay_free(r);
 }
 
+/* The hash of a growing prompt is that of its ids, whatever is said. */
+static void test_hash(void **unused) {
+    (void)unused;
+    mx_conversation *c;
+    mx_prompt_hash *hash;
+    uint32_t random = 1;
+    assert_int_equal(mx_conversation_copy_settings(template, &c, NULL), MX_OK);
+    assert_int_equal(mx_prompt_hash_create(c, &hash, NULL), MX_OK);
+    for (int i = 0; i < 200; i++) {
+        static const char *const channels[] = {"analysis", "commentary", "final"};
+        for (int k = 0; k <= i % 3; k++) {
+            random = random * 1664525u + 1013904223u;
+            const uint32_t kind = random >> 16 & 7;
+            const mx_status status = kind < 3    ? mx_conversation_add_assistant(c, channels[kind], "Hm.", 3, NULL)
+                                     : kind == 3 ? mx_conversation_add_call(c, "f", "{}", 2, NULL)
+                                     : kind == 4 ? mx_conversation_add_tool_result(c, "f", "1", 1, NULL)
+                                                 : mx_conversation_add_user(c, "Hi", 2, NULL);
+            assert_int_equal(status, MX_OK);
+        }
+        mx_ids ids = {0};
+        assert_int_equal(mx_conversation_prompt(c, &ids, NULL), MX_OK);
+        assert_true(mx_prompt_hash_of(hash, c) == mx_replay_hash(&ids));
+        mx_ids_free(&ids);
+    }
+    mx_prompt_hash_free(hash);
+    mx_conversation_free(c);
+}
+
+static double seconds_of(mx_replay *r, int pairs) {
+    mx_api_chat *chat;
+    mx_ids ids = {0};
+    const mx_api_said said = {.text = "b", .text_size = 1, .has_text = true};
+    assert_int_equal(mx_api_chat_create(&settings, r, false, &chat, NULL), MX_OK);
+    for (int i = 0; i < pairs; i++) {
+        assert_int_equal(mx_api_chat_add_user(chat, "a", 1, NULL), MX_OK);
+        assert_int_equal(mx_api_chat_add_said(chat, &said, NULL), MX_OK);
+    }
+    const double start = mx_seconds();
+    assert_int_equal(mx_api_chat_prompt(chat, &ids, NULL), MX_OK);
+    const double seconds = mx_seconds() - start;
+    mx_ids_free(&ids);
+    mx_api_chat_free(chat);
+    return seconds;
+}
+
+/* To look for what was said does not take longer and longer: 60 times as long as to render it, it was. */
+static void test_long(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 20);
+    const double without = seconds_of(NULL, 3000), with = seconds_of(r, 3000);
+    if (with > 8 * without) fail_msg("%g s instead of %g s", with, without);
+    mx_replay_free(r);
+}
+
 int main(void) {
     setenv("TZ", "UTC", 1);
     const struct CMUnitTest tests[] = {
@@ -336,6 +393,8 @@ int main(void) {
         cmocka_unit_test(test_nobody_elses_thinking),
         cmocka_unit_test(test_bound),
         cmocka_unit_test(test_dates),
+        cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_long),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests_name("replay", tests, api_set_up, api_tear_down);

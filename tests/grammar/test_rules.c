@@ -187,8 +187,19 @@ static void choices(void **state) {
 #define ALLOWED                                                                                                        \
     "{" BOTH ",\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"required\",\"tools\":[{"      \
     "\"type\":\"function\",\"function\":{\"name\":\"get time\"}}]}}}"
-#define NONE           "{" BOTH ",\"tool_choice\":\"none\"}"
-#define AUTO           "{" BOTH "}"
+#define NONE     "{" BOTH ",\"tool_choice\":\"none\"}"
+#define NO_TOOLS "{\"tool_choice\":\"none\"}"
+#define FORBIDDEN                                                                                                      \
+    "{" BOTH ",\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"auto\",\"tools\":[]}}}"
+#define AUTO "{" BOTH "}"
+#define TOOL(name, parameters)                                                                                         \
+    "{\"type\":\"function\",\"function\":{\"name\":\"" name "\",\"parameters\":" parameters "}}"
+#define INTEGER "\"properties\":{\"a\":{\"type\":\"integer\"}}"
+#define GUESS   /* schemas that can be compiled are kept to without "strict", too, where a call has to be made */      \
+    "{\"tools\":[" TOOL("f", "{\"type\":\"object\"," INTEGER "}") "," TOOL(                                            \
+        "g", "{\"type\":\"object\",\"frob\":1}") "," TOOL("h",                                                         \
+                                                          "{\"type\":\"string\"}") "],\"tool_choice\":\"required\"}"
+#define UNTYPED        "{\"tools\":[{\"name\":\"f\",\"strict\":true,\"parameters\":{" INTEGER "}}]}"
 #define TEXT           "{" YES_OR_NO "}"
 #define TEXT_AND_TOOLS "{" BOTH "," YES_OR_NO "}"
     static const struct {
@@ -210,6 +221,20 @@ static void choices(void **state) {
         {NONE, "<|channel|>commentary", REJECTED},
         {NONE, " to=functions.get_time", REJECTED},
         {NONE, "<|channel|>final to=functions.get_time", REJECTED},
+        {NO_TOOLS, THOUGHT "<|channel|>final<|message|>No.<|return|>", FINISHED},
+        {NO_TOOLS, "<|channel|>commentary", REJECTED},
+        {NO_TOOLS, " to=functions.get_time", REJECTED},
+        {FORBIDDEN, "<|channel|>final<|message|>No.<|return|>", FINISHED},
+        {FORBIDDEN, "<|channel|>commentary", REJECTED},
+        {FORBIDDEN, " to=functions.get_time", REJECTED},
+        {GUESS, "<|channel|>commentary to=functions.f<|message|>{\"a\":1}<|call|>", FINISHED},
+        {GUESS, "<|channel|>commentary to=functions.f<|message|>{\"a\":\"", REJECTED},
+        {GUESS, "<|channel|>commentary to=functions.g<|message|>{\"a\":\"\"}<|call|>", FINISHED},
+        {GUESS, "<|channel|>commentary to=functions.h<|message|>{\"a\":\"\"}<|call|>", FINISHED},
+        {GUESS, "<|channel|>commentary to=functions.h<|message|>\"", REJECTED},
+        {UNTYPED, "<|channel|>commentary to=functions.f<|message|>{\"a\":1}<|call|>", FINISHED},
+        {UNTYPED, "<|channel|>commentary to=functions.f<|message|>1", REJECTED},
+        {UNTYPED, "<|channel|>commentary to=functions.f<|message|>{\"a\":\"", REJECTED},
         {AUTO, "<|channel|>commentary<|message|>I shall look.<|end|><|start|>assistant" CALL OSLO "<|call|>", FINISHED},
         {AUTO, "<|channel|>final<|message|>No.<|return|>", FINISHED},
         {AUTO, CALL "{\"place\"", REJECTED},
@@ -326,6 +351,13 @@ static void problems(void **state) {
         {"{" BOTH ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"no\"}}}", "tool_choice"},
         {"{" BOTH ",\"tool_choice\":\"sometimes\"}", "tool_choice"},
         {"{" BOTH ",\"parallel_tool_calls\":1}", "parallel_tool_calls"},
+        {"{\"tools\":[{\"name\":\"f\",\"strict\":true,\"parameters\":{\"type\":\"string\"}}]}",
+         "tools[0].function.parameters"},
+        {"{\"tools\":[{\"name\":\"f\",\"strict\":true,\"parameters\":true}]}", "tools[0].function.parameters"},
+        {"{" BOTH ",\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"some\",\"tools\":[]}}", "tool_choice"},
+        {"{" BOTH ",\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"auto\",\"tools\":[{\"type\":\"function\","
+         "\"name\":\"other\"}]}}",
+         "tool_choice"},
         {"{\"tools\":{}}", "tools"},
         {"{\"tools\":[{\"type\":\"function\",\"function\":{}}]}", "tools[0].function.name"},
         {"{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"strict\":1}}]}",
@@ -340,7 +372,7 @@ static void problems(void **state) {
          "response_format.grammar"},
     };
     static const char *const nothing[] = {"{}", "{\"response_format\":{\"type\":\"text\"},\"tools\":[]}",
-                                          "{\"tool_choice\":\"none\"}", "{\"tool_choice\":\"auto\"}",
+                                          "{\"tool_choice\":\"auto\"}",
                                           "{\"tools\":[{\"type\":\"custom\",\"name\":\"x\"}]}"};
     mx_api_problem problem;
     (void)state;

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -163,6 +164,43 @@ class Requests(unittest.TestCase):
         self.assertEqual(ask('HEAD', '/health')[1]['content-length'], '15')
         ids = {ask('GET', '/health')[1]['x-request-id'] for _ in range(10)}
         self.assertEqual(len(ids), 10)
+
+    def test_paths(self):
+        for path, status, variable in [('/test/path/a/b', 200, 'a/b'), ('/test/path/a%2Fb/', 200, 'a/b/'), ('/test/path/', 404, None),
+                                       ('/health%00x', 400, None), ('/test/echo/a%00', 400, None), ('/health?a=%00', 200, None),
+                                       ('http://localhost/test/echo/a', 200, 'a'), ('HTTP://localhost/health', 200, None),
+                                       ('http://localhost', 404, None), ('http://localhost/nowhere', 404, None)]:
+            with self.subTest(path=path):
+                got = self.server.ask('GET', path)
+                self.assertEqual((got[0], json.loads(got[2]).get('variable') if got[2][0] == '{' else None), (status, variable))
+
+    def test_ambiguous(self):
+        """What a proxy before us could read otherwise ends the connection; nothing behind it is a request."""
+        for head, code in [('Content-Length: 2\r\nContent-Length: 40\r\n', 'ambiguous_length'),
+                           ('Content-Length: 2\r\nTransfer-Encoding: chunked\r\n', 'ambiguous_length'),
+                           ('Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n', 'ambiguous_length'),
+                           ('Transfer-Encoding: xchunked\r\n', 'ambiguous_length'),
+                           ('Content-Length: 2\r\nHost: evil.example\r\n', 'ambiguous_host')]:
+            with self.subTest(head=head):
+                s = self.server.raw(('POST /test/echo HTTP/1.1\r\nHost: localhost\r\n' + head + '\r\n2\r\n{}\r\n0\r\n\r\n').encode())
+                s.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n' * 2)
+                text = b''
+                try:
+                    while part := s.recv(65536):
+                        text += part
+                except ConnectionError:
+                    pass
+                s.close()
+                self.assertEqual(text.count(b'HTTP/1.1 '), 1, text)
+                self.assertIn(b'HTTP/1.1 400', text)
+                if b'<html' not in text:  # libmicrohttpd's own words
+                    self.assertIn(code.encode(), text)
+        same = self.server.raw(post('{}', '/test/echo', 'Content-Length: 2\r\nConnection: close\r\n'))
+        self.assertIn(b' 200 ', same.recv(4096))
+        same.close()
+        self.assertEqual(self.server.ask('POST', '/test/echo', '{}', {'Content-Encoding': 'identity'})[0], 200)
+        got = self.server.ask('POST', '/test/echo', '{}', {'Content-Encoding': 'gzip'})
+        self.assertEqual((got[0], json.loads(got[2])['error']['code']), (415, 'unsupported_media_type'))
 
     def test_bodies(self):
         ask = self.server.ask
@@ -439,6 +477,29 @@ class Limits(unittest.TestCase):
                 c.close()
             self.assertEqual(server.answer()[0], 200)
 
+    def test_priority(self):
+        """Who is in front of the queue: who came first, unless --allow-priority."""
+        for allowed in 0, 1:
+            with Server(running=1, allow_priority=allowed) as server:
+                server.engine(step_milliseconds=10)
+                waiting = [server.start(max_tokens=30)]
+                server.wait_for(lambda m: m['mxrun_answers_running'] == 1)
+                ends = {}
+                for i, priority in enumerate((0, 1000)):
+                    waiting.append(server.start(max_tokens=5, priority=priority))
+                    server.wait_for(lambda m: m['mxrun_answers_waiting'] == i + 1)
+                def take(i):
+                    waiting[i][1].read()
+                    ends[i] = time.monotonic()
+                threads = [threading.Thread(target=take, args=(i,)) for i in range(3)]
+                for t in threads:
+                    t.start()
+                for t in threads:
+                    t.join()
+                for c, _ in waiting:
+                    c.close()
+                self.assertEqual(ends[2] < ends[1], bool(allowed))
+
     def test_many_connections(self):
         with Server(connections=40) as server:
             held = [server.raw(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n') for _ in range(60)]
@@ -609,6 +670,17 @@ class Places(unittest.TestCase):
             self.assertEqual(server.ask('GET', '/health', connection=c)[0], 200)
             c.close()
 
+    def test_name(self):
+        """All addresses of a name, on one port."""
+        with Server(host='two.test') as server:
+            self.assertEqual(server.address, f'http://two.test:{server.port}')
+            for address in '127.0.0.1', '127.0.0.2':
+                c = http.client.HTTPConnection(address, server.port, timeout=20 * SLOW)
+                self.assertEqual(server.ask('GET', '/metrics', None, {'Host': 'two.test'}, connection=c)[0], 200)
+                c.close()
+            with self.assertRaisesRegex(RuntimeError, 'is taken by another program'):
+                Server(host='127.0.0.2', port=server.port)
+
     def certificate(self, name):
         if not shutil.which('openssl'):
             self.skipTest('there is no openssl')
@@ -691,7 +763,7 @@ class Command(unittest.TestCase):
             told.settimeout(60)
             shell = 'exec 3<&%d; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"' % sock.fileno()
             p = subprocess.Popen(['sh', '-c', shell, 'sh', MXRUN, 'serve', '-m', STORIES, '--kv-memory', '64M',
-                                  '--api-key-file', keys, '--model-name', 'ours'], pass_fds=[sock.fileno()],
+                                  '--api-key-file', keys, '--model-name', 'o"u\\rs/x'], pass_fds=[sock.fileno()],
                                  stderr=subprocess.PIPE, text=True,
                                  env=dict(os.environ, NOTIFY_SOCKET=os.path.join(folder, 'notify')))
             self.assertEqual(told.recv(100), b'READY=1')
@@ -702,14 +774,101 @@ class Command(unittest.TestCase):
                 self.assertEqual(r.status, status)
                 text = r.read().decode()
                 if status == 200:
-                    self.assertIn('model="ours"', text)
-            c.close()
+                    self.assertIn('model="o\\"u\\\\rs/x"}', text)
+            for name in 'o%22u%5Crs/x', 'o%22u%5Crs%2Fx':
+                c.request('GET', '/v1/models/' + name, headers={'x-api-key': 'one'})
+                self.assertEqual(json.loads(c.getresponse().read())['id'], 'o"u\\rs/x')
+            # It is told when stopping begins, not when it is done.
+            c.request('POST', '/v1/completions', '{"prompt":"Once","max_tokens":2000,"min_tokens":2000,"stream":true}',
+                      {'x-api-key': 'one'})
+            r = c.getresponse()
             p.send_signal(signal.SIGINT)
             self.assertEqual(told.recv(100), b'STOPPING=1')
+            self.assertIsNone(p.poll())
+            p.send_signal(signal.SIGINT)
+            r.read()
+            c.close()
             err = p.communicate(timeout=60)[1]
             self.assertEqual(p.returncode, 0, err)
             self.assertIn('everybody on this machine may use the keys (mode 604)', err)
-            self.assertIn('mxrun serve: ours at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
+            self.assertIn('mxrun serve: o"u\\rs/x at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
+
+
+class Large(unittest.TestCase):
+    """Bodies that other threads than those of HTTP read."""
+
+    BIG = '"ignored": "%s"' % ('x' * 100000)
+
+    def ask_big(self, server, **fields):
+        return server.ask('POST', '/test/answer', json.dumps(dict({'prompt': 'Once', 'ignored': 'x' * 100000}, **fields)))
+
+    def test_answers(self):
+        with Server() as server:
+            small = server.answer()
+            for stream in False, True:
+                status, _, text = self.ask_big(server, prompt='Once upon a time', stream=stream)
+                self.assertEqual(status, 200)
+                self.assertEqual(text, small[2]) if not stream else self.assertEqual(events(text)[-1], '[DONE]')
+            c = server.connect()  # a connection goes on behind it
+            for i in range(3):
+                self.assertEqual(json.loads(server.ask('POST', '/test/echo', 'x' * 200000, connection=c)[2])['size'], 200000)
+            c.close()
+            status, _, text = server.ask('POST', '/test/nothing', 'x' * 100000)
+            self.assertEqual((status, json.loads(text)['error']['code']), (500, 'server_error'))
+            status, _, text = server.ask('POST', '/test/answer', '[' * 100000)
+            self.assertEqual((status, json.loads(text)['error']['code']), (400, 'invalid_json'))
+
+    def test_many_values(self):
+        with Server() as server:
+            def most_memory():
+                with open(f'/proc/{server.process.pid}/status') as f:
+                    return int(re.search(r'VmHWM:\s+(\d+)', f.read())[1])  # kB
+            before = most_memory()
+            status, _, text = server.ask('POST', '/test/answer', '{"a":[' + '1,' * 2000000 + '1]}')
+            self.assertEqual((status, json.loads(text)['error']['code']), (400, 'invalid_json'))
+            self.assertIn('too many values', text)
+            if SLOW == 1:
+                self.assertLess(most_memory() - before, 100 << 10)  # without the bound 200 MB
+
+    def test_others_do_not_wait(self):
+        """While as many large bodies are handled as can be at once, those of all other clients go on."""
+        with Server(queue=2) as server:
+            held = [server.raw(post('{"wait":20,%s}' % self.BIG, '/test/wait')) for _ in range(4)]  # two of them wait
+            time.sleep(0.3 * SLOW)
+            status, headers, text = self.ask_big(server)
+            self.assertEqual((status, json.loads(text)['error']['code']), (429, 'queue_full'))
+            self.assertGreaterEqual(int(headers['Retry-After']), 1)
+            for _ in range(8):
+                self.assertEqual(server.ask('GET', '/health')[0], 200)
+            self.assertEqual(server.answer()[0], 200)
+            held[0].close()  # while it is handled: nothing is freed under its feet
+            held[2].close()
+            server.engine(release=1)
+            for s in held[1], held[3]:
+                self.assertIn(b' 200 ', s.recv(4096))
+                s.close()
+            self.assertEqual(self.ask_big(server)[0], 200)
+
+    def test_end(self):
+        with Server() as server:
+            held = [server.raw(post('{"wait":0.3,%s}' % self.BIG, '/test/wait')) for _ in range(5)]
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.end(), 0)
+            for s in held:
+                s.close()
+
+    def test_the_servers_own_delay(self):
+        """A client that reads is not cut off for a thread of HTTP's that was busy with something else."""
+        with Server(write=0.2 * SLOW) as server:
+            streams = [server.start(max_tokens=4) for _ in range(8)]
+            waits = [server.raw(post('{"wait":%s}' % (0.6 * SLOW), '/test/wait')) for _ in range(4)]
+            for c, r in streams:
+                self.assertEqual(events(r.read().decode())[-1], '[DONE]')
+                c.close()
+            for s in waits:
+                s.close()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 /* A server around `stories` with endpoints of its own, for test_server.py: a form that is simple, replies of any size,
  * and an engine that is slow or fails when it is told to. Options are NAME=VALUE. Says its address on stdout. */
+#include <netdb.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@
 
 /* ---- the engine -------------------------------------------------------------------------------------------------- */
 static atomic_int step_milliseconds;
-static atomic_bool broken;
+static atomic_bool broken, released;
 
 mx_status __real_mx_step(mx_engine *engine, mx_error *error);
 mx_status __wrap_mx_step(mx_engine *engine, mx_error *error);
@@ -23,6 +24,22 @@ mx_status __wrap_mx_step(mx_engine *engine, mx_error *error) {
     const int wait = atomic_load(&step_milliseconds);
     if (wait) nanosleep(&(struct timespec){.tv_sec = wait / 1000, .tv_nsec = wait % 1000 * 1000000L}, NULL);
     return atomic_load(&broken) ? mx_fail(error, MX_IO, "the engine is broken") : __real_mx_step(engine, error);
+}
+
+/* ---- names --------------------------------------------------------------------------------------------------------
+ */
+int __real_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+/* "two.test" has two addresses, one of them twice. */
+int __wrap_getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list) {
+    static const char *const two[] = {"127.0.0.1", "127.0.0.2", "127.0.0.1"};
+    if (!node || strcmp(node, "two.test") != 0) return __real_getaddrinfo(node, service, hints, list);
+    for (int i = 0; i < 3; i++) {
+        const int failed = __real_getaddrinfo(two[i], service, hints, list);
+        if (failed) return failed;
+        list = &(*list)->ai_next;
+    }
+    return 0;
 }
 
 /* ---- the form ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +100,8 @@ static void answer(mx_exchange *x) {
                         .sampling = parts->settings.sampling,
                         .max_tokens = number(fields, "max_tokens", 8),
                         .n = (int)number(fields, "n", 1),
-                        .logprobs = (int)number(fields, "logprobs", -1)};
+                        .logprobs = (int)number(fields, "logprobs", -1),
+                        .priority = (int)number(fields, "priority", 0)};
     bool stream = false;
     mx_json_bool(mx_json_get(fields, "stream"), &stream);
     r.best_of = r.n;
@@ -122,13 +140,27 @@ static void nothing(mx_exchange *x) {
     (void)x;
 }
 
-/* {"step_milliseconds", "broken"} */
+/* Holds its thread up for {"wait"} seconds, or until /test/engine is told to {"release"}. */
+static void wait_for(mx_exchange *x) {
+    const mx_json *fields = mx_exchange_json(x);
+    double seconds = 0;
+    mx_bytes out = {0};
+    if (!fields) return;
+    mx_json_double(mx_json_get(fields, "wait"), &seconds);
+    for (; seconds > 0 && !atomic_load(&released); seconds -= 0.01)
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    mx_exchange_header(x, "host"); /* the connection is still there */
+    mx_exchange_reply(x, 200, "text/plain", &out);
+}
+
+/* {"step_milliseconds", "broken", "release"} */
 static void set_engine(mx_exchange *x) {
     const mx_json *fields = mx_exchange_json(x);
     mx_bytes out = {0};
     if (!fields) return;
     atomic_store(&step_milliseconds, (int)number(fields, "step_milliseconds", 0));
     atomic_store(&broken, number(fields, "broken", 0) != 0);
+    atomic_store(&released, number(fields, "release", 0) != 0);
     mx_bytes_add_string(&out, "{}");
     mx_exchange_reply(x, 200, "application/json", &out);
 }
@@ -141,9 +173,11 @@ static const mx_endpoint endpoints[] = {
     {"POST", "/test/answer", answer, mx_openai_problem, false},
     {"POST", "/test/echo", echo, mx_openai_problem, false},
     {"GET", "/test/echo/{what}", echo, own_problem, false},
+    {"GET", "/test/path/{what...}", echo, own_problem, false},
     {"DELETE", "/test/echo/{what}", echo, own_problem, false},
     {"POST", "/test/big", big, mx_openai_problem, false},
     {"POST", "/test/nothing", nothing, mx_openai_problem, false},
+    {"POST", "/test/wait", wait_for, mx_openai_problem, false},
     {"POST", "/test/engine", set_engine, mx_openai_problem, true},
     {0},
 };
@@ -194,6 +228,7 @@ static mx_status serve(char **argv, mx_engine *engine, const mx_api_settings *se
                            .keep_alive_seconds = value(argv, "keep_alive"),
                            .backlog_bytes = (size_t)value(argv, "backlog"),
                            .stop_seconds = value(argv, "stop"),
+                           .allow_priority = value(argv, "allow_priority") != 0,
                            .more = endpoints};
     mx_status status = mx_server_inherited(&o.inherited_socket, error);
     if (!status) status = mx_server_create(&o, engine, settings, "/", false, &server, error);

@@ -179,6 +179,31 @@ static void test_cut_answers(void **unused) {
     check("", MX_FINISH_LENGTH, "", MX_TURN_LENGTH);
 }
 
+/* The model goes on as the user, or as the tool: the answer ended before, and nobody hears of it. */
+static void test_other_roles(void **unused) {
+    (void)unused;
+    const char *const others[] = {"<|start|>user<|message|>Count to five.<|end|><|start|>assistant<|message|>One",
+                                  "<|start|>user<|channel|>final<|message|>Count", "<|start|>user<|channel|>final<|end|>",
+                                  "<|start|>developer<|message|>", "<|start|>user Count to five",
+                                  "<|start|>functions.f to=assistant<|channel|>commentary<|message|>21<|end|>"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        mx_bytes text = {0};
+        assert_true(mx_bytes_addf(&text, "<|channel|>final<|message|>Hello!<|end|>%s", others[i]));
+        check(text.data, MX_FINISH_CANCELLED, "A(Hello!)", MX_TURN_STOP);
+        mx_bytes_clear(&text);
+        assert_true(mx_bytes_addf(&text, "<|channel|>commentary to=functions.f<|message|>{}<|end|>%s", others[i]));
+        check(text.data, MX_FINISH_CANCELLED, "C:f({})", MX_TURN_TOOL_CALLS);
+        mx_bytes_free(&text);
+    }
+    scene s;
+    start(&s, false, NULL, 0);
+    push_text(&s, "<|channel|>final<|message|>Hello!<|end|><|start|>user<|message|>");
+    assert_true(mx_turn_over(s.turn)); /* by its header */
+    assert_int_equal(mx_turn_end(s.turn, MX_FINISH_LENGTH, NULL), MX_OK);
+    assert_int_equal(mx_turn_get_result(s.turn)->finish, MX_TURN_STOP);
+    finish(&s);
+}
+
 /* Malformed output never fails and loses no text. */
 static void test_malformed_answers(void **unused) {
     (void)unused;
@@ -296,6 +321,7 @@ int main(void) {
         cmocka_unit_test(test_cut_answers),
         cmocka_unit_test(test_kinds_of_tokens),
         cmocka_unit_test(test_min_tokens),
+        cmocka_unit_test(test_other_roles),
         cmocka_unit_test(test_malformed_answers),
         cmocka_unit_test(test_random_tokens),
         cmocka_unit_test(test_stop_strings),
