@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "commands/common.h"
 #include "commands/options.h"
+#include "grammar/schema.h"
 #include "server/server.h"
 
 static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *max_body, *max_kept, *alias;
@@ -276,12 +277,26 @@ static void announce(const mx_session *s, const mx_server *server, const mx_serv
     notify("READY=1");
 }
 
+/* The masks of strings, bounded or not, are dear to make and serve all schemas: not only when the first one asks. */
+static void prepare_masks(mx_vocabulary *v) {
+    static const char text[] = "{\"properties\": {\"a\": {\"type\": \"string\", \"maxLength\": 100}}}";
+    const mx_schema_options few = {.spaces = MX_SPACES_FEW};
+    mx_json_document *document = NULL;
+    mx_grammar *g = NULL;
+    if (v && !mx_json_parse("strings", text, sizeof text - 1, &document, NULL) &&
+        !mx_schema_compile(mx_json_root(document), "strings", &few, &g, NULL))
+        mx_grammar_prepare(g, v, 0.2);
+    mx_grammar_free(g);
+    mx_json_free(document);
+}
+
 static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary **vocabulary, mx_error *error) {
     mx_server *server;
     mx_api_settings settings = settings_of(s);
     mx_status status = mx_vocabulary_create(s->tokenizer, s->info.vocab, vocabulary, error);
     if (status == MX_UNSUPPORTED) status = MX_OK; /* no grammars with this tokenizer */
     settings.vocabulary = *vocabulary;
+    prepare_masks(*vocabulary);
     catch_signals(); /* not before: while the model is loaded they end the program */
     if (!status) status = mx_server_create(o, s->engine, &settings, s->path, s->today, &server, error);
     if (!status) {
