@@ -1,9 +1,12 @@
 #include "tokenizer/tokenizer.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <xxhash.h>
 
 #include "tokenizer/bpe.h"
+#include "tokenizer/source.h"
 #include "tokenizer/split.h"
 #include "tokenizer/vocabulary.h"
 
@@ -319,6 +322,15 @@ const char *mx_token_bytes(const mx_tokenizer *t, int32_t id, size_t *size) {
     const mx_vocabulary *v = &t->vocabulary;
     *size = id >= 0 && id < mx_tokenizer_size(t) ? v->offset[id + 1] - v->offset[id] : 0;
     return *size ? v->text + v->offset[id] : NULL;
+}
+
+bool mx_is_token(const mx_tokenizer *t, int32_t id) {
+    size_t size;
+    char reserved[32];
+    const char *bytes = mx_token_bytes(t, id, &size);
+    if (!bytes || id < MX_RESERVED_FIRST || !mx_is_special(t, id)) return bytes != NULL;
+    const size_t length = (size_t)snprintf(reserved, sizeof reserved, "<|reserved_%d|>", (int)id);
+    return size != length || memcmp(bytes, reserved, length) != 0;
 }
 
 mx_harmony_ids mx_tokenizer_harmony_ids(const mx_tokenizer *t) {

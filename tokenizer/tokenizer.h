@@ -68,6 +68,9 @@ bool mx_is_special(const mx_tokenizer *t, int32_t id);
  * tokenizer; NULL with *size 0 for an id that has none. */
 const char *mx_token_bytes(const mx_tokenizer *t, int32_t id, size_t *size);
 
+/* Is there such a token? Of gpt-oss some thousand ids have a name, <|reserved_200019|> and on, and no token. */
+bool mx_is_token(const mx_tokenizer *t, int32_t id);
+
 /* The format tokens of harmony; -1 where the vocabulary lacks one. */
 typedef struct mx_harmony_ids {
     int32_t startoftext, endoftext, return_, constrain, channel, start, end, message, call;

@@ -421,15 +421,24 @@ static mx_status make_model(mx_session *s, const mx_load_options *options, mx_er
     mx_config config;
     mx_progress progress;
     mx_status status = mx_synthetic_config(given.synthetic, (int)numbers[LAYERS].value, &config, error);
-    const int32_t tokens = status ? 0 : text_tokens(s->tokenizer);
+    if (status) return status;
+    const int32_t tokens = text_tokens(s->tokenizer);
     if (tokens > config.vocab)
         return mx_fail(error, MX_INVALID_ARGUMENT, "%s has %d tokens, %s only %d logits: take another --tokenizer",
                        given.tokenizer, tokens, given.synthetic, config.vocab);
-    if (status) return status;
     mx_progress_start(&progress, "making weights", (double)mx_synthetic_bytes(&config), true);
     status = mx_model_make(&config, SYNTHETIC_SEED, options, &progress, &s->model, error);
     mx_progress_clear(&progress);
     return status;
+}
+
+/* Bits of the ids that have a token; the caller frees them. */
+static mx_status find_tokens(const mx_session *s, uint32_t **out, mx_error *error) {
+    const int32_t vocab = mx_model_config(s->model)->vocab;
+    *out = calloc((size_t)vocab / 32 + 1, sizeof **out);
+    if (!*out) return mx_fail(error, MX_NO_MEMORY, "no memory");
+    for (int32_t i = 0; i < vocab; i++) (*out)[i >> 5] |= (uint32_t)mx_is_token(s->tokenizer, i) << (i & 31);
+    return MX_OK;
 }
 
 static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *error) {
@@ -439,6 +448,7 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     mx_engine_options engine_options = engine ? *engine : (mx_engine_options){0};
     engine_options.boundary = boundary;
     engine_options.boundary_count = message_ends(s->tokenizer, boundary);
+    uint32_t *tokens = NULL;
     engine_options.kv_memory = given.kv_bytes;
     engine_options.prefix_cache = given.prefix_cache;
     engine_options.prefix_cache_bytes = given.cache_bytes;
@@ -470,7 +480,10 @@ static mx_status load(mx_session *s, const mx_engine_options *engine, mx_error *
     loading.started = false;
     engine_options.progress = mx_loading_shown;
     engine_options.progress_user = &loading;
-    status = mx_engine_create(s->model, &engine_options, &s->engine, error);
+    status = find_tokens(s, &tokens, error);
+    engine_options.tokens = tokens;
+    if (!status) status = mx_engine_create(s->model, &engine_options, &s->engine, error);
+    free(tokens);
     mx_loading_end(&loading);
     if (status) return status;
     s->info = mx_engine_get_info(s->engine);

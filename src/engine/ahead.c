@@ -41,14 +41,13 @@ static bool may_run_ahead(const mx_engine *e) {
 /* The last of the task's rows, of which there are so many, said a token. What this is not good for is computed again:
  * then the task has no rows in the step that was queued behind this one. */
 static void take_token(mx_engine *e, mx_task *task, int rows) {
-    const mx_constraint *c = &task->request.constraint;
     mx_draw *draw = &e->draw[task->draw];
     if (draw->status) {
         task->rows = 0;
         e->carefully = true;
         return;
     }
-    const mx_verdict verdict = c->accept ? c->accept(c->user, draw->sampled.token) : MX_CONTINUE;
+    const mx_verdict verdict = mx_draw_verdict(e, task, draw->sampled.token);
     if (verdict == MX_REJECTED) {
         mx_error error;
         task->rows = 0;

@@ -365,7 +365,8 @@ static mx_status create(mx_model *model, const mx_engine_options *o, mx_engine *
                              .speculation = o->speculation,
                              .draft_tokens = o->draft_tokens ? o->draft_tokens : DRAFT_TOKENS,
                              .boundary = o->boundary,
-                             .boundary_count = o->boundary_count};
+                             .boundary_count = o->boundary_count,
+                             .tokens = o->tokens};
     shape_of(o, model->device.plugin != NULL, &precision, &parts, &backend);
     status = mx_pool_create_on(o->threads, model->numa, &parts.pool, error);
     if (status) return status;

@@ -57,8 +57,18 @@ static bool allocate(mx_engine *e) {
            allocate_lookups(e);
 }
 
+static bool copy_tokens(mx_engine *e) {
+    const size_t bytes = (size_t)e->masks.words * sizeof *e->tokens;
+    if (!e->parts.tokens) return true;
+    if (!(e->tokens = malloc(bytes))) return false;
+    memcpy(e->tokens, e->parts.tokens, bytes);
+    e->parts.tokens = NULL;
+    return true;
+}
+
 static void destroy(mx_engine *e) {
     mx_kv_destroy(e->kv);
+    free(e->tokens);
     if (e->event_fd >= 0) close(e->event_fd);
     free(e->running);
     free(e->planned);
@@ -91,7 +101,7 @@ mx_status mx_engine_assemble(const mx_engine_parts *parts, mx_engine **out, mx_e
                               .store = parts->store};
     mx_status status = MX_OK;
     if (e->event_fd < 0) status = mx_fail(error, MX_IO, "no eventfd: %s", strerror(errno));
-    if (!status && !allocate(e)) status = mx_fail(error, MX_NO_MEMORY, "no memory for an engine");
+    if (!status && (!allocate(e) || !copy_tokens(e))) status = mx_fail(error, MX_NO_MEMORY, "no memory for an engine");
     const bool locked = !status && init_lock(e);
     if (!status && !locked) status = mx_fail(error, MX_NO_MEMORY, "no lock for an engine");
     if (!status) status = mx_kv_create(&kv, &e->kv, error); /* the last that can fail: it takes the store */

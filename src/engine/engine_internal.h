@@ -21,6 +21,7 @@ typedef struct mx_engine_parts {
     int draft_tokens;
     const int32_t *boundary; /* [boundary_count], copied */
     int boundary_count;
+    const uint32_t *tokens; /* as mx_engine_options has it; copied */
     struct mx_prefix_store *store; /* owned from success on; NULL: prefixes are not kept */
     mx_engine_info info;           /* context, vocab, kv_bytes and kv_bytes_used are filled in */
 } mx_engine_parts;

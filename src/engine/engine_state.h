@@ -49,6 +49,7 @@ struct mx_engine {
     mx_sequence_view *view;  /* [max_running] */
     mx_draw *draw;           /* [max_running] of this step: the next token of those that have one */
     mx_masks masks;          /* for them */
+    uint32_t *tokens;        /* bits of the ids that have one; NULL: all */
     mx_lookup *lookup;       /* [max_running]; NULL: nothing is guessed ahead */
     mx_lookup **free_lookup; /* stack of those that no running task has */
     int free_lookups;
@@ -118,9 +119,13 @@ void mx_plan_pages(mx_engine *e);
  */
 /* The rules for the token behind the known ones, which row `wanted` says. `draw`: of the engine's. */
 void mx_draw_prepare(mx_engine *e, const mx_task *task, mx_draw *draw, int wanted);
-/* The constraint rejected the token: it is masked out, in this draw and in later ones for the same position. Fails when
- * there were too many. */
-mx_status mx_draw_rejected(const mx_engine *e, mx_task *task, mx_draw *draw, mx_error *error);
+/* What becomes of a drawn token: rejected are ids that have none, and what the constraint rejects, which sees the
+ * others.
+ */
+mx_verdict mx_draw_verdict(const mx_engine *e, const mx_task *task, int32_t token);
+/* It was rejected: it is masked out, in this draw and in later ones for the same position, and so are all ids that have
+ * no token. Fails when there were too many. */
+mx_status mx_draw_rejected(mx_engine *e, mx_task *task, mx_draw *draw, mx_error *error);
 /* The token behind the known ones is known. true: the task finishes with it. */
 bool mx_draw_known(mx_engine *e, mx_task *task, const mx_sampled *sampled, mx_verdict verdict);
 /* Of so many fetched draws: `status` where their step failed, MX_OK where only some of them did. */

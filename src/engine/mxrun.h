@@ -53,10 +53,11 @@ typedef struct mx_engine_options {
     double step_seconds; /* a step in which requests decode takes at most so long, or three times what it takes without
                             prompts, if that is more; 0: 0.25. Much, where nobody waits for single tokens */
     mx_speculation speculation;
-    int draft_tokens;         /* drafted ahead of one request in one step at most; 0: 4 */
-    const int32_t *boundary;  /* tokens that end messages: behind them a prefix is resumed most often, and what a hit */
-    int boundary_count;       /* there needs is kept longest; copied */
-    const char *prefix_cache; /* folder that keeps computed prefixes between runs; NULL: none */
+    int draft_tokens;        /* drafted ahead of one request in one step at most; 0: 4 */
+    const int32_t *boundary; /* tokens that end messages: behind them a prefix is resumed most often, and what a hit */
+    int boundary_count;      /* there needs is kept longest; copied */
+    const uint32_t *tokens;  /* bits of the ids that have a token: others are never drawn; [vocab], copied. NULL: all */
+    const char *prefix_cache;    /* folder that keeps computed prefixes between runs; NULL: none */
     uint64_t prefix_cache_bytes; /* it holds at most; 0: 10 GB */
     /* While the weights go to a GPU, with bytes, by the calling thread; NULL: nobody wants to know. */
     void (*progress)(void *user, uint64_t done, uint64_t total);

@@ -134,11 +134,10 @@ static mx_status draw_all(mx_engine *e, mx_task **tasks, int count, mx_error *er
     return MX_OK;
 }
 
-/* The token behind the known ones, within what the constraint allows, which accepts it. A token that it rejects is
+/* The token behind the known ones, within what the constraint allows, which accepts it. A token that is rejected is
  * masked out and another is drawn, with a random number of its own. */
 static mx_status draw_token(mx_engine *e, mx_task *task, int wanted, mx_sampled *out, mx_verdict *verdict,
                             mx_error *error) {
-    const mx_constraint *c = &task->request.constraint;
     mx_backend *backend = e->parts.backend;
     mx_draw *draw = &e->draw[task->draw];
     if (draw->wanted != wanted) mx_draw_prepare(e, task, draw, wanted);
@@ -147,8 +146,8 @@ static mx_status draw_token(mx_engine *e, mx_task *task, int wanted, mx_sampled 
         mx_status status = draw->status;
         if (status) status = backend->ops->sample(backend, wanted, &draw->spec, &draw->sampled, error);
         *out = draw->sampled;
-        if (status || !c->accept) return status;
-        *verdict = c->accept(c->user, out->token);
+        if (status) return status;
+        *verdict = mx_draw_verdict(e, task, out->token);
         if (*verdict != MX_REJECTED) return MX_OK;
         status = mx_draw_rejected(e, task, draw, error);
         if (status) return status;

@@ -135,6 +135,9 @@ static void test_template(void **unused) {
     }
     assert_int_equal(count, 19);
     for (size_t i = 0; i < sizeof differences / sizeof *differences; i++) assert_true(used[i]);
+    /* What is reserved has a name in harmony, and no token. */
+    assert_true(mx_is_token(published, 0) && mx_is_token(published, 200017) && mx_is_token(published, 200018));
+    assert_true(!mx_is_token(published, 200019) && !mx_is_token(published, 201087) && !mx_is_token(published, 1 << 20));
     mx_tokenizer_close(published);
     mx_bytes_free(&file);
 }
