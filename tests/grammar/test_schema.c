@@ -403,6 +403,13 @@ static void a_schema_has_one_limit_of_work(void **state) {
     refused(s.data, MX_UNSUPPORTED, "\"pattern\": too complicated: automata of more than 150000000 steps");
     mx_bytes_free(&s);
     CHECK("{'type':'string','pattern':'^a'}", "'ab'"); /* others have limits of their own */
+    /* But where a caller gives several schemas one limit. */
+    assert_int_equal(mx_regular_allow(10000000), -1);
+    CHECK("{'type':'string','format':'uri'}", "'a:b'");
+    const int64_t left = mx_regular_allow(1000);
+    assert_in_range(left, 5000000, 9999999);
+    refused("{'type':'string','format':'uri'}", MX_UNSUPPORTED, "more than 1000 steps");
+    assert_int_equal(mx_regular_allow(-1), 0);
 }
 
 /* The schemas that sampling is tested with. */
