@@ -111,10 +111,11 @@ static mx_status refused(XXH128_hash_t key, const char *name, mx_error *error) {
     return status;
 }
 
-/* `name`: what the message begins with, or NULL. */
-static mx_status keep_refusal(XXH128_hash_t key, mx_status status, const char *name, const mx_error *error) {
+/* `name`: what the message begins with, or NULL. `whole`: it is not for want of work that others have taken. */
+static mx_status keep_refusal(XXH128_hash_t key, mx_status status, const char *name, bool whole,
+                              const mx_error *error) {
     const size_t begin = name ? strlen(name) + 2 : 0;
-    if (status == MX_NO_MEMORY || strlen(error->text) < begin) return status;
+    if (!whole || status == MX_NO_MEMORY || strlen(error->text) < begin) return status;
     pthread_mutex_lock(&cache.lock);
     refusal *r = &refusals[refusal_count++ % CACHE_REFUSALS];
     *r = (refusal){.key = key, .status = status};
@@ -158,6 +159,15 @@ static mx_status tell(mx_status status, const mx_error *found, const char *param
     return MX_OK;
 }
 
+/* What all schemas of a request may take, those that are not remembered: about two seconds. */
+static const int64_t REQUEST_WORK = (int64_t)2 * MX_SCHEMA_WORK;
+
+static bool may_take_all(void) {
+    const int64_t left = mx_regular_allow(-1);
+    mx_regular_allow(left);
+    return left < 0 || left >= MX_SCHEMA_WORK;
+}
+
 /* schema NULL: any object. */
 static mx_status compile(const mx_json *schema, const char *name, bool strict, mx_grammar **out, mx_error *error) {
     const mx_schema_options options = {.spaces = MX_SPACES_FEW, .openai_strict = strict};
@@ -172,9 +182,10 @@ static mx_status compile(const mx_json *schema, const char *name, bool strict, m
     if ((*out = look_up(hash))) return MX_OK;
     mx_status status = refused(hash, name, error);
     if (status) return status;
+    const bool whole = may_take_all();
     status =
         schema ? mx_schema_compile(schema, name, &options, out, error) : mx_schema_any_object(&options, out, error);
-    if (status) return keep_refusal(hash, status, name, error);
+    if (status) return keep_refusal(hash, status, name, whole, error);
     keep(hash, *out);
     return MX_OK;
 }
@@ -192,13 +203,14 @@ static mx_status compile_regex(const char *pattern, size_t size, mx_grammar **ou
     mx_regular *language = NULL;
     mx_status status = refused(hash, NULL, error);
     if (status) return status;
+    const bool whole = may_take_all();
     status = mx_regular_parse(pattern, size, true, &language, error);
     mx_grammar_builder *b = status ? NULL : mx_grammar_builder_create();
     if (!status && !b) status = no_memory(error);
     if (!status) status = mx_grammar_compile(b, mx_expr_regular(b, language), out, error);
     mx_grammar_builder_free(b);
     mx_regular_free(language);
-    if (status) return keep_refusal(hash, status, NULL, error);
+    if (status) return keep_refusal(hash, status, NULL, whole, error);
     keep(hash, *out);
     return MX_OK;
 }
@@ -555,13 +567,15 @@ static bool must_call(const mx_json *choice) {
 
 static mx_status read_all(const reading *r, const mx_json *fields, const mx_json *tools, bool chat) {
     const mx_json *choice = field(fields, "tool_choice");
+    const int64_t before = mx_regular_allow(REQUEST_WORK);
     mx_status status = read_format(r, field(fields, "response_format"));
     r->rules->raw = !chat;
     r->rules->choice = MX_TOOLS_NONE;
-    if (status || r->problem->http_status || !chat) return status;
-    read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls"); /* an answer has one call at most anyway */
-    if (r->problem->http_status) return status;
-    status = read_tools(r, tools, must_call(choice));
+    const bool go_on = !status && !r->problem->http_status && chat;
+    if (go_on) read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls"); /* one call at most anyway */
+    if (go_on && !r->problem->http_status) status = read_tools(r, tools, must_call(choice));
+    mx_regular_allow(before);
+    if (!go_on) return status;
     return status || r->problem->http_status ? status : read_choice(r, choice);
 }
 

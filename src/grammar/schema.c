@@ -9,8 +9,7 @@
 #include "grammar/schema_parts.h"
 
 enum { BLOCK_SIZE = 1 << 16, MOST_GOALS = 50000, MOST_SPACES = 40 };
-/* One schema's: steps of all its languages together (about a second), and bytes of its parts and of its grammar. */
-static const int64_t MOST_WORK = 150000000, MOST_MEMORY = 64 << 20;
+static const int64_t MOST_MEMORY = 64 << 20; /* bytes of a schema's parts, and of its grammar */
 
 struct mx_schema_block {
     struct mx_schema_block *next;
@@ -518,13 +517,18 @@ mx_status mx_schema_compile(const mx_json *schema, const char *name, const mx_sc
     *out = NULL;
     mx_schema_compiler c = {
         .root = schema, .name = name, .options = options ? *options : default_options, .error = error};
-    const int64_t before = mx_regular_allow(MOST_WORK);
+    enum { BYTE_STEPS = 4 }; /* as many as take as long as a byte of a grammar, about */
+    const int64_t allowed = mx_regular_allow(-1);
+    const int64_t limit = allowed < 0 || allowed > MX_SCHEMA_WORK ? MX_SCHEMA_WORK : allowed;
+    mx_regular_allow(limit);
     mx_schema_index(&c);
     setup(&c);
     mx_goal root = c.status ? 0 : mx_schema_goal_valid(&c, schema);
     mx_status status = compile(&c, root, out);
     finish(&c);
-    mx_regular_allow(before);
+    const int64_t took =
+        limit - mx_regular_allow(-1) + c.work + (*out ? BYTE_STEPS * (int64_t)mx_grammar_bytes(*out) : 0);
+    mx_regular_allow(allowed < 0 ? -1 : allowed < took ? 0 : allowed - took);
     return status;
 }
 

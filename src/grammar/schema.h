@@ -24,6 +24,10 @@ typedef struct mx_schema_options {
                            required where "required" is absent */
 } mx_schema_options;
 
+/* Steps (see mx_regular_allow) that the automata of one schema may take together: about a second. Where the caller's
+ * thread is allowed less, less; of what it is allowed goes what compiling took, the grammar's size included. */
+enum { MX_SCHEMA_WORK = 150000000 };
+
 /* `schema`: an object or true or false. `name` begins messages ("response_format.json_schema.schema"). */
 mx_status mx_schema_compile(const mx_json *schema, const char *name, const mx_schema_options *options, mx_grammar **out,
                             mx_error *error);

@@ -4,7 +4,7 @@
 
 /* Schemas and values to shapes. */
 
-enum { MOST_DEPTH = 1000, MOST_BRANCHES_SEEN = 5 };
+enum { MOST_DEPTH = 1000, MOST_BRANCHES_SEEN = 5, MOST_ALTERNATIVES = 2000 };
 
 /* ---- shapes of one part ------------------------------------------------------------------------------------------ */
 /* Everything of other types, and of this one's parts what is added to the shape. */
@@ -323,7 +323,13 @@ static bool apart(const tags *a, const tags *b) {
 }
 
 /* Exactly one. Where two alternatives have no value in common, as they should not, nothing is to be taken away. */
-static const mx_shape *one_of(mx_schema_compiler *c, const mx_json *list, bool negative) {
+static const mx_shape *one_of(mx_schema_compiler *c, const mx_json *node, const mx_json *list, bool negative) {
+    if (list->count > MOST_ALTERNATIVES) {
+        mx_schema_fail(c, MX_UNSUPPORTED, node,
+                       "\"oneOf\" of %u alternatives: at most %d are supported; \"anyOf\" may do", list->count,
+                       MOST_ALTERNATIVES);
+        return NULL;
+    }
     const mx_shape **shapes = mx_schema_take(c, list->count * sizeof *shapes);
     const mx_json **nodes = mx_schema_take(c, list->count * sizeof *nodes);
     tags *told = mx_schema_take(c, list->count * sizeof *told);
@@ -335,20 +341,25 @@ static const mx_shape *one_of(mx_schema_compiler *c, const mx_json *list, bool n
         told[n] = tags_of(c, shapes[n]);
         nodes[n++] = v;
     }
+    bool *meet = negative ? NULL : mx_schema_take(c, (size_t)n * n);
     const mx_shape *result = c->none, *neither = c->any;
     for (uint32_t i = 0; i < n && !c->status; i++) {
-        const mx_shape *alone = shapes[i];
         if (negative) neither = mx_shape_and(c, neither, sub(c, nodes[i], true));
-        for (uint32_t j = negative ? i + 1 : 0; j < n && !c->status; j++) {
-            if (i == j || apart(&told[i], &told[j])) continue;
+        for (uint32_t j = i + 1; j < n && !c->status; j++) {
+            if (apart(&told[i], &told[j])) continue;
             const mx_shape *both = mx_shape_and(c, shapes[i], shapes[j]);
             if (!both || mx_schema_surely_empty(c, both)) continue;
             if (negative)
                 result = mx_shape_or(c, result, mx_shape_unannotated(c, both));
             else
-                alone = mx_shape_and(c, alone, sub(c, nodes[j], true));
+                meet[(size_t)i * n + j] = meet[(size_t)j * n + i] = true;
         }
-        if (!negative) result = mx_shape_or(c, result, alone);
+    }
+    for (uint32_t i = 0; !negative && i < n && !c->status; i++) {
+        const mx_shape *alone = shapes[i];
+        for (uint32_t j = 0; j < n; j++)
+            if (meet[(size_t)i * n + j]) alone = mx_shape_and(c, alone, sub(c, nodes[j], true));
+        result = mx_shape_or(c, result, alone);
     }
     return negative ? mx_shape_or(c, result, neither) : result;
 }
@@ -594,7 +605,7 @@ static void combine_schemas(mx_schema_compiler *c, const mx_json *node, const mx
     }
     if ((v = list_of(c, node, "allOf"))) combine(c, all, all_of(c, v, negative), negative);
     if ((v = list_of(c, node, "anyOf"))) combine(c, all, any_of(c, node, v, negative), negative);
-    if ((v = list_of(c, node, "oneOf"))) combine(c, all, one_of(c, v, negative), negative);
+    if ((v = list_of(c, node, "oneOf"))) combine(c, all, one_of(c, node, v, negative), negative);
     if ((v = mx_json_get(node, "not"))) combine(c, all, mx_shape_unannotated(c, sub(c, v, !negative)), negative);
     if (mx_json_get(node, "if")) combine(c, all, if_then_else(c, node, negative), negative);
     if ((v = mx_json_get(node, "dependentRequired"))) combine(c, all, dependent(c, node, v, false, negative), negative);

@@ -374,6 +374,24 @@ static void hostile_schemas_end_soon(void **state) {
     assert_true(seconds_for(&s) < most);
 }
 
+/* Alternatives that a text tells apart are not multiplied out. */
+static void alternatives_are_told_apart(void **state) {
+    (void)state;
+    mx_bytes s = {0};
+    mx_bytes_add_string(&s, "{'oneOf':[{'type':'object','properties':{'t':{'enum':['x']}},'required':['t']}");
+    for (int i = 0; i < 1000; i++)
+        mx_bytes_addf(
+            &s, ",{'type':'object','properties':{'t':{'const':'k%d'},'v%d':{'type':'string'}},'required':['t']}", i, i);
+    mx_bytes_add_string(&s, "]}");
+    CHECK(s.data, "{'t':'k7','v7':'a'}", "{'t':'x'}", "{'t':'k8','v7':1}", "!{'t':'k7','v7':1}", "!{'t':'k'}");
+    mx_bytes_clear(&s);
+    mx_bytes_add_string(&s, "{'oneOf':[{}");
+    for (int i = 0; i < 2000; i++) mx_bytes_add_string(&s, ",{}");
+    mx_bytes_add_string(&s, "]}");
+    refused(s.data, MX_UNSUPPORTED, "\"oneOf\" of 2001 alternatives");
+    mx_bytes_free(&s);
+}
+
 /* Each pattern is within the limits of one; together they are not. */
 static void a_schema_has_one_limit_of_work(void **state) {
     (void)state;
@@ -385,6 +403,13 @@ static void a_schema_has_one_limit_of_work(void **state) {
     refused(s.data, MX_UNSUPPORTED, "\"pattern\": too complicated: automata of more than 150000000 steps");
     mx_bytes_free(&s);
     CHECK("{'type':'string','pattern':'^a'}", "'ab'"); /* others have limits of their own */
+    /* But where a caller gives several schemas one limit. */
+    assert_int_equal(mx_regular_allow(10000000), -1);
+    CHECK("{'type':'string','format':'uri'}", "'a:b'");
+    const int64_t left = mx_regular_allow(1000);
+    assert_in_range(left, 5000000, 9999999);
+    refused("{'type':'string','format':'uri'}", MX_UNSUPPORTED, "more than 1000 steps");
+    assert_int_equal(mx_regular_allow(-1), 0);
 }
 
 /* The schemas that sampling is tested with. */
@@ -435,6 +460,7 @@ int main(void) {
         cmocka_unit_test(what_is_not_supported_is_named),
         cmocka_unit_test(hostile_schemas_end_soon),
         cmocka_unit_test(common_schemas_compile_quickly),
+        cmocka_unit_test(alternatives_are_told_apart),
         cmocka_unit_test(a_schema_has_one_limit_of_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
