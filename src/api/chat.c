@@ -46,6 +46,12 @@ struct mx_api_chat {
     mx_api_name *names;           /* of all tools, as far as they have one */
     int name_count;
     mx_prompt_hash *hash; /* of what stands before something that the assistant said; NULL: no replay */
+    mx_ids before;        /* scratch: what was counted last: the prompt so far, or the ids of a text */
+    /* While a prompt is made: */
+    const mx_tokenizer *tokenizer;
+    int64_t context, limit; /* limit: the context, or 0: make all of it */
+    size_t since;           /* bytes of the messages behind those that were last counted */
+    bool beyond;            /* it is longer than the limit: the rest is left out */
 };
 
 static mx_status no_memory(mx_error *error) {
@@ -61,6 +67,8 @@ mx_status mx_api_chat_create(const mx_api_settings *settings, mx_replay *replay,
     mx_api_chat *chat = calloc(1, sizeof *chat);
     if (!chat) return no_memory(error);
     chat->replay = replay;
+    chat->tokenizer = settings->tokenizer;
+    chat->context = settings->setup.context;
     chat->dated = dated && replay;
     mx_status status = mx_conversation_copy_settings(settings->conversation, &chat->conversation, error);
     if (status) {
@@ -307,6 +315,40 @@ mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const c
     return add_step(chat, &s, s.id && mx_bytes_add(&s.text, text, size), error);
 }
 
+/* ---- prompts beyond the context ---------------------------------------------------------------------------------- */
+/* Each long text is taken to be in the prompt, thinking that would be left out of it, too: no model thought so long
+ * here. */
+static bool long_text(const mx_api_chat *chat, size_t size) {
+    return chat->limit && !chat->beyond && size > mx_api_long_text(chat->limit);
+}
+
+static mx_status measure(mx_api_chat *chat, const mx_bytes *text, mx_error *error) {
+    if (!long_text(chat, text->size)) return MX_OK;
+    chat->before.count = 0;
+    mx_status status =
+        mx_encode_some(chat->tokenizer, text->data, text->size, chat->limit + 1, NULL, &chat->before, error);
+    chat->beyond = chat->before.count > chat->limit;
+    return status;
+}
+
+/* Before a step is added: sets chat->beyond where there is no room for it, or for those before it; chat->before has
+ * more ids than the context then. */
+static mx_status check_step(mx_api_chat *chat, const step *s, mx_error *error) {
+    enum { HEADER = 16 };
+    mx_status status = measure(chat, &s->text, error);
+    if (!status) status = measure(chat, &s->thinking, error);
+    for (int i = 0; i < s->call_count && !status; i++) status = measure(chat, &s->calls[i].arguments, error);
+    if (!status && long_text(chat, chat->since)) {
+        chat->since = 0;
+        chat->before.count = 0;
+        status = mx_conversation_prompt(chat->conversation, &chat->before, error);
+        chat->beyond = chat->before.count > chat->limit;
+    }
+    chat->since += s->text.size + s->thinking.size + HEADER;
+    for (int i = 0; i < s->call_count; i++) chat->since += s->calls[i].arguments.size + HEADER;
+    return status;
+}
+
 /* ---- what the assistant said ------------------------------------------------------------------------------------- */
 /* A client may have cut one answer into several messages: steps [0, count) at once, if an answer says just this. */
 static mx_status replay_run(mx_api_chat *chat, const step *steps, int count, uint64_t prompt, bool *found,
@@ -365,8 +407,9 @@ static mx_status add_run(mx_api_chat *chat, const step *steps, int count, mx_err
             if (status) return status;
         }
         if (!found) {
-            mx_status status = render_said(chat->conversation, &steps[i], error);
-            if (status) return status;
+            mx_status status = check_step(chat, &steps[i], error);
+            if (!status && !chat->beyond) status = render_said(chat->conversation, &steps[i], error);
+            if (status || chat->beyond) return status;
             taken = 1;
         }
         i += taken;
@@ -384,8 +427,8 @@ static mx_status set_developer(mx_api_chat *chat, int *rest, mx_error *error) {
     for (; i < chat->count && chat->steps[i].kind == INSTRUCTIONS && complete; i++)
         complete = (!all.size || mx_bytes_add_string(&all, "\n\n")) &&
                    mx_bytes_add(&all, chat->steps[i].text.data, chat->steps[i].text.size);
-    mx_status status = complete ? MX_OK : no_memory(error);
-    if (!status && i > 0) status = set(chat->conversation, MX_SETTING_DEVELOPER, all.data, error);
+    mx_status status = complete ? measure(chat, &all, error) : no_memory(error);
+    if (!status && i > 0 && !chat->beyond) status = set(chat->conversation, MX_SETTING_DEVELOPER, all.data, error);
     mx_bytes_free(&all);
     *rest = i;
     return status;
@@ -413,10 +456,12 @@ static mx_status set_date(mx_api_chat *chat, mx_error *error) {
 
 static mx_status add_steps(mx_api_chat *chat, int from, mx_error *error) {
     mx_status status = MX_OK;
-    for (int i = from, run; i < chat->count && !status; i += run) {
+    for (int i = from, run; i < chat->count && !status && !chat->beyond; i += run) {
         const step *s = &chat->steps[i];
         run = 1;
-        if (s->kind == SAID) {
+        if (s->kind != SAID) status = check_step(chat, s, error);
+        if (status || chat->beyond) {
+        } else if (s->kind == SAID) {
             while (i + run < chat->count && s[run].kind == SAID) run++;
             status = add_run(chat, s, run, error);
         } else if (s->kind == USER) {
@@ -430,16 +475,26 @@ static mx_status add_steps(mx_api_chat *chat, int from, mx_error *error) {
     return status;
 }
 
-mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error) {
+static mx_status make_prompt(mx_api_chat *chat, int64_t limit, mx_ids *out, mx_error *error) {
     int rest;
+    chat->limit = limit;
+    chat->since = 0;
+    chat->beyond = false;
     mx_conversation_truncate(chat->conversation, 0);
     mx_status status = set_developer(chat, &rest, error);
-    if (!status && chat->dated) status = set_date(chat, error);
+    if (!status && chat->dated && !chat->beyond) status = set_date(chat, error);
     mx_prompt_hash_free(chat->hash);
     chat->hash = NULL;
-    if (!status && chat->replay) status = mx_prompt_hash_create(chat->conversation, &chat->hash, error);
+    if (!status && chat->replay && !chat->beyond)
+        status = mx_prompt_hash_create(chat->conversation, &chat->hash, error);
     if (!status) status = add_steps(chat, rest, error);
-    return status ? status : mx_conversation_prompt(chat->conversation, out, error);
+    if (status) return status;
+    if (!chat->beyond) return mx_conversation_prompt(chat->conversation, out, error);
+    return mx_ids_add_all(out, chat->before.data, chat->before.count) ? MX_OK : no_memory(error);
+}
+
+mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error) {
+    return make_prompt(chat, 0, out, error);
 }
 
 mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error) {
@@ -451,5 +506,7 @@ mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_erro
     request->name_count = chat->name_count;
     chat->names = NULL;
     chat->name_count = 0;
-    return mx_api_chat_prompt(chat, request->prompts, error);
+    mx_status status = make_prompt(chat, chat->context, request->prompts, error);
+    request->beyond = chat->beyond;
+    return status;
 }

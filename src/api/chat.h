@@ -57,7 +57,8 @@ mx_status mx_api_chat_add_result(mx_api_chat *chat, const char *call_id, const c
 
 /* Appends the ids, ending in <|start|>assistant. */
 mx_status mx_api_chat_prompt(mx_api_chat *chat, mx_ids *out, mx_error *error);
-/* The same into a request, which has no prompts yet: chat, prompts, and the names of functions. */
+/* The same into a request, which has no prompts yet: chat, prompts, and the names of functions. One that is
+ * longer than the context may be made as far only as that is sure: request->beyond. */
 mx_status mx_api_chat_finish(mx_api_chat *chat, mx_api_request *request, mx_error *error);
 
 /* ---- OpenAI's form (messages.c) ---------------------------------------------------------------------------------- */

@@ -342,11 +342,34 @@ static bool is_ids(const mx_json *v) {
     return v->type == MX_JSON_ARRAY && v->child && v->child->type == MX_JSON_NUMBER;
 }
 
+size_t mx_api_long_text(int64_t context) {
+    enum { SHORT = 256 << 10, TOKEN = 4 /* bytes of one, about */ };
+    return context > SHORT / TOKEN ? TOKEN * (size_t)context : SHORT;
+}
+
+/* What is surely longer than the context is not tokenised to its end: its beginnings tell, each twice as long as the
+ * one before. Where one is cut off a word may take other tokens than in the whole, but never so many. */
+static mx_status encode_prompt(mx_api_request *r, const mx_api_settings *settings, const mx_json *v, mx_ids *out,
+                               mx_error *error) {
+    const int64_t context = settings->setup.context, sure = context + context / 16 + 16;
+    for (size_t part = mx_api_long_text(context); context && part < v->size; part *= 2) {
+        size_t size = part;
+        while (size && ((unsigned char)v->text[size] & 0xc0) == 0x80) size--;
+        out->count = 0;
+        mx_status status = mx_encode_special(settings->tokenizer, v->text, size, out, error);
+        r->beyond = out->count > sure;
+        if (status || r->beyond) return status;
+    }
+    out->count = 0;
+    return mx_encode_special(settings->tokenizer, v->text, v->size, out, error);
+}
+
 /* A string, or an array of token ids. */
-static mx_status read_prompt(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *v, mx_ids *out,
+static mx_status read_prompt(mx_api_request *r, const mx_api_settings *settings, const mx_json *v, mx_ids *out,
                              mx_error *error) {
+    const mx_tokenizer *tokenizer = settings->tokenizer;
     if (v->type == MX_JSON_STRING) {
-        mx_status status = mx_encode_special(tokenizer, v->text, v->size, out, error);
+        mx_status status = encode_prompt(r, settings, v, out, error);
         if (!status && out->count == 0)
             mx_api_wrong(&r->problem, "prompt", "invalid_value", "prompt: the text is empty");
         return status;
@@ -366,7 +389,7 @@ static mx_status read_prompt(mx_api_request *r, const mx_tokenizer *tokenizer, c
 }
 
 /* A string, an array of strings, of token ids, or of arrays of token ids. */
-static mx_status read_prompts(mx_api_request *r, const mx_tokenizer *tokenizer, const mx_json *prompt,
+static mx_status read_prompts(mx_api_request *r, const mx_api_settings *settings, const mx_json *prompt,
                               mx_error *error) {
     const bool several = prompt->type == MX_JSON_ARRAY && !is_ids(prompt);
     const uint32_t count = several ? prompt->count : 1;
@@ -385,8 +408,8 @@ static mx_status read_prompts(mx_api_request *r, const mx_tokenizer *tokenizer, 
                          "prompt: expected a string, an array of strings, of token ids or of arrays of token ids");
             return MX_OK;
         }
-        mx_status status = read_prompt(r, tokenizer, v, &r->prompts[i], error);
-        if (status || r->problem.http_status) return status;
+        mx_status status = read_prompt(r, settings, v, &r->prompts[i], error);
+        if (status || r->problem.http_status || r->beyond) return status;
     }
     return MX_OK;
 }
@@ -459,7 +482,7 @@ static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r
         if (!read_bool(r, fields, "raw", &raw)) return MX_OK;
         r->chat = !raw;
     }
-    if (!r->chat) return read_prompts(r, reader->settings->tokenizer, prompt, error);
+    if (!r->chat) return read_prompts(r, reader->settings, prompt, error);
     return read_chat(reader, r, fields, messages, prompt, error);
 }
 
@@ -514,19 +537,22 @@ mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *t
         const bool openai = mx_json_get(root, "custom_id") || mx_json_get(root, "body") || mx_json_get(root, "url");
         out->form = openai ? MX_FORM_OPENAI : MX_FORM_SHORT;
         status = read_fields(reader, out, root, error);
+        if (!status && !out->problem.http_status && out->beyond) mx_api_check_room(out, settings->setup.context);
     }
     mx_json_free(document);
     return status;
 }
 
-/* A prompt that leaves no room for an answer is refused in the words that clients look for. */
-static bool check_room(mx_api_request *r, int64_t context) {
-    for (int i = 0; i < r->prompt_count; i++)
-        if (context && r->prompts[i].count >= context)
+bool mx_api_check_room(mx_api_request *r, int64_t context) {
+    for (int i = 0; i < r->prompt_count; i++) {
+        const int64_t count = r->prompts[i].count;
+        const bool more = r->beyond && count > context;
+        if (context && count >= context)
             return mx_api_wrong(&r->problem, r->prompts_field, "context_length_exceeded",
                                 "This model's maximum context length is %lld tokens, the answer included, and the "
-                                "prompt has %lld: shorten it, or start the server with a larger context",
-                                (long long)context, (long long)r->prompts[i].count);
+                                "prompt has %s%lld: shorten it, or start the server with a larger context",
+                                (long long)context, more ? "more than " : "", (long long)(more ? context : count));
+    }
     return true;
 }
 
@@ -537,7 +563,7 @@ mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed
     out->chat = chat;
     mx_status status = read_what_to_say(reader, out, body, error);
     if (!status && !out->problem.http_status) status = read_options(reader, out, body, error);
-    if (!status && !out->problem.http_status) check_room(out, reader->settings->setup.context);
+    if (!status && !out->problem.http_status) mx_api_check_room(out, reader->settings->setup.context);
     return status;
 }
 

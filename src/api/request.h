@@ -67,6 +67,7 @@ typedef struct mx_api_request {
     const char *prompts_field; /* where they are from: "messages" or "prompt" */
     mx_ids *prompts;
     int prompt_count;
+    bool beyond; /* a prompt is longer than the context; it was not tokenised to its end, but has more ids than fit */
     mx_sampling sampling; /* .bias is owned here, .seed is of the first answer */
     mx_logit_bias *bias;
     int64_t max_tokens; /* 0: until the context is full */
@@ -102,6 +103,11 @@ mx_status mx_api_read(const mx_api_reader *reader, int64_t number, const char *t
  * request without a seed gets this one. */
 mx_status mx_api_read_body(const mx_api_reader *reader, bool chat, uint64_t seed, const mx_json *body,
                            mx_api_request *out, mx_error *error);
+/* Bytes from which on a text is looked at before it is tokenised to its end, for it may be far beyond the context and
+ * take seconds. What is shorter is told with its exact number of tokens. */
+size_t mx_api_long_text(int64_t context);
+/* A prompt that leaves no room for an answer is a problem, in the words that clients look for. `context` 0: none. */
+bool mx_api_check_room(mx_api_request *request, int64_t context);
 void mx_api_request_free(mx_api_request *request);
 
 /* The client's own name of a function that the model calls: every protocol tells calls under it. */

@@ -18,6 +18,7 @@ struct block {
 
 struct mx_json_document {
     struct block *blocks;
+    size_t used, most; /* bytes of nodes and strings */
     mx_json *root;
     /* While parsing: the open containers, their last children, and the key that waits for its value. */
     mx_json *open[MAX_DEPTH], *last[MAX_DEPTH];
@@ -29,6 +30,11 @@ struct mx_json_document {
 
 static void *take(mx_json_document *d, size_t size) {
     size = (size + 15) / 16 * 16;
+    if (size > d->most - d->used) {
+        d->problem = "too many values for a text of this length";
+        return NULL;
+    }
+    d->used += size;
     struct block *b = d->blocks;
     if (!b || b->size - b->used < size) {
         size_t n = size > BLOCK ? size : BLOCK;
@@ -155,7 +161,8 @@ static void describe(yajl_handle parser, const void *text, size_t size, char *ou
     if (message) yajl_free_error(parser, message);
 }
 
-mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error) {
+static mx_status parse(const char *name, const void *text, size_t size, size_t most, mx_json_document **out,
+                       mx_error *error) {
     *out = NULL;
     size_t valid = mx_utf8_prefix(text, size); /* YAJL's own check lets surrogates pass */
     if (valid != size) return mx_fail(error, MX_INVALID_FILE, "%s: not valid JSON: no UTF-8 at byte %zu", name, valid);
@@ -165,6 +172,7 @@ mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json
         free(d);
         return mx_fail(error, MX_NO_MEMORY, "%s: no memory to parse it", name);
     }
+    d->most = most;
     yajl_config(parser, yajl_dont_validate_strings, 1);
     yajl_status status = yajl_parse(parser, text, size);
     size_t at = yajl_get_bytes_consumed(parser);
@@ -187,6 +195,68 @@ mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json
     return result;
 }
 
+/* ---- surrogates -------------------------------------------------------------------------------------------------- */
+/* The code unit of "\\uXXXX" at `p`; -1: there is none. */
+static int code_unit(const char *p, const char *end) {
+    int value = 0;
+    if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
+    for (int i = 2; i < 6; i++) {
+        const char c = p[i], lower = (char)(c | 32);
+        if (!isxdigit((unsigned char)c)) return -1;
+        value = value * 16 + (c <= '9' ? c - '0' : lower - 'a' + 10);
+    }
+    return value;
+}
+
+static bool is_high(int unit) {
+    return unit >= 0xD800 && unit <= 0xDBFF;
+}
+
+static bool is_low(int unit) {
+    return unit >= 0xDC00 && unit <= 0xDFFF;
+}
+
+static bool has_surrogate(const char *text, size_t size) {
+    const char *p = text, *end = text + size;
+    while (p && (p = memchr(p, '\\', (size_t)(end - p)))) {
+        const int unit = code_unit(p, end);
+        if (is_high(unit) || is_low(unit)) return true;
+        p = end - p > 2 ? p + 2 : NULL;
+    }
+    return false;
+}
+
+/* A half of a pair without the other becomes \ufffd; YAJL would swallow what follows it, or write "?". As long as it
+ * was. */
+static void mend_surrogates(char *text, size_t size) {
+    const char *end = text + size;
+    char *p = text;
+    while (end - p > 2 && (p = memchr(p, '\\', (size_t)(end - p)))) {
+        const int unit = code_unit(p, end);
+        const bool pair = is_high(unit) && is_low(code_unit(p + 6, end));
+        if (!pair && (is_high(unit) || is_low(unit))) memcpy(p + 2, "fffd", 4);
+        p += pair ? 12 : unit >= 0 ? 6 : end - p > 2 ? 2 : end - p;
+    }
+}
+
+mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error) {
+    return mx_json_parse_limited(name, text, size, SIZE_MAX, out, error);
+}
+
+mx_status mx_json_parse_limited(const char *name, const void *text, size_t size, size_t most, mx_json_document **out,
+                                mx_error *error) {
+    if (!size || !has_surrogate(text, size)) return parse(name, text, size, most, out, error);
+    *out = NULL;
+    char *mended = malloc(size);
+    if (!mended) return mx_fail(error, MX_NO_MEMORY, "%s: no memory to parse it", name);
+    memcpy(mended, text, size);
+    mend_surrogates(mended, size);
+    const mx_status status = parse(name, mended, size, most, out, error);
+    free(mended);
+    return status;
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 const mx_json *mx_json_root(const mx_json_document *document) {
     return document->root;
 }

@@ -38,6 +38,10 @@ typedef struct mx_json_document mx_json_document; /* owns every node and byte of
 /* Parses exactly one value (white space around it allowed). Invalid UTF-8, trailing text, nesting beyond 512 levels
  * are errors that name `name` (a file name or "request") and the byte. Free with mx_json_free. */
 mx_status mx_json_parse(const char *name, const void *text, size_t size, mx_json_document **out, mx_error *error);
+/* The same for text of strangers: a tree of more than `most` bytes is an error (MX_INVALID_FILE), too. One node takes
+ * about 100 bytes, and two bytes of text can be one. */
+mx_status mx_json_parse_limited(const char *name, const void *text, size_t size, size_t most, mx_json_document **out,
+                                mx_error *error);
 const mx_json *mx_json_root(const mx_json_document *document);
 void mx_json_free(mx_json_document *document); /* NULL allowed */
 

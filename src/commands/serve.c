@@ -60,7 +60,7 @@ static const struct poptOption limit_options[] = {
      "Clients may put their requests before those of others, by \"priority\"", NULL},
     {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
      "Connections at once; more have to wait (default 1024)", "N"},
-    {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 16M (default 64M)", "SIZE"},
+    {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 64M (default 16M)", "SIZE"},
     {"read-timeout", '\0', STRING, &numbers[READ].text, 0, "Seconds in which a request must be there (default 30)",
      "S"},
     {"write-timeout", '\0', STRING, &numbers[WRITE].text, 0,

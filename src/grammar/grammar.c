@@ -123,6 +123,11 @@ mx_status mx_pack(const mx_draft *d, mx_machine *machine, uint32_t machines, mx_
     for (uint32_t i = 0; i < machines; i++) machine[i].simple = is_simple(d, &machine[i]);
     g->machine = machine;
     g->machines = machines;
+    if (!mx_find_alike(d, g)) {
+        g->machine = NULL;
+        mx_grammar_free(g);
+        return mx_fail(error, MX_NO_MEMORY, "no memory for a grammar");
+    }
     mx_cell *shorter = realloc(g->cell, g->cells * sizeof *shorter);
     if (shorter) g->cell = shorter;
     *out = g;
@@ -141,13 +146,15 @@ void mx_grammar_free(mx_grammar *g) {
     free(g->cell);
     free(g->call);
     free(g->machine);
+    free(g->alike);
     free(g->has_key);
     free(g->key);
     free(g);
 }
 
 uint64_t mx_grammar_bytes(const mx_grammar *g) {
-    return sizeof *g + (uint64_t)g->states * (sizeof *g->state + sizeof *g->key + 1) +
+    return sizeof *g +
+           (uint64_t)g->states * (sizeof *g->state + sizeof *g->key + 1 + (g->alike ? sizeof *g->alike : 0)) +
            (uint64_t)g->cells * sizeof *g->cell + (uint64_t)g->calls * sizeof *g->call +
            (uint64_t)g->machines * sizeof *g->machine;
 }

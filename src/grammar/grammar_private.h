@@ -83,6 +83,14 @@ typedef struct mx_state_key {
     uint64_t low, high;
 } mx_state_key;
 
+/* Of a state the first one that behaves as it does for so many bytes (mx_alike_bytes[level]): it takes the same texts
+ * that are no longer, and may end behind the same of them. The state itself where there is none before it. */
+enum { MX_ALIKE_LEVELS = 5 };
+extern const uint32_t mx_alike_bytes[MX_ALIKE_LEVELS]; /* ascending */
+typedef struct mx_alike {
+    uint32_t state[MX_ALIKE_LEVELS];
+} mx_alike;
+
 struct mx_grammar {
     atomic_int references;
     uint64_t id; /* of this grammar alone in this process */
@@ -92,6 +100,7 @@ struct mx_grammar {
     mx_cell *cell;   /* [cells], the last 256 of no state */
     mx_call *call;
     mx_machine *machine;   /* the first is the grammar */
+    mx_alike *alike;       /* [states]; NULL: no machine is large enough */
     pthread_mutex_t lock;  /* of writing `key` */
     atomic_uchar *has_key; /* [states] */
     mx_state_key *key;     /* [states] */
@@ -166,6 +175,8 @@ mx_status mx_determine(const mx_nfa *n, uint32_t start, uint32_t machine, mx_dra
  * goes on. */
 mx_status mx_determine_regular(const mx_regular_view *v, int end, uint32_t machine, mx_draft *d, uint32_t *first,
                                mx_error *error);
+/* Fills `alike`, for the simple machines that are large and not counted; false: no memory. */
+bool mx_find_alike(const mx_draft *d, mx_grammar *g);
 /* The grammar of the draft and its machines, which it takes over. */
 mx_status mx_pack(const mx_draft *d, mx_machine *machine, uint32_t machines, mx_grammar **out, mx_error *error);
 

@@ -114,6 +114,7 @@ void mx_grammar_prepare(mx_grammar *g, mx_vocabulary *v, double seconds) {
         for (uint32_t i = 0; i < g->states && mx_seconds() - start < seconds; i++) {
             const mx_machine *machine = &g->machine[g->state[i].machine];
             if (machine->simple != simple || !(g->state[i].flags & MX_STATE_ROW)) continue;
+            if (g->alike && g->alike[i].state[MX_ALIKE_LEVELS - 1] != i) continue; /* soon made, and many */
             const mx_place p = {.state = i, .count = machine->counted && machine->most > most ? machine->least : 0};
             mx_mask *own, *k = mx_mask_of(g, v, i, mx_rounds_of(g, v, p), &own);
             if (k) mx_mask_release(&v->cache, k);

@@ -66,6 +66,8 @@ static void describe(reached *r, const mx_grammar *g, const mx_machine *m, uint3
 static mx_state_key shared_key(const mx_grammar *cg, uint32_t state) {
     mx_grammar *g = (mx_grammar *)cg; /* its caches change */
     if (atomic_load_explicit(&g->has_key[state], memory_order_acquire)) return g->key[state];
+    if (g->alike && g->alike[state].state[MX_ALIKE_LEVELS - 1] != state)
+        return local_key(g, state, (mx_rounds){0}); /* there are many such, and their masks cost less than that */
     reached r = {.ok = true};
     describe(&r, g, &g->machine[g->state[state].machine], state);
     const mx_state_key key =
@@ -100,6 +102,7 @@ typedef struct finding {
     uint32_t *leaving;
     uint16_t *leaving_round;
     size_t leavings, leaving_room, leaving_round_room;
+    uint64_t looks; /* at nodes */
     bool failed;
 } finding;
 
@@ -174,6 +177,7 @@ static void walk_simple(finding *f, const mx_grammar *g, uint32_t state, level *
             continue;
         }
         const mx_trie_node *n = &v->node[l->at++];
+        f->looks++;
         uint32_t next = mx_next_state(g, l->state, n->byte), rounds = l->rounds;
         if (next == MX_DEAD) continue;
         if (next == usual && !(v->below[n - v->node] & ~free)) {
@@ -297,6 +301,7 @@ static void find_difference(const difference *d, const mx_trie_node *node, uint3
     const mx_vocabulary *v = d->f->v;
     for (uint32_t i = 0; i < node->children; i++) {
         const mx_trie_node *n = &v->node[node->child + i];
+        d->f->looks++;
         const uint32_t a = state == MX_DEAD ? MX_DEAD : mx_next_state(d->g, state, n->byte);
         const uint32_t b = usual == MX_DEAD ? MX_DEAD : mx_next_state(d->g, usual, n->byte);
         if (a == b) continue;
@@ -347,6 +352,65 @@ static mx_mask *usual_mask(const mx_grammar *g, mx_vocabulary *v, uint32_t state
     return NULL;
 }
 
+/* ---- masks that are those of another state for short tokens ------------------------------------------------------ */
+/* A simple machine's tokens of more than `bytes` bytes, and where it may end behind so many. */
+static void walk_long(finding *f, const mx_grammar *g, uint32_t state, uint32_t bytes, level *stack) {
+    const mx_vocabulary *v = f->v;
+    uint32_t depth = 0;
+    stack[0] = (level){v->node[0].child, v->node[0].child + v->node[0].children, state, 0};
+    for (;;) {
+        level *l = &stack[depth];
+        if (l->at == l->end) {
+            if (depth-- == 0) return;
+            continue;
+        }
+        const uint32_t i = l->at++;
+        f->looks++;
+        if (v->deepest[i] <= bytes) continue;
+        const mx_trie_node *n = &v->node[i];
+        const uint32_t next = mx_next_state(g, l->state, n->byte);
+        if (next == MX_DEAD) continue;
+        if (depth >= bytes) {
+            take_tokens(f, n, 0);
+            if (g->state[next].flags & MX_STATE_ACCEPTS) take_leaving(f, n, 0);
+        }
+        if (n->children && (g->state[next].flags & MX_STATE_ROW))
+            stack[++depth] = (level){n->child, n->child + n->children, next, 0};
+    }
+}
+
+/* The mask of the state that behaves as this one does for most bytes, and how many: the level of `alike`. */
+static mx_mask *alike_mask(const mx_grammar *g, mx_vocabulary *v, uint32_t state, int *at) {
+    mx_mask *own;
+    *at = MX_ALIKE_LEVELS;
+    while (g->alike && --*at >= 0)
+        if (g->alike[state].state[*at] != state)
+            return mx_mask_of(g, v, g->alike[state].state[*at], (mx_rounds){0}, &own);
+    return NULL;
+}
+
+/* `m` from that mask: its short tokens, and the long ones that are found for this state. */
+static bool extend_mask(finding *f, const mx_grammar *g, uint32_t state, int at, const mx_mask *from, mx_mask *m) {
+    const mx_vocabulary *v = f->v;
+    const uint32_t bytes = mx_alike_bytes[at];
+    const uint32_t *is_short = v->short_tokens[at];
+    level *stack = malloc((v->longest + 1) * sizeof *stack);
+    f->id = malloc((v->tokens + 1) * sizeof *f->id);
+    bool ok = stack && f->id;
+    if (ok) {
+        for (uint32_t i = 0; !from->bits && i < from->ids; i++)
+            if (is_short[from->id[i] / 32] >> from->id[i] % 32 & 1) f->id[f->ids++] = from->id[i];
+        walk_long(f, g, state, bytes, stack);
+        ok = from->bits ? set_bits(m, v, f->id, f->ids) : keep_tokens(f, m);
+    }
+    for (uint32_t i = 0; ok && from->bits && i < v->words; i++) m->bits[i] |= from->bits[i] & is_short[i];
+    for (uint32_t i = 0; ok && from->leaving && i < from->leaving_from[256]; i++)
+        if (v->depth[from->leaving[i]] <= bytes + 1)
+            ok = MX_PUSH(f->leaving, f->leavings, f->leaving_room, from->leaving[i]);
+    free(stack);
+    return ok && !f->failed;
+}
+
 /* ---- the whole ----------------------------------------------------------------------------------------------------
  */
 static bool find_all(finding *f, const mx_grammar *g, uint32_t state, mx_rounds rounds) {
@@ -373,7 +437,9 @@ static bool find_all(finding *f, const mx_grammar *g, uint32_t state, mx_rounds 
 
 static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_rounds rounds, mx_state_key key) {
     uint32_t usual;
-    mx_mask *from = usual_mask(g, v, state, &usual), *m = calloc(1, sizeof *m);
+    int at;
+    mx_mask *from = usual_mask(g, v, state, &usual), *like = from ? NULL : alike_mask(g, v, state, &at);
+    mx_mask *m = calloc(1, sizeof *m);
     finding f = {.v = v};
     bool ok = m;
     if (ok) {
@@ -381,11 +447,15 @@ static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_r
         m->bytes = sizeof *m;
         if (from)
             ok = change_mask(&f, g, state, usual, from, m);
+        else if (like)
+            ok = extend_mask(&f, g, state, at, like, m);
         else
             ok = find_all(&f, g, state, rounds) && keep_tokens(&f, m);
         ok = ok && sort_leaving(&f, m);
     }
     if (from) mx_mask_release(&v->cache, from);
+    if (like) mx_mask_release(&v->cache, like);
+    atomic_fetch_add_explicit(&v->looks, f.looks, memory_order_relaxed);
     free(f.id);
     free(f.round);
     free(f.leaving);

@@ -117,6 +117,29 @@ static bool grow_trie(mx_vocabulary *v) {
     return ok && v->below;
 }
 
+static bool measure(mx_vocabulary *v) {
+    v->depth = calloc(v->nodes, sizeof *v->depth);
+    v->deepest = calloc(v->nodes, sizeof *v->deepest);
+    if (!v->depth || !v->deepest) return false;
+    for (uint32_t i = 0; i < v->nodes; i++)
+        for (uint32_t k = v->node[i].child; k < v->node[i].child + v->node[i].children; k++)
+            v->depth[k] = (uint16_t)(v->depth[i] + 1);
+    for (uint32_t i = v->nodes; i-- > 0;) {
+        v->deepest[i] = v->depth[i]; /* where nothing is below, a token ends */
+        for (uint32_t k = v->node[i].child; k < v->node[i].child + v->node[i].children; k++)
+            if (v->deepest[k] > v->deepest[i]) v->deepest[i] = v->deepest[k];
+    }
+    for (int level = 0; level < MX_ALIKE_LEVELS; level++) {
+        uint32_t *bits = v->short_tokens[level] = calloc((size_t)v->words + 1, sizeof *bits);
+        if (!bits) return false;
+        for (uint32_t i = 0; i < v->tokens; i++) {
+            const uint32_t id = v->id[i];
+            if (v->byte_from[id + 1] - v->byte_from[id] <= mx_alike_bytes[level]) bits[id >> 5] |= 1u << (id & 31);
+        }
+    }
+    return true;
+}
+
 mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabulary **out, mx_error *error) {
     *out = NULL;
     mx_vocabulary *v = vocab >= 0 ? calloc(1, sizeof *v) : NULL;
@@ -128,7 +151,7 @@ mx_status mx_vocabulary_create(const mx_tokenizer *t, int32_t vocab, mx_vocabula
             v = NULL;
         }
     }
-    if (v && copy_tokens(v, t) && sort_tokens(v) && grow_trie(v)) {
+    if (v && copy_tokens(v, t) && sort_tokens(v) && grow_trie(v) && measure(v)) {
         v->all = calloc((size_t)v->words + 1, sizeof *v->all);
         for (uint32_t i = 0; v->all && i < v->tokens; i++) v->all[v->id[i] >> 5] |= 1u << (v->id[i] & 31);
         if (v->all) {
@@ -151,6 +174,9 @@ void mx_vocabulary_free(mx_vocabulary *v) {
     free(v->all);
     free(v->node);
     free(v->below);
+    free(v->depth);
+    free(v->deepest);
+    for (int level = 0; level < MX_ALIKE_LEVELS; level++) free(v->short_tokens[level]);
     free(v->id);
     free(v->byte);
     free(v->byte_from);

@@ -51,10 +51,13 @@ typedef struct mx_mask_cache {
 
 struct mx_vocabulary {
     int32_t vocab;
-    uint32_t words;     /* of a mask */
-    uint32_t *all;      /* [words] every token */
-    mx_trie_node *node; /* node 0 is the root */
-    uint64_t *below;    /* [nodes]; groups of the bytes below each node */
+    uint32_t words;                          /* of a mask */
+    uint32_t *all;                           /* [words] every token */
+    mx_trie_node *node;                      /* node 0 is the root */
+    uint64_t *below;                         /* [nodes]; groups of the bytes below each node */
+    uint16_t *depth;                         /* [nodes]; bytes that lead to each */
+    uint16_t *deepest;                       /* [nodes]; bytes of the longest token below it or in it */
+    uint32_t *short_tokens[MX_ALIKE_LEVELS]; /* [words] those of at most mx_alike_bytes[level] bytes */
     uint32_t nodes;
     uint32_t *id; /* [tokens], in the order of their bytes */
     uint32_t tokens;
@@ -62,6 +65,7 @@ struct mx_vocabulary {
     uint8_t *byte;       /* of all tokens, by id */
     uint32_t *byte_from; /* [vocab + 1] */
     mx_mask_cache cache;
+    atomic_uint_fast64_t looks; /* at nodes, so far, to make masks that the cache did not have */
 };
 
 /* The bytes of a token that may be allowed; *size 0: it may not. */

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "server/fields.h"
+
 /* Anthropic's clients know a request by the header "request-id". */
 static void tell_id(mx_exchange *x) {
     char id[64];
@@ -20,6 +22,7 @@ static bool read_body(mx_exchange *x, bool counted, mx_api_request *request, mx_
     const mx_status status =
         *state ? mx_anthropic_read(mx_exchange_parts(x), mx_exchange_id(x), body, counted, request, *state, &error)
                : mx_fail(&error, MX_NO_MEMORY, "no memory for a message");
+    if (!status && request->beyond) mx_api_check_room(request, mx_exchange_parts(x)->settings.setup.context);
     if (!status && !request->problem.http_status) return true;
     if (status)
         mx_exchange_fail(x, &error);
@@ -40,14 +43,9 @@ static void count_tokens(mx_exchange *x) {
     mx_api_request request = {0};
     mx_anthropic_state *state;
     mx_bytes body = {0};
-    mx_error error;
     if (!read_body(x, true, &request, &state)) return;
-    if (mx_bytes_addf(&body, "{\"input_tokens\":%lld}", (long long)request.prompts[0].count)) {
-        mx_exchange_reply(x, 200, "application/json", &body);
-    } else {
-        mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-        mx_exchange_fail(x, &error);
-    }
+    const bool written = mx_bytes_addf(&body, "{\"input_tokens\":%lld}", (long long)request.prompts[0].count);
+    mx_reply(x, written, &body);
     mx_api_request_free(&request);
     mx_anthropic_free(state);
 }

@@ -66,6 +66,24 @@ static mx_status unknown_block(const place *p, const mx_json *block) {
     return wrong(p, "type", what);
 }
 
+/* {"type": "document", "source": {"type": "text", "data"}}: its title, what it is about, and the text. */
+static mx_status add_document(const place *p, const mx_json *block, mx_bytes *out) {
+    static const char *const about[] = {"title", "context"};
+    const mx_json *source = mx_field(block, "source");
+    if (!is_type(source, "text"))
+        return wrong(p, "source", "expected {\"type\": \"text\", \"data\": \"...\"}: the model reads text only");
+    mx_status status = MX_OK;
+    for (int i = 0; i < 2 && ok(p, status); i++)
+        if (mx_field(block, about[i])) status = add_text(p, mx_field(block, about[i]), about[i], out);
+    return ok(p, status) ? add_text(p, mx_field(source, "data"), "source.data", out) : status;
+}
+
+/* What is text in a block. */
+static mx_status add_block(const place *p, const mx_json *block, const char *member, mx_bytes *out) {
+    if (is_type(block, "text")) return add_text(p, mx_json_get(block, "text"), member, out);
+    return is_type(block, "document") ? add_document(p, block, out) : unknown_block(p, block);
+}
+
 /* A string or text blocks; NULL is no text. Appended to `out`. */
 static mx_status add_texts(const place *p, const mx_json *content, const char *member, mx_bytes *out) {
     if (!content) return MX_OK;
@@ -73,8 +91,7 @@ static mx_status add_texts(const place *p, const mx_json *content, const char *m
     if (content->type != MX_JSON_ARRAY) return wrong(p, member, "expected a string or an array of blocks");
     mx_status status = MX_OK;
     for (const mx_json *block = content->child; block && ok(p, status); block = block->next)
-        status =
-            is_type(block, "text") ? add_text(p, mx_json_get(block, "text"), member, out) : unknown_block(p, block);
+        status = add_block(p, block, member, out);
     return status;
 }
 
@@ -130,12 +147,7 @@ static mx_status add_user(place *p, const mx_json *content) {
     }
     for (const mx_json *block = content->child; block && ok(p, status); block = block->next) {
         p->block++;
-        if (is_type(block, "text"))
-            status = add_text(p, mx_json_get(block, "text"), "text", &text);
-        else if (is_type(block, "tool_result"))
-            status = add_result(p, block, &text);
-        else
-            status = unknown_block(p, block);
+        status = is_type(block, "tool_result") ? add_result(p, block, &text) : add_block(p, block, "text", &text);
     }
     if (ok(p, status)) status = tell_user(p, &text);
     mx_bytes_free(&text);

@@ -44,11 +44,20 @@ void mx_exchange_keep(mx_exchange *x) {
     atomic_fetch_add(&x->references, 1);
 }
 
+static void free_body(mx_exchange *x) {
+    atomic_fetch_sub(&x->server->bodies, x->body.size);
+    mx_bytes_free(&x->body);
+}
+
+void mx_exchange_forget_request(mx_exchange *x) {
+    free_body(x);
+    mx_json_free(x->json);
+    x->json = NULL;
+}
+
 void mx_exchange_drop(mx_exchange *x) {
     if (atomic_fetch_sub(&x->references, 1) > 1) return;
-    atomic_fetch_sub(&x->server->bodies, x->body.size);
-    mx_json_free(x->json);
-    mx_bytes_free(&x->body);
+    mx_exchange_forget_request(x);
     mx_bytes_free(&x->out);
     for (int i = 0; i < x->header_count; i++) {
         free(x->headers[i].name);
@@ -63,7 +72,7 @@ void mx_exchange_drop(mx_exchange *x) {
 
 /* ---- with the lock held ------------------------------------------------------------------------------------------ */
 void mx_exchange_wake(mx_exchange *x) {
-    if (!x->suspended) return;
+    if (!x->suspended || x->handled) return;
     x->suspended = false;
     x->moved = mx_seconds();
     MHD_resume_connection(x->connection);
@@ -125,7 +134,10 @@ const mx_json *mx_exchange_json(mx_exchange *x) {
         mx_exchange_refuse(x, mx_problem_set(&problem, 400, "invalid_json", "the body is empty: expected JSON"));
         return NULL;
     }
-    const mx_status status = mx_json_parse("request", x->body.data, x->body.size, &x->json, &error);
+    enum { FREE = 16 << 20, SHARE = 8 }; /* memory of the tree: text is far below that, arrays of numbers are above */
+    const size_t most = SHARE * x->body.size + FREE;
+    const mx_status status = mx_json_parse_limited("request", x->body.data, x->body.size, most, &x->json, &error);
+    free_body(x);
     if (status == MX_NO_MEMORY) {
         mx_exchange_fail(x, &error);
     } else if (status) {

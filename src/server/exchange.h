@@ -15,9 +15,10 @@
  *       ▲                                                                            │ events, by the engine's thread
  *       └── body or server-sent events ◄──── mx_form: begin, piece, ended, finish ◄──┘
  *
- * handle() runs in a thread of HTTP's, once the whole body is there, and ends in exactly one of mx_exchange_reply,
- * mx_exchange_refuse, mx_exchange_fail, mx_exchange_work. The functions of a form run in the engine's thread (`begin`
- * in handle()'s, so that a client has it while the engine is in a long step), one at a time, and never wait. */
+ * handle() runs in a thread of HTTP's, for large bodies in one of its own, once the whole body is there, and ends in
+ * exactly one of mx_exchange_reply, mx_exchange_refuse, mx_exchange_fail, mx_exchange_work. The functions of a form run
+ * in the engine's thread (`begin` in handle()'s, so that a client has it while the engine is in a long step), one at a
+ * time, and never wait. */
 typedef struct mx_exchange mx_exchange; /* one HTTP request and what becomes of it */
 
 /* ---- what all of them share -------------------------------------------------------------------------------------- */
@@ -43,8 +44,8 @@ const char *mx_exchange_path(const mx_exchange *x);     /* "/v1/responses/resp_1
 const char *mx_exchange_variable(const mx_exchange *x); /* what stands for {…} in the endpoint's path */
 const char *mx_exchange_header(const mx_exchange *x, const char *name); /* NULL: absent; valid while handle() runs */
 const char *mx_exchange_query(const mx_exchange *x, const char *name);
-const mx_bytes *mx_exchange_body(const mx_exchange *x);
-/* The body as a JSON object, owned by the exchange. NULL: it is none, the client has been told; return at once. */
+const mx_bytes *mx_exchange_body(const mx_exchange *x); /* empty once it was read as JSON */
+/* The body as a JSON object, valid while handle() runs. NULL: it is none, the client has been told; return at once. */
 const mx_json *mx_exchange_json(mx_exchange *x);
 /* 32 hexadecimal digits, unique: ids of answers ("chatcmpl-ID"), calls and messages are made of it, and the header
  * x-request-id. */

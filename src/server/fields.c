@@ -49,8 +49,10 @@ bool mx_read_whole(const mx_fields *f, const char *name, int64_t low, int64_t hi
     int64_t value;
     if (!v) return true;
     if (!mx_json_int64(v, &value))
-        return mx_api_wrong(f->problem, n.text, "invalid_type", "%s: expected a whole number of at least %lld", n.text,
-                            (long long)low);
+        return low <= INT32_MIN
+                   ? mx_api_wrong(f->problem, n.text, "invalid_type", "%s: expected a whole number", n.text)
+                   : mx_api_wrong(f->problem, n.text, "invalid_type", "%s: expected a whole number of at least %lld",
+                                  n.text, (long long)low);
     if (value < low || value > high)
         return mx_api_wrong(f->problem, n.text, "invalid_value",
                             "%s is %lld: expected a whole number from %lld to %lld", n.text, (long long)value,
@@ -149,4 +151,16 @@ mx_status mx_blame(mx_status status, const mx_error *found, const char *param, m
 mx_status mx_need_rules(mx_api_request *out, mx_error *error) {
     if (!out->rules) out->rules = mx_rules_create();
     return out->rules ? MX_OK : no_memory(error);
+}
+
+/* ---- replies ----------------------------------------------------------------------------------------------------- */
+void mx_reply(mx_exchange *x, bool written, mx_bytes *body) {
+    mx_error error;
+    if (written) {
+        mx_exchange_reply(x, 200, "application/json", body);
+        return;
+    }
+    mx_bytes_free(body);
+    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
+    mx_exchange_fail(x, &error);
 }

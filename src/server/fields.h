@@ -33,6 +33,9 @@ mx_status mx_read_stop_strings(const mx_fields *f, const char *name, mx_api_requ
 mx_status mx_blame(mx_status status, const mx_error *found, const char *param, mx_api_problem *problem,
                    mx_error *error);
 
+/* Replies 200 with the JSON in `body`, whose memory is taken over; !written: tells that there was no memory for it. */
+void mx_reply(mx_exchange *x, bool written, mx_bytes *body);
+
 /* *rules, made where there are none yet. */
 mx_status mx_need_rules(mx_api_request *out, mx_error *error);
 

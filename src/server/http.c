@@ -10,7 +10,8 @@
 
 enum {
     POOL = 32 << 10,      /* of a connection beside its headers */
-    WHOLE = 64 << 10,     /* bodies up to so much are handed over as they are */
+    WHOLE = 64 << 10,     /* replies up to so much are handed over as they are */
+    LARGE = 64 << 10,     /* bodies from so much on are the pool's */
     SMALL_BODY = 1 << 20, /* of a request that is refused: is read, so that the connection can stay */
     BLOCK = 16 << 10,     /* of longer ones; a client has write_seconds for each */
     ALL_BODIES = 8,       /* all requests' bodies together: so many of the largest */
@@ -111,6 +112,7 @@ static enum MHD_Result reply(mx_exchange *x) {
 /* The request gets this reply, whatever else comes of it. */
 static void refuse(mx_exchange *x, const mx_api_problem *problem) {
     mx_exchange_refuse(x, problem);
+    mx_exchange_forget_request(x);
     x->discard = true;
 }
 
@@ -189,19 +191,6 @@ static void set_phase(mx_exchange *x, mx_phase phase) {
     pthread_mutex_unlock(&x->server->lock);
 }
 
-static void answer(mx_exchange *x) {
-    x->begun = true;
-    atomic_fetch_add(&x->server->busy, 1);
-    set_phase(x, MX_PHASE_BUSY);
-    if (x->discard) return;
-    if (strcmp(x->method, "OPTIONS") == 0) {
-        mx_bytes nothing = {0};
-        mx_exchange_reply(x, 204, NULL, &nothing);
-    } else {
-        x->endpoint->handle(x);
-    }
-}
-
 /* handle() is over; what did not reply and does not work never will. */
 static void check_answered(mx_exchange *x) {
     mx_api_problem problem;
@@ -210,6 +199,34 @@ static void check_answered(mx_exchange *x) {
         mx_exchange_set_problem(
             x, mx_problem_set(&problem, 500, "server_error", "%s %s gave no reply", x->method, x->endpoint->path));
     pthread_mutex_unlock(&x->lock);
+}
+
+void mx_exchange_handle(mx_exchange *x) {
+    x->endpoint->handle(x);
+    mx_exchange_forget_request(x);
+    check_answered(x);
+}
+
+/* Returns whether the reply can be looked for; else the pool has the request. */
+static bool answer(mx_exchange *x) {
+    mx_api_problem problem;
+    x->begun = true;
+    atomic_fetch_add(&x->server->busy, 1);
+    set_phase(x, MX_PHASE_BUSY);
+    if (x->discard) return true;
+    if (strcmp(x->method, "OPTIONS") == 0) {
+        mx_bytes nothing = {0};
+        mx_exchange_reply(x, 204, NULL, &nothing);
+    } else if (x->body.size < LARGE) {
+        mx_exchange_handle(x);
+    } else if (mx_pool_add(x)) {
+        return false;
+    } else {
+        refuse(x, mx_problem_set(&problem, 429, "queue_full",
+                                 "the server is busy: %d large requests wait to be read; try again later",
+                                 x->server->options.queue));
+    }
+    return true;
 }
 
 static enum MHD_Result on_request(void *server, struct MHD_Connection *connection, const char *url, const char *method,
@@ -224,8 +241,7 @@ static enum MHD_Result on_request(void *server, struct MHD_Connection *connectio
         *size = 0;
         return result;
     }
-    if (!x->begun) answer(x);
-    check_answered(x);
+    if (!x->begun && !answer(x)) return MHD_YES;
     return reply(x);
 }
 
@@ -370,6 +386,8 @@ static struct MHD_Daemon *start(mx_worker *w) {
 }
 
 mx_status mx_http_start(mx_server *s, mx_error *error) {
+    const mx_status status = mx_pool_start(s, error);
+    if (status) return status;
     for (int i = 0; i < MX_WORKERS; i++) {
         s->workers[i].server = s;
         s->workers[i].daemon = start(&s->workers[i]);
@@ -380,8 +398,10 @@ mx_status mx_http_start(mx_server *s, mx_error *error) {
 }
 
 void mx_http_stop(mx_server *s) {
+    mx_pool_stop(s); /* libmicrohttpd ends the program where it stops with connections suspended */
     for (int i = 0; i < MX_WORKERS; i++) {
         if (s->workers[i].daemon) MHD_stop_daemon(s->workers[i].daemon);
         s->workers[i].daemon = NULL;
     }
+    mx_pool_free(s);
 }

@@ -31,30 +31,25 @@ bool mx_ollama_check_model(const mx_server_parts *parts, const mx_json *name, mx
     return true;
 }
 
-void mx_ollama_reply(mx_exchange *x, mx_api_writer *w) {
-    mx_error error;
-    if (!w->failed) {
-        mx_exchange_reply(x, 200, "application/json", w->out);
-        return;
-    }
-    mx_bytes_free(w->out);
-    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-    mx_exchange_fail(x, &error);
+/* 0, 0.0, "0", "0s", "0h0m": no time */
+static bool is_zero(const mx_json *time) {
+    double seconds;
+    if (!time) return false;
+    if (time->type == MX_JSON_NUMBER) return mx_json_double(time, &seconds) && seconds == 0;
+    return time->size && time->text[0] == '0' && strspn(time->text, "0.hmsnu") == time->size;
 }
 
 /* The model is there already: an answer at once, without text. */
 static void reply_loaded(mx_exchange *x, const mx_json *body, bool chat) {
     const mx_server_parts *parts = mx_exchange_parts(x);
-    const mx_json *keep = mx_json_get(body, "keep_alive");
-    const bool unload = keep && (keep->type == MX_JSON_NUMBER || keep->type == MX_JSON_STRING) && keep->size == 1 &&
-                        keep->text[0] == '0';
+    const bool unload = is_zero(mx_field(body, "keep_alive"));
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out, .settings = &parts->settings};
     mx_api_put(&w, "{");
     mx_ollama_put_head(&w);
     mx_api_put(&w, chat ? ",\"message\":{\"role\":\"assistant\",\"content\":\"\"}" : ",\"response\":\"\"");
     mx_api_putf(&w, ",\"done\":true,\"done_reason\":\"%s\"}\n", unload ? "unload" : "load");
-    mx_ollama_reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 static void answer(mx_exchange *x, bool chat) {

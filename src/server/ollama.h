@@ -30,9 +30,6 @@ mx_status mx_ollama_read_chat(const mx_server_parts *parts, const char *id, cons
 mx_status mx_ollama_read_generate(const mx_server_parts *parts, const char *id, const mx_json *body,
                                   mx_api_request *out, mx_ollama_answer *answer, bool *load, mx_error *error);
 
-/* Replies with what was written, or tells that there was no memory for it. */
-void mx_ollama_reply(mx_exchange *x, mx_api_writer *w);
-
 /* "model":"...","created_at":"2026-11-27T23:12:34.123456789Z" */
 void mx_ollama_put_head(mx_api_writer *w);
 /* seconds as RFC 3339, quoted */

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include "plan/model.h"
+#include "server/fields.h"
 #include "server/ollama.h"
 
 /* What Ollama's clients ask about models. There is one. */
@@ -15,7 +16,7 @@ void mx_ollama_version(mx_exchange *x) {
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out};
     mx_api_putf(&w, "{\"version\":\"%s\",\"mxrun\":\"%s\"}", speaks, MX_VERSION);
-    mx_ollama_reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 /* ---- details ----------------------------------------------------------------------------------------------------- */
@@ -107,7 +108,7 @@ void mx_ollama_tags(mx_exchange *x) {
     mx_ollama_put_time(&w, parts->model_created, 0);
     mx_api_put(&w, "}]}");
     free(d.model);
-    mx_ollama_reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 void mx_ollama_ps(mx_exchange *x) {
@@ -122,7 +123,7 @@ void mx_ollama_ps(mx_exchange *x) {
                 (long long)parts->info.context);
     mx_api_put(&w, ",\"expires_at\":\"2318-10-04T00:00:00Z\"}]}"); /* it stays as long as the server runs */
     free(d.model);
-    mx_ollama_reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 /* The keys under which Ollama tells what a GGUF of the model says. */
@@ -175,5 +176,5 @@ void mx_ollama_show(mx_exchange *x) {
     mx_api_put(&w, "}");
     mx_bytes_free(&parameters);
     free(d.model);
-    mx_ollama_reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }

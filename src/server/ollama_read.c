@@ -61,7 +61,7 @@ static bool read_unsupported_options(reader *r, const mx_fields *options) {
     if (!mx_read_whole(options, "num_ctx", INT32_MIN, INT32_MAX, &context)) return false;
     if (context > r->parts->info.context && !atomic_exchange(&warned, true))
         mx_log(MX_LOG_WARNING,
-               "a client of /api wants num_ctx %lld, the context here is %lld (--context; this is said once)",
+               "a client of /api wants num_ctx %lld, the context here is %lld (--ctx; this is said once)",
                (long long)context, (long long)r->parts->info.context);
     return true;
 }

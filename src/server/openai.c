@@ -3,10 +3,12 @@
 
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 #include <xxhash.h>
 
 #include "api/write.h"
 #include "base/log.h"
+#include "server/fields.h"
 
 bool mx_openai_problem(mx_bytes *out, const mx_api_problem *problem) {
     mx_api_writer w = {.out = out};
@@ -71,24 +73,37 @@ static void put_model(mx_api_writer *w, const mx_server_parts *parts) {
                 (long long)parts->model_created, (long long)parts->info.context);
 }
 
-static void reply(mx_exchange *x, mx_api_writer *w) {
-    mx_error error;
-    if (!w->failed) {
-        mx_exchange_reply(x, 200, "application/json", w->out);
-        return;
-    }
-    mx_bytes_free(w->out);
-    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-    mx_exchange_fail(x, &error);
+/* As Anthropic's clients have it, which share the path and are known by their header. */
+static bool is_anthropic(const mx_exchange *x) {
+    return mx_exchange_header(x, "anthropic-version") != NULL;
+}
+
+static void put_anthropic_model(mx_api_writer *w, const mx_server_parts *parts) {
+    const time_t created = (time_t)parts->model_created;
+    struct tm utc;
+    char when[sizeof "2026-11-27T23:12:34Z"] = "1970-01-01T00:00:00Z";
+    if (gmtime_r(&created, &utc)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    mx_api_put(w, "{\"type\":\"model\",\"id\":");
+    mx_api_put_string(w, parts->model, strlen(parts->model));
+    mx_api_put(w, ",\"display_name\":");
+    mx_api_put_string(w, parts->model, strlen(parts->model));
+    mx_api_putf(w, ",\"created_at\":\"%s\"}", when);
 }
 
 static void list_models(mx_exchange *x) {
+    const mx_server_parts *parts = mx_exchange_parts(x);
+    const bool anthropic = is_anthropic(x);
     mx_bytes out = {0};
     mx_api_writer w = {.out = &out};
-    mx_api_put(&w, "{\"object\":\"list\",\"data\":[");
-    put_model(&w, mx_exchange_parts(x));
-    mx_api_put(&w, "]}");
-    reply(x, &w);
+    mx_api_put(&w, anthropic ? "{\"data\":[" : "{\"object\":\"list\",\"data\":[");
+    (anthropic ? put_anthropic_model : put_model)(&w, parts);
+    mx_api_put(&w, "]");
+    for (int i = 0; anthropic && i < 2; i++) {
+        mx_api_put(&w, i ? ",\"last_id\":" : ",\"has_more\":false,\"first_id\":");
+        mx_api_put_string(&w, parts->model, strlen(parts->model));
+    }
+    mx_api_put(&w, "}");
+    mx_reply(x, !w.failed, &out);
 }
 
 static void show_model(mx_exchange *x) {
@@ -104,8 +119,8 @@ static void show_model(mx_exchange *x) {
         mx_exchange_refuse(x, &problem);
         return;
     }
-    put_model(&w, parts);
-    reply(x, &w);
+    (is_anthropic(x) ? put_anthropic_model : put_model)(&w, parts);
+    mx_reply(x, !w.failed, &out);
 }
 
 const mx_endpoint mx_openai_endpoints[] = {

@@ -9,12 +9,12 @@
 #include "server/metrics.h"
 #include "server/server.h"
 
-/* What http.c, exchange.c, work.c, watch.c and server.c share.
+/* What http.c, pool.c, exchange.c, work.c, watch.c and server.c share.
  *
- * Threads: a few of libmicrohttpd's (read requests, call handle(), write replies), the caller of mx_server_run (the
- * engine's steps and the forms), and the watcher (clients that went away, deadlines, keep-alive comments). Locks in
- * this order: server->lock or jobs_lock, exchange->lock, then those of libmicrohttpd and of the engine, which call
- * nobody back. */
+ * Threads: a few of libmicrohttpd's (read requests, call handle(), write replies), a pool (handle() of large bodies),
+ * the caller of mx_server_run (the engine's steps and the forms), and the watcher (clients that went away, deadlines,
+ * keep-alive comments). Locks in this order: server->lock or jobs_lock, exchange->lock, then those of libmicrohttpd and
+ * of the engine, which call nobody back. */
 
 /* ---- connections ------------------------------------------------------------------------------------------------- */
 typedef enum mx_phase {
@@ -55,7 +55,7 @@ struct mx_exchange {
     mx_server *server;
     mx_slot *slot;
 
-    /* The request, of the connection's thread until handle() is over, then unchanged. */
+    /* The request, of the connection's thread, or the pool's, until handle() is over, then unchanged. */
     char *path, *variable;       /* owned; variable NULL: none */
     const mx_endpoint *endpoint; /* NULL: none is like it */
     bool routed;                 /* it is this one; false: only errors have its form */
@@ -65,6 +65,7 @@ struct mx_exchange {
     bool discard; /* a refusal is decided, the rest of the body is thrown away */
     bool begun;   /* counted in server->busy */
     mx_json_document *json;
+    mx_exchange *next_handled; /* in the pool's queue */
     char id[33];
     int64_t created;
     double started;
@@ -81,6 +82,7 @@ struct mx_exchange {
     bool streams;     /* the reply is a stream, perhaps ended by now */
     bool queued;      /* libmicrohttpd has the reply's head */
     bool suspended;   /* libmicrohttpd waits for mx_exchange_wake */
+    bool handled;     /* the pool has it: handle() is not over, and until then the connection stays suspended */
     bool gone;        /* the client went away, or was cut off */
     double moved;     /* mx_seconds() at which something was last taken or added */
     mx_job *job;      /* NULL: none, or over */
@@ -90,6 +92,8 @@ struct mx_exchange {
 mx_exchange *mx_exchange_create(mx_server *s);
 void mx_exchange_keep(mx_exchange *x);
 void mx_exchange_drop(mx_exchange *x);
+/* Frees the body and its tree; what was made of them is there. */
+void mx_exchange_forget_request(mx_exchange *x);
 
 /* With x->lock held: */
 void mx_exchange_wake(mx_exchange *x); /* there is something for libmicrohttpd to do */
@@ -102,9 +106,9 @@ mx_api_problem *mx_problem_set(mx_api_problem *problem, int http_status, const c
     __attribute__((format(printf, 4, 5)));
 
 /* ---- http.c ------------------------------------------------------------------------------------------------------ */
-/* Threads of libmicrohttpd, that read, call handle() and write, each with its connections: a long prompt holds up no
- * clients but its own thread's. Connections are accepted by the watcher: libmicrohttpd's own way to stop listening
- * (MHD_quiesce_daemon, 0.9.75) ends the program where one of its threads wakes up meanwhile. */
+/* Threads of libmicrohttpd, that read, call handle() unless the body is large, and write, each with its connections.
+ * Connections are accepted by the watcher: libmicrohttpd's own way to stop listening (MHD_quiesce_daemon, 0.9.75) ends
+ * the program where one of its threads wakes up meanwhile. */
 enum { MX_WORKERS = 4 };
 typedef struct mx_worker {
     mx_server *server;
@@ -116,6 +120,17 @@ mx_status mx_http_start(mx_server *s, mx_error *error);
 /* Hands a client over; the descriptor is libmicrohttpd's from then on. */
 void mx_http_add(mx_server *s, int fd, const struct sockaddr *address, socklen_t size);
 void mx_http_stop(mx_server *s);
+
+/* Calls handle(), and sees to it that there is a reply or work. */
+void mx_exchange_handle(mx_exchange *x);
+
+/* ---- pool.c ------------------------------------------------------------------------------------------------------ */
+mx_status mx_pool_start(mx_server *s, mx_error *error);
+/* Suspends the connection until a thread of the pool has called handle(). false: as many wait as may. */
+bool mx_pool_add(mx_exchange *x);
+/* Takes no more, waits for those in handle() and cuts off those that wait. May be called twice; NULL pool allowed. */
+void mx_pool_stop(mx_server *s);
+void mx_pool_free(mx_server *s);
 
 /* ---- route.c, gate.c --------------------------------------------------------------------------------------------- */
 /* Finds x->endpoint (and x->variable) for x->path, or sets the problem; `allow`: the methods of the path, for 405. */
@@ -189,13 +204,14 @@ struct mx_server {
     int listeners[MX_LISTENERS]; /* [listener_count]; the watcher's while it runs */
     int listener_count;          /* 0: none (any more) */
     mx_worker workers[MX_WORKERS];
+    struct mx_pool *pool;
 
     pthread_mutex_t lock;
     mx_slot *slots; /* [slot_count] */
     int slot_count, free_slot;
     atomic_int connected;          /* slots used */
     atomic_int busy;               /* exchanges whose request is there and whose reply is not gone out */
-    _Atomic size_t bodies;         /* bytes of all requests' bodies */
+    _Atomic size_t bodies;         /* bytes of all bodies that are not read as JSON yet */
     atomic_bool stopping, closing; /* closing: nothing waits any more */
 
     pthread_t watcher;

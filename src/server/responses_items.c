@@ -1,7 +1,10 @@
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
+#include "base/log.h"
 #include "server/fields.h"
 #include "server/responses.h"
 
@@ -367,6 +370,66 @@ static mx_status add_message(const place *p, const mx_json *item, mx_api_chat *c
     return mx_blame(status, &found, path(p, "content").text, p->problem, p->error);
 }
 
+/* ---- tools of others --------------------------------------------------------------------------------------------- */
+/* Calls of tools that are no functions, by hash of their call_id: what they returned goes with them. */
+typedef struct left_out {
+    uint64_t *hash; /* [size], a power of two; 0: nobody's */
+    size_t size, count;
+} left_out;
+
+static uint64_t *slot(const left_out *l, uint64_t hash) {
+    size_t i = hash & (l->size - 1);
+    while (l->hash[i] && l->hash[i] != hash) i = (i + 1) & (l->size - 1);
+    return &l->hash[i];
+}
+
+static uint64_t hash_of(const mx_json *item) {
+    const mx_json *id = mx_field(item, "call_id");
+    return id && id->type == MX_JSON_STRING ? XXH3_64bits(id->text, id->size) | 1 : 0;
+}
+
+static bool is_left_out(const left_out *l, const mx_json *item) {
+    const uint64_t hash = hash_of(item);
+    return hash && l->size && *slot(l, hash);
+}
+
+static mx_status leave_out(const place *p, const mx_json *item, const char *type, left_out *l) {
+    static atomic_bool warned;
+    const uint64_t hash = hash_of(item);
+    if (!atomic_exchange(&warned, true))
+        mx_log(MX_LOG_WARNING,
+               "items of the type \"%.40s\" are left out of conversations: there are no tools here but functions (this "
+               "is said once)",
+               type);
+    if (!hash) return MX_OK;
+    if (2 * l->count >= l->size) {
+        const left_out old = *l;
+        const size_t size = old.size ? 2 * old.size : 64;
+        uint64_t *wider = calloc(size, sizeof *wider);
+        if (!wider) return no_memory(p->error);
+        *l = (left_out){wider, size, old.count};
+        for (size_t i = 0; i < old.size; i++)
+            if (old.hash[i]) *slot(l, old.hash[i]) = old.hash[i];
+        free(old.hash);
+    }
+    uint64_t *at = slot(l, hash);
+    l->count += !*at;
+    *at = hash;
+    return MX_OK;
+}
+
+/* "web_search_call", "custom_tool_call_output", "mcp_list_tools" ... */
+static bool is_of_tool(const char *type) {
+    static const char *const ends[] = {"_call", "_call_output"};
+    const size_t size = strlen(type);
+    if (strcmp(type, "function_call_output") == 0) return false;
+    for (int i = 0; i < 2; i++) {
+        const size_t n = strlen(ends[i]);
+        if (size > n && strcmp(type + size - n, ends[i]) == 0) return true;
+    }
+    return strncmp(type, "mcp_", 4) == 0;
+}
+
 static mx_status unknown_item(const place *p, const char *type) {
     char what[200];
     snprintf(what, sizeof what,
@@ -376,32 +439,36 @@ static mx_status unknown_item(const place *p, const char *type) {
     return wrong(p, "type", "unsupported_value", what);
 }
 
-static mx_status add_item(const place *p, const mx_json *item, mx_api_chat *chat, said *s, mx_bytes *text) {
+static mx_status add_item(const place *p, const mx_json *item, mx_api_chat *chat, said *s, left_out *l,
+                          mx_bytes *text) {
     const char *type = type_of(item);
-    const bool message = strcmp(type, "message") == 0;
+    const bool message = strcmp(type, "message") == 0, result = strcmp(type, "function_call_output") == 0;
     if (strcmp(type, "reasoning") == 0) return add_reasoning(p, item, s, chat);
     if (strcmp(type, "function_call") == 0) return add_call(p, item, s, chat);
     if (message && mx_json_is_string(mx_field(item, "role"), "assistant")) return add_answer(p, item, s, chat);
+    if (is_of_tool(type)) return leave_out(p, item, type, l);
+    if (result && is_left_out(l, item)) return MX_OK;
     mx_status status = tell_said(p, s, chat);
     if (!ok(p, status)) return status;
     mx_bytes_clear(text);
     if (message) return add_message(p, item, chat, text);
-    if (strcmp(type, "function_call_output") == 0) return add_output(p, item, chat, text);
-    return unknown_item(p, type);
+    return result ? add_output(p, item, chat, text) : unknown_item(p, type);
 }
 
 mx_status mx_responses_add_items(const mx_responses_items *items, int first, mx_api_chat *chat, mx_api_problem *problem,
                                  mx_error *error) {
     place p = {problem, error, -1};
     said s = {0};
+    left_out l = {0};
     mx_bytes text = {0};
     mx_status status = MX_OK;
     for (int i = first; i < items->count && ok(&p, status); i++) {
         p.index = items->item[i].index;
-        status = add_item(&p, items->item[i].json, chat, &s, &text);
+        status = add_item(&p, items->item[i].json, chat, &s, &l, &text);
     }
     if (ok(&p, status)) status = tell_said(&p, &s, chat);
     free_said(&s);
+    free(l.hash);
     mx_bytes_free(&text);
     return status;
 }

@@ -14,7 +14,8 @@ typedef struct reader {
     mx_responses_state *state;
     mx_error *error;
     mx_responses_items items;
-    const mx_json *tools, *format; /* NULL: nothing is said */
+    const mx_json *tools, *format, *effort; /* NULL: nothing is said */
+    const char *verbosity;
     bool parallel, truncate;
     int64_t max_output_tokens;
 } reader;
@@ -34,14 +35,16 @@ static mx_status blame(reader *r, mx_status status, const mx_error *found, const
 /* ---- plain fields ------------------------------------------------------------------------------------------------ */
 /* What changes the answer and is not there must not be passed over. */
 static bool read_unsupported(reader *r) {
-    static const char *const refused[] = {"conversation", "prompt"};
+    static const char *const refused[][2] = {{"conversation", "input, instructions and previous_response_id"},
+                                             {"prompt", "input, instructions and previous_response_id"},
+                                             {"response_format", "text.format"}};
     const mx_fields f = fields_of(r, r->body, "");
     bool background = false;
     const char *truncation = "disabled";
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
-        if (mx_field(r->body, refused[i]))
-            return mx_api_wrong(f.problem, refused[i], "unsupported_value",
-                                "%s is not supported: use input, instructions and previous_response_id", refused[i]);
+        if (mx_field(r->body, refused[i][0]))
+            return mx_api_wrong(f.problem, refused[i][0], "unsupported_value", "%s is not supported: use %s",
+                                refused[i][0], refused[i][1]);
     if (!mx_read_bool(&f, "background", &background) || !mx_read_word(&f, "truncation", &truncation)) return false;
     if (background)
         return mx_api_wrong(f.problem, "background", "unsupported_value",
@@ -84,18 +87,84 @@ static bool read_logprobs(reader *r) {
     return true;
 }
 
+static size_t characters(const char *text, size_t size) {
+    size_t count = 0;
+    for (size_t i = 0; i < size; i++) count += ((unsigned char)text[i] & 0xC0) != 0x80;
+    return count;
+}
+
+/* As many and as long as OpenAI has them, in characters. */
+static bool read_metadata(reader *r) {
+    enum { PAIRS = 16, KEY = 64, VALUE = 512 };
+    const mx_fields f = fields_of(r, r->body, "");
+    const mx_json *metadata;
+    if (!mx_read_typed(&f, "metadata", MX_JSON_OBJECT, &metadata)) return false;
+    bool good = !metadata || metadata->count <= PAIRS;
+    for (const mx_json *v = metadata ? metadata->child : NULL; v && good; v = v->next)
+        good = characters(v->key, v->key_size) <= KEY && v->type == MX_JSON_STRING &&
+               characters(v->text, v->size) <= VALUE;
+    return good || mx_api_wrong(f.problem, "metadata", "invalid_value",
+                                "metadata: expected at most %d pairs of a key of at most %d characters and a string of "
+                                "at most %d",
+                                PAIRS, KEY, VALUE);
+}
+
+/* Names that a client gives, which are only repeated. */
+static bool read_names(reader *r) {
+    enum { MOST = 512 };
+    static const char *const names[] = {"user", "prompt_cache_key", "safety_identifier"};
+    const mx_fields f = fields_of(r, r->body, "");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const mx_json *v;
+        if (!mx_read_typed(&f, names[i], MX_JSON_STRING, &v)) return false;
+        if (v && characters(v->text, v->size) > MOST)
+            return mx_api_wrong(f.problem, names[i], "invalid_value", "%s: expected at most %d characters", names[i],
+                                MOST);
+    }
+    int64_t calls = 0;
+    return mx_read_whole(&f, "max_tool_calls", 1, INT32_MAX, &calls);
+}
+
+/* "reasoning": {"effort"}, or a chat's "reasoning_effort", which goes before it. */
+static bool read_effort(reader *r) {
+    static const char *const names[] = {"reasoning.effort", "reasoning_effort"};
+    const mx_fields f = fields_of(r, r->body, "");
+    const mx_json *reasoning;
+    if (!mx_read_typed(&f, "reasoning", MX_JSON_OBJECT, &reasoning)) return false;
+    const mx_json *said[] = {mx_field(reasoning, "effort"), mx_field(r->body, "reasoning_effort")};
+    for (int i = 0; i < 2; i++) {
+        if (!said[i]) continue;
+        r->effort = said[i];
+        if (!mx_api_effort(r->effort))
+            return mx_api_wrong(f.problem, names[i], "invalid_value", "%s: expected \"low\", \"medium\" or \"high\"",
+                                names[i]);
+    }
+    return true;
+}
+
+/* "text": {"format", "verbosity"} */
+static bool read_text(reader *r) {
+    const mx_fields f = fields_of(r, r->body, "");
+    const mx_json *text;
+    r->verbosity = "medium";
+    if (!mx_read_typed(&f, "text", MX_JSON_OBJECT, &text)) return false;
+    const mx_fields within = fields_of(r, text, "text.");
+    if (!mx_read_typed(&within, "format", MX_JSON_OBJECT, &r->format) ||
+        !mx_read_word(&within, "verbosity", &r->verbosity))
+        return false;
+    static const char *const known[] = {"low", "medium", "high"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(r->verbosity, known[i]) == 0) return true;
+    return mx_api_wrong(f.problem, "text.verbosity", "invalid_value",
+                        "text.verbosity: expected \"low\", \"medium\" or \"high\"");
+}
+
 static bool read_plain(reader *r) {
     const mx_fields f = fields_of(r, r->body, "");
-    const mx_json *metadata, *text, *reasoning;
     r->state->store = r->parallel = true;
-    if (!mx_read_bool(&f, "stream", &r->out->stream) || !mx_read_bool(&f, "store", &r->state->store) ||
-        !mx_read_bool(&f, "parallel_tool_calls", &r->parallel) ||
-        !mx_read_typed(&f, "metadata", MX_JSON_OBJECT, &metadata) ||
-        !mx_read_typed(&f, "reasoning", MX_JSON_OBJECT, &reasoning) ||
-        !mx_read_typed(&f, "text", MX_JSON_OBJECT, &text) || !mx_read_typed(&f, "tools", MX_JSON_ARRAY, &r->tools))
-        return false;
-    r->format = mx_field(text, "format");
-    return true;
+    return mx_read_bool(&f, "stream", &r->out->stream) && mx_read_bool(&f, "store", &r->state->store) &&
+           mx_read_bool(&f, "parallel_tool_calls", &r->parallel) && read_metadata(r) && read_names(r) &&
+           read_effort(r) && read_text(r) && mx_read_typed(&f, "tools", MX_JSON_ARRAY, &r->tools);
 }
 
 /* ---- rules ------------------------------------------------------------------------------------------------------- */
@@ -224,6 +293,9 @@ static mx_status drop_oldest(reader *r) {
 }
 
 /* ---- what the response repeats ----------------------------------------------------------------------------------- */
+/* A stream has it three times, and is cut off where so much waits for its client that it seems to read no more. */
+enum { ECHO_BYTES = 1 << 20 };
+
 /* A member of the body as it stands, or what is said where it is not there. */
 static void echo(mx_api_writer *w, const mx_json *body, const char *name, const char *otherwise) {
     const mx_json *v = mx_field(body, name);
@@ -253,7 +325,7 @@ static void echo_text(mx_api_writer *w, const reader *r) {
         w->failed |= !mx_json_write(w->out, r->format);
     else
         mx_api_put(w, "{\"type\":\"text\"}");
-    mx_api_put(w, ",\"verbosity\":\"medium\"},");
+    mx_api_putf(w, ",\"verbosity\":\"%s\"},", r->verbosity);
 }
 
 static mx_status write_echo(reader *r) {
@@ -265,20 +337,27 @@ static mx_status write_echo(reader *r) {
                    {"safety_identifier", "null"},    {"tool_choice", "\"auto\""},
                    {"truncation", "\"disabled\""},   {"user", "null"}};
     mx_api_writer w = {.out = &r->state->echo};
-    const mx_json *effort = mx_field(mx_field(r->body, "reasoning"), "effort");
-    const char *reasoning =
-        effort ? effort->text : mx_conversation_get(r->parts->settings.conversation, MX_SETTING_REASONING);
+    const char *effort =
+        r->effort ? r->effort->text : mx_conversation_get(r->parts->settings.conversation, MX_SETTING_REASONING);
     for (size_t i = 0; i < sizeof members / sizeof *members; i++)
         echo(&w, r->body, members[i].name, members[i].otherwise);
     echo_tools(&w, r->tools);
     echo_text(&w, r);
-    mx_api_putf(&w, "\"reasoning\":{\"effort\":\"%s\",\"summary\":null},\"background\":false,", reasoning);
+    mx_api_put(&w, "\"reasoning\":{\"effort\":");
+    mx_api_put_string(&w, effort, strlen(effort));
+    mx_api_put(&w, ",\"summary\":null},\"background\":false,");
     mx_api_putf(&w, "\"parallel_tool_calls\":%s,\"store\":%s,", r->parallel ? "true" : "false",
                 r->state->store ? "true" : "false");
     mx_api_putf(&w, "\"service_tier\":\"default\",\"temperature\":%.6g,\"top_p\":%.6g,\"top_logprobs\":%d,",
                 (double)r->out->sampling.temperature, (double)r->out->sampling.top_p,
                 r->out->logprobs > 0 ? r->out->logprobs : 0);
-    return w.failed ? mx_fail(r->error, MX_NO_MEMORY, "no memory for a response") : MX_OK;
+    if (w.failed) return mx_fail(r->error, MX_NO_MEMORY, "no memory for a response");
+    if (w.out->size > ECHO_BYTES)
+        mx_api_wrong(&r->out->problem, NULL, "invalid_value",
+                     "the response would repeat %zu bytes of the request (instructions, tools, tool_choice, "
+                     "text.format): at most %d are possible",
+                     w.out->size, ECHO_BYTES);
+    return MX_OK;
 }
 
 /* ---- all of it --------------------------------------------------------------------------------------------------- */

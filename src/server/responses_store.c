@@ -97,8 +97,14 @@ void mx_stored_response_release(mx_response_store *s, mx_stored_response *r) {
 
 void mx_response_store_put(mx_response_store *s, const char *id, mx_stored_response *previous, mx_bytes *input,
                            mx_bytes *body) {
-    mx_stored_response *r = s ? calloc(1, sizeof *r) : NULL;
-    if (!r) return;
+    enum { SHARE = 8 };
+    const bool fits = s && input->capacity + body->capacity <= s->limit / SHARE;
+    mx_stored_response *r = fits ? calloc(1, sizeof *r) : NULL;
+    if (!r) {
+        mx_bytes_free(input);
+        mx_bytes_free(body);
+        return;
+    }
     snprintf(r->id, sizeof r->id, "%s", id);
     r->input = *input;
     r->body = *body;

@@ -27,8 +27,9 @@ typedef struct mx_stored_response {
 mx_stored_response *mx_response_store_find(mx_response_store *s, const char *id);
 void mx_stored_response_release(mx_response_store *s, mx_stored_response *r); /* NULL allowed */
 
-/* Keeps a response; `previous` (NULL allowed) gets a reference of its own. Takes over the memory of input and body. A
- * failure (no memory) keeps nothing. */
+/* Keeps a response; `previous` (NULL allowed) gets a reference of its own. Takes over the memory of input and body. One
+ * that is larger than an eighth of all memory would push out too many others and is not kept; a failure (no memory)
+ * keeps nothing. */
 void mx_response_store_put(mx_response_store *s, const char *id, mx_stored_response *previous, mx_bytes *input,
                            mx_bytes *body);
 bool mx_response_store_delete(mx_response_store *s, const char *id); /* false: there is none */

@@ -21,7 +21,7 @@
 static void set_defaults(mx_server_options *o) {
     if (!o->host) o->host = "127.0.0.1";
     if (!o->header_bytes) o->header_bytes = (size_t)64 << 10;
-    if (!o->body_bytes) o->body_bytes = (size_t)64 << 20;
+    if (!o->body_bytes) o->body_bytes = (size_t)16 << 20;
     if (!o->connections) o->connections = 1024;
     if (!o->queue) o->queue = 256;
     if (!(o->read_seconds > 0)) o->read_seconds = 30;

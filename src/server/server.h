@@ -24,7 +24,7 @@ typedef struct mx_server_options {
     /* More names than its own under which this machine's browsers may know it, where no key is asked for. */
     const char *const *allowed_hosts;
     int allowed_host_count;
-    size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 64 MiB */
+    size_t header_bytes, body_bytes; /* most; 0: 64 KiB, 16 MiB */
     int connections;                 /* most at once; 0: 1024 */
     int queue;                       /* most answers that wait for the engine; more: 429. 0: 256 */
     double read_seconds;             /* headers and body are there within so long; 0: 30 */

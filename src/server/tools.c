@@ -8,17 +8,6 @@
 
 /* /v1/tokenize, /v1/detokenize, and the description of all endpoints. */
 
-static void reply(mx_exchange *x, mx_api_writer *w) {
-    mx_error error;
-    if (!w->failed) {
-        mx_exchange_reply(x, 200, "application/json", w->out);
-        return;
-    }
-    mx_bytes_free(w->out);
-    mx_fail(&error, MX_NO_MEMORY, "no memory for a reply");
-    mx_exchange_fail(x, &error);
-}
-
 /* A status that is the request's fault becomes a problem. */
 static void refuse(mx_exchange *x, mx_status status, const mx_error *error, const char *param) {
     mx_api_problem problem;
@@ -102,7 +91,7 @@ static void tokenize(mx_exchange *x) {
     for (int64_t i = 0; i < ids.count; i++) mx_api_putf(&w, i ? ",%d" : "%d", (int)ids.data[i]);
     mx_api_putf(&w, "],\"count\":%lld,\"max_model_len\":%lld}", (long long)ids.count, (long long)parts->info.context);
     mx_ids_free(&ids);
-    reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 /* ---- detokenize -------------------------------------------------------------------------------------------------- */
@@ -143,7 +132,7 @@ static void detokenize(mx_exchange *x) {
     mx_api_put_string(&w, text.data, text.size); /* bytes that are no text become U+FFFD */
     mx_api_put(&w, "}");
     mx_bytes_free(&text);
-    reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 /* ---- description ------------------------------------------------------------------------------------------------- */
@@ -152,7 +141,7 @@ static void describe(mx_exchange *x) {
     mx_api_writer w = {.out = &out};
     const mx_embedded *file = mx_embedded_find("openapi.json");
     w.failed = !file || !mx_bytes_add(&out, file->data, file->size);
-    reply(x, &w);
+    mx_reply(x, !w.failed, &out);
 }
 
 const mx_endpoint mx_tool_endpoints[] = {

@@ -1,6 +1,7 @@
 /* A thread that lets clients in, sees them go away, cuts off those that are too slow, and keeps quiet streams open. It
  * depends on no step of the engine, which may take long. */
 #include <errno.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -95,11 +96,17 @@ static void look_again(mx_server *s) {
 }
 
 /* ---- deadlines --------------------------------------------------------------------------------------------------- */
+/* Whether it is the client that keeps a reply from going out: a socket that has room waits for us. */
+static bool blocks(const mx_slot *slot) {
+    struct pollfd p = {.fd = slot->fd, .events = POLLOUT};
+    return poll(&p, 1, 0) != 1 || p.revents != POLLOUT;
+}
+
 static void sweep_busy(mx_server *s, mx_exchange *x, double now) {
-    pthread_mutex_lock(&x->lock);
+    if (pthread_mutex_trylock(&x->lock)) return; /* somebody is at it: the next sweep sees to it */
     const double quiet = now - x->moved;
     const bool waits = x->suspended && x->state == MX_STATE_STREAM && x->out.size == x->taken;
-    if (x->queued && !x->suspended && quiet > s->options.write_seconds) {
+    if (x->queued && !x->suspended && quiet > s->options.write_seconds && blocks(x->slot)) {
         mx_exchange_cut(x);
     } else if (waits && x->job && quiet > s->options.keep_alive_seconds) {
         if (mx_job_keep_alive(x->job, &x->out)) mx_exchange_wake(x);

@@ -173,14 +173,23 @@ static bool reserve(mx_server *s, int count, mx_api_problem *problem) {
     return false;
 }
 
+/* Without exchange->lock: constraints take time. */
+static mx_status make_answers(mx_job *job, mx_error *error) {
+    mx_work *w = &job->work;
+    const mx_api_request *r = &w->request;
+    bool (*piece)(void *, const mx_piece *) = !w->stream ? NULL : r->logprobs >= 0 ? hold_piece : tell_piece;
+    mx_status status = MX_OK;
+    for (int i = 0; i < w->count && !status; i++) {
+        mx_api_answer *a = &w->answers[i];
+        *a = (mx_api_answer){.owner = job, .prompt = i / r->best_of, .index = i % r->best_of};
+        status = mx_api_answer_init(a, &w->parts->settings, r, piece, error);
+    }
+    return status;
+}
+
 static mx_status submit_one(mx_job *job, mx_api_answer *a, mx_error *error) {
     mx_server *s = job->exchange->server;
-    const mx_api_request *r = &job->work.request;
-    const mx_api_settings *settings = &s->parts.settings;
-    bool (*piece)(void *, const mx_piece *) = !job->work.stream ? NULL : r->logprobs >= 0 ? hold_piece : tell_piece;
-    mx_status status = mx_api_answer_init(a, settings, r, piece, error);
-    if (status) return status;
-    mx_request asked = mx_api_answer_request(a, settings, r);
+    mx_request asked = mx_api_answer_request(a, &s->parts.settings, &job->work.request);
     if (asked.deadline > 0) {
         const double left = asked.deadline - (mx_seconds() - job->work.started);
         asked.deadline = left > 1e-6 ? left : 1e-6;
@@ -193,9 +202,7 @@ static mx_status submit(mx_job *job, mx_error *error) {
     mx_work *w = &job->work;
     mx_status status = MX_OK;
     for (int i = 0; i < w->count && !status; i++) {
-        mx_api_answer *a = &w->answers[i];
-        *a = (mx_api_answer){.owner = job, .prompt = i / w->request.best_of, .index = i % w->request.best_of};
-        status = submit_one(job, a, error);
+        status = submit_one(job, &w->answers[i], error);
         job->submitted += !status;
     }
     return status;
@@ -243,15 +250,18 @@ static mx_job *create_job(mx_exchange *x, mx_api_request *request, bool stream, 
     return NULL;
 }
 
-/* With exchange->lock held, so that events wait until all of it is there. Returns whether the engine has some of it. */
-static bool begin(mx_exchange *x, mx_job *job) {
-    mx_error error;
+/* With exchange->lock held, so that events wait until all of it is there. `status`: of the answers, in `error`. Returns
+ * whether the engine has some of it. */
+static bool begin(mx_exchange *x, mx_job *job, mx_status status, mx_error *error) {
     x->job = job; /* from here on it is cut when the client hangs up */
     if (atomic_load(&x->slot->hung_up)) mx_exchange_cut(x);
     job->failed |= x->gone;
-    const mx_status status = job->failed ? MX_OK : submit(job, &error);
+    if (job->failed)
+        status = MX_OK;
+    else if (!status)
+        status = submit(job, error);
     if (status) {
-        refused(job, status, &error);
+        refused(job, status, error);
     } else if (!job->failed && job->work.stream) {
         x->state = MX_STATE_STREAM;
         x->streams = true;
@@ -265,8 +275,10 @@ static bool begin(mx_exchange *x, mx_job *job) {
 }
 
 void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, const mx_form *form, void *state) {
-    mx_api_problem problem = request->problem;
     mx_error error;
+    if (!request->problem.http_status && request->beyond)
+        mx_api_check_room(request, x->server->parts.settings.setup.context);
+    mx_api_problem problem = request->problem;
     if (!x->server->options.allow_priority && request->priority > 0)
         request->priority = 0; /* behind others it may go */
     if (!problem.http_status && request->prompt_count < 1)
@@ -287,9 +299,10 @@ void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, cons
         return;
     }
     mx_exchange_keep(x);
+    const mx_status status = make_answers(job, &error);
     list_job(x->server, job);
     pthread_mutex_lock(&x->lock);
-    const bool begun = begin(x, job);
+    const bool begun = begin(x, job, status, &error);
     pthread_mutex_unlock(&x->lock);
     if (begun) return;
     unlist_job(x->server, job);

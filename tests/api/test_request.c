@@ -120,6 +120,71 @@ static void test_calls_before(void **unused) {
     mx_api_request_free(&r);
 }
 
+/* `before`, `text` `count` times, `behind`. Its owner is the caller. */
+static char *repeated(const char *before, const char *text, int count, const char *behind) {
+    mx_bytes body = {0};
+    assert_true(mx_bytes_add_string(&body, before));
+    for (int i = 0; i < count; i++) assert_true(mx_bytes_add_string(&body, text));
+    assert_true(mx_bytes_add_string(&body, behind));
+    return body.data;
+}
+
+/* What is far too long is not tokenised to its end: there are few ids of it, but more than fit. */
+static void test_far_too_long(void **unused) {
+    (void)unused;
+    enum { CONTEXT = 1000, WORDS = 100000 };
+    static const char messages[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}", behind[] = "\"}]}";
+    static const struct {
+        bool chat;
+        const char *before, *text;
+        int count;
+        const char *behind;
+    } c[] = {
+        {false, "{\"prompt\":\"", "the fox ", WORDS, "\"}"},
+        {false, "{\"prompt\":\"", "\xc3\xa4 the fox the fox the fox ", WORDS, "\"}"},
+        {true, "{\"messages\":[{\"role\":\"user\",\"content\":\"", "the fox ", WORDS, behind},
+        {true, "{\"messages\":[{\"role\":\"system\",\"content\":\"", "the fox ", WORDS, behind},
+        {true, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"reasoning_content\":\"", "the fox ", WORDS,
+         behind},
+        {true, messages, ",{\"role\":\"user\",\"content\":\"the fox and the lamp\"}", WORDS / 5, "]}"},
+        {true, messages, ",{\"role\":\"assistant\",\"content\":\"the fox and the lamp\"}", WORDS / 5, "]}"},
+    };
+    settings.setup.context = CONTEXT;
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+        char *body = repeated(c[i].before, c[i].text, c[i].count, c[i].behind);
+        mx_api_request r = read_body(c[i].chat, true, body);
+        assert_true(r.beyond && r.prompts[0].count > CONTEXT && r.prompts[0].count < WORDS);
+        assert_string_equal(r.problem.code, "context_length_exceeded");
+        assert_non_null(strstr(r.problem.text, "the prompt has more than 1000:"));
+        mx_api_request_free(&r);
+        free(body);
+    }
+    settings.setup.context = 0;
+}
+
+/* One that is long but fits is the same with and without a context. */
+static void test_long_that_fits(void **unused) {
+    (void)unused;
+    char *bodies[] = {
+        repeated("{\"prompt\":\"", " something beautiful", 30000, "\"}"),
+        repeated("{\"messages\":[{\"role\":\"user\",\"content\":\"", " something beautiful", 30000, "\"}]}")};
+    for (int i = 0; i < 2; i++) {
+        mx_api_request r[2];
+        for (int k = 0; k < 2; k++) {
+            settings.setup.context = k ? 65000 : 0;
+            r[k] = read_body(i, true, bodies[i]);
+            assert_true(r[k].problem.http_status == 0 && !r[k].beyond);
+        }
+        assert_true(r[0].prompts[0].count == r[1].prompts[0].count && r[0].prompts[0].count > 50000);
+        assert_memory_equal(r[0].prompts[0].data, r[1].prompts[0].data,
+                            (size_t)r[0].prompts[0].count * sizeof *r[0].prompts[0].data);
+        mx_api_request_free(&r[0]);
+        mx_api_request_free(&r[1]);
+        free(bodies[i]);
+    }
+    settings.setup.context = 0;
+}
+
 /* Without a vocabulary what needs a grammar is refused, and tools go on as the prompt tells them. */
 static void test_without_vocabulary(void **unused) {
     (void)unused;
@@ -139,8 +204,10 @@ static void test_without_vocabulary(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fields), cmocka_unit_test(test_problems),     cmocka_unit_test(test_stops),
-        cmocka_unit_test(test_room),   cmocka_unit_test(test_calls_before), cmocka_unit_test(test_without_vocabulary),
+        cmocka_unit_test(test_fields),         cmocka_unit_test(test_problems),
+        cmocka_unit_test(test_stops),          cmocka_unit_test(test_calls_before),
+        cmocka_unit_test(test_room),           cmocka_unit_test(test_far_too_long),
+        cmocka_unit_test(test_long_that_fits), cmocka_unit_test(test_without_vocabulary),
     };
     return cmocka_run_group_tests_name("requests", tests, api_set_up, api_tear_down);
 }

@@ -59,6 +59,34 @@ static void strings_may_hold_nul_and_escapes(void **state) {
     mx_json_free(d);
 }
 
+/* Halves of pairs alone are U+FFFD, and what stands behind them stays. */
+static void surrogates_come_in_pairs(void **state) {
+    (void)state;
+    static const char *const text[][2] = {
+        {"\\ud83d\\u0041", "\xEF\xBF\xBD"
+                           "A"},
+        {"\\uD800x", "\xEF\xBF\xBDx"},
+        {"\\udc00\\ud800", "\xEF\xBF\xBD\xEF\xBF\xBD"},
+        {"\\ud83d\\ud83d\\ude00.", "\xEF\xBF\xBD\xF0\x9F\x98\x80."},
+        {"\\\\ud83d \\ud83d", "\\ud83d \xEF\xBF\xBD"},
+        {"\\ud83d\\n\\\\", "\xEF\xBF\xBD\n\\"},
+        {"\\uD83D\\uDE00", "\xF0\x9F\x98\x80"},
+    };
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        char json[80];
+        snprintf(json, sizeof json, "{\"%s\":\"%s\"}", text[i][0], text[i][0]);
+        mx_json_document *d = parse(json);
+        assert_true(mx_json_is_string(mx_json_root(d)->child, text[i][1]));
+        assert_non_null(mx_json_get(mx_json_root(d), text[i][1]));
+        mx_json_free(d);
+    }
+    static const char *const wrong[] = {"\"\\ud8", "\"\\ud83d", "\\ud83d", "\"\\ud83d\\", "\"\\ud83dx\\u12\"", "\\"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        mx_json_document *d;
+        assert_int_not_equal(mx_json_parse("x", wrong[i], strlen(wrong[i]), &d, NULL), MX_OK);
+    }
+}
+
 static void numbers_keep_their_text(void **state) {
     (void)state;
     static const char *const text[] = {"1.0",    "18446744073709551616",          "-0", "1e400",
@@ -239,10 +267,33 @@ static void large_documents_are_kept(void **state) {
     mx_bytes_free(&text);
 }
 
+static void a_tree_is_limited(void **state) {
+    (void)state;
+    enum { COUNT = 100000, MOST = 2000000 };
+    char *text = malloc(2 * COUNT + 1);
+    assert_non_null(text);
+    for (int i = 0; i < COUNT; i++) memcpy(text + 2 * i, i ? ",1" : "[1", 2);
+    text[2 * COUNT] = ']';
+    mx_json_document *d;
+    mx_error error;
+    assert_int_equal(mx_json_parse_limited("many", text, 2 * COUNT + 1, MOST, &d, &error), MX_INVALID_FILE);
+    assert_null(d);
+    assert_non_null(strstr(error.text, "many: JSON at byte "));
+    assert_non_null(strstr(error.text, "too many values"));
+    assert_int_equal(mx_json_parse_limited("many", text, 2 * COUNT + 1, 10 * MOST, &d, &error), MX_OK);
+    assert_int_equal(mx_json_root(d)->count, COUNT);
+    mx_json_free(d);
+    free(text);
+    /* Strings count, too. */
+    assert_int_equal(mx_json_parse_limited("long", "\"0123456789012345678901234567890123456789\"", 42, 100, &d, NULL),
+                     MX_INVALID_FILE);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_tree_keeps_order_and_types),
         cmocka_unit_test(strings_may_hold_nul_and_escapes),
+        cmocka_unit_test(surrogates_come_in_pairs),
         cmocka_unit_test(numbers_keep_their_text),
         cmocka_unit_test(integers_are_exact_or_refused),
         cmocka_unit_test(doubles_and_booleans),
@@ -252,6 +303,7 @@ int main(void) {
         cmocka_unit_test(what_is_no_json_is_refused),
         cmocka_unit_test(every_cut_of_a_document_is_refused),
         cmocka_unit_test(large_documents_are_kept),
+        cmocka_unit_test(a_tree_is_limited),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -139,7 +139,27 @@ static mx_expr alike(builder *b) {
     return ANY(b, SEQ(b, S("("), even, end), SEQ(b, S("["), odd, end), SEQ(b, S("{"), some, end));
 }
 
-static mx_expr (*const grammars[])(builder *b) = {any_value, person, counted, ambiguous, prose, other_names, alike};
+/* Texts of bounded length: each character leads to a state of its own. */
+static mx_expr bounded(builder *b) {
+    mx_regular *words, *length, *both, *string;
+    static const char pairs[] = "(?:[a-z\xc3\xa9]+ )*[a-z]+";
+    assert_int_equal(mx_regular_parse(pairs, sizeof pairs - 1, true, &words, NULL), MX_OK);
+    assert_int_equal(mx_regular_length(0, 50, &length, NULL), MX_OK);
+    assert_int_equal(mx_regular_intersect(words, length, &both, NULL), MX_OK);
+    assert_int_equal(mx_regular_quote(both, &string, NULL), MX_OK);
+    const mx_expr text = mx_expr_regular(b, string);
+    mx_regular_free(words);
+    mx_regular_free(length);
+    mx_regular_free(both);
+    mx_regular_free(string);
+    return ANY(b, SEQ(b, S("\""), text, S("\"")),
+               SEQ(b, S("("), pattern(b, "[^<>]{1,45}"), ANY(b, S("!"), S(")"), S(" the"))),
+               SEQ(b, S("["), pattern(b, "(?:[a-z]{1,40}[ @]){0,3}[a-z]{2,30}"), S("]")),
+               SEQ(b, S("{"), pattern(b, "[a-z]{1,45}"), pattern(b, "[DT][A-Za-z]*"), S("}")));
+}
+
+static mx_expr (*const grammars[])(builder *b) = {any_value, person,      counted, ambiguous,
+                                                  prose,     other_names, alike,   bounded};
 /* Where walks begin. */
 static const char *const starts[][4] = {{"", "[\"", "{\"a\":-", "[1, {\"\":\"\\"},
                                         {"", "{\"name\": \"", "{\"name\": \"Ida\", \"age\": 3", ""},
@@ -147,7 +167,8 @@ static const char *const starts[][4] = {{"", "[\"", "{\"a\":-", "[1, {\"\":\"\\"
                                         {"", "the ", "a", "the the "},
                                         {"", "A", "The fox. ", "The f"},
                                         {"@", "\"", "\"nam", "#th"},
-                                        {"(", "[", "{", "{a"}};
+                                        {"(", "[", "{", "{a"},
+                                        {"", "\"the little girl went to the river and saw", "(", "["}};
 enum { GRAMMARS = sizeof grammars / sizeof *grammars };
 
 static mx_grammar *grammar(int i) {
@@ -251,6 +272,53 @@ static void masks_of_the_published_vocabulary(void **state) {
         mx_grammar_free(g);
     }
     mx_vocabulary_free(v);
+    mx_tokenizer_close(t);
+}
+
+/* Along texts up to their bound, byte by byte. Most masks are to cost a small part of a walk through the tree. */
+static void walk_to_bound(const mx_tokenizer *t, int32_t vocab, int step) {
+    static const char *const texts[] = {
+        "\"the caf\xc3\xa9 \xc3\xa9\xc3\xa9 by the river was closed and so it remained a",
+        "(the caf\xc3\xa9 <by the river",
+        "(the caf\xc3\xa9 by the river was closed and there it went",
+        "[the friend@internationalization of responsibilities whichisratherlong",
+        "{thatislongandgoesonuntilitsboundisseenandpassed",
+    };
+    uint32_t *bits = malloc(((size_t)vocab + 31) / 32 * sizeof *bits);
+    uint64_t seed = 99;
+    int masks = 0, dear = 0;
+    mx_grammar *g = grammar(GRAMMARS - 1);
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, vocab, &v, NULL), MX_OK);
+    assert_non_null(g->alike);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        mx_matcher *m;
+        assert_int_equal(mx_matcher_create(g, v, &m, NULL), MX_OK);
+        for (int at = 0; at < 80; at++) {
+            const uint64_t before = v->looks;
+            /* Names inCamelCase leave the last text where they are exactly as long as a level of `alike`. */
+            const bool all = i == 4 && (at == 46 - 8 || at == 46 - 12);
+            compare(m, t, vocab, bits, all ? 1 : step, &seed);
+            masks++;
+            dear += v->looks - before > v->nodes / 10;
+            if (!texts[i][at] || !mx_matcher_accept(m, texts[i] + at, 1)) break;
+        }
+        mx_matcher_free(m);
+    }
+    if (dear * 3 > masks) fail_msg("%d of %d masks were dear", dear, masks);
+    free(bits);
+    mx_vocabulary_free(v);
+    mx_grammar_free(g);
+}
+
+static void bounded_texts_have_cheap_masks(void **state) {
+    (void)state;
+    mx_tokenizer *t = stories();
+    walk_to_bound(t, mx_tokenizer_size(t), 1);
+    mx_tokenizer_close(t);
+    t = open_tokenizer("MXRUN_SHARED", "data/tokenizer/tokenizer.json");
+    if (!t) skip();
+    walk_to_bound(t, 201088, 97);
     mx_tokenizer_close(t);
 }
 
@@ -363,6 +431,7 @@ int main(int count, char **word) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(masks_are_what_the_matcher_takes),
         cmocka_unit_test(masks_of_the_published_vocabulary),
+        cmocka_unit_test(bounded_texts_have_cheap_masks),
         cmocka_unit_test(special_tokens_and_ends),
         cmocka_unit_test(caches_are_bounded),
     };

@@ -28,11 +28,11 @@ class Server:
         self.log += self.process.communicate(timeout=60)[1].splitlines()
         assert self.process.returncode == 0, (self.process.returncode, self.log)
 
-    def ask(self, method, path, body=None):
+    def ask(self, method, path, body=None, headers={}):
         """Status, headers, body."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
         connection.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body),
-                           {'Content-Type': 'application/json'} if body is not None else {})
+                           {**headers, **({'Content-Type': 'application/json'} if body is not None else {})})
         reply = connection.getresponse()
         data = reply.read()
         connection.close()

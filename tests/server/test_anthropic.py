@@ -1,4 +1,5 @@
 """/v1/messages as a client has it."""
+import json
 import unittest
 
 from started import Server
@@ -155,6 +156,25 @@ class Messages(unittest.TestCase):
         self.check_prompt({'messages': blocks[:3]}, messages[:4]) # in the middle of a loop thinking stays
         self.check_prompt({'messages': blocks}, messages)
 
+    def test_documents(self):
+        def tokens(content):
+            return self.server.post(PATH + '/count_tokens', {'messages': [{'role': 'user', 'content': content}]})['input_tokens']
+        document = {'type': 'document', 'source': {'type': 'text', 'media_type': 'text/plain', 'data': 'A fox.'}}
+        question = {'type': 'text', 'text': 'What is it?'}
+        self.assertEqual(tokens([document, question]), tokens('A fox.\n\nWhat is it?'))
+        self.assertEqual(tokens([{**document, 'title': 'Animals', 'context': 'Notes', 'citations': {'enabled': False}}]),
+                         tokens('Animals\n\nNotes\n\nA fox.'))
+
+    def test_models(self):
+        status, _, data = self.server.ask('GET', '/v1/models', headers={'anthropic-version': '2023-06-01'})
+        models = json.loads(data)
+        self.assertEqual((status, models['has_more'], models['first_id'], models['last_id']), (200, False, 'stories', 'stories'))
+        [model] = models['data']
+        self.assertEqual((model['type'], model['id'], model['display_name']), ('model', 'stories', 'stories'))
+        self.assertRegex(model['created_at'], '^20[0-9-]{8}T[0-9:]{8}Z$')
+        _, _, data = self.server.ask('GET', '/v1/models/stories', headers={'anthropic-version': '2023-06-01'})
+        self.assertEqual(json.loads(data), model)
+
     def test_choice_and_format(self):
         for choice in ({'type': 'any'}, {'type': 'tool', 'name': 'get_weather', 'disable_parallel_tool_use': True}):
             r = self.say(user(STORY), tools=TOOLS, tool_choice=choice)
@@ -173,6 +193,9 @@ class Messages(unittest.TestCase):
                 ({'messages': user('a')}, 'max_tokens: Field required'), ({'max_tokens': 5}, 'messages'),
                 ({**ok, 'messages': []}, 'messages'), ({**ok, 'messages': [7]}, 'messages.0'),
                 ({**ok, 'messages': user(image)}, 'messages.0.content.0.type: "image"'),
+                ({**ok, 'messages': user([{'type': 'document', 'source': image[0]['source']}])}, 'messages.0.content.0.source: '),
+                ({**ok, 'messages': user([{'type': 'document'}])}, 'messages.0.content.0.source: '),
+                ({**ok, 'seed': 1.5}, 'seed: expected a whole number of at least 0'),
                 ({**ok, 'messages': [{'role': 'robot', 'content': 'a'}]}, 'messages.0.role'),
                 ({**ok, 'messages': user('a') + [{'role': 'assistant', 'content': 'b'}]}, 'messages.1.role'),
                 ({**ok, 'messages': user([{'type': 'tool_result', 'tool_use_id': 'x'}])}, 'messages.0.content.0.tool_use_id'),

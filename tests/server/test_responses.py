@@ -181,6 +181,38 @@ class Responses(unittest.TestCase):
         r = self.say(**PARIS | {'max_output_tokens': 30, 'tool_choice': 'none'})
         self.assertNotIn('function_call', [i['type'] for i in r['output']])
 
+    def test_what_is_repeated(self):
+        names = {'user': 'ä' * 512, 'safety_identifier': 'me', 'prompt_cache_key': 'k', 'max_tool_calls': 3,
+                 'metadata': {64 * 'k': 512 * 'ä', 'b': ''}, 'text': {'verbosity': 'low'}}
+        r = self.say(input='a', max_output_tokens=1, reasoning={'effort': 'minimal'}, **names)
+        for name, value in names.items():
+            self.assertEqual(r[name], {'format': {'type': 'text'}, **value} if name == 'text' else value)
+        self.assertEqual(r['reasoning'], {'effort': 'minimal', 'summary': None})
+        r = self.say(input='a', max_output_tokens=1, reasoning={'effort': 'low'}, reasoning_effort='high')
+        self.assertEqual(r['reasoning']['effort'], 'high')
+
+    def test_items_of_other_tools(self):
+        """They are left out, with what came of them."""
+        user = [{'role': 'user', 'content': 'Rome?'}, {'role': 'user', 'content': 'And Oslo?'}]
+        others = [{'type': 'web_search_call', 'id': 'ws_1', 'status': 'completed', 'action': {'type': 'search'}},
+                  {'type': 'custom_tool_call', 'call_id': 'c1', 'name': 'apply_patch', 'input': 'x'},
+                  {'type': 'custom_tool_call_output', 'call_id': 'c1', 'output': 'done'},
+                  {'type': 'local_shell_call', 'call_id': 'c2', 'action': {'type': 'exec', 'command': ['ls']}},
+                  {'type': 'function_call_output', 'call_id': 'c2', 'output': 'a b'},
+                  {'type': 'mcp_list_tools', 'server_label': 'x', 'tools': []}]
+        others += [{'type': 'computer_call', 'call_id': f'm{i}'} for i in range(100)]
+        others += [{'type': 'function_call_output', 'call_id': f'm{i}', 'output': ''} for i in range(100)]
+        self.check_prompt({'input': [user[0], *others, user[1]]}, user)
+
+    def test_pages_of_items(self):
+        path = f'{PATH}/{self.say(input="a", max_output_tokens=1)["id"]}'
+        for query, param in (('/input_items?order=up', 'order'), ('/input_items?limit=0', 'limit'),
+                             ('/input_items?limit=9x', 'limit'), ('/input_items?limit=101', 'limit'),
+                             ('/input_items?after=msg_0', 'after'), ('?stream=true', 'stream')):
+            status, _, data = self.server.ask('GET', path + query)
+            self.assertEqual((status, json.loads(data)['error']['param']), (400, param))
+        self.assertEqual(self.server.get(path + '?stream=false')['object'], 'response')
+
     def test_long_conversations(self):
         items = []
         for i in range(40):
@@ -200,7 +232,7 @@ class Responses(unittest.TestCase):
                 ({'input': [7]}, 'input[0]', 'invalid_type'),
                 ({'input': image}, 'input[0].content[0]', 'unsupported_value'),
                 ({'input': [{'role': 'robot', 'content': 'a'}]}, 'input[0].role', 'invalid_value'),
-                ({'input': [{'type': 'web_search_call'}]}, 'input[0].type', 'unsupported_value'),
+                ({'input': [{'type': 'opinion'}]}, 'input[0].type', 'unsupported_value'),
                 ({'input': [{'type': 'function_call_output', 'call_id': 'x', 'output': ''}]}, 'input[0].call_id', 'invalid_value'),
                 ({'input': [{'type': 'item_reference', 'id': 'msg_' + 32 * '0' + '_0'}]}, 'input[0].id', 'item_not_found'),
                 ({'input': 'a', 'background': True}, 'background', 'unsupported_value'),
@@ -209,6 +241,21 @@ class Responses(unittest.TestCase):
                 ({'input': 'a', 'temperature': 'hot'}, 'temperature', 'invalid_type'),
                 ({'input': 'a', 'max_output_tokens': 0}, 'max_output_tokens', 'invalid_value'),
                 ({'input': 'a', 'reasoning': {'effort': 'most'}}, 'reasoning.effort', 'invalid_value'),
+                ({'input': 'a', 'reasoning': {'effort': 5}}, 'reasoning.effort', 'invalid_value'),
+                ({'input': 'a', 'reasoning': {'effort': '","x":"'}, 'reasoning_effort': 'low'}, 'reasoning.effort', 'invalid_value'),
+                ({'input': 'a', 'reasoning_effort': 7}, 'reasoning_effort', 'invalid_value'),
+                ({'input': 'a', 'text': {'verbosity': 'chatty'}}, 'text.verbosity', 'invalid_value'),
+                ({'input': 'a', 'response_format': {'type': 'json_object'}}, 'response_format', 'unsupported_value'),
+                ({'input': 'a', 'metadata': {'a': 1}}, 'metadata', 'invalid_value'),
+                ({'input': 'a', 'metadata': {'a': 'ä' * 513}}, 'metadata', 'invalid_value'),
+                ({'input': 'a', 'metadata': {65 * 'a': ''}}, 'metadata', 'invalid_value'),
+                ({'input': 'a', 'metadata': {str(i): '' for i in range(17)}}, 'metadata', 'invalid_value'),
+                ({'input': 'a', 'user': {'a': 1}}, 'user', 'invalid_type'),
+                ({'input': 'a', 'safety_identifier': 513 * 'a'}, 'safety_identifier', 'invalid_value'),
+                ({'input': 'a', 'prompt_cache_key': [1]}, 'prompt_cache_key', 'invalid_type'),
+                ({'input': 'a', 'max_tool_calls': 'z'}, 'max_tool_calls', 'invalid_type'),
+                ({'input': 'a', 'tools': [TOOL], 'tool_choice': {'type': 'function', 'name': 'get_weather', 'x': 'x' * 2**20}},
+                 None, 'invalid_value'),
                 ({'input': 'a', 'text': {'format': {'type': 'yaml'}}}, 'text.format.type', 'unsupported_value'),
                 ({'input': 'a', 'tool_choice': 'required'}, 'tool_choice', 'invalid_value')]:
             status, headers, reply = self.server.refused(PATH, body)

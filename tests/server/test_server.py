@@ -794,5 +794,82 @@ class Command(unittest.TestCase):
             self.assertIn('mxrun serve: o"u\\rs/x at http://127.0.0.1:%d (' % sock.getsockname()[1], err)
 
 
+class Large(unittest.TestCase):
+    """Bodies that other threads than those of HTTP read."""
+
+    BIG = '"ignored": "%s"' % ('x' * 100000)
+
+    def ask_big(self, server, **fields):
+        return server.ask('POST', '/test/answer', json.dumps(dict({'prompt': 'Once', 'ignored': 'x' * 100000}, **fields)))
+
+    def test_answers(self):
+        with Server() as server:
+            small = server.answer()
+            for stream in False, True:
+                status, _, text = self.ask_big(server, prompt='Once upon a time', stream=stream)
+                self.assertEqual(status, 200)
+                self.assertEqual(text, small[2]) if not stream else self.assertEqual(events(text)[-1], '[DONE]')
+            c = server.connect()  # a connection goes on behind it
+            for i in range(3):
+                self.assertEqual(json.loads(server.ask('POST', '/test/echo', 'x' * 200000, connection=c)[2])['size'], 200000)
+            c.close()
+            status, _, text = server.ask('POST', '/test/nothing', 'x' * 100000)
+            self.assertEqual((status, json.loads(text)['error']['code']), (500, 'server_error'))
+            status, _, text = server.ask('POST', '/test/answer', '[' * 100000)
+            self.assertEqual((status, json.loads(text)['error']['code']), (400, 'invalid_json'))
+
+    def test_many_values(self):
+        with Server() as server:
+            def most_memory():
+                with open(f'/proc/{server.process.pid}/status') as f:
+                    return int(re.search(r'VmHWM:\s+(\d+)', f.read())[1])  # kB
+            before = most_memory()
+            status, _, text = server.ask('POST', '/test/answer', '{"a":[' + '1,' * 2000000 + '1]}')
+            self.assertEqual((status, json.loads(text)['error']['code']), (400, 'invalid_json'))
+            self.assertIn('too many values', text)
+            if SLOW == 1:
+                self.assertLess(most_memory() - before, 100 << 10)  # without the bound 200 MB
+
+    def test_others_do_not_wait(self):
+        """While as many large bodies are handled as can be at once, those of all other clients go on."""
+        with Server(queue=2) as server:
+            held = [server.raw(post('{"wait":20,%s}' % self.BIG, '/test/wait')) for _ in range(4)]  # two of them wait
+            time.sleep(0.3 * SLOW)
+            status, headers, text = self.ask_big(server)
+            self.assertEqual((status, json.loads(text)['error']['code']), (429, 'queue_full'))
+            self.assertGreaterEqual(int(headers['Retry-After']), 1)
+            for _ in range(8):
+                self.assertEqual(server.ask('GET', '/health')[0], 200)
+            self.assertEqual(server.answer()[0], 200)
+            held[0].close()  # while it is handled: nothing is freed under its feet
+            held[2].close()
+            server.engine(release=1)
+            for s in held[1], held[3]:
+                self.assertIn(b' 200 ', s.recv(4096))
+                s.close()
+            self.assertEqual(self.ask_big(server)[0], 200)
+
+    def test_end(self):
+        with Server() as server:
+            held = [server.raw(post('{"wait":0.3,%s}' % self.BIG, '/test/wait')) for _ in range(5)]
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.end(), 0)
+            for s in held:
+                s.close()
+
+    def test_the_servers_own_delay(self):
+        """A client that reads is not cut off for a thread of HTTP's that was busy with something else."""
+        with Server(write=0.2 * SLOW) as server:
+            streams = [server.start(max_tokens=4) for _ in range(8)]
+            waits = [server.raw(post('{"wait":%s}' % (0.6 * SLOW), '/test/wait')) for _ in range(4)]
+            for c, r in streams:
+                self.assertEqual(events(r.read().decode())[-1], '[DONE]')
+                c.close()
+            for s in waits:
+                s.close()
+
+
 if __name__ == '__main__':
     unittest.main(verbosity=2 if os.environ.get('MXRUN_VERBOSE') else 1)

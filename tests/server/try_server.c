@@ -16,7 +16,7 @@
 
 /* ---- the engine -------------------------------------------------------------------------------------------------- */
 static atomic_int step_milliseconds;
-static atomic_bool broken;
+static atomic_bool broken, released;
 
 mx_status __real_mx_step(mx_engine *engine, mx_error *error);
 mx_status __wrap_mx_step(mx_engine *engine, mx_error *error);
@@ -140,13 +140,27 @@ static void nothing(mx_exchange *x) {
     (void)x;
 }
 
-/* {"step_milliseconds", "broken"} */
+/* Holds its thread up for {"wait"} seconds, or until /test/engine is told to {"release"}. */
+static void wait_for(mx_exchange *x) {
+    const mx_json *fields = mx_exchange_json(x);
+    double seconds = 0;
+    mx_bytes out = {0};
+    if (!fields) return;
+    mx_json_double(mx_json_get(fields, "wait"), &seconds);
+    for (; seconds > 0 && !atomic_load(&released); seconds -= 0.01)
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    mx_exchange_header(x, "host"); /* the connection is still there */
+    mx_exchange_reply(x, 200, "text/plain", &out);
+}
+
+/* {"step_milliseconds", "broken", "release"} */
 static void set_engine(mx_exchange *x) {
     const mx_json *fields = mx_exchange_json(x);
     mx_bytes out = {0};
     if (!fields) return;
     atomic_store(&step_milliseconds, (int)number(fields, "step_milliseconds", 0));
     atomic_store(&broken, number(fields, "broken", 0) != 0);
+    atomic_store(&released, number(fields, "release", 0) != 0);
     mx_bytes_add_string(&out, "{}");
     mx_exchange_reply(x, 200, "application/json", &out);
 }
@@ -163,6 +177,7 @@ static const mx_endpoint endpoints[] = {
     {"DELETE", "/test/echo/{what}", echo, own_problem, false},
     {"POST", "/test/big", big, mx_openai_problem, false},
     {"POST", "/test/nothing", nothing, mx_openai_problem, false},
+    {"POST", "/test/wait", wait_for, mx_openai_problem, false},
     {"POST", "/test/engine", set_engine, mx_openai_problem, true},
     {0},
 };

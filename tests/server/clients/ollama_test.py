@@ -145,7 +145,10 @@ class Chat(unittest.TestCase):
     def test_nothing_to_say_is_loading(self):
         self.assertEqual(self.chat(messages=[]).json['done_reason'], 'load')
         self.assertEqual(self.chat().json['message']['content'], '')
-        self.assertEqual(self.chat(messages=[], keep_alive=0).json['done_reason'], 'unload')
+        for none in (0, 0.0, '0', '0s'):
+            self.assertEqual(self.chat(messages=[], keep_alive=none).json['done_reason'], 'unload')
+        for some in ('0.5s', '10m', -1, None):
+            self.assertEqual(self.chat(messages=[], keep_alive=some).json['done_reason'], 'load')
         self.assertEqual(self.chat(path='/api/generate').json['response'], '')
 
     def test_what_is_wrong_is_named(self):
@@ -168,7 +171,7 @@ class Chat(unittest.TestCase):
         self.wrong('options.stop', messages=USER, options={'stop': ['']})
         self.wrong('options.mirostat is not supported', messages=USER, options={'mirostat': 2})
         self.wrong('top_logprobs', messages=USER, logprobs=True, top_logprobs=21)
-        self.wrong('200067 tokens', messages=[{'role': 'user', 'content': 'fox ' * 200000}])
+        self.wrong('the prompt has more than 131072', messages=[{'role': 'user', 'content': 'fox ' * 200000}])
         self.assertEqual(server.post('/api/chat', b'{').status, 400)
         self.assertIn('error', server.post('/api/chat', b'{').json)
 
