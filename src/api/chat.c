@@ -350,6 +350,13 @@ static mx_status check_step(mx_api_chat *chat, const step *s, mx_error *error) {
     return status;
 }
 
+/* The prompt so far is too long, even without thinking: a few words of a client's may stand for long answers. */
+static mx_status stop_here(mx_api_chat *chat, mx_error *error) {
+    chat->beyond = true;
+    chat->before.count = 0;
+    return mx_conversation_prompt(chat->conversation, &chat->before, error);
+}
+
 /* ---- what the assistant said ------------------------------------------------------------------------------------- */
 /* A client may have cut one answer into several messages: steps [0, count) at once, if an answer says just this. */
 static mx_status replay_run(mx_api_chat *chat, const step *steps, int count, uint64_t prompt, bool *found,
@@ -399,9 +406,11 @@ static mx_status add_run(mx_api_chat *chat, const step *steps, int count, mx_err
         bool found = false;
         int taken = 1;
         if (chat->replay) {
-            enum { LONGEST = 8 };
+            enum { LONGEST = 8, TOO_LONG = 2 };
             mx_status status = MX_OK;
-            const uint64_t hash = mx_prompt_hash_of(chat->hash, chat->conversation);
+            int64_t ids;
+            const uint64_t hash = mx_prompt_hash_of(chat->hash, chat->conversation, &ids);
+            if (chat->limit && ids / TOO_LONG > chat->limit) return stop_here(chat, error);
             const int most = count - i < LONGEST ? count - i : LONGEST;
             for (taken = most; taken > 0 && !status && !found; taken -= !found)
                 status = replay_run(chat, steps + i, taken, hash, &found, error);

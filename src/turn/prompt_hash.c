@@ -11,6 +11,7 @@ struct mx_prompt_hash {
     XXH3_state_t *settled, *grown, *whole; /* of messages [0, final], of [0, known), scratch */
     int final;                             /* messages that are settled */
     int known;                             /* messages that are in `grown` */
+    int64_t settled_ids, grown_ids;
 };
 
 static mx_status no_memory(mx_error *error) {
@@ -36,6 +37,7 @@ mx_status mx_prompt_hash_create(mx_conversation *c, mx_prompt_hash **out, mx_err
     }
     XXH3_64bits_reset(h->settled);
     add(h->settled, &c->head);
+    h->settled_ids = h->grown_ids = c->head.count;
     XXH3_copyState(h->grown, h->settled);
     *out = h;
     return MX_OK;
@@ -51,18 +53,26 @@ void mx_prompt_hash_free(mx_prompt_hash *h) {
 
 /* Everything before message `end`, a final answer, is settled. */
 static void settle(mx_prompt_hash *h, const mx_conversation *c, int end) {
-    for (; h->final < end; h->final++)
-        if (c->keep_thinking || !mx_message_is_thinking(&c->messages[h->final]))
-            add(h->settled, &c->messages[h->final].ids);
+    for (; h->final < end; h->final++) {
+        const mx_message *m = &c->messages[h->final];
+        if (!c->keep_thinking && mx_message_is_thinking(m)) continue;
+        add(h->settled, &m->ids);
+        h->settled_ids += m->ids.count;
+    }
     XXH3_copyState(h->grown, h->settled);
+    h->grown_ids = h->settled_ids;
     h->known = end;
 }
 
-uint64_t mx_prompt_hash_of(mx_prompt_hash *h, const mx_conversation *c) {
+uint64_t mx_prompt_hash_of(mx_prompt_hash *h, const mx_conversation *c, int64_t *ids) {
     int final = c->count - 1;
     while (final >= h->known && !mx_message_is_final(&c->messages[final])) final--;
     if (final >= h->known) settle(h, c, final);
-    for (; h->known < c->count; h->known++) add(h->grown, &c->messages[h->known].ids);
+    for (; h->known < c->count; h->known++) {
+        add(h->grown, &c->messages[h->known].ids);
+        h->grown_ids += c->messages[h->known].ids.count;
+    }
+    *ids = h->grown_ids + c->opening.count;
     XXH3_copyState(h->whole, h->grown);
     add(h->whole, &c->opening);
     return XXH3_64bits_digest(h->whole);

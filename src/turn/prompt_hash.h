@@ -7,7 +7,7 @@
  * message at most twice. Between them messages are only added, and settings stay. */
 typedef struct mx_prompt_hash mx_prompt_hash;
 mx_status mx_prompt_hash_create(mx_conversation *c, mx_prompt_hash **out, mx_error *error);
-void mx_prompt_hash_free(mx_prompt_hash *h); /* NULL allowed */
-uint64_t mx_prompt_hash_of(mx_prompt_hash *h, const mx_conversation *c);
+void mx_prompt_hash_free(mx_prompt_hash *h);                                           /* NULL allowed */
+uint64_t mx_prompt_hash_of(mx_prompt_hash *h, const mx_conversation *c, int64_t *ids); /* *ids: so many they are */
 
 #endif

@@ -351,7 +351,9 @@ static void test_hash(void **unused) {
         }
         mx_ids ids = {0};
         assert_int_equal(mx_conversation_prompt(c, &ids, NULL), MX_OK);
-        assert_true(mx_prompt_hash_of(hash, c) == mx_replay_hash(&ids));
+        int64_t count;
+        assert_true(mx_prompt_hash_of(hash, c, &count) == mx_replay_hash(&ids));
+        assert_int_equal(count, ids.count);
         mx_ids_free(&ids);
     }
     mx_prompt_hash_free(hash);
@@ -384,6 +386,38 @@ static void test_long(void **unused) {
     mx_replay_free(r);
 }
 
+/* Who names a long answer again and again gets no prompt of a thousand contexts. */
+static void test_named_often(void **unused) {
+    (void)unused;
+    mx_replay *r = new_replay(1 << 22);
+    char words[4001] = "", said[200];
+    for (int i = 0; i < 1000; i++) memcpy(words + 4 * i, "one ", 5);
+    mx_turn *turn =
+        answer_in_bytes("<|channel|>analysis<|message|>", words,
+                        "<|end|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>");
+    const mx_ids nothing = {0};
+    mx_bytes body = {0};
+    mx_replay_keep(r, ID, 0, &nothing, turn);
+    snprintf(said, sizeof said,
+             "{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"%s\",\"function\":{\"name\":\"f\","
+             "\"arguments\":\"{}\"}}]},",
+             CALL_ID);
+    assert_true(mx_bytes_add_string(&body, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},"));
+    for (int i = 0; i < 100; i++) assert_true(mx_bytes_add_string(&body, said));
+    assert_true(mx_bytes_add_string(&body, "{\"role\":\"user\",\"content\":\"Hi\"}]}"));
+    const mx_api_reader reader = {.settings = &settings, .replay = r};
+    mx_api_request request;
+    settings.setup.context = 5000;
+    assert_int_equal(mx_api_read_body(&reader, true, 1, json(body.data), &request, NULL), MX_OK);
+    assert_string_equal(request.problem.code, "context_length_exceeded");
+    assert_in_range(request.prompts[0].count, 10000, 20000); /* of 400,000 */
+    settings.setup.context = 0;
+    mx_api_request_free(&request);
+    mx_bytes_free(&body);
+    mx_turn_free(turn);
+    mx_replay_free(r);
+}
+
 int main(void) {
     setenv("TZ", "UTC", 1);
     const struct CMUnitTest tests[] = {
@@ -395,6 +429,7 @@ int main(void) {
         cmocka_unit_test(test_dates),
         cmocka_unit_test(test_hash),
         cmocka_unit_test(test_long),
+        cmocka_unit_test(test_named_often),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests_name("replay", tests, api_set_up, api_tear_down);
