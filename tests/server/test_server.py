@@ -834,10 +834,12 @@ class Large(unittest.TestCase):
     def test_others_do_not_wait(self):
         """While as many large bodies are handled as can be at once, those of all other clients go on."""
         with Server(queue=2) as server:
-            held = []
-            for _ in range(2):  # two are handled, then two wait
-                held += [server.raw(post('{"wait":20,%s}' % self.BIG, '/test/wait')) for _ in range(2)]
-                time.sleep(0.3 * SLOW)
+            slow = post('{"wait":20,%s}' % self.BIG, '/test/wait')
+            held = [server.raw(slow) for _ in range(2)]
+            while json.loads(server.ask('POST', '/test/engine', '{}')[2])['held'] < 2:
+                time.sleep(0.005)
+            held += [server.raw(slow) for _ in range(2)]  # these two wait
+            time.sleep(0.3 * SLOW)
             status, headers, text = self.ask_big(server)
             self.assertEqual((status, json.loads(text)['error']['code']), (429, 'queue_full'))
             self.assertGreaterEqual(int(headers['Retry-After']), 1)

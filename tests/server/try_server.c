@@ -17,6 +17,7 @@
 /* ---- the engine -------------------------------------------------------------------------------------------------- */
 static atomic_int step_milliseconds;
 static atomic_bool broken, released;
+static atomic_int held; /* threads that /test/wait holds up */
 
 mx_status __real_mx_step(mx_engine *engine, mx_error *error);
 mx_status __wrap_mx_step(mx_engine *engine, mx_error *error);
@@ -147,13 +148,15 @@ static void wait_for(mx_exchange *x) {
     mx_bytes out = {0};
     if (!fields) return;
     mx_json_double(mx_json_get(fields, "wait"), &seconds);
+    atomic_fetch_add(&held, 1);
     for (; seconds > 0 && !atomic_load(&released); seconds -= 0.01)
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    atomic_fetch_sub(&held, 1);
     mx_exchange_header(x, "host"); /* the connection is still there */
     mx_exchange_reply(x, 200, "text/plain", &out);
 }
 
-/* {"step_milliseconds", "broken", "release"} */
+/* {"step_milliseconds", "broken", "release"}; tells {"held"} */
 static void set_engine(mx_exchange *x) {
     const mx_json *fields = mx_exchange_json(x);
     mx_bytes out = {0};
@@ -161,7 +164,7 @@ static void set_engine(mx_exchange *x) {
     atomic_store(&step_milliseconds, (int)number(fields, "step_milliseconds", 0));
     atomic_store(&broken, number(fields, "broken", 0) != 0);
     atomic_store(&released, number(fields, "release", 0) != 0);
-    mx_bytes_add_string(&out, "{}");
+    mx_bytes_addf(&out, "{\"held\":%d}", atomic_load(&held));
     mx_exchange_reply(x, 200, "application/json", &out);
 }
 
