@@ -90,6 +90,39 @@ static void keep(XXH128_hash_t key, mx_grammar *grammar) {
     }
 }
 
+/* Refusals are remembered too, the last few: what is too complicated takes about a second to find out. */
+enum { CACHE_REFUSALS = 64 };
+typedef struct refusal {
+    XXH128_hash_t key;
+    mx_status status; /* MX_OK: none */
+    mx_error error;   /* without the name of the schema */
+} refusal;
+static refusal refusals[CACHE_REFUSALS]; /* with the lock of the cache */
+static unsigned refusal_count;
+
+static mx_status refused(XXH128_hash_t key, const char *name, mx_error *error) {
+    mx_status status = MX_OK;
+    pthread_mutex_lock(&cache.lock);
+    for (int i = 0; i < CACHE_REFUSALS && !status; i++)
+        if (refusals[i].status && XXH128_isEqual(refusals[i].key, key))
+            status = name ? mx_fail(error, refusals[i].status, "%s: %s", name, refusals[i].error.text)
+                          : mx_fail(error, refusals[i].status, "%s", refusals[i].error.text);
+    pthread_mutex_unlock(&cache.lock);
+    return status;
+}
+
+/* `name`: what the message begins with, or NULL. */
+static mx_status keep_refusal(XXH128_hash_t key, mx_status status, const char *name, const mx_error *error) {
+    const size_t begin = name ? strlen(name) + 2 : 0;
+    if (status == MX_NO_MEMORY || strlen(error->text) < begin) return status;
+    pthread_mutex_lock(&cache.lock);
+    refusal *r = &refusals[refusal_count++ % CACHE_REFUSALS];
+    *r = (refusal){.key = key, .status = status};
+    memcpy(r->error.text, error->text + begin, strlen(error->text + begin) + 1);
+    pthread_mutex_unlock(&cache.lock);
+    return status;
+}
+
 /* Is the caller to prepare it? One that is not in the cache is new, and soon gone. */
 static bool wants_preparing(const mx_grammar *grammar) {
     bool wants = false;
@@ -137,10 +170,13 @@ static mx_status compile(const mx_json *schema, const char *name, bool strict, m
     const XXH128_hash_t hash = XXH3_128bits(key.data, key.size);
     mx_bytes_free(&key);
     if ((*out = look_up(hash))) return MX_OK;
-    const mx_status status =
+    mx_status status = refused(hash, name, error);
+    if (status) return status;
+    status =
         schema ? mx_schema_compile(schema, name, &options, out, error) : mx_schema_any_object(&options, out, error);
-    if (!status) keep(hash, *out);
-    return status;
+    if (status) return keep_refusal(hash, status, name, error);
+    keep(hash, *out);
+    return MX_OK;
 }
 
 /* All of a text matches the expression. */
@@ -154,14 +190,17 @@ static mx_status compile_regex(const char *pattern, size_t size, mx_grammar **ou
     mx_bytes_free(&key);
     if ((*out = look_up(hash))) return MX_OK;
     mx_regular *language = NULL;
-    mx_status status = mx_regular_parse(pattern, size, true, &language, error);
+    mx_status status = refused(hash, NULL, error);
+    if (status) return status;
+    status = mx_regular_parse(pattern, size, true, &language, error);
     mx_grammar_builder *b = status ? NULL : mx_grammar_builder_create();
     if (!status && !b) status = no_memory(error);
     if (!status) status = mx_grammar_compile(b, mx_expr_regular(b, language), out, error);
     mx_grammar_builder_free(b);
     mx_regular_free(language);
-    if (!status) keep(hash, *out);
-    return status;
+    if (status) return keep_refusal(hash, status, NULL, error);
+    keep(hash, *out);
+    return MX_OK;
 }
 
 static void set_text(mx_rules *rules, mx_grammar *grammar) {

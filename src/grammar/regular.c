@@ -45,6 +45,23 @@ uint64_t mx_regular_hash(const mx_regular *r) {
     return r->hash;
 }
 
+/* ---- the limit of work ------------------------------------------------------------------------------------------- */
+static _Thread_local int64_t allowed = -1, spent;
+
+int64_t mx_regular_allow(int64_t steps) {
+    const int64_t left = allowed < 0 ? -1 : spent < allowed ? allowed - spent : 0;
+    allowed = steps;
+    spent = 0;
+    return left;
+}
+
+mx_status mx_regular_spend(int64_t steps, mx_error *error) {
+    spent += steps;
+    if (allowed < 0 || spent <= allowed) return MX_OK;
+    return mx_fail(error, MX_UNSUPPORTED, "too complicated: automata of more than %lld steps of work together",
+                   (long long)allowed);
+}
+
 /* ---- simple ones ------------------------------------------------------------------------------------------------- */
 
 mx_status mx_regular_text(const void *text, size_t size, mx_regular **out, mx_error *error) {

@@ -23,6 +23,11 @@ typedef struct mx_regular_view {
 } mx_regular_view;
 mx_regular_view mx_regular_look(const mx_regular *r);
 
+/* From here on the calling thread may take so many steps, in all operations together; what goes beyond is
+ * MX_UNSUPPORTED. Steps are counted, not timed (about 200 million a second), so that the same work always has the same
+ * end. < 0: no limit but each operation's own. Returns what was left of the limit before. */
+int64_t mx_regular_allow(int64_t steps);
+
 mx_regular *mx_regular_keep(mx_regular *r); /* one more owner; NULL allowed */
 void mx_regular_free(mx_regular *r);        /* one less; NULL allowed */
 

@@ -132,7 +132,7 @@ typedef struct subset {
     size_t met_size, met_count;
     int64_t *stack, *list, *copy, *duty;
     size_t stack_count, stack_capacity, list_count, list_capacity, copy_capacity, duty_capacity;
-    int64_t steps;
+    int64_t steps, told; /* told: of these, those that mx_regular_spend knows */
 } subset;
 
 static bool grow(int64_t **data, size_t *capacity, size_t needed) {
@@ -449,6 +449,10 @@ static mx_status step_class(subset *w, int id, int class, size_t count, mx_error
         }
         if (!status && duty_to >= 0) status = push(w, place(n->y + to, duty_to), error);
     }
+    if (!status) {
+        status = mx_regular_spend(w->steps - w->told, error);
+        w->told = w->steps;
+    }
     int to = -1;
     const mx_before before = w->class_word[class] ? MX_BEFORE_WORD : MX_BEFORE_OTHER;
     if (!status) status = close_state(w, before, &to, error);
@@ -550,7 +554,7 @@ static mx_status start(subset *w, int entry, mx_before before, mx_error *error) 
 }
 
 mx_status mx_nfa_minimal(mx_nfa *nfa, int entry, mx_before before, mx_regular **out, mx_error *error) {
-    subset w = {.nfa = nfa, .steps = nfa->steps};
+    subset w = {.nfa = nfa, .steps = nfa->steps, .told = nfa->steps};
     mx_status status = start(&w, entry, before, error);
     for (int id = 0; !status && id < w.raw.states; id++) status = expand(&w, id, error);
     if (!status) status = mx_raw_minimal(&w.raw, out, error);

@@ -228,6 +228,10 @@ static mx_status character_escape(parser *p, bool in_class, uint32_t *out) {
         return in_class ? wrong(p, at, "a reference inside a class of characters")
                         : unsupported(p, at, "references (\\1) are");
     if (c == 'k' && !in_class) return unsupported(p, at, "references (\\k<name>) are");
+    if (c == 'A' || c == 'Z' || c == 'z')
+        return mx_fail(p->error, MX_INVALID_ARGUMENT,
+                       "regular expression, byte %zu: \\%c is no escape of ECMA-262: write %s", at, c,
+                       c == 'A' ? "^" : "$");
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'))
         return mx_fail(p->error, MX_INVALID_ARGUMENT, "regular expression, byte %zu: \\%c is no escape of ECMA-262", at,
                        c);
@@ -260,13 +264,28 @@ static mx_status class_atom(parser *p, mx_ranges *r, uint32_t *c) {
     return whole ? status : character_escape(p, true, c);
 }
 
+/* [:alpha:] inside a class, which ECMA-262 reads as the characters : a l p h. */
+static mx_status check_posix(const parser *p) {
+    const char *begin = p->text + p->at + 1;
+    const size_t left = p->size - p->at;
+    size_t n = 1;
+    while (n < left - 1 && begin[n] >= 'a' && begin[n] <= 'z') n++;
+    if (left < 5 || *begin != ':' || n < 5 || n + 1 >= left - 1 || begin[n] != ':' || begin[n + 1] != ']') return MX_OK;
+    return mx_fail(p->error, MX_UNSUPPORTED,
+                   "regular expression, byte %zu: [%.*s] is no class of ECMA-262: write \\p{L} for [:alpha:], \\d for "
+                   "[:digit:], \\s for [:space:]",
+                   p->at, (int)(n + 1), begin);
+}
+
 static mx_status class_ranges(parser *p, size_t at, mx_ranges *r) {
     mx_status status = MX_OK;
     while (!status && !ahead(p, "]")) {
         uint32_t first, last;
         if (p->at >= p->size) return wrong(p, at, "[ without ]");
         const size_t here = p->at;
-        status = class_atom(p, r, &first);
+        if (ahead(p, "[:")) status = check_posix(p);
+        if (!status) status = class_atom(p, r, &first);
+        if (status) return status;
         last = first;
         if (!status && ahead(p, "-") && p->at + 1 < p->size && p->text[p->at + 1] != ']') {
             p->at++;
@@ -343,6 +362,7 @@ static mx_status group_kind(parser *p, size_t at, bool *look, bool *negative) {
         }
         return size && take(p, ">") ? MX_OK : wrong(p, at, "the name of a group is not ended by >");
     }
+    if (ahead(p, "P<")) return wrong(p, at, "(?P<name>...) is not ECMA-262's: write (?<name>...)");
     const int c = peek(p);
     if (c == 'i' || c == 'm' || c == 's' || c == '-') return unsupported(p, at, "flags in a group, as in (?i), are");
     return wrong(p, at, "(? begins no group of ECMA-262: use (?:...), (?<name>...), (?=...) or (?!...)");

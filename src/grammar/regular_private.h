@@ -33,6 +33,9 @@ enum {
     MX_PATTERN_SIZE = 256 << 10, /* bytes */
 };
 
+/* ---- regular.c --------------------------------------------------------------------------------------------------- */
+mx_status mx_regular_spend(int64_t steps, mx_error *error); /* of what mx_regular_allow gave */
+
 /* ---- regular_raw.c ----------------------------------------------------------------------------------------------- */
 /* A deterministic automaton as it is found. State 0 is the start. */
 typedef struct mx_raw {

@@ -91,6 +91,8 @@ mx_status mx_raw_add(mx_raw *raw, bool accepting, mx_error *error) {
         return mx_fail(error, MX_UNSUPPORTED,
                        "the automaton would have more than %d states (before it is made small): repeat fewer times",
                        raw->states);
+    const mx_status status = mx_regular_spend(1 + raw->classes, error);
+    if (status) return status;
     if (raw->states == raw->capacity) {
         const int capacity = raw->capacity ? 2 * raw->capacity : 16;
         int32_t *next = realloc(raw->next, (size_t)capacity * (size_t)raw->classes * sizeof *next);
@@ -396,9 +398,11 @@ static mx_status write_blocks(const minimiser *m, mx_regular **out, mx_error *er
 }
 
 mx_status mx_raw_minimal(const mx_raw *raw, mx_regular **out, mx_error *error) {
+    enum { REFINING = 6 }; /* steps, about, that a transition takes */
     minimiser m = {.raw = raw};
     mx_status status = keep_useful(&m, error);
     if (!status) status = list_transitions(&m, error);
+    if (!status) status = mx_regular_spend(REFINING * (int64_t)m.transitions, error);
     if (!status) {
         refine_all(&m);
         status = write_blocks(&m, out, error);

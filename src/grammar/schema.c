@@ -9,7 +9,8 @@
 #include "grammar/schema_parts.h"
 
 enum { BLOCK_SIZE = 1 << 16, MOST_GOALS = 50000, MOST_SPACES = 40 };
-static const int64_t MOST_MEMORY = 256 << 20;
+/* One schema's: steps of all its languages together (about a second), and bytes of its parts and of its grammar. */
+static const int64_t MOST_WORK = 150000000, MOST_MEMORY = 64 << 20;
 
 struct mx_schema_block {
     struct mx_schema_block *next;
@@ -306,6 +307,17 @@ static void write_setup(mx_schema_compiler *c) {
     c->free_string = shared(c, "string", regex_expr(c, "\"(" CHARACTER ")*\""));
 }
 
+void mx_schema_count_written(mx_schema_compiler *c, mx_regular *language) {
+    enum { BYTES = 8 }; /* of a grammar, for each transition at least */
+    const mx_regular_view v = mx_regular_look(language);
+    for (size_t i = 0; i < (size_t)v.states * (size_t)v.classes; i++) c->written += BYTES * (v.next[i] >= 0);
+    if (c->written > MOST_MEMORY)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL,
+                       "too complicated: with the texts (\"pattern\", lengths, \"enum\") and numbers of this the "
+                       "grammar takes more than %lld MiB",
+                       (long long)(MOST_MEMORY >> 20));
+}
+
 /* The alternatives of a value, those that have values. */
 static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     mx_grammar_builder *b = c->builder;
@@ -322,6 +334,7 @@ static mx_expr write_shape(mx_schema_compiler *c, const mx_shape *s) {
     if (s->number) {
         mx_regular *limited = mx_schema_and(c, s->number, c->number_limit);
         if (!limited) return 0;
+        mx_schema_count_written(c, limited);
         if (!mx_regular_is_empty(limited)) choices[n++] = mx_expr_regular(b, limited);
     }
     if (s->constants & MX_SHAPE_NULL) choices[n++] = mx_expr_string(b, "null");
@@ -385,6 +398,12 @@ static bool shape_fruitful(mx_schema_compiler *c, const mx_shape *s) {
     return false;
 }
 
+/* Where a goal's first schema is, for messages. */
+static const mx_json *place_of(const mx_schema_compiler *c, mx_goal goal) {
+    const mx_schema_goal *g = &c->goals[goal];
+    return g->count ? c->literals[g->literals[0]].node : NULL;
+}
+
 /* Every goal that is reached, expanded; then a least fixed point: a goal has values where one of its parts has, given
  * those that surely have. */
 static void find_fruitful(mx_schema_compiler *c, mx_goal root) {
@@ -392,9 +411,11 @@ static void find_fruitful(mx_schema_compiler *c, mx_goal root) {
     for (int i = 0; i < c->queue_count && !c->status; i++) {
         if (c->queue_count > MOST_GOALS)
             mx_schema_fail(c, MX_UNSUPPORTED, NULL, "too complicated: more than %d kinds of values", MOST_GOALS);
+        c->current = place_of(c, c->queue[i]);
         const mx_shape *s = mx_schema_goal_shape(c, c->queue[i]);
         if (s) visit_shape(c, s);
     }
+    if (!c->status) c->current = NULL;
     for (bool changed = true; changed && !c->status;) {
         changed = false;
         for (int i = c->queue_count - 1; i >= 0 && !c->status; i--) { /* what is reached later is deeper: first */
@@ -410,8 +431,10 @@ static mx_expr write_all(mx_schema_compiler *c, mx_goal root) {
     for (int i = 0; i < c->queue_count && !c->status; i++) {
         const mx_schema_goal *g = &c->goals[c->queue[i]];
         mx_rule rule = g->rule;
+        c->current = place_of(c, c->queue[i]);
         mx_rule_set(c->builder, rule, write_shape(c, g->shape));
     }
+    if (!c->status) c->current = NULL;
     return expr;
 }
 
@@ -479,7 +502,13 @@ static mx_status compile(mx_schema_compiler *c, mx_goal root, mx_grammar **out) 
     mx_error error;
     mx_status status = mx_grammar_compile(c->builder, expr, out, &error);
     if (status) mx_schema_fail(c, status, NULL, "%s", error.text);
-    return status;
+    if (!status && mx_grammar_bytes(*out) > (uint64_t)MOST_MEMORY) {
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "too complicated: its grammar takes %llu MiB, at most %lld are allowed",
+                       (unsigned long long)(mx_grammar_bytes(*out) >> 20), (long long)(MOST_MEMORY >> 20));
+        mx_grammar_free(*out);
+        *out = NULL;
+    }
+    return c->status;
 }
 
 static const mx_schema_options default_options;
@@ -489,11 +518,13 @@ mx_status mx_schema_compile(const mx_json *schema, const char *name, const mx_sc
     *out = NULL;
     mx_schema_compiler c = {
         .root = schema, .name = name, .options = options ? *options : default_options, .error = error};
+    const int64_t before = mx_regular_allow(MOST_WORK);
     mx_schema_index(&c);
     setup(&c);
     mx_goal root = c.status ? 0 : mx_schema_goal_valid(&c, schema);
     mx_status status = compile(&c, root, out);
     finish(&c);
+    mx_regular_allow(before);
     return status;
 }
 

@@ -171,10 +171,11 @@ static void too_many(mx_schema_compiler *c, const mx_array_part *a) {
 }
 
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit) {
-    if (a->contains_count > MOST_CONTAINS || settled(a) > MOST_STATES) {
-        too_many(c, a);
-        return;
-    }
+    if (a->count > MOST_STATES)
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "\"prefixItems\" has %d entries, at most %d are supported", a->count,
+                       MOST_STATES);
+    if (a->contains_count > MOST_CONTAINS || settled(a) > MOST_STATES) too_many(c, a);
+    if (c->status) return;
     for (int64_t i = 0; i < a->count; i++) visit(c, a->prefix[i]);
     visit(c, a->rest);
     for (int64_t i = 0; a->contains_count && i <= settled(a); i++) {
@@ -279,7 +280,7 @@ bool mx_array_fruitful(mx_schema_compiler *c, const mx_array_part *a, mx_goal_te
         if (i >= a->count) break;
     }
     if (a->unique && a->least > 1 && !test) {
-        mx_schema_word values[MOST_UNIQUE];
+        mx_schema_value values[MOST_UNIQUE];
         const int n = mx_schema_values(c, a->rest, values, MOST_UNIQUE);
         if (!a->count && n >= 0 && n < a->least) return false;
     }
@@ -334,16 +335,27 @@ static mx_expr write_counted(mx_schema_compiler *c, const mx_array_part *a) {
 
 /* No value twice, of a few: which are left is the state. */
 static mx_expr write_unique(mx_schema_compiler *c, const mx_array_part *a) {
-    mx_schema_word values[MOST_UNIQUE];
-    const int n = a->count || a->contains_count ? -1 : mx_schema_values(c, a->rest, values, MOST_UNIQUE);
+    mx_schema_value values[MOST_UNIQUE];
+    const bool others = a->count || a->contains_count;
+    const int n = others ? -1 : mx_schema_values(c, a->rest, values, MOST_UNIQUE);
     if (n < 0) {
         mx_schema_fail(c, MX_UNSUPPORTED, a->unique_place,
-                       "\"uniqueItems\" is supported for items of an enum of at most %d values, and with \"maxItems\" "
-                       "of at most 1",
+                       others
+                           ? "\"uniqueItems\" beside \"prefixItems\" or \"contains\" is not supported"
+                           : "\"uniqueItems\" is supported where \"items\" has at most %d values (an \"enum\" of "
+                             "strings, numbers, true, false, null), and with \"maxItems\" of at most 1: leave it out "
+                             "and tell the model of it",
                        MOST_UNIQUE);
         return 0;
     }
     mx_grammar_builder *b = c->builder;
+    mx_expr each[MOST_UNIQUE];
+    for (int i = 0; i < n; i++) {
+        mx_expr texts[MX_SCHEMA_SPELLINGS];
+        for (int j = 0; j < values[i].count; j++)
+            texts[j] = mx_expr_text(b, values[i].texts[j].text, values[i].texts[j].size);
+        each[i] = mx_expr_choice(b, texts, values[i].count);
+    }
     mx_expr rest[1 << MOST_UNIQUE], firsts[MOST_UNIQUE];
     for (int used = (1 << n) - 1; used >= 0; used--) { /* what may follow once these are written */
         const int written = __builtin_popcount((unsigned)used);
@@ -351,8 +363,7 @@ static mx_expr write_unique(mx_schema_compiler *c, const mx_array_part *a) {
         int count = 0, first_count = 0;
         for (int i = 0; i < n && (a->most < 0 || written < a->most); i++) {
             if (used >> i & 1) continue;
-            const mx_expr value =
-                mx_schema_pair(c, mx_expr_text(b, values[i].text, values[i].size), rest[used | 1 << i]);
+            const mx_expr value = mx_schema_pair(c, each[i], rest[used | 1 << i]);
             choices[count++] = mx_schema_pair(c, c->comma, value);
             if (!used) firsts[first_count++] = value;
         }

@@ -276,14 +276,63 @@ static const mx_shape *any_of(mx_schema_compiler *c, const mx_json *node, const 
     return s;
 }
 
+/* Members that can only be one text: what tells the alternatives of most schemas apart, at once. */
+enum { MOST_TAGS = 4 };
+typedef struct tag {
+    const mx_member *member;
+    const mx_json *text;
+} tag;
+typedef struct tags {
+    tag at[MOST_TAGS];
+    int count;
+} tags;
+
+static const mx_json *only_text(const mx_schema_compiler *c, mx_goal goal) {
+    const mx_schema_goal *g = &c->goals[goal];
+    if (g->count != 1) return NULL;
+    const mx_schema_literal *l = &c->literals[g->literals[0]];
+    if (l->negative) return NULL;
+    if (!l->value && mx_json_get(l->node, "nullable")) return NULL;
+    const mx_json *value = l->value ? l->node : mx_json_get(l->node, "const");
+    const mx_json *list = value ? NULL : mx_json_get(l->node, "enum");
+    if (list && list->type == MX_JSON_ARRAY && list->count == 1) value = list->child;
+    return value && value->type == MX_JSON_STRING ? value : NULL;
+}
+
+static tags tags_of(const mx_schema_compiler *c, const mx_shape *s) {
+    tags t = {0};
+    if (s->constants || s->number || s->strings.count || s->arrays.count || s->objects.count != 1) return t;
+    const mx_object_part *o = s->objects.at[0];
+    for (int i = 0; i < o->count && t.count < MOST_TAGS; i++) {
+        const mx_json *text = only_text(c, o->named[i].goal);
+        if (text) t.at[t.count++] = (tag){&o->named[i], text};
+    }
+    return t;
+}
+
+static bool apart(const tags *a, const tags *b) {
+    for (int i = 0; i < a->count; i++)
+        for (int j = 0; j < b->count; j++) {
+            const mx_member *m = a->at[i].member, *n = b->at[j].member;
+            const mx_json *x = a->at[i].text, *y = b->at[j].text;
+            if ((m->required || n->required) && m->size == n->size && !memcmp(m->key, n->key, m->size) &&
+                (x->size != y->size || memcmp(x->text, y->text, x->size) != 0))
+                return true;
+        }
+    return false;
+}
+
 /* Exactly one. Where two alternatives have no value in common, as they should not, nothing is to be taken away. */
 static const mx_shape *one_of(mx_schema_compiler *c, const mx_json *list, bool negative) {
     const mx_shape **shapes = mx_schema_take(c, list->count * sizeof *shapes);
     const mx_json **nodes = mx_schema_take(c, list->count * sizeof *nodes);
-    if (!shapes || !nodes) return NULL;
+    tags *told = mx_schema_take(c, list->count * sizeof *told);
+    if (!shapes || !nodes || !told) return NULL;
     uint32_t n = 0;
     for (const mx_json *v = list->child; v; v = v->next) {
         shapes[n] = sub(c, v, false);
+        if (!shapes[n]) return NULL;
+        told[n] = tags_of(c, shapes[n]);
         nodes[n++] = v;
     }
     const mx_shape *result = c->none, *neither = c->any;
@@ -291,7 +340,7 @@ static const mx_shape *one_of(mx_schema_compiler *c, const mx_json *list, bool n
         const mx_shape *alone = shapes[i];
         if (negative) neither = mx_shape_and(c, neither, sub(c, nodes[i], true));
         for (uint32_t j = negative ? i + 1 : 0; j < n && !c->status; j++) {
-            if (i == j) continue;
+            if (i == j || apart(&told[i], &told[j])) continue;
             const mx_shape *both = mx_shape_and(c, shapes[i], shapes[j]);
             if (!both || mx_schema_surely_empty(c, both)) continue;
             if (negative)
@@ -436,23 +485,74 @@ static const mx_shape *unevaluated(mx_schema_compiler *c, const mx_json *node, c
 }
 
 /* ---- schemas ----------------------------------------------------------------------------------------------------- */
-static const char *const known[] = {
-    "$ref", "$defs", "definitions", "$id", "$schema", "$anchor", "$dynamicAnchor", "$comment", "type", "enum", "const",
-    "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
-    "maxProperties", "items", "prefixItems", "minItems", "maxItems", "contains", "minContains", "maxContains",
-    "uniqueItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
-    "exclusiveMaximum", "multipleOf", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentRequired",
-    "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties",
-    /* annotations */
-    "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding",
-    "contentMediaType", "contentSchema", "discriminator", "externalDocs", "xml"};
+static const char *const known[] = {"$ref",
+                                    "$defs",
+                                    "definitions",
+                                    "$id",
+                                    "$schema",
+                                    "$anchor",
+                                    "$dynamicAnchor",
+                                    "$comment",
+                                    "type",
+                                    "enum",
+                                    "const",
+                                    "properties",
+                                    "required",
+                                    "additionalProperties",
+                                    "patternProperties",
+                                    "propertyNames",
+                                    "minProperties",
+                                    "maxProperties",
+                                    "items",
+                                    "prefixItems",
+                                    "minItems",
+                                    "maxItems",
+                                    "contains",
+                                    "minContains",
+                                    "maxContains",
+                                    "uniqueItems",
+                                    "minLength",
+                                    "maxLength",
+                                    "pattern",
+                                    "format",
+                                    "minimum",
+                                    "maximum",
+                                    "exclusiveMinimum",
+                                    "exclusiveMaximum",
+                                    "multipleOf",
+                                    "allOf",
+                                    "anyOf",
+                                    "oneOf",
+                                    "not",
+                                    "if",
+                                    "then",
+                                    "else",
+                                    "dependentRequired",
+                                    "dependentSchemas",
+                                    "dependencies",
+                                    "unevaluatedItems",
+                                    "unevaluatedProperties",
+                                    "nullable"};
+static const char *const annotations[] = {
+    "title",        "description", "default",         "example",          "examples",      "deprecated",
+    "readOnly",     "writeOnly",   "contentEncoding", "contentMediaType", "contentSchema", "discriminator",
+    "externalDocs", "xml",         "propertyOrdering"};
+
+static bool is_among(const mx_json *member, const char *const *names, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (strlen(names[i]) == member->key_size && !memcmp(names[i], member->key, member->key_size)) return true;
+    return false;
+}
+
+bool mx_schema_annotates(const mx_json *member) {
+    return (member->key_size > 1 && !strncmp(member->key, "x-", 2)) ||
+           is_among(member, annotations, sizeof annotations / sizeof *annotations);
+}
 
 static void check_keywords(mx_schema_compiler *c, const mx_json *node) {
     for (const mx_json *m = node->child; m && !c->status; m = m->next) {
-        bool found = m->key_size > 1 && !strncmp(m->key, "x-", 2);
-        for (size_t i = 0; i < sizeof known / sizeof *known && !found; i++)
-            found = strlen(known[i]) == m->key_size && !memcmp(known[i], m->key, m->key_size);
-        if (!found) mx_schema_fail(c, MX_UNSUPPORTED, node, "\"%.60s\" is not supported", m->key);
+        if (!mx_schema_annotates(m) && !is_among(m, known, sizeof known / sizeof *known))
+            mx_schema_fail(c, MX_UNSUPPORTED, node, "\"%.60s\" is not supported", m->key);
     }
     const mx_json *dialect = mx_json_get(node, "$schema");
     if (dialect && (dialect->type != MX_JSON_STRING || (strncmp(dialect->text, "https://json-schema.org/", 24) != 0 &&
@@ -502,6 +602,18 @@ static void combine_schemas(mx_schema_compiler *c, const mx_json *node, const mx
     if ((v = mx_json_get(node, "dependencies"))) combine(c, all, dependent(c, node, v, true, negative), negative);
 }
 
+/* OpenAPI 3.0's "nullable": null is valid too, whatever the other keywords say. */
+static const mx_shape *or_null(mx_schema_compiler *c, const mx_json *node, const mx_shape *all, bool negative) {
+    const mx_json *nullable = mx_json_get(node, "nullable");
+    if (nullable && nullable->type != MX_JSON_BOOL)
+        mx_schema_fail(c, MX_INVALID_ARGUMENT, node, "\"nullable\" must be true or false");
+    if (!nullable || !nullable->boolean || c->status || !all) return all;
+    mx_shape *s = copy_of(c, all);
+    if (!s) return NULL;
+    s->constants = negative ? s->constants & ~(unsigned)MX_SHAPE_NULL : s->constants | MX_SHAPE_NULL;
+    return s;
+}
+
 static const mx_shape *of_schema(mx_schema_compiler *c, const mx_json *node, bool negative) {
     if (node->type == MX_JSON_BOOL) return node->boolean != negative ? c->any : c->none;
     if (node->type != MX_JSON_OBJECT) {
@@ -522,6 +634,7 @@ static const mx_shape *of_schema(mx_schema_compiler *c, const mx_json *node, boo
         mx_schema_fail(c, MX_UNSUPPORTED, node, "\"%s\" is not supported where its opposite is asked", rest->key);
     if (rest && !c->status) all = unevaluated(c, node, all);
     if (negative) all = mx_shape_unannotated(c, all);
+    all = or_null(c, node, all, negative);
     return c->status ? NULL : all;
 }
 
@@ -599,31 +712,61 @@ const mx_shape *mx_schema_goal_shape(mx_schema_compiler *c, mx_goal goal) {
     return all;
 }
 
-int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_word *texts, int most) {
+/* false: there is no room. */
+static bool add_value(mx_schema_value *values, int *count, int most, mx_schema_word text) {
+    if (*count == most) return false;
+    values[(*count)++] = (mx_schema_value){{text}, 1};
+    return true;
+}
+
+static bool add_number(mx_schema_compiler *c, mx_schema_value *values, mx_schema_word *shortest, int *count, int first,
+                       int most, mx_schema_word text) {
+    mx_schema_word is;
+    if (!mx_schema_shortest(c, text, &is)) return false;
+    for (int i = first; i < *count; i++)
+        if (shortest[i].size == is.size && !memcmp(shortest[i].text, is.text, is.size)) {
+            if (values[i].count == MX_SCHEMA_SPELLINGS) return false;
+            values[i].texts[values[i].count++] = text;
+            return true;
+        }
+    if (!add_value(values, count, most, text)) return false;
+    shortest[*count - 1] = is;
+    return true;
+}
+
+static bool add_string_value(mx_schema_compiler *c, mx_schema_value *values, int *count, int most,
+                             mx_schema_word word) {
+    mx_bytes text = {0};
+    char *copy = mx_bytes_add_json(&text, word.text, word.size) ? mx_schema_take(c, text.size) : NULL;
+    if (copy) memcpy(copy, text.data, text.size);
+    const size_t size = text.size;
+    mx_bytes_free(&text);
+    return copy && add_value(values, count, most, (mx_schema_word){copy, size});
+}
+
+int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_value *values, int most) {
     const mx_shape *s = c->goals[goal].shape;
     if (c->status || !s || s->arrays.count || s->objects.count) return -1;
     static const char *const names[] = {"null", "false", "true"};
-    int n = 0, found = 0;
+    const int room = MX_SCHEMA_SPELLINGS * most;
+    mx_schema_word *words = mx_schema_take(c, (size_t)room * sizeof *words);
+    mx_schema_word *shortest = mx_schema_take(c, (size_t)most * sizeof *shortest);
+    if (!words || !shortest) return -1;
+    int n = 0;
     for (int i = 0; i < 3; i++)
-        if (s->constants >> i & 1) {
-            if (n == most) return -1;
-            texts[n++] = (mx_schema_word){names[i], strlen(names[i])};
-        }
-    if (s->number && (found = mx_schema_enumerate(c, s->number, texts + n, most - n)) < 0) return -1;
-    n += found;
+        if (s->constants >> i & 1 && !add_value(values, &n, most, (mx_schema_word){names[i], strlen(names[i])}))
+            return -1;
+    const int first = n, numbers = s->number ? mx_schema_enumerate(c, s->number, words, room) : 0;
+    if (numbers < 0) return -1;
+    for (int i = 0; i < numbers; i++)
+        if (!add_number(c, values, shortest, &n, first, most, words[i])) return -1;
     for (int i = 0; i < s->strings.count; i++) {
         const mx_string_part *part = s->strings.at[i];
         if (part->least > 0 || part->most >= 0) return -1;
-        if ((found = mx_schema_enumerate(c, part->language, texts + n, most - n)) < 0) return -1;
-        for (int j = n; j < n + found; j++) {
-            mx_bytes text = {0};
-            char *copy = mx_bytes_add_json(&text, texts[j].text, texts[j].size) ? mx_schema_take(c, text.size) : NULL;
-            if (copy) memcpy(copy, text.data, text.size);
-            texts[j] = (mx_schema_word){copy, copy ? text.size : 0};
-            mx_bytes_free(&text);
-            if (!copy) return -1;
-        }
-        n += found;
+        const int found = mx_schema_enumerate(c, part->language, words, most - n);
+        if (found < 0) return -1;
+        for (int j = 0; j < found; j++)
+            if (!add_string_value(c, values, &n, most, words[j])) return -1;
     }
     return n;
 }

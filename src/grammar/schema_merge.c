@@ -287,7 +287,11 @@ const mx_shape *mx_shape_and(mx_schema_compiler *c, const mx_shape *a, const mx_
 
 /* `all`: the part that every other one is part of. */
 static void parts_or(mx_schema_compiler *c, mx_parts *out, const mx_parts *a, const mx_parts *b, const void *all) {
-    for (int i = 0; i < a->count; i++) mx_parts_add(c, out, a->at[i]);
+    const int room = a->count + b->count;
+    const void **at = mx_schema_take(c, (size_t)room * sizeof *at);
+    if (!at) return;
+    if (a->count) memcpy(at, a->at, (size_t)a->count * sizeof *at); /* no doubles among them */
+    *out = (mx_parts){at, a->count, room};
     for (int i = 0; i < b->count; i++) mx_parts_add(c, out, b->at[i]);
     for (int i = 0; i < out->count && !c->unevaluated; i++)
         if (out->at[i] == all) {

@@ -75,6 +75,14 @@ static char *shortest_text(mx_schema_compiler *c, const decimal *d, size_t *size
     return text;
 }
 
+bool mx_schema_shortest(mx_schema_compiler *c, mx_schema_word number, mx_schema_word *out) {
+    const mx_json v = {.type = MX_JSON_NUMBER, .text = number.text, .size = number.size}; /* ends with a 0 */
+    decimal d;
+    if (!parse(c, &v, &d)) return false;
+    out->text = shortest_text(c, &d, &out->size);
+    return out->text;
+}
+
 /* ---- automata ---------------------------------------------------------------------------------------------------- */
 enum { CLASS_POINT = 11, CLASS_MINUS = 12, CLASSES = 13 }; /* 0: other bytes; 1 to 10: digits */
 enum { LESS = 1, EQUAL = 2, MORE = 4 };
@@ -237,7 +245,9 @@ mx_regular *mx_schema_number_language(mx_schema_compiler *c, const mx_json *node
     const mx_json *format = mx_json_get(node, "format"); /* OpenAPI's */
     if (mx_json_is_string(format, "int32"))
         all = with(c, all,
-                   mx_schema_regex(c, "-?[0-9]{1,9}|-?1[0-9]{9}|-?20[0-9]{8}|-?21[0-3][0-9]{7}|-?214[0-6][0-9]{6}"));
+                   mx_schema_regex(c, "-?([0-9]{1,9}|1[0-9]{9}|20[0-9]{8}|21[0-3][0-9]{7}|214[0-6][0-9]{6}|2147[0-3]"
+                                      "[0-9]{5}|21474[0-7][0-9]{4}|214748[0-2][0-9]{3}|2147483[0-5][0-9]{2}|21474836"
+                                      "[0-3][0-9]|214748364[0-7])|-2147483648"));
     return c->status ? NULL : all;
 }
 
@@ -270,19 +280,22 @@ mx_regular *mx_schema_number_values(mx_schema_compiler *c, const mx_json *const 
 }
 
 /* Numbers without bounds are written with up to 18 digits before and 17 behind the point, or as many as numbers in
- * the schema have: enough for what doubles and 64 bits tell apart, and no text goes on for ever. */
+ * the schema have: enough for what doubles and 64 bits tell apart, and no text goes on for ever. Nothing fails here:
+ * numbers that are too long are said to be so where they mean something. */
 static void count_digits(mx_schema_compiler *c, const mx_json *v) {
     decimal d;
     if (v->type == MX_JSON_NUMBER) {
-        const char *exponent = strpbrk(v->text, "eE");
-        if (v->size < FREE_FRACTION && !exponent) return;
-        if (v->size > MOST_DIGITS || (exponent && labs(strtol(exponent + 1, NULL, 10)) > MOST_DIGITS)) return;
+        const char *e = strpbrk(v->text, "eE");
+        if (v->size < FREE_FRACTION && !e) return;
+        const long exponent = e ? strtol(e + 1, NULL, 10) : 0;
+        if (v->size > MOST_DIGITS / 2 || exponent > MOST_DIGITS / 2 || exponent < -MOST_DIGITS / 2) return;
         if (!parse(c, v, &d)) return;
         if (d.whole >= c->digits) c->digits = d.whole + 1;
         if (d.fraction >= c->fraction) c->fraction = d.fraction + 1;
     }
     if (v->type == MX_JSON_ARRAY || v->type == MX_JSON_OBJECT)
-        for (const mx_json *child = v->child; child; child = child->next) count_digits(c, child);
+        for (const mx_json *child = v->child; child; child = child->next)
+            if (v->type == MX_JSON_ARRAY || !mx_schema_annotates(child)) count_digits(c, child);
 }
 
 void mx_schema_number_setup(mx_schema_compiler *c) {

@@ -4,7 +4,7 @@
 
 /* What keywords say of objects, and how objects are written. */
 
-enum { MOST_CLASSES = 64, MOST_STATES = 20000, MOST_ENTRIES = 50000, INLINE_TAIL = 16 };
+enum { MOST_CLASSES = 64, MOST_STATES = 20000, MOST_ENTRIES = 50000, INLINE_TAIL = 16, MOST_NAMES = 256 };
 
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 static int find_named(const mx_member *named, int count, const char *key, size_t size) {
@@ -385,6 +385,26 @@ static void settle_exists(mx_schema_compiler *c, const mx_object_part *a, int at
     }
 }
 
+/* What is written does not remember the names of others, so that one may come twice: two of them need not be two
+ * members, and the last one counts. Where that matters others of few names become named members. */
+static void name_others(mx_schema_compiler *c, mx_object_part *a, mx_key_class *others) {
+    int required = 0, kept = 0;
+    for (int i = 0; i < a->count; i++) required += a->named[i].required;
+    if (a->least <= required + 1 && !a->exists_count) return;
+    mx_schema_word *words = mx_schema_take(c, MOST_NAMES * sizeof *words);
+    mx_member *named = mx_schema_take(c, (size_t)(a->count + MOST_NAMES) * sizeof *named);
+    if (!words || !named) return;
+    if (a->count) memcpy(named, a->named, (size_t)a->count * sizeof *named);
+    for (int i = 0, room = MOST_NAMES; i < a->other_count; i++) {
+        const int n = mx_schema_enumerate(c, others[i].keys, words, room);
+        if (n < 0) others[kept++] = others[i];
+        for (int j = 0; j < n; j++, room--)
+            named[a->count++] = (mx_member){words[j].text, words[j].size, others[i].goal, false, others[i].evaluated};
+    }
+    a->named = named;
+    a->other_count = kept;
+}
+
 void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out) {
     if (a == c->any_object || c->status) {
         mx_parts_add(c, out, a);
@@ -404,6 +424,7 @@ void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *
         k.keys = mx_schema_and(c, k.keys, unnamed);
         if (k.keys && !mx_regular_is_empty(k.keys)) others[o->other_count++] = k;
     }
+    if (o->other_count) name_others(c, o, others);
     settle_exists(c, o, 0, out);
 }
 
@@ -465,7 +486,7 @@ static bool list_entries(mx_schema_compiler *c, const mx_object_part *a, entries
     if (c->entries > MOST_ENTRIES)
         mx_schema_fail(c, MX_UNSUPPORTED, NULL, "too complicated: its alternatives have more than %d members",
                        MOST_ENTRIES);
-    out->at = mx_schema_take(c, (size_t)(a->count + 2 * a->exists_count + 1) * sizeof *out->at);
+    out->at = mx_schema_take(c, (size_t)(a->count + a->exists_count + 1) * sizeof *out->at);
     mx_expr *choices = mx_schema_take(c, (size_t)a->other_count * sizeof *choices);
     if (!out->at || !choices) return false;
     for (int i = 0; i < a->count; i++)
@@ -484,12 +505,17 @@ static bool list_entries(mx_schema_compiler *c, const mx_object_part *a, entries
         out->other = mx_expr_rule(c->builder, rule);
         out->at[out->count++] = (entry){out->other, false, true};
     }
-    if (a->exists_count > 2)
-        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "more than two things that some member must be are not supported");
-    for (int i = 0; i < a->exists_count; i++) {
+    for (int i = 0; i < a->exists_count && !c->status; i++) { /* last: nothing behind has the same name */
         const mx_key_exists *e = &a->exists[i];
+        for (int j = 0; j < i && !c->status; j++) {
+            mx_regular *both = mx_schema_and(c, a->exists[j].keys, e->keys);
+            if (both && !mx_regular_is_empty(both))
+                mx_schema_fail(c, MX_UNSUPPORTED, NULL,
+                               "two things that some member of any name must be (\"not\" around "
+                               "\"additionalProperties\" or \"patternProperties\") are not supported: a name may come "
+                               "twice. Name them in \"properties\"");
+        }
         out->at[out->count++] = (entry){member_of(c, mx_schema_write_texts(c, e->keys), e->goal), true, false};
-        if (n) out->at[out->count++] = (entry){out->other, false, true};
     }
     return !c->status;
 }
@@ -622,6 +648,13 @@ mx_expr mx_schema_write_object(mx_schema_compiler *c, const mx_object_part *a) {
     int required = 0;
     for (int i = 0; i < list.count; i++) required += list.at[i].required;
     if (!list.count || a->most == 0) return c->empty_object;
+    if (list.other && a->least > required + 1)
+        mx_schema_fail(
+            c, MX_UNSUPPORTED, NULL,
+            "\"minProperties\" %lld is more than the %d members that are \"required\" and one: others of any "
+            "name may come twice. Name them in \"properties\" with \"additionalProperties\": false, or in "
+            "\"propertyNames\" with an \"enum\" of at most %d",
+            (long long)a->least, required, MOST_NAMES);
     const bool counts = a->least > required || (a->most >= 0 && (list.other || list.named > a->most));
     mx_expr inner;
     if (counts && a->least <= 1 && a->most < 0)

@@ -125,6 +125,7 @@ struct mx_schema_compiler {
     bool blocked;
     int depth;        /* of schemas that apply to the same value */
     int64_t work;     /* bytes of the arena */
+    int64_t written;  /* bytes of the grammar, at least, for the languages in it */
     int64_t entries;  /* of member lists written */
     bool unevaluated; /* some schema has unevaluatedItems or unevaluatedProperties: annotations matter */
     struct mx_schema_refs *refs;
@@ -222,6 +223,8 @@ const mx_object_part *mx_schema_object_part(mx_schema_compiler *c, const mx_json
 /* Numbers as they stand in the schema, and their shortest spellings; or with every number of zeros behind them. */
 mx_regular *mx_schema_number_values(mx_schema_compiler *c, const mx_json *const *numbers, int count,
                                     bool every_spelling);
+/* The one text that all spellings of a number share. */
+bool mx_schema_shortest(mx_schema_compiler *c, mx_schema_word number, mx_schema_word *out);
 void mx_schema_number_setup(mx_schema_compiler *c);
 /* All string parts as one language. */
 mx_regular *mx_schema_string_language(mx_schema_compiler *c, const mx_parts *strings);
@@ -237,6 +240,7 @@ typedef void mx_goal_visit(mx_schema_compiler *c, mx_goal goal);
 void mx_array_goals(mx_schema_compiler *c, const mx_array_part *a, mx_goal_visit *visit);
 /* Member lists with what must exist among the others written out: added to `out`. */
 void mx_object_settle(mx_schema_compiler *c, const mx_object_part *a, mx_parts *out);
+void mx_schema_count_written(mx_schema_compiler *c, mx_regular *language); /* one more that the grammar has */
 mx_expr mx_schema_write_goal(mx_schema_compiler *c, mx_goal goal);
 mx_expr mx_schema_write_string(mx_schema_compiler *c, const mx_string_part *a);
 mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language); /* as JSON strings */
@@ -244,9 +248,15 @@ mx_expr mx_schema_write_array(mx_schema_compiler *c, const mx_array_part *a);
 mx_expr mx_schema_write_object(mx_schema_compiler *c, const mx_object_part *a);
 mx_expr mx_schema_optional(mx_schema_compiler *c, mx_expr e);
 mx_expr mx_schema_pair(mx_schema_compiler *c, mx_expr a, mx_expr b);
+bool mx_schema_annotates(const mx_json *member);               /* is it a keyword that says nothing of values? */
 bool mx_schema_can(const mx_schema_compiler *c, mx_goal goal); /* has it values? After the search for that */
-/* The constants, numbers and strings of a goal where it has no more than `most` values and nothing else: their texts
- * in JSON; -1 otherwise. */
-int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_word *texts, int most);
+/* The constants, numbers and strings of a goal where it has no more than `most` values and nothing else: -1 otherwise.
+ * A number has several texts. */
+enum { MX_SCHEMA_SPELLINGS = 4 };
+typedef struct mx_schema_value {
+    mx_schema_word texts[MX_SCHEMA_SPELLINGS]; /* in JSON */
+    int count;
+} mx_schema_value;
+int mx_schema_values(mx_schema_compiler *c, mx_goal goal, mx_schema_value *values, int most);
 
 #endif

@@ -94,8 +94,10 @@ static mx_regular *format_language(mx_schema_compiler *c, const mx_json *node, c
             return formats[i].pattern ? mx_schema_regex(c, formats[i].pattern) : c->all_text;
     mx_schema_fail(c, MX_UNSUPPORTED, node,
                    "\"format\": \"%.60s\" is not supported (date, time, date-time, duration, email, hostname, ipv4, "
-                   "ipv6, uuid, uri, uri-reference, json-pointer, relative-json-pointer are); \"pattern\" may do",
-                   format->text);
+                   "ipv6, uuid, uri, uri-reference, json-pointer, relative-json-pointer are); %s",
+                   format->text,
+                   mx_json_get(node, "pattern") ? "leave it out: \"pattern\", which stands beside it, is enough"
+                                                : "\"pattern\" may do");
     return NULL;
 }
 
@@ -184,9 +186,11 @@ mx_expr mx_schema_write_texts(mx_schema_compiler *c, mx_regular *language) {
     if (before >= 0) return (mx_expr)before;
     mx_regular *r = NULL;
     mx_error error;
-    mx_status status = mx_regular_quote(language, &r, &error);
+    const mx_status status = mx_regular_quote(language, &r, &error);
+    if (status) mx_schema_fail(c, status, NULL, "its texts (\"pattern\", \"format\", lengths): %s", error.text);
     r = mx_schema_own(c, NULL, status, r, &error);
     if (!r) return 0;
+    mx_schema_count_written(c, r);
     mx_expr e = mx_expr_sequence(c->builder, (const mx_expr[]){c->quote, mx_expr_regular(c->builder, r), c->quote}, 3);
     if (mx_regular_look(r).states > SMALL) {
         mx_rule rule = mx_rule_add(c->builder, "text");
@@ -243,14 +247,18 @@ static mx_regular *of_lengths(mx_schema_compiler *c, mx_regular *language, int64
     const mx_regular_view v = mx_regular_look(language);
     const int64_t room = MOST_COUNTED / v.states;
     if (least > room) {
-        mx_schema_fail(c, MX_UNSUPPORTED, NULL, "\"minLength\" %lld beside a \"pattern\" or \"format\" is too much",
-                       (long long)least);
+        mx_schema_fail(c, MX_UNSUPPORTED, NULL,
+                       "\"minLength\" %lld beside a \"pattern\" or \"format\" of %d states is too much: at most %lld",
+                       (long long)least, v.states, (long long)room);
         return NULL;
     }
     if (most > room) most = room;
     mx_regular *r = NULL;
     mx_error error;
-    mx_status status = count_characters(v, least, most, &r, &error);
+    const mx_status status = count_characters(v, least, most, &r, &error);
+    if (status)
+        mx_schema_fail(c, status, NULL, "\"minLength\" or \"maxLength\" beside \"pattern\" or \"format\": %s",
+                       error.text);
     return mx_schema_own(c, NULL, status, r, &error);
 }
 

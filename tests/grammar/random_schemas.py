@@ -2,7 +2,8 @@
 """Made-up schemas of all keywords, and values, held against Python's jsonschema.
 
 random_schemas.py schema_match [COUNT] [SEED]: where a schema compiles, the grammar takes a value, in some order of its
-members, if and only if it is valid. Skipped (status 77) where Python has no jsonschema."""
+members, if and only if it is valid; and where it takes an object that names a member twice, what readers make of that
+(the last one counts) is valid. Skipped (status 77) where Python has no jsonschema."""
 import json
 import random
 import subprocess
@@ -28,6 +29,18 @@ def value(dice, depth):
     if kind < 0.75:
         return [value(dice, depth - 1) for _ in range(dice.randrange(4))]
     return {k: value(dice, depth - 1) for k in dice.sample(KEYS, dice.randrange(4 if depth < 2 else 3))}
+
+
+def twice(dice, v):
+    """Texts of the object with a name twice: its members in order, and again some of them with other values."""
+    texts = []
+    for _ in range(6):
+        members = [(dice.choice(list(v)), dice.choice(SCALARS)) for _ in range(dice.randrange(1, 3))]
+        members = members + list(v.items()) if dice.random() < 0.3 else list(v.items()) + members
+        if dice.random() < 0.5:
+            members.sort(key=lambda m: m[0])
+        texts.append("{" + ",".join(json.dumps(k) + ":" + json.dumps(x, separators=(",", ":")) for k, x in members) + "}")
+    return texts
 
 
 def schema(dice, depth):
@@ -84,18 +97,20 @@ def main():
             orders = spellings(v, [], 1000)
             spans.append((len(texts), len(texts) + len(orders)))
             texts += orders
-        cases.append((s, values, spans))
+        doubles = [t for v in values if isinstance(v, dict) and v for t in twice(dice, v)]
+        cases.append((s, values, spans, doubles))
+        texts += doubles
         lines.append(json.dumps({"schema": s, "texts": texts}))
     run = subprocess.run([program], input="\n".join(lines) + "\n", capture_output=True, text=True)
     answers = [json.loads(x) for x in run.stdout.split("\n") if x]
     if run.returncode or len(answers) != count:
         print(f"{program} ended with {run.returncode} at {json.dumps(cases[len(answers)][0])}: {run.stderr}")
         return 1
-    compiled = wrong = 0
+    compiled = wrong = taken = 0
     seen = {True: 0, False: 0}
-    for (s, values, spans), answer in zip(cases, answers):
+    for (s, values, spans, doubles), answer in zip(cases, answers):
         if "no value is valid" in answer.get("error", ""):
-            answer = {"matches": [False] * spans[-1][1]}
+            answer = {"matches": [False] * (spans[-1][1] + len(doubles))}
         if "error" in answer:
             continue
         validator = Draft202012Validator(s)
@@ -110,7 +125,12 @@ def main():
             if any(answer["matches"][begin:end]) != valid:
                 wrong += 1
                 print(f'WRONG {"valid" if valid else "invalid"}: {json.dumps(v)} of {json.dumps(s)}')
-    print(f"{compiled} of {count} schemas compiled; of {seen[True]} valid and {seen[False]} invalid values {wrong} are wrong")
+        for text, match in zip(doubles, answer["matches"][spans[-1][1]:]):
+            taken += match
+            if match and not validator.is_valid(json.loads(text)):
+                wrong += 1
+                print(f"WRONG: {text} of {json.dumps(s)}")
+    print(f"{compiled} of {count} schemas compiled; of {seen[True]} valid and {seen[False]} invalid values and {taken} with a name twice {wrong} are wrong")
     return 1 if wrong or compiled < count * 0.8 or min(seen.values()) < 5 * count else 0
 
 

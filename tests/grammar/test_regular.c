@@ -261,6 +261,10 @@ static void wrong_patterns_are_refused_by_name(void **state) {
         {"(?<=a)b", MX_UNSUPPORTED, "lookbehind"},
         {"(?<!a)b", MX_UNSUPPORTED, "lookbehind"},
         {"(?i)a", MX_UNSUPPORTED, "flags"},
+        {"(?P<a>b)", MX_INVALID_ARGUMENT, "write (?<name>...)"},
+        {"\\Aa", MX_INVALID_ARGUMENT, "write ^"},
+        {"a\\Z", MX_INVALID_ARGUMENT, "write $"},
+        {"x[a[:alpha:]]", MX_UNSUPPORTED, "byte 3: [:alpha:] is no class of ECMA-262"},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         mx_regular *r = NULL;

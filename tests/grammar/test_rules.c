@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -388,6 +389,25 @@ static void problems(void **state) {
     }
 }
 
+/* What takes long to refuse is refused at once when it comes again. */
+static void refusals_are_remembered(void **state) {
+    (void)state;
+    double took[2];
+    mx_api_problem problem[2];
+    for (int i = 0; i < 2; i++) {
+        struct timespec begin, end;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+        assert_null(rules_of("{\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":"
+                             "{\"pattern\":\"(a|b)*a(a|b){17}\"}}}}",
+                             true, &problem[i]));
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+        took[i] = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    }
+    assert_true(took[1] < took[0] / 5);
+    assert_non_null(strstr(problem[0].text, "response_format.json_schema.schema: #: \"pattern\": the expression"));
+    assert_string_equal(problem[0].text, problem[1].text);
+}
+
 /* ---- answers of models ----------------------------------------------------------------------------------------------
  */
 typedef struct asked {
@@ -579,9 +599,9 @@ static int tear_down(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest quick[] = {
-        cmocka_unit_test(required),       cmocka_unit_test(choices),  cmocka_unit_test(exact),
-        cmocka_unit_test(forgets),        cmocka_unit_test(problems), cmocka_unit_test(stories),
-        cmocka_unit_test(random_weights),
+        cmocka_unit_test(required), cmocka_unit_test(choices),        cmocka_unit_test(exact),
+        cmocka_unit_test(forgets),  cmocka_unit_test(problems),       cmocka_unit_test(refusals_are_remembered),
+        cmocka_unit_test(stories),  cmocka_unit_test(random_weights),
     };
     const struct CMUnitTest full[] = {cmocka_unit_test(stories), cmocka_unit_test(random_weights)};
     if (argc < 2 || strcmp(argv[1], "full") != 0) return cmocka_run_group_tests(quick, set_up, tear_down);

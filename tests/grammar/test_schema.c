@@ -96,10 +96,24 @@ static void objects_write_members_in_order(void **state) {
           "'additionalProperties':false}",
           "{'a':1,'ab':3,'b':4}", "{'b':'text'}", "!{'ab':1}", "!{'ab':'s'}", "!{'c':1}");
     CHECK("{'type':'object','propertyNames':{'maxLength':2}}", "{'ab':1}", "!{'abc':1}");
-    CHECK("{'type':'object','properties':{'a':true,'b':true,'c':true},'minProperties':2,'maxProperties':2}",
-          "{'a':1,'b':1}", "{'a':1,'c':1}", "{'c':1,'d':1}", "{'x':1,'y':1}", "!{'a':1}", "!{'a':1,'b':1,'c':1}", "!{}",
+    CHECK("{'type':'object','properties':{'a':true,'b':true,'c':true},'additionalProperties':false,'minProperties':2,"
+          "'maxProperties':2}",
+          "{'a':1,'b':1}", "{'a':1,'c':1}", "!{'c':1,'d':1}", "!{'a':1}", "!{'a':1,'b':1,'c':1}", "!{}",
           "!{'a':1,'x':1,'y':1}");
     CHECK("{'type':'object','properties':{'a':true},'minProperties':1}", "{'a':1}", "{'x':1}", "!{}");
+    /* Others are not remembered, so that a name may come twice: where two must be there, they are named. */
+    CHECK("{'type':'object','additionalProperties':{'type':'integer'},'propertyNames':{'enum':['b','a']},"
+          "'minProperties':2,'maxProperties':3}",
+          "{'a':0,'b':3}", "!{'b':0,'b':3}", "!{'a':1}", "!{'b':0,'b':3,'b':3}");
+    CHECK("{'type':'object','properties':{'a':true},'required':['a'],'minProperties':2}", "{'a':1,'x':2}", "!{'a':1}",
+          "!{'a':1,'a':2}");
+    refused("{'minProperties':2}", MX_UNSUPPORTED, "#: \"minProperties\" 2 is more than the 0 members that are");
+    refused("{'type':'object','patternProperties':{'^x':{'type':'integer'}},'additionalProperties':false,'required':['"
+            "y','x'],"
+            "'minProperties':4}",
+            MX_INVALID_ARGUMENT, "no value is valid");
+    CHECK("{'type':'object','not':{'additionalProperties':{'type':'string'}}}", "{'a':1}", "{'a':'x','b':1}",
+          "{'a':'x','a':1}", "!{'a':1,'a':'x'}", "!{'a':'x'}", "!{}");
     CHECK("{'type':'object','properties':{'a\\\"\\\\':true,'\\u0001':true},'additionalProperties':false}",
           "{'a\\\"\\\\':1,'\\u0001':2}", "!{'b':1}");
     CHECK("{'properties':{'gone':false},'type':'object'}", "{}", "{'x':1}", "!{'gone':1}");
@@ -119,6 +133,10 @@ static void arrays_have_items_and_lengths(void **state) {
           "[1,2,1,2]", "![1]", "![2,2,2]");
     CHECK("{'type':'array','items':{'enum':['a','b','c']},'uniqueItems':true,'minItems':1}", "['a']", "['c','a','b']",
           "!['a','a']", "![]");
+    CHECK("{'type':'array','items':{'enum':[1.0,2.5,3.0,4.0,5.0,null]},'uniqueItems':true}", "[1.0,2.5]",
+          "[5,null,3.0]", "[1]", "![1,1.0]", "![2.5,2.50]", "![null,null]", "![1,2.5,1]");
+    CHECK("{'type':'array','items':{'enum':[100,1e2,1.5e1]},'uniqueItems':true}", "[1e2,15]", "![1e2,100]",
+          "![15,1.5e1]");
 }
 
 static void strings_have_lengths_patterns_and_formats(void **state) {
@@ -183,12 +201,33 @@ static void schemas_apply_together(void **state) {
     CHECK("{'type':'object','properties':{'a':true,'b':true},'dependentRequired':{'a':['b']}}", "{}", "{'b':1}",
           "{'a':1,'b':1}", "!{'a':1}");
     CHECK("{'type':'object','not':{'enum':[{},{}]}}", "{'a':1}", "{'a':1,'b':2}", "!{}");
-    CHECK(
+    refused(
         "{'allOf':[{'not':{'additionalProperties':{'type':'integer'}}},{'not':{'additionalProperties':{'minimum':0}}}],"
         "'type':'object'}",
-        "{'a':'s','b':-1}", "{'b':-1,'a':'s'}", "{'x':-0.5}", "!{'a':'s'}", "!{'a':-1}");
+        MX_UNSUPPORTED, "a name may come twice");
+    CHECK(
+        "{'allOf':[{'not':{'additionalProperties':{'type':'integer'}}},{'not':{'additionalProperties':{'minimum':0}}}],"
+        "'type':'object','propertyNames':{'enum':['a','b']}}",
+        "{'a':'s','b':-1}", "{'a':-1,'b':'s'}", "{'b':-0.5}", "!{'a':'s'}", "!{'a':-1}", "!{'a':-1,'a':'s'}");
     CHECK("{'allOf':[{'properties':{'a':true}}],'properties':{'b':true},'type':'object','unevaluatedProperties':false}",
           "{'b':1,'a':1}", "!{'c':1}");
+}
+
+/* Of OpenAPI and of others: null too, and what says nothing. Annotations may hold anything. */
+static void keywords_of_others(void **state) {
+    (void)state;
+    CHECK("{'type':'string','nullable':true,'propertyOrdering':['a']}", "'a'", "null", "!1");
+    CHECK("{'enum':['a'],'nullable':true}", "'a'", "null", "!'b'");
+    CHECK("{'type':'string','nullable':false}", "'a'", "!null");
+    CHECK("{'not':{'type':'string','nullable':true}}", "1", "!'a'", "!null");
+    CHECK("{'oneOf':[{'properties':{'t':{'const':'a','nullable':true}},'required':['t'],'type':'object'},"
+          "{'properties':{'t':{'const':'b','nullable':true}},'required':['t'],'type':'object'}]}",
+          "{'t':'a'}", "{'t':'b'}", "!{'t':null}");
+    CHECK("{'type':'string','default':1e-99999999999999999999,'examples':[1e99999999999999999999,1e399]}", "'a'");
+    CHECK("{'type':'number','default':0.1234567890123456789012345}", "0.12", "!0.12345678901234567890");
+    CHECK("{'type':'integer','format':'int32'}", "2147483647", "-2147483648", "!2147483648", "!-2147483649");
+    refused("{'const':1e-99999999999999999999}", MX_UNSUPPORTED, "numbers of more than 400 digits");
+    refused("{'nullable':1}", MX_INVALID_ARGUMENT, "\"nullable\"");
 }
 
 static void references_may_recur(void **state) {
@@ -257,6 +296,11 @@ static void what_is_not_supported_is_named(void **state) {
     refused("{'$ref':'#/$defs/a'}", MX_INVALID_ARGUMENT, "#/$defs/a");
     refused("{'pattern':'(a)\\\\1'}", MX_UNSUPPORTED, "\"pattern\"");
     refused("{'pattern':'('}", MX_INVALID_ARGUMENT, "\"pattern\"");
+    refused("{'properties':{'c':{'format':'country','pattern':'^[A-Z]{2}$'}}}", MX_UNSUPPORTED, "leave it out");
+    refused("{'type':'array','items':{'type':'string','pattern':'^[a-z ]*[.]?$','minLength':9000}}", MX_UNSUPPORTED,
+            "#/items: \"minLength\" 9000 beside");
+    refused("{'type':'array','items':{'enum':[1,2]},'prefixItems':[{}],'uniqueItems':true}", MX_UNSUPPORTED,
+            "\"uniqueItems\" beside \"prefixItems\"");
     refused("{'$schema':'http://example.org/own'}", MX_UNSUPPORTED, "\"$schema\"");
     refused("{'multipleOf':123456789}", MX_UNSUPPORTED, "\"multipleOf\"");
     refused("{'type':'strin'}", MX_INVALID_ARGUMENT, "\"type\"");
@@ -330,6 +374,19 @@ static void hostile_schemas_end_soon(void **state) {
     assert_true(seconds_for(&s) < most);
 }
 
+/* Each pattern is within the limits of one; together they are not. */
+static void a_schema_has_one_limit_of_work(void **state) {
+    (void)state;
+    mx_bytes s = {0};
+    mx_bytes_add_string(&s, "{'properties':{'p':{}");
+    for (int i = 0; i < 100; i++)
+        mx_bytes_addf(&s, ",'p%d':{'pattern':'(a|b)*a(a|b){12}[a%c%c]'}", i, 'b' + i % 25, 'b' + i / 25);
+    mx_bytes_add_string(&s, "}}");
+    refused(s.data, MX_UNSUPPORTED, "\"pattern\": too complicated: automata of more than 150000000 steps");
+    mx_bytes_free(&s);
+    CHECK("{'type':'string','pattern':'^a'}", "'ab'"); /* others have limits of their own */
+}
+
 /* The schemas that sampling is tested with. */
 static void common_schemas_compile_quickly(void **state) {
     (void)state;
@@ -365,12 +422,20 @@ static void common_schemas_compile_quickly(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(types_constants_and_enums),     cmocka_unit_test(objects_write_members_in_order),
-        cmocka_unit_test(arrays_have_items_and_lengths), cmocka_unit_test(strings_have_lengths_patterns_and_formats),
-        cmocka_unit_test(numbers_have_exact_ranges),     cmocka_unit_test(schemas_apply_together),
-        cmocka_unit_test(references_may_recur),          cmocka_unit_test(spaces_may_stand_between),
-        cmocka_unit_test(openai_strict_closes_objects),  cmocka_unit_test(what_is_not_supported_is_named),
-        cmocka_unit_test(hostile_schemas_end_soon),      cmocka_unit_test(common_schemas_compile_quickly),
+        cmocka_unit_test(types_constants_and_enums),
+        cmocka_unit_test(objects_write_members_in_order),
+        cmocka_unit_test(arrays_have_items_and_lengths),
+        cmocka_unit_test(strings_have_lengths_patterns_and_formats),
+        cmocka_unit_test(numbers_have_exact_ranges),
+        cmocka_unit_test(schemas_apply_together),
+        cmocka_unit_test(keywords_of_others),
+        cmocka_unit_test(references_may_recur),
+        cmocka_unit_test(spaces_may_stand_between),
+        cmocka_unit_test(openai_strict_closes_objects),
+        cmocka_unit_test(what_is_not_supported_is_named),
+        cmocka_unit_test(hostile_schemas_end_soon),
+        cmocka_unit_test(common_schemas_compile_quickly),
+        cmocka_unit_test(a_schema_has_one_limit_of_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
