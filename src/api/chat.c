@@ -105,6 +105,7 @@ void mx_api_chat_free(mx_api_chat *chat) {
     free(chat->steps);
     free_names(chat->names, chat->name_count);
     mx_prompt_hash_free(chat->hash);
+    mx_ids_free(&chat->before);
     mx_conversation_free(chat->conversation);
     free(chat);
 }

@@ -14,7 +14,7 @@
 #include "commands/options.h"
 #include "server/server.h"
 
-static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *max_body, *alias;
+static char *host, *unix_socket, *tls_certificate, *tls_key, *key_file, *max_body, *max_kept, *alias;
 static char **given_keys, **cors, **allowed_hosts;
 static int no_auth, no_page, allow_priority;
 #define KEY_VARIABLE "MXRUN_API_KEY"
@@ -61,6 +61,9 @@ static const struct poptOption limit_options[] = {
     {"max-connections", '\0', STRING, &numbers[CONNECTIONS].text, 0,
      "Connections at once; more have to wait (default 1024)", "N"},
     {"max-body", '\0', STRING, &max_body, 0, "Largest request: 512K, 64M (default 16M)", "SIZE"},
+    {"max-kept", '\0', STRING, &max_kept, 0,
+     "Memory for answers whose tokens come back with a conversation, and as much for /v1/responses (default 64M)",
+     "SIZE"},
     {"read-timeout", '\0', STRING, &numbers[READ].text, 0, "Seconds in which a request must be there (default 30)",
      "S"},
     {"write-timeout", '\0', STRING, &numbers[WRITE].text, 0,
@@ -182,12 +185,13 @@ static int count(char **list) {
     return n;
 }
 
-static bool check_options(const mx_command *self, size_t *body) {
+static bool check_options(const mx_command *self, size_t *body, uint64_t *kept) {
     uint64_t size = 0;
     for (int i = 0; i < NUMBERS; i++)
         if (!mx_number_check(self, &numbers[i])) return false;
     if (max_body && !mx_size_check(self, "--max-body", max_body, &size)) return false;
     *body = (size_t)size;
+    if (max_kept && !mx_size_check(self, "--max-kept", max_kept, kept)) return false;
     if (!tls_certificate != !tls_key) {
         mx_command_usage(self, "--tls-cert and --tls-key go together");
         return false;
@@ -309,9 +313,10 @@ static int run(const mx_command *self, int argc, const char **argv) {
     mx_error error;
     int exit_code, inherited;
     size_t body;
+    uint64_t kept = 0;
     if (!mx_command_parse(self, options, argc, argv, &positional, &exit_code)) return exit_code;
     if (positional) return mx_command_usage(self, "unexpected argument \"%s\"", *positional);
-    if (!check_options(self, &body)) return MX_EXIT_USAGE;
+    if (!check_options(self, &body, &kept)) return MX_EXIT_USAGE;
     if (mx_server_inherited(&inherited, &error) || collect_keys(&keys, &error)) {
         exit_code = mx_command_fail(self, &error);
     } else if (!check_keys(self, &keys, inherited)) {
@@ -332,6 +337,8 @@ static int run(const mx_command *self, int argc, const char **argv) {
             .allowed_hosts = (const char *const *)allowed_hosts,
             .allowed_host_count = count(allowed_hosts),
             .body_bytes = body,
+            .replay_bytes = kept,
+            .responses_bytes = kept,
             .connections = (int)numbers[CONNECTIONS].value,
             .queue = (int)numbers[QUEUE].value,
             .read_seconds = numbers[READ].value,

@@ -37,13 +37,13 @@ mx_expr mx_expr_rule(mx_grammar_builder *b, mx_rule rule);
 
 /* ---- grammars ---------------------------------------------------------------------------------------------------- */
 /* Compiled: immutable but for caches inside, used by any number of threads; reference-counted. An ambiguous one is
- * followed in all its readings, up to 10,000 at once: beyond that (which is warned of once) what is taken is still of
- * the grammar, but not all of it is. */
+ * followed in all its readings, as long as they are not too many (4000 at once, and some milliseconds for a mask): then
+ * the text is given up (mx_matcher_is_lost). */
 typedef struct mx_grammar mx_grammar;
 
-/* MX_UNSUPPORTED: a rule that refers to itself before it has read anything (left recursion), or more states than
- * MX_GRAMMAR_STATES. MX_INVALID_ARGUMENT: a rule that was never set, or no text is of the grammar. The builder stays
- * the caller's. */
+/* MX_UNSUPPORTED: a rule that refers to itself before it has read anything (left recursion), more states than
+ * MX_GRAMMAR_STATES, or too many readings at the very beginning. MX_INVALID_ARGUMENT: a rule that was never set, or no
+ * text is of the grammar. The builder stays the caller's. */
 enum { MX_GRAMMAR_STATES = 1000000 };
 mx_status mx_grammar_compile(mx_grammar_builder *b, mx_expr root, mx_grammar **out, mx_error *error);
 mx_grammar *mx_grammar_keep(mx_grammar *g);     /* one more owner; NULL allowed */
@@ -80,6 +80,9 @@ bool mx_matcher_rollback(mx_matcher *m, int count);
 /* Sets bit t of `bits` [(vocab + 31) / 32] for every token t that may come next and clears all others; padding bits
  * are 0. Exact: a token is allowed if and only if accept_token would take it. */
 void mx_matcher_mask(mx_matcher *m, uint32_t *bits);
+/* Was the text given up, in an accept or for a mask, because the grammar can be read in too many ways here, or for want
+ * of memory? No token is allowed then, and the text is not whole, until it is rolled back. */
+bool mx_matcher_is_lost(const mx_matcher *m);
 bool mx_matcher_can_end(const mx_matcher *m);  /* the text is whole as it stands */
 bool mx_matcher_must_end(const mx_matcher *m); /* and nothing can follow */
 /* Makes what masks of this grammar need, so that the first ones do not wait: for a thread that has time, at most so

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "grammar/grammar_plan.h"
+#include "grammar/matcher_private.h"
 
 /* From expressions to machines. What is used in several places, recursive or counted becomes a machine of its own, and
  * so does a loop of plain bytes (a string's characters, a number's digits): its masks are dear to find and are the same
@@ -309,6 +310,22 @@ static void free_compiler(compiler *c) {
     free(c->table);
 }
 
+/* One that is to be followed in too many ways from the start is of no use. */
+static mx_status check_beginning(const mx_grammar *g, mx_error *error) {
+    mx_stack stack;
+    mx_places places = {0};
+    const bool ok = mx_stack_create(&stack, g);
+    if (ok) mx_stack_begin(&stack, &places);
+    const bool crowded = stack.crowded, failed = !ok || stack.failed;
+    free(places.place);
+    mx_stack_free(&stack);
+    if (failed) return mx_fail(error, MX_NO_MEMORY, "no memory to compile a grammar");
+    if (crowded)
+        return mx_fail(error, MX_UNSUPPORTED,
+                       "the grammar can be read in too many ways at its beginning (more than %d)", MX_PLACES);
+    return MX_OK;
+}
+
 static mx_status compile(compiler *c, mx_expr root, mx_grammar **out, mx_error *error) {
     mx_status status = mx_grammar_plan_make(c->b, &c->plan, error);
     if (status != MX_OK) return status;
@@ -320,7 +337,14 @@ static mx_status compile(compiler *c, mx_expr root, mx_grammar **out, mx_error *
     if (status == MX_OK) status = check_left_recursion(c, error);
     if (status == MX_OK) {
         status = mx_pack(&c->draft, c->machine, (uint32_t)c->machines, out, error);
-        if (status == MX_OK) c->machine = NULL;
+        if (status == MX_OK) {
+            c->machine = NULL;
+            status = check_beginning(*out, error);
+            if (status != MX_OK) {
+                mx_grammar_free(*out);
+                *out = NULL;
+            }
+        }
     }
     return status;
 }

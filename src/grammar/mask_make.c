@@ -207,6 +207,7 @@ void mx_walk_below(const mx_walk *w, const mx_trie_node *node, const mx_places *
         }
         w->stack->frames = frames;
         w->stack->callers = callers;
+        if (w->stack->crowded) return;
     }
 }
 
@@ -215,6 +216,7 @@ static void find(void *user, const mx_trie_node *n, const mx_places *places) {
     if (places->ends && n->children) take_leaving(user, n, 0);
 }
 
+enum { LOOKS_OF_WORK = 3 }; /* that take as long */
 /* Any machine: on a stack with nothing below it. */
 static void walk_general(finding *f, const mx_grammar *g, uint32_t state, uint32_t count) {
     const mx_vocabulary *v = f->v;
@@ -223,8 +225,10 @@ static void walk_general(finding *f, const mx_grammar *g, uint32_t state, uint32
     const mx_places in = {.place = &place, .count = 1, .room = 1};
     mx_places *levels = calloc(v->longest + 1, sizeof *levels);
     const bool ok = mx_stack_create(&stack, g);
+    stack.most_work = MX_MASK_LOOKS / LOOKS_OF_WORK;
     if (ok && levels) mx_walk_below(&(mx_walk){v, &stack, levels, find, f}, &v->node[0], &in, 0);
-    if (!ok || !levels || stack.failed) f->failed = true;
+    if (!ok || !levels || stack.failed || stack.crowded) f->failed = true;
+    f->looks += stack.work * LOOKS_OF_WORK;
     for (uint32_t i = 0; levels && i <= v->longest; i++) free(levels[i].place);
     free(levels);
     mx_stack_free(&stack);
@@ -452,6 +456,9 @@ static mx_mask *make(const mx_grammar *g, mx_vocabulary *v, uint32_t state, mx_r
         else
             ok = find_all(&f, g, state, rounds) && keep_tokens(&f, m);
         ok = ok && sort_leaving(&f, m);
+        const mx_mask *base = from ? from : like;
+        m->looks = f.looks;
+        if (base) m->base = base->key, m->base_looks = base->looks + base->base_looks;
     }
     if (from) mx_mask_release(&v->cache, from);
     if (like) mx_mask_release(&v->cache, like);

@@ -117,7 +117,7 @@ mx_status mx_matcher_create(mx_grammar *g, mx_vocabulary *v, mx_matcher **out, m
         if (m->moment && MX_PUSH(m->log, m->logs, m->log_room, (mx_place){0}) && mx_stack_create(&m->stack, g)) {
             m->logs = 0;
             mx_stack_begin(&m->stack, &m->work[0]);
-            if (!m->stack.failed && remember(m, &m->work[0])) {
+            if (!m->stack.failed && !m->stack.crowded && remember(m, &m->work[0])) {
                 *out = m;
                 return MX_OK;
             }
@@ -136,6 +136,7 @@ void mx_matcher_free(mx_matcher *m) {
     free(m->work[1].place);
     for (uint32_t i = 0; m->level && i < m->v->longest + 3; i++) free(m->level[i].place);
     free(m->level);
+    free(m->seen);
     mx_grammar_free(m->g);
     free(m);
 }
@@ -154,7 +155,7 @@ mx_matcher *mx_matcher_clone(const mx_matcher *m) {
     c->g = mx_grammar_keep(m->g);
     c->v = m->v;
     c->collect_at = m->collect_at;
-    c->told = m->told;
+    c->lost = m->lost;
     c->moments = m->moments;
     c->logs = m->logs;
     c->stack.g = s->g;
@@ -175,11 +176,12 @@ mx_matcher *mx_matcher_clone(const mx_matcher *m) {
 
 /* ---- going on -----------------------------------------------------------------------------------------------------
  */
-static void tell_crowded(mx_matcher *m) {
-    if (!m->told)
-        mx_log(MX_LOG_WARNING, "a grammar can be read in more than %d ways at once: only so many are followed",
-               MX_PLACES);
-    m->told = true;
+void mx_matcher_lose(mx_matcher *m) {
+    if (!m->lost)
+        mx_log(MX_LOG_WARNING, m->stack.failed
+                                   ? "no memory to follow a grammar: its text cannot go on"
+                                   : "a grammar can be read in too many ways at once: its text cannot go on");
+    m->lost = true;
 }
 
 bool mx_matcher_accept(mx_matcher *m, const void *bytes, size_t size) {
@@ -188,7 +190,10 @@ bool mx_matcher_accept(mx_matcher *m, const void *bytes, size_t size) {
     const size_t frames = s->frames, callers = s->callers;
     mx_places now = mx_matcher_now(m), *in = &now;
     bool collected = false;
+    if (m->lost) return false;
     s->failed = s->crowded = false;
+    s->work = 0;
+    s->most_work = m->v ? MX_WORK * (uint64_t)(size / 16 + 1) : UINT64_MAX; /* nobody waits for texts alone */
     for (size_t i = 0; i < size; i++) {
         mx_places *out = in == &m->work[0] ? &m->work[1] : &m->work[0];
         if (!mx_stack_step(s, in, byte[i], out) || s->failed) goto refused;
@@ -198,7 +203,6 @@ bool mx_matcher_accept(mx_matcher *m, const void *bytes, size_t size) {
             collected = true;
         }
     }
-    if (s->crowded) tell_crowded(m);
     if (in == &now) {
         if (!mx_places_copy(&m->work[0], &now)) return false;
         in = &m->work[0];
@@ -207,6 +211,7 @@ bool mx_matcher_accept(mx_matcher *m, const void *bytes, size_t size) {
     if (s->frames > m->collect_at) collect(m, &(mx_places){0});
     return true;
 refused:
+    if (s->crowded || s->failed) mx_matcher_lose(m);
     if (!collected) {
         s->frames = frames;
         s->callers = callers;
@@ -223,18 +228,23 @@ bool mx_matcher_accept_token(mx_matcher *m, int32_t token) {
 bool mx_matcher_rollback(mx_matcher *m, int count) {
     if (count < 0 || count >= m->moments || count > MX_MATCHER_HISTORY) return false;
     m->moments -= count;
+    if (count > 0) m->lost = false;
     const mx_moment *now = &m->moment[m->moments - 1];
     m->logs = now->first + now->count;
     return true;
 }
 
+bool mx_matcher_is_lost(const mx_matcher *m) {
+    return m->lost;
+}
+
 bool mx_matcher_can_end(const mx_matcher *m) {
-    return mx_matcher_now(m).ends;
+    return !m->lost && mx_matcher_now(m).ends;
 }
 
 bool mx_matcher_must_end(const mx_matcher *m) {
     const mx_places now = mx_matcher_now(m);
-    return now.ends && now.count == 0;
+    return !m->lost && now.ends && now.count == 0;
 }
 
 bool mx_grammar_match(mx_grammar *g, const void *text, size_t size) {

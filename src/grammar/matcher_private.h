@@ -39,12 +39,18 @@ typedef struct mx_stack {
     size_t todos, todo_room;
     uint32_t *table; /* of hashes of places to their number in todo + 1 */
     size_t table_size, table_room;
-    bool failed;  /* no memory: the result is not complete */
-    bool crowded; /* more than MX_PLACES places: some were left out */
+    uint64_t work, most_work; /* looks at places, calls and callers; how many there may be */
+    bool failed;              /* no memory: the result is not complete */
+    bool crowded;             /* nor is it here: more than MX_PLACES places, or too much work */
 } mx_stack;
-/* The most places at once. A grammar that is ambiguous beyond that is followed in so many ways, which is told once:
- * every text that is taken is still of the grammar, and some that are of it may not be. */
-enum { MX_PLACES = 10000 };
+/* A grammar that can be read in many ways at once costs time at each byte, of all whose texts are written at the same
+ * time. Beyond these bounds it is given up. They depend on grammar, text and vocabulary alone, not on what the caches
+ * have. */
+enum {
+    MX_PLACES = 4000,       /* at once */
+    MX_WORK = 1000000,      /* of a mask, or of accepting up to 16 bytes: some milliseconds */
+    MX_MASK_LOOKS = 8000000 /* at nodes, to make all masks that a mask is put together of, if none were cached */
+};
 
 bool mx_stack_create(mx_stack *s, const mx_grammar *g);
 void mx_stack_free(mx_stack *s);
@@ -71,12 +77,17 @@ struct mx_matcher {
     mx_moment *moment; /* [2 * MX_MATCHER_HISTORY + 2]; the last one is now */
     int moments;
     mx_places work[2];
-    size_t collect_at; /* frames from which on it is worth while to look for those that nothing needs */
-    bool told;         /* that it is crowded */
-    mx_places *level;  /* [longest token + 3] of the vocabulary; of walks for masks; NULL: there was none */
-    uint32_t *bits;    /* of the mask that is being made; borrowed */
+    size_t collect_at;  /* frames from which on it is worth while to look for those that nothing needs */
+    bool lost;          /* given up: nothing may come, and the text is not whole */
+    mx_state_key *seen; /* [seen_size] of masks that this mask has by now, by their hashes; NULL: there was none */
+    uint32_t seen_size;
+    uint64_t looks;   /* at nodes, to make them */
+    mx_places *level; /* [longest token + 3] of the vocabulary; of walks for masks; NULL: there was none */
+    uint32_t *bits;   /* of the mask that is being made; borrowed */
 };
 
+/* Gives the text up, and says so. */
+void mx_matcher_lose(mx_matcher *m);
 /* The places of now; borrowed until the next change. */
 mx_places mx_matcher_now(const mx_matcher *m);
 

@@ -105,7 +105,10 @@ static void complete(mx_stack *s, mx_place p, mx_places *out) {
         if (!whole) return;
     }
     if (p.frame == 0) out->ends = true;
-    for (uint32_t i = s->frame[p.frame].callers; i; i = s->caller[i - 1].next) add(s, s->caller[i - 1].behind);
+    for (uint32_t i = s->frame[p.frame].callers; i && s->work <= s->most_work; i = s->caller[i - 1].next) {
+        s->work++;
+        add(s, s->caller[i - 1].behind);
+    }
 }
 
 /* `fresh`: frames from here on belong to this step. */
@@ -139,6 +142,8 @@ static void follow(mx_stack *s, mx_places *out) {
     out->count = 0;
     out->ends = false;
     for (size_t i = 0; i < s->todos; i++) {
+        if (++s->work > s->most_work) s->crowded = true;
+        if (s->crowded) return;
         const mx_place p = s->todo[i];
         const mx_state *state = &g->state[p.state];
         if (state->flags & MX_STATE_ROW) {
@@ -150,12 +155,14 @@ static void follow(mx_stack *s, mx_places *out) {
         }
         if (state->flags & MX_STATE_ACCEPTS) complete(s, p, out);
         if (state->flags & MX_STATE_CALLS)
-            for (uint32_t k = state->call; k < state[1].call; k++) call(s, p, &g->call[k], fresh);
+            for (uint32_t k = state->call; k < state[1].call; k++, s->work++) call(s, p, &g->call[k], fresh);
     }
 }
 
 void mx_stack_begin(mx_stack *s, mx_places *out) {
     const mx_place start = {s->g->machine[0].start, 0, 0};
+    s->work = 0;
+    s->most_work = MX_WORK;
     mx_stack_follow(s, &start, 1, out);
     if (s->g->machine[0].nullable) out->ends = true;
 }
@@ -168,6 +175,7 @@ void mx_stack_follow(mx_stack *s, const mx_place *from, size_t count, mx_places 
 
 bool mx_stack_step(mx_stack *s, const mx_places *in, uint8_t byte, mx_places *out) {
     const mx_grammar *g = s->g;
+    s->work += in->count;
     if (in->count == 1) {
         const uint32_t next = mx_next_state(g, in->place[0].state, byte);
         if (next == MX_DEAD) return false;
@@ -189,5 +197,5 @@ bool mx_stack_step(mx_stack *s, const mx_places *in, uint8_t byte, mx_places *ou
     }
     if (s->todos == 0) return false;
     follow(s, out);
-    return out->count > 0 || out->ends;
+    return !s->crowded && (out->count > 0 || out->ends);
 }

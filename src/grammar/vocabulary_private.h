@@ -26,7 +26,10 @@ static inline uint64_t mx_byte_group(uint8_t byte) {
 typedef struct mx_mask {
     mx_state_key key;
     uint64_t bytes; /* of memory */
-    int users;      /* that hold it at the moment, and the cache */
+    uint64_t looks; /* at nodes, to make it, beside those of `base` */
+    mx_state_key base;
+    uint64_t base_looks; /* 0: it was made of no other */
+    int users;           /* that hold it at the moment, and the cache */
     struct mx_mask *next, *newer, *older;
     uint32_t *bits; /* [words]; NULL: `id` has them */
     uint32_t *id;   /* [ids] */

@@ -218,7 +218,7 @@ static void test_deadline_of_a_line(void **unused) {
     mx_error error;
     memory_for = 1000;
     const char *line = "{\"prompt\":\"There was\",\"n\":100,\"deadline\":0.2,\"logit_bias\":{\"4088\":-100,"
-                       "\"4089\":-100,\"4095\":-100}}\n";
+                       "\"4089\":-100,\"4092\":-100,\"4095\":-100}}\n";
     assert_int_equal(run(line, 1, &state, &error), MX_OK);
     assert_int_equal(state.done, 1);
     assert_int_equal(state.wrong, 0);
@@ -250,7 +250,7 @@ static void test_records_reach_the_disk(void **unused) {
     memory_for = 1000;
     write_input("{\"prompt\":\"Once\",\"max_tokens\":1}\n{\"prompt\":\"There\",\"max_tokens\":3}\n"
                 "{\"prompt\":\"There was\",\"max_tokens\":80,\"logit_bias\":{\"4088\":-100,\"4089\":-100,"
-                "\"4095\":-100}}\n");
+                "\"4092\":-100,\"4095\":-100}}\n");
     unlink(output);
     syncs = syncs_before = 0;
     records = 0;

@@ -274,13 +274,13 @@ static void test_limits(void **unused) {
     (void)unused;
     outcome o =
         run_input("{\"id\":\"short\",\"prompt\":\"Repeat after me: fox\",\"temperature\":0}\n"
-                  "{\"id\":\"least\",\"prompt\":\"Repeat after me: fox\",\"temperature\":0,\"min_tokens\":40,"
+                  "{\"id\":\"least\",\"prompt\":\"Tell me a story about a fox.\",\"temperature\":0,\"min_tokens\":40,"
                   "\"max_tokens\":60,\"stop\":\"fox\"}\n"
                   "{\"id\":\"late\",\"prompt\":\"Tell me a story.\",\"deadline\":0.5,\"logit_bias\":{\"4089\":-100,"
-                  "\"4095\":-100,\"4088\":-100}}\n"
+                  "\"4095\":-100,\"4088\":-100,\"4092\":-100}}\n"
                   "{\"custom_id\":\"later\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{"
                   "\"prompt\":\"There was\",\"max_tokens\":100000,\"deadline\":0.5,\"logit_bias\":{\"4089\":-100,"
-                  "\"4095\":-100,\"4088\":-100}}}\n"
+                  "\"4095\":-100,\"4088\":-100,\"4092\":-100}}}\n"
                   "{\"id\":\"first\",\"prompt\":\"Tell me a story.\",\"priority\":5,\"max_tokens\":3}\n",
                   BATCH, "-i", "-", "-o", "-");
     expect_code(&o, 0);
@@ -297,8 +297,10 @@ static void test_limits(void **unused) {
     outcome_free(&o);
 }
 
-#define USER    "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],"
-#define ENDLESS "\"logit_bias\":{\"4089\":-100,\"4095\":-100,\"4088\":-100}" /* no token that ends an answer */
+#define USER "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],"
+#define ENDLESS                                                                                                        \
+    "\"logit_bias\":{\"4089\":-100,\"4095\":-100,\"4088\":-100,\"4092\":-100}" /* no token that ends an answer, nor a  \
+                                                                                  header */
 
 static void add_ids(mx_bytes *input, int count) {
     assert_true(mx_bytes_addf(

@@ -327,7 +327,7 @@ static void test_second_interrupt(void **unused) {
     assert_true(mx_bytes_add_string(&input, "{\"id\":\"soon\",\"prompt\":\"Hello\",\"max_tokens\":2}\n"));
     for (int i = 0; i < 8; i++)
         assert_true(mx_bytes_add_string(&input, "{\"prompt\":\"Hello\",\"logit_bias\":{\"4088\":-100,\"4089\":-100,"
-                                                "\"4095\":-100}}\n"));
+                                                "\"4092\":-100,\"4095\":-100}}\n"));
     write_file("endless.jsonl", input.data, input.size);
     const char *const arguments[] = {BATCH, "-i", path_of("endless.jsonl"), "-o", path_of("endless.out"), NULL};
     const double begin = now();

@@ -460,6 +460,30 @@ static void rejection_draws_from_what_is_left(void **state) {
     mx_engine_destroy(e);
 }
 
+/* The odd tokens alone are there, or a mask forbids the others: the likeliest is the same one, step for step. */
+static void ids_without_a_token(void **state) {
+    (void)state;
+    int32_t prompt[50];
+    static answer a[2];
+    static uint32_t odd[FAKE_MOST / 32 + 1];
+    memset(odd, 0xaa, sizeof odd);
+    mx_engine *e = start("sf", 200);
+    fill(prompt, 50, 43);
+    for (int how = 0; how < 2; how++) {
+        rule u = {.parity = 1, .masks = true};
+        mx_request r = request_for(prompt, 50, 100, &a[how]);
+        if (!how) r.constraint = (mx_constraint){.user = &u, .mask = rule_mask, .accept = rule_accept};
+        submit(e, &r);
+        run_until_idle(e);
+        assert_int_equal(a[how].tokens, 100);
+        mx_engine_destroy(e);
+        const mx_engine_parts parts = {
+            .config = &config, .batch_tokens = 64, .speculation = MX_SPECULATE_OFF, .tokens = odd};
+        e = how ? NULL : fake_engine_with(&parts, 200, 0, &backend);
+    }
+    assert_memory_equal(a[0].token, a[1].token, 100 * sizeof *a[0].token);
+}
+
 /* ---- threads ------------------------------------------------------------------------------------------------------
  */
 enum { CLIENTS = 4, ROUNDS = 40 };
@@ -584,6 +608,7 @@ int main(void) {
         cmocka_unit_test(failures_stay_with_their_request),
         cmocka_unit_test(constraints),
         cmocka_unit_test(rejection_draws_from_what_is_left),
+        cmocka_unit_test(ids_without_a_token),
         cmocka_unit_test(calls_from_many_threads),
         cmocka_unit_test(the_lock_is_free_during_a_step),
     };

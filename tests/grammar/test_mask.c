@@ -155,7 +155,7 @@ static mx_expr bounded(builder *b) {
     return ANY(b, SEQ(b, S("\""), text, S("\"")),
                SEQ(b, S("("), pattern(b, "[^<>]{1,45}"), ANY(b, S("!"), S(")"), S(" the"))),
                SEQ(b, S("["), pattern(b, "(?:[a-z]{1,40}[ @]){0,3}[a-z]{2,30}"), S("]")),
-               SEQ(b, S("{"), pattern(b, "[a-z]{1,45}"), pattern(b, "[DT][A-Za-z]*"), S("}")));
+               SEQ(b, S("{"), pattern(b, "[ -]{1,45}"), pattern(b, "\\n[ \\n]*"), S("}")));
 }
 
 static mx_expr (*const grammars[])(builder *b) = {any_value, person,      counted, ambiguous,
@@ -187,9 +187,15 @@ static int32_t compare(mx_matcher *m, const mx_tokenizer *t, int32_t vocab, uint
     const size_t words = ((size_t)vocab + 31) / 32;
     memset(bits, 0xA5, words * sizeof *bits);
     mx_matcher_mask(m, bits);
+    if (mx_matcher_is_lost(m)) {
+        for (size_t i = 0; i < words; i++) assert_int_equal(bits[i], 0);
+        assert_false(mx_matcher_can_end(m));
+        return -1;
+    }
     for (int32_t id = (int32_t)(random_bits(seed) % (uint32_t)step); id < vocab; id += step) {
         const bool accepted = mx_matcher_accept_token(m, id);
         if (accepted) assert_true(mx_matcher_rollback(m, 1));
+        if (mx_matcher_is_lost(m)) return -1;
         if (accepted != (bits[id / 32] >> id % 32 & 1)) {
             size_t size = 0;
             const char *text = mx_token_bytes(t, id, &size);
@@ -201,7 +207,7 @@ static int32_t compare(mx_matcher *m, const mx_tokenizer *t, int32_t vocab, uint
     int32_t count = 0, pick = -1;
     for (int32_t id = 0; id < vocab; id++)
         if (bits[id / 32] >> id % 32 & 1 && random_bits(seed) % (uint32_t)++count == 0) pick = id;
-    if (pick < 0) assert_true(mx_matcher_can_end(m));
+    if (pick < 0) assert_true(mx_matcher_can_end(m) || mx_matcher_is_lost(m));
     if (mx_matcher_must_end(m)) assert_int_equal(pick, -1);
     return pick;
 }
@@ -282,7 +288,7 @@ static void walk_to_bound(const mx_tokenizer *t, int32_t vocab, int step) {
         "(the caf\xc3\xa9 <by the river",
         "(the caf\xc3\xa9 by the river was closed and there it went",
         "[the friend@internationalization of responsibilities whichisratherlong",
-        "{thatislongandgoesonuntilitsboundisseenandpassed",
+        "{                                              ",
     };
     uint32_t *bits = malloc(((size_t)vocab + 31) / 32 * sizeof *bits);
     uint64_t seed = 99;
@@ -296,7 +302,7 @@ static void walk_to_bound(const mx_tokenizer *t, int32_t vocab, int step) {
         assert_int_equal(mx_matcher_create(g, v, &m, NULL), MX_OK);
         for (int at = 0; at < 80; at++) {
             const uint64_t before = v->looks;
-            /* Names inCamelCase leave the last text where they are exactly as long as a level of `alike`. */
+            /* Spaces and a line's end leave the last text behind exactly as many as a level of `alike` has. */
             const bool all = i == 4 && (at == 46 - 8 || at == 46 - 12);
             compare(m, t, vocab, bits, all ? 1 : step, &seed);
             masks++;
@@ -319,6 +325,70 @@ static void bounded_texts_have_cheap_masks(void **state) {
     t = open_tokenizer("MXRUN_SHARED", "data/tokenizer/tokenizer.json");
     if (!t) skip();
     walk_to_bound(t, 201088, 97);
+    mx_tokenizer_close(t);
+}
+
+/* Lists of lists of different lengths: all of them may be meant, until the end. */
+static mx_grammar *many_readings(int count) {
+    builder *b = mx_grammar_builder_create();
+    mx_expr *item = malloc((size_t)count * sizeof *item);
+    const mx_expr value = any_value(b), more = SEQ(b, S(","), value);
+    for (int i = 0; i < count; i++)
+        item[i] = SEQ(b, S("["), list(b, "[", SEQ(b, value, mx_expr_repeat(b, more, 0, 100 + i)), "]"), S("]"));
+    mx_grammar *g;
+    mx_error error;
+    if (mx_grammar_compile(b, mx_expr_choice(b, item, count), &g, &error) != MX_OK) fail_msg("%s", error.text);
+    free(item);
+    mx_grammar_builder_free(b);
+    return g;
+}
+
+/* What is too ambiguous is given up: it costs a bounded number of steps, nothing may come, and the text is not whole.
+ * No reading is left out silently. */
+static void too_many_readings_are_given_up(void **state) {
+    (void)state;
+    mx_tokenizer *t = stories();
+    const int32_t vocab = mx_tokenizer_size(t);
+    uint32_t *bits = malloc(((size_t)vocab + 31) / 32 * sizeof *bits);
+    mx_vocabulary *v;
+    assert_int_equal(mx_vocabulary_create(t, vocab, &v, NULL), MX_OK);
+    uint64_t seed = 3;
+    for (int few = 0; few < 2; few++) {
+        mx_grammar *g = many_readings(few ? 20 : 3000);
+        mx_matcher *m;
+        assert_int_equal(mx_matcher_create(g, v, &m, NULL), MX_OK);
+        bool lost = false;
+        for (const char *at = "[[\"the\",1"; *at && !lost; at++) {
+            compare(m, t, vocab, bits, 7, &seed);
+            assert_true(m->stack.work <= 2 * MX_WORK);
+            lost = mx_matcher_is_lost(m) || !mx_matcher_accept(m, at, 1);
+        }
+        assert_int_equal(lost, !few);
+        assert_int_equal(mx_matcher_is_lost(m), !few);
+        if (lost) {
+            mx_matcher *c = mx_matcher_clone(m);
+            assert_true(mx_matcher_is_lost(c));
+            assert_false(mx_matcher_accept(c, "1", 1));
+            mx_matcher_mask(c, bits);
+            for (int32_t i = 0; i < (vocab + 31) / 32; i++) assert_int_equal(bits[i], 0);
+            assert_false(mx_matcher_can_end(c) || mx_matcher_must_end(c));
+            if (mx_matcher_rollback(c, 1)) assert_false(mx_matcher_is_lost(c));
+            mx_matcher_free(c);
+        }
+        mx_matcher_free(m);
+        mx_grammar_free(g);
+    }
+    /* So many at the very beginning that it is no grammar to begin with. */
+    builder *b = mx_grammar_builder_create();
+    mx_expr item[MX_PLACES + 1];
+    for (int i = 0; i <= MX_PLACES; i++) item[i] = mx_expr_repeat(b, pattern(b, "a|bc"), 50, 100 + i);
+    mx_grammar *g;
+    mx_error error;
+    assert_int_equal(mx_grammar_compile(b, mx_expr_choice(b, item, MX_PLACES + 1), &g, &error), MX_UNSUPPORTED);
+    assert_non_null(strstr(error.text, "in too many ways at its beginning"));
+    mx_grammar_builder_free(b);
+    free(bits);
+    mx_vocabulary_free(v);
     mx_tokenizer_close(t);
 }
 
@@ -429,11 +499,9 @@ static void threads_share_grammars_and_masks(void **state) {
 
 int main(int count, char **word) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(masks_are_what_the_matcher_takes),
-        cmocka_unit_test(masks_of_the_published_vocabulary),
-        cmocka_unit_test(bounded_texts_have_cheap_masks),
-        cmocka_unit_test(special_tokens_and_ends),
-        cmocka_unit_test(caches_are_bounded),
+        cmocka_unit_test(masks_are_what_the_matcher_takes), cmocka_unit_test(masks_of_the_published_vocabulary),
+        cmocka_unit_test(bounded_texts_have_cheap_masks),   cmocka_unit_test(too_many_readings_are_given_up),
+        cmocka_unit_test(special_tokens_and_ends),          cmocka_unit_test(caches_are_bounded),
     };
     const struct CMUnitTest threads[] = {
         cmocka_unit_test(threads_share_grammars_and_masks),

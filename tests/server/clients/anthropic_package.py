@@ -45,6 +45,28 @@ class Package(unittest.TestCase):
                                              extra_body={'temperature': 0})
         self.assertTrue([block for block in second.content if block.type == 'text'])
 
+    def test_stream_with_thinking_and_tools(self):
+        ask = {'model': 'stories', 'tools': TOOLS, 'max_tokens': 300, 'extra_body': {'temperature': 0},
+               'thinking': {'type': 'enabled', 'budget_tokens': 4096}}
+        with self.client.messages.stream(messages=ASK, **ask) as stream:
+            kinds = {event.type for event in stream}
+            first = stream.get_final_message()
+        self.assertLessEqual({'thinking', 'signature', 'input_json', 'message_stop'}, kinds)
+        self.assertEqual([block.type for block in first.content], ['thinking', 'tool_use'])
+        call = first.content[-1]
+        self.assertIn('location', call.input)
+        result = {'type': 'tool_result', 'tool_use_id': call.id, 'content': [{'type': 'text', 'text': '{"temperature": 21}'}]}
+        second = self.client.messages.create(messages=[*ASK, {'role': 'assistant', 'content': first.content},
+                                                       {'role': 'user', 'content': [result]}], **ask)
+        self.assertTrue([block.text for block in second.content if block.type == 'text'])
+        # the model's own tokens are found again, the thinking's too
+        said = first.usage.input_tokens + first.usage.cache_read_input_tokens + first.usage.output_tokens
+        self.assertGreaterEqual(second.usage.cache_read_input_tokens, said - 16)
+
+    def test_models(self):
+        self.assertEqual([(m.id, m.type) for m in self.client.models.list()], [('stories', 'model')])
+        self.assertEqual(self.client.models.retrieve('stories').display_name, 'stories')
+
     def test_count(self):
         told = self.client.messages.count_tokens(model='stories', messages=USER)
         made = self.client.messages.create(model='stories', messages=USER, max_tokens=1)

@@ -106,6 +106,27 @@ class Package(unittest.TestCase):
                                              max_output_tokens=400)
         self.assertIsInstance(parsed.output_parsed, Mood)
 
+    def test_responses_tool_loop(self):
+        tools = [{'type': 'function', 'strict': False, **TOOLS[0]['function']}]
+        ask = {'model': 'stories', 'tools': tools, 'temperature': 0}
+        with self.client.responses.stream(input=ASK, **ask) as stream:
+            events = list(stream)
+            first = stream.get_final_response()
+        call, = [item for item in first.output if item.type == 'function_call']
+        self.assertEqual(call.name, 'get_weather')
+        self.assertIsInstance(json.loads(call.arguments), dict)
+        self.assertEqual(''.join(e.delta for e in events if e.type == 'response.function_call_arguments.delta'), call.arguments)
+        done, = [e for e in events if e.type == 'response.function_call_arguments.done']
+        self.assertEqual((done.name, done.arguments), (call.name, call.arguments))
+        result = {'type': 'function_call_output', 'call_id': call.call_id, 'output': '{"temperature": 21}'}
+        known = first.usage.input_tokens + first.usage.output_tokens
+        texts = set()
+        for items, previous in (([*ASK, *first.output, result], None), ([result], first.id)):
+            second = self.client.responses.create(input=items, previous_response_id=previous, **ask)
+            texts.add(second.output_text)
+            self.assertGreaterEqual(second.usage.input_tokens_details.cached_tokens, known - 16)
+        self.assertEqual((len(texts), '' in texts), (1, False))
+
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError) as e:
             self.client.chat.completions.create(model='stories', messages=USER, temperature=11)

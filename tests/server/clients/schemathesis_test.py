@@ -1,5 +1,6 @@
-"""Is /openapi.json true? schemathesis makes requests of it, right and wrong ones, and looks at the replies:
-schemathesis_test.py [EXAMPLES]"""
+"""Is /openapi.json true? schemathesis makes requests of it, right and wrong ones, and looks at the replies. What the
+description calls right is answered, what it calls wrong is refused: schemathesis_test.py [EXAMPLES]"""
+import re
 import sys
 import unittest
 
@@ -19,7 +20,19 @@ def no_failure(context, response, case):
     assert response.status_code < 500 or response.status_code == 501, f'the server failed: {response.text}'
 
 
-CHECKS = [no_failure, checks.status_code_conformance, checks.content_type_conformance,
+# What no schema says: things that are not there, or not together, and schemas and patterns within a request.
+BEYOND_SCHEMAS = re.compile(
+    r'is no token|token ids with|tokens are 0 to|U\+0000|a result, but no call|a result of a tool whose|no call before|no tool_use block|'
+    r'the last message is|not found|no such item|there are no tools|no tool is called|top_logprobs is only|min_tokens is|'
+    r'maximum context length|there is no model|: #|pattern|function: expected')
+
+
+def right_is_answered(context, response, case):
+    if case.meta.generation.mode.is_positive and response.status_code in (400, 404):
+        assert BEYOND_SCHEMAS.search(response.text), f'refused though it is as described: {response.text}'
+
+
+CHECKS = [no_failure, right_is_answered, checks.negative_data_rejection, checks.status_code_conformance, checks.content_type_conformance,
           checks.response_schema_conformance]
 
 

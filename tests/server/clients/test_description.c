@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -28,6 +29,14 @@ static void lower(char *out, size_t size, const char *method) {
     for (; *out; out++) *out = (char)tolower(*out);
 }
 
+/* OpenAPI has no "{id...}", which may hold slashes: there it is "{id}". */
+static const char *described_path(const mx_endpoint *e, char out[static 80]) {
+    snprintf(out, 80, "%s", e->path);
+    char *dots = strstr(out, "...}");
+    if (dots) memmove(dots, dots + 3, strlen(dots + 3) + 1);
+    return out;
+}
+
 static void every_endpoint_is_described(void **state) {
     (void)state;
     mx_json_document *document = read_description();
@@ -35,9 +44,9 @@ static void every_endpoint_is_described(void **state) {
     int missing = 0;
     for (int t = 0; t < TABLES; t++)
         for (const mx_endpoint *e = tables[t]; e->method; e++) {
-            char method[16];
+            char method[16], name[80];
             lower(method, sizeof method, e->method);
-            const mx_json *operation = mx_json_get(mx_json_get(paths, e->path), method);
+            const mx_json *operation = mx_json_get(mx_json_get(paths, described_path(e, name)), method);
             const mx_json *security = mx_json_get(operation, "security");
             if (!operation) {
                 print_error("%s %s is not in src/server/openapi.json\n", e->method, e->path);
@@ -54,9 +63,9 @@ static void every_endpoint_is_described(void **state) {
 static bool is_endpoint(const char *path, const char *method) {
     for (int t = 0; t < TABLES; t++)
         for (const mx_endpoint *e = tables[t]; e->method; e++) {
-            char lowered[16];
+            char lowered[16], name[80];
             lower(lowered, sizeof lowered, e->method);
-            if (!strcmp(e->path, path) && !strcmp(lowered, method)) return true;
+            if (!strcmp(described_path(e, name), path) && !strcmp(lowered, method)) return true;
         }
     return !strcmp(path, "/"); /* the page may be left out of a build or a server */
 }
