@@ -47,7 +47,7 @@ typedef struct mx_stack {
  * time. Beyond these bounds it is given up. They depend on grammar, text and vocabulary alone, not on what the caches
  * have. */
 enum {
-    MX_PLACES = 4000,       /* at once */
+    MX_PLACES = 10000,      /* at once */
     MX_WORK = 1000000,      /* of a mask, or of accepting up to 16 bytes: some milliseconds */
     MX_MASK_LOOKS = 8000000 /* at nodes, to make all masks that a mask is put together of, if none were cached */
 };
