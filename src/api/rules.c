@@ -162,10 +162,23 @@ static mx_status tell(mx_status status, const mx_error *found, const char *param
 /* What all schemas of a request may take, those that are not remembered: about two seconds. */
 static const int64_t REQUEST_WORK = (int64_t)2 * MX_SCHEMA_WORK;
 
-static bool may_take_all(void) {
+static int64_t work_left(void) { /* below 0: no limit */
     const int64_t left = mx_regular_allow(-1);
     mx_regular_allow(left);
+    return left;
+}
+
+static bool may_take_all(void) {
+    const int64_t left = work_left();
     return left < 0 || left >= MX_SCHEMA_WORK;
+}
+
+/* What this schema alone could have had is used up by those before it. */
+static mx_status together(const char *name, mx_error *error) {
+    return mx_fail(error, MX_UNSUPPORTED,
+                   "%s: the schemas of this request are together more than %lld steps of work: leave \"strict\" out of "
+                   "some, or send it again, for those before are kept",
+                   name, (long long)REQUEST_WORK);
 }
 
 /* schema NULL: any object. */
@@ -185,6 +198,7 @@ static mx_status compile(const mx_json *schema, const char *name, bool strict, m
     const bool whole = may_take_all();
     status =
         schema ? mx_schema_compile(schema, name, &options, out, error) : mx_schema_any_object(&options, out, error);
+    if (status == MX_UNSUPPORTED && !whole && work_left() == 0) return together(name, error);
     if (status) return keep_refusal(hash, status, name, whole, error);
     keep(hash, *out);
     return MX_OK;
@@ -288,6 +302,7 @@ static mx_status write_arguments(const mx_json *parameters, const char *param, m
                        param);
     for (const mx_json *v = parameters ? parameters->child : NULL; v && written; v = v->next) {
         if (v->key_size == 4 && !memcmp(v->key, "type", 4)) continue;
+        if (v->key_size == 8 && !memcmp(v->key, "nullable", 8)) continue; /* arguments are never null */
         written = mx_bytes_add_string(out, ",") && mx_bytes_add_json(out, v->key, v->key_size) &&
                   mx_bytes_add_string(out, ":") && mx_json_write(out, v);
     }
@@ -573,7 +588,8 @@ static mx_status read_all(const reading *r, const mx_json *fields, const mx_json
     r->rules->choice = MX_TOOLS_NONE;
     const bool go_on = !status && !r->problem->http_status && chat;
     if (go_on) read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls"); /* one call at most anyway */
-    if (go_on && !r->problem->http_status) status = read_tools(r, tools, must_call(choice));
+    if (go_on && !r->problem->http_status)
+        status = read_tools(r, mx_json_is_string(choice, "none") ? NULL : tools, must_call(choice));
     mx_regular_allow(before);
     if (!go_on) return status;
     return status || r->problem->http_status ? status : read_choice(r, choice);

@@ -37,8 +37,9 @@ mx_expr mx_expr_rule(mx_grammar_builder *b, mx_rule rule);
 
 /* ---- grammars ---------------------------------------------------------------------------------------------------- */
 /* Compiled: immutable but for caches inside, used by any number of threads; reference-counted. An ambiguous one is
- * followed in all its readings, as long as they are not too many (10,000 at once, and some milliseconds for a mask):
- * then the text is given up (mx_matcher_is_lost). */
+ * followed in all its readings, as long as they are not too many (10,000 at once, and a bounded amount of work
+ * for a mask, for which with a large vocabulary a few readings that may end anywhere suffice): then the text is given
+ * up (mx_matcher_is_lost). */
 typedef struct mx_grammar mx_grammar;
 
 /* MX_UNSUPPORTED: a rule that refers to itself before it has read anything (left recursion), more states than

@@ -157,6 +157,7 @@ static void follow(mx_stack *s, mx_places *out) {
         if (state->flags & MX_STATE_CALLS)
             for (uint32_t k = state->call; k < state[1].call; k++, s->work++) call(s, p, &g->call[k], fresh);
     }
+    if (s->work > s->most_work) s->crowded = true; /* complete() left callers out */
 }
 
 void mx_stack_begin(mx_stack *s, mx_places *out) {

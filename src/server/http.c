@@ -146,6 +146,8 @@ static void check_head(mx_exchange *x, struct MHD_Connection *connection, const 
         refuse(x, mx_problem_set(&problem, 431, "header_too_large", "the request's header is larger than %zu bytes",
                                  most));
     } else if (!mx_gate_check_head(connection, &problem)) {
+        mx_api_problem unused;
+        mx_route(x, method, &unused, allow); /* whose form the refusal has */
         if (problem.http_status == 400) mx_exchange_add_header(x, "Connection", "close");
         refuse(x, &problem);
     } else if (!mx_route(x, method, &problem, allow)) {

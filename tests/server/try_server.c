@@ -152,7 +152,7 @@ static void wait_for(mx_exchange *x) {
     for (; seconds > 0 && !atomic_load(&released); seconds -= 0.01)
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     atomic_fetch_sub(&held, 1);
-    mx_exchange_header(x, "host"); /* the connection is still there */
+    if (!mx_exchange_header(x, "host")) abort(); /* the connection is still there */
     mx_exchange_reply(x, 200, "text/plain", &out);
 }
 
