@@ -477,7 +477,7 @@ static void *work(void *arg) {
         mx_grammar *g = mx_grammar_keep(s->g[i]);
         if (s->seed == 1) mx_grammar_prepare(g, s->v, 0.02);
         walk(g, s->v, s->t, mx_tokenizer_size(s->t), i == 3 ? 2 : 10, 501, starts[i][s->seed],
-             s->seed * 0x9E3779B97F4A7C15u, i == 3 || i == 5, i == 3 || i == 5);
+             s->seed * 0x9E3779B97F4A7C15u, i == 3 || i == 5);
         mx_grammar_free(g);
     }
     return NULL;
