@@ -8,8 +8,10 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define GREEDY  "chat", "-m", "stories", "--greedy", "--date", "2026-11-23"
-#define ENDLESS "--logit-bias", "4089=-100", "--logit-bias", "4095=-100", "--logit-bias", "4088=-100"
+#define GREEDY "chat", "-m", "stories", "--greedy", "--date", "2026-11-23"
+/* No token that ends an answer, nor the role of the user, as whom the model would go on. */
+#define ENDLESS                                                                                                        \
+    "--logit-bias", "4089=-100", "--logit-bias", "4095=-100", "--logit-bias", "4088=-100", "--logit-bias", "337=-100"
 
 /* ---- stdin is a pipe --------------------------------------------------------------------------------------------- */
 static void test_lines(void **unused) {
