@@ -588,8 +588,7 @@ static mx_status read_all(const reading *r, const mx_json *fields, const mx_json
     r->rules->choice = MX_TOOLS_NONE;
     const bool go_on = !status && !r->problem->http_status && chat;
     if (go_on) read_bool(r, fields, "parallel_tool_calls", "parallel_tool_calls"); /* one call at most anyway */
-    if (go_on && !r->problem->http_status)
-        status = read_tools(r, mx_json_is_string(choice, "none") ? NULL : tools, must_call(choice));
+    if (go_on && !r->problem->http_status) status = read_tools(r, tools, must_call(choice));
     mx_regular_allow(before);
     if (!go_on) return status;
     return status || r->problem->http_status ? status : read_choice(r, choice);
