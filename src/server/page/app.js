@@ -94,6 +94,7 @@ function show_side(shown) {
 
 // ---- the conversation ------------------------------------------------------------------------------------------
 
+let seen_top = 0;      // where it was scrolled to last
 let follow = true;     // the end of the conversation is in view, and is to stay so
 let pending = [];      // messages that are not shown to their end yet
 const to_end = () => { $('messages').scrollTop = $('messages').scrollHeight; };
@@ -396,7 +397,10 @@ document.addEventListener('keydown', event => {
 });
 $('messages').addEventListener('scroll', () => {
   const m = $('messages');
-  follow = m.scrollHeight - m.scrollTop - m.clientHeight < 60;
+  // an answer may have grown since: only who moves up wants to stay there
+  if (m.scrollHeight - m.scrollTop - m.clientHeight < 60) follow = true;
+  else if (m.scrollTop < seen_top) follow = false;
+  seen_top = m.scrollTop;
 });
 const sizes = new ResizeObserver(() => { if (follow) to_end(); });
 sizes.observe($('log'));
