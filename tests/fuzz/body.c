@@ -35,7 +35,9 @@ static void prepare(void) {
                                        .sampling = MX_SAMPLING_DEFAULT,
                                        .stop_tokens = &stop,
                                        .vocab = parts.info.vocab};
-    check(mx_conversation_create(tokenizer, &parts.settings.conversation, &error) == MX_OK);
+    mx_conversation *chats;
+    check(mx_conversation_create(tokenizer, &chats, &error) == MX_OK);
+    parts.settings.conversation = chats;
     check(mx_vocabulary_create(tokenizer, parts.info.vocab, &parts.vocabulary, &error) == MX_OK);
     parts.settings.vocabulary = parts.vocabulary;
     check(mx_replay_create(1 << 20, &parts.replay, &error) == MX_OK);
@@ -67,7 +69,7 @@ static void check_events(const mx_bytes *body) {
 static void check_lines(const mx_bytes *body) {
     for (const char *at = body->data, *end = at + body->size; at < end;) {
         const char *stop = memchr(at, '\n', (size_t)(end - at));
-        mx_json_document *document;
+        mx_json_document *document = NULL;
         mx_error error;
         check(stop && mx_json_parse("line", at, (size_t)(stop - at), &document, &error) == MX_OK);
         mx_json_free(document);
