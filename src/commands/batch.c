@@ -173,27 +173,11 @@ static int failed(const mx_command *self, const mx_error *error) {
     return mx_command_fail(self, error);
 }
 
-static const char *model_name(const mx_session *s) {
-    const char *slash = strrchr(s->path, '/');
-    return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
-}
-
 static mx_api_settings settings_of(mx_session *s) {
-    mx_api_settings settings = {.tokenizer = s->tokenizer,
-                                .conversation = s->conversation,
-                                .raw = raw,
-                                .model = model_name(s),
-                                .sampling = s->sampling,
-                                .max_tokens = s->max_tokens,
-                                .stop = (const char *const *)s->stop,
-                                .stop_count = s->stop_count,
-                                .stop_tokens = &s->stop_tokens,
-                                .vocab = s->info.vocab,
-                                .later = &s->vocabulary};
+    mx_api_settings settings = mx_session_settings(s);
+    settings.raw = raw;
+    settings.later = &s->vocabulary;
     if (s->random_seed) settings.sampling.seed = 0;
-    settings.setup.context = s->info.context;
-    snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
-    snprintf(settings.setup.precision, sizeof settings.setup.precision, "%s", s->info.precision);
     return settings;
 }
 

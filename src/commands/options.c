@@ -667,3 +667,25 @@ bool mx_session_statistics(const mx_session *s, const mx_turn_result *result, mx
     return mx_bytes_addf(out, " | memory %.0f MB | seed %llu", (double)mx_memory_peak() / 1e6,
                          (unsigned long long)s->sampling.seed);
 }
+
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
+const char *mx_session_model(const mx_session *s) {
+    const char *slash = strrchr(s->path, '/');
+    return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
+}
+
+mx_api_settings mx_session_settings(const mx_session *s) {
+    mx_api_settings out = {.tokenizer = s->tokenizer,
+                           .conversation = s->conversation,
+                           .model = mx_session_model(s),
+                           .sampling = s->sampling,
+                           .max_tokens = s->max_tokens,
+                           .stop = (const char *const *)s->stop,
+                           .stop_count = s->stop_count,
+                           .stop_tokens = &s->stop_tokens,
+                           .vocab = s->info.vocab};
+    out.setup.context = s->info.context;
+    snprintf(out.setup.tier, sizeof out.setup.tier, "%s", s->info.tier);
+    snprintf(out.setup.precision, sizeof out.setup.precision, "%s", s->info.precision);
+    return out;
+}

@@ -1,6 +1,7 @@
 #ifndef MX_OPTIONS_H
 #define MX_OPTIONS_H
 
+#include "api/request.h"
 #include "commands/command.h"
 #include "engine/mxrun.h"
 #include "grammar/grammar.h"
@@ -50,6 +51,12 @@ bool mx_session_load(mx_session *s, const mx_engine_options *engine, int *exit_c
  * enough. */
 mx_status mx_session_fingerprint(const mx_session *s, uint64_t *out, mx_error *error);
 void mx_session_close(mx_session *s);
+
+/* What people call the model: "stories", or the last part of its path. */
+const char *mx_session_model(const mx_session *s);
+/* What holds for requests that say nothing of it; borrows from the session. The context and the kernels are known once
+ * it is loaded. */
+mx_api_settings mx_session_settings(const mx_session *s);
 
 /* Runs one turn with the session's sampling and limits; *interrupted as mx_turn_run. Fails with the numbers when the
  * prompt leaves no room in the context. */

@@ -246,32 +246,16 @@ static void on_stop(void) {
 }
 
 /* ---- command ----------------------------------------------------------------------------------------------------- */
-static const char *model_name(const mx_session *s) {
-    const char *slash = strrchr(s->path, '/');
-    if (alias) return alias;
-    return !strcmp(s->name, "stories") || !slash || !slash[1] ? s->name : slash + 1;
-}
-
 static mx_api_settings settings_of(const mx_session *s) {
-    mx_api_settings settings = {.tokenizer = s->tokenizer,
-                                .conversation = s->conversation,
-                                .model = model_name(s),
-                                .sampling = s->sampling,
-                                .max_tokens = s->max_tokens,
-                                .stop = (const char *const *)s->stop,
-                                .stop_count = s->stop_count,
-                                .stop_tokens = &s->stop_tokens,
-                                .vocab = s->info.vocab};
-    settings.setup.context = s->info.context;
-    snprintf(settings.setup.tier, sizeof settings.setup.tier, "%s", s->info.tier);
-    snprintf(settings.setup.precision, sizeof settings.setup.precision, "%s", s->info.precision);
+    mx_api_settings settings = mx_session_settings(s);
+    if (alias) settings.model = alias;
     return settings;
 }
 
-static void announce(const mx_session *s, const mx_server *server, const mx_server_options *o) {
+static void announce(const mx_session *s, const char *model, const mx_server *server, const mx_server_options *o) {
     char memory[40];
     mx_session_kv_memory(s, memory);
-    fprintf(stderr, "mxrun serve: %s at %s (context %lld, KV memory %s, %d at once, %s)\n", model_name(s),
+    fprintf(stderr, "mxrun serve: %s at %s (context %lld, KV memory %s, %d at once, %s)\n", model,
             mx_server_address(server), (long long)s->info.context, memory, s->info.max_running,
             o->api_key_count ? "with API key" : "no API key");
     notify("READY=1");
@@ -300,7 +284,7 @@ static mx_status serve(mx_session *s, const mx_server_options *o, mx_vocabulary 
     catch_signals(); /* not before: while the model is loaded they end the program */
     if (!status) status = mx_server_create(o, s->engine, &settings, s->path, s->today, &server, error);
     if (!status) {
-        announce(s, server, o);
+        announce(s, settings.model, server, o);
         status = mx_server_run(server, &stop, error);
         mx_server_free(server);
     }
