@@ -1,13 +1,12 @@
 """OpenAI's endpoints as a client has them, with nothing but http.client: whole answers are those of `mxrun batch`,
 streams say what whole answers say, conversations that come back are found in the cache."""
-import http.client
 import json
-import os
-import signal
 import subprocess
 import unittest
 
-BINARY = os.environ['MXRUN_BINARY']
+import started
+from started import BINARY
+
 DATE = ['--date', '2026-11-23']
 WEATHER = {'type': 'object', 'properties': {'location': {'type': 'string', 'description': 'The city.'}},
            'required': ['location']}
@@ -47,42 +46,18 @@ REQUESTS = [
 ]
 
 
-class Server:
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen([BINARY, 'serve', '-m', 'stories', '--port', '0', '--threads', '2', *arguments],
-                                        stderr=subprocess.PIPE, text=True)
-        self.log = []
-        for line in self.process.stderr:
-            self.log.append(line)
-            if ' at http://127.0.0.1:' in line:
-                self.port = int(line.split(' at http://127.0.0.1:')[1].split()[0])
-                return
-        raise AssertionError('the server does not start: ' + ''.join(self.log))
-
-    def close(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.log += self.process.communicate(timeout=60)[1].splitlines()
-        assert self.process.returncode == 0, (self.process.returncode, self.log)
-
-    def ask(self, method, path, body=None):
-        connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
-        connection.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body))
-        reply = connection.getresponse()
-        data = reply.read()
-        connection.close()
-        return reply.status, data
-
-    def post(self, path, body):
-        status, data = self.ask('POST', path, body)
+class Server(started.Server):
+    def reply(self, path, body):
+        status, _, data = self.ask('POST', path, body)
         return status, json.loads(data)
 
     def whole(self, path, body):
-        status, reply = self.post(path, body)
+        status, reply = self.reply(path, body)
         assert status == 200, reply
         return reply
 
     def chunks(self, path, body):
-        status, data = self.ask('POST', path, {**body, 'stream': True})
+        status, _, data = self.ask('POST', path, {**body, 'stream': True})
         assert status == 200, data
         events = data.decode().split('\n\n')
         assert events.pop() == '' and events.pop() == 'data: [DONE]', data
@@ -240,12 +215,12 @@ class Endpoints(unittest.TestCase):
                                     first['usage']['prompt_tokens'])
 
     def test_models(self):
-        status, data = self.server.ask('GET', '/v1/models')
+        status, _, data = self.server.ask('GET', '/v1/models')
         models = json.loads(data)
         self.assertEqual((status, models['object'], [m['id'] for m in models['data']]), (200, 'list', ['stories']))
-        status, data = self.server.ask('GET', '/v1/models/stories')
+        status, _, data = self.server.ask('GET', '/v1/models/stories')
         self.assertEqual((status, json.loads(data)), (200, models['data'][0]))
-        status, data = self.server.ask('GET', '/v1/models/other')
+        status, _, data = self.server.ask('GET', '/v1/models/other')
         self.assertEqual((status, json.loads(data)['error']['code']), (404, 'model_not_found'))
 
     def test_any_model(self):
@@ -268,7 +243,7 @@ class Endpoints(unittest.TestCase):
                 (TEXT, {'prompt': 'a', 'suffix': 'b'}, 'suffix', 'unsupported_value'),
                 (TEXT, {'prompt': 'a', 'best_of': 2, 'stream': True}, 'best_of', 'unsupported_value'),
                 (TEXT, {'prompt': 'a', 'n': 2, 'echo': True, 'logprobs': 1, 'stream': True}, 'n', 'unsupported_value')):
-            status, reply = self.server.post(path, body)
+            status, reply = self.server.reply(path, body)
             self.assertEqual((status, set(reply)), (400, {'error'}), body)
             self.assertEqual((reply['error']['param'], reply['error']['code']), (param, code))
             self.assertEqual(reply['error']['type'], 'invalid_request_error')
@@ -281,7 +256,7 @@ class Endpoints(unittest.TestCase):
         server = Server(*DATE, '--ctx', '128')
         try:
             for stream in (False, True):
-                status, reply = server.post(CHAT, {'messages': [user('fox ' * 300)], 'stream': stream})
+                status, reply = server.reply(CHAT, {'messages': [user('fox ' * 300)], 'stream': stream})
                 self.assertEqual((status, reply['error']['code'], reply['error']['param']),
                                  (400, 'context_length_exceeded', 'messages'))
                 self.assertIn('maximum context length is 128 tokens', reply['error']['message'])
