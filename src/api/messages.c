@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api/chat.h"
+#include "api/fields.h"
 #include "api/request.h"
 
 /* A chat's messages, as OpenAI's API has them, to a neutral chat. */
@@ -28,11 +29,6 @@ static mx_status told(const place *p, mx_status status, const char *member, cons
 
 static mx_status no_memory(const place *p) {
     return mx_fail(p->error, MX_NO_MEMORY, "no memory for a chat");
-}
-
-static const mx_json *field(const mx_json *object, const char *name) {
-    const mx_json *v = mx_json_get(object, name);
-    return v && v->type != MX_JSON_NULL ? v : NULL;
 }
 
 /* ---- text -------------------------------------------------------------------------------------------------------- */
@@ -61,7 +57,7 @@ static void refuse_part(const place *p, const char *member, int index, const mx_
 
 /* Text: a string, or parts of type "text" one behind the other. *found: there was any. */
 static mx_status read_text(const place *p, const mx_json *message, const char *member, mx_bytes *out, bool *found) {
-    const mx_json *content = field(message, member);
+    const mx_json *content = mx_field(message, member);
     mx_bytes_clear(out);
     *found = content != NULL;
     if (!content) return MX_OK;
@@ -90,7 +86,7 @@ static const char *string_of(const mx_json *v) {
 /* `scratch` gets arguments that came as an object instead of its text. */
 static bool read_call(const place *p, int index, const mx_json *call, mx_api_call *out, mx_bytes *scratch) {
     const mx_json *function = mx_json_get(call, "function");
-    const mx_json *name = mx_json_get(function, "name"), *arguments = field(function, "arguments");
+    const mx_json *name = mx_json_get(function, "name"), *arguments = mx_field(function, "arguments");
     char member[40], harmony[65];
     snprintf(member, sizeof member, "tool_calls[%d].function", index);
     const bool object = arguments && arguments->type == MX_JSON_OBJECT;
@@ -129,13 +125,13 @@ static mx_status add_said(const place *p, mx_api_said *said, const mx_json *call
 }
 
 static mx_status add_tool_result(const place *p, const mx_json *m, const mx_bytes *text) {
-    const mx_json *id = field(m, "tool_call_id");
+    const mx_json *id = mx_field(m, "tool_call_id");
     mx_error found;
     if (id && !string_of(id)) {
         wrong(p, "tool_call_id", "invalid_type", "expected a string");
         return MX_OK;
     }
-    mx_status status = mx_api_chat_add_result(p->chat, id ? id->text : NULL, string_of(field(m, "name")),
+    mx_status status = mx_api_chat_add_result(p->chat, id ? id->text : NULL, string_of(mx_field(m, "name")),
                                               text->data ? text->data : "", text->size, &found);
     return told(p, status, "tool_call_id", &found);
 }
@@ -143,25 +139,25 @@ static mx_status add_tool_result(const place *p, const mx_json *m, const mx_byte
 /* ---- messages ---------------------------------------------------------------------------------------------------- */
 /* The member with the thinking, NULL: there is none. */
 static const char *thinking_of(const mx_json *m) {
-    return field(m, "reasoning_content") ? "reasoning_content" : field(m, "reasoning") ? "reasoning" : NULL;
+    return mx_field(m, "reasoning_content") ? "reasoning_content" : mx_field(m, "reasoning") ? "reasoning" : NULL;
 }
 
 static mx_status add_assistant(const place *p, const mx_json *m, const mx_bytes *text, bool has_text) {
     const char *thinking_member = thinking_of(m);
     mx_bytes thinking = {0};
     bool found = false;
-    if (field(m, "function_call"))
+    if (mx_field(m, "function_call"))
         wrong(p, "function_call", "unsupported_value", "the old form of calls; give them as \"tool_calls\"");
     mx_status status = MX_OK;
     if (!p->problem->http_status && thinking_member) status = read_text(p, m, thinking_member, &thinking, &found);
     if (!status && !p->problem->http_status) {
-        mx_api_said said = {.id = string_of(field(m, "id")),
+        mx_api_said said = {.id = string_of(mx_field(m, "id")),
                             .thinking = thinking.data,
                             .thinking_size = thinking.size,
                             .text = text->data,
                             .text_size = text->size,
                             .has_text = has_text};
-        status = add_said(p, &said, field(m, "tool_calls"));
+        status = add_said(p, &said, mx_field(m, "tool_calls"));
     }
     mx_bytes_free(&thinking);
     return status;
@@ -180,7 +176,7 @@ static mx_status add_message(const place *p, const mx_json *m, mx_bytes *text) {
     mx_status status = read_text(p, m, "content", text, &found);
     if (!status && !p->problem->http_status && assistant && !found) status = read_text(p, m, "refusal", text, &found);
     if (status || p->problem->http_status) return status;
-    if (!found && !(assistant && (field(m, "tool_calls") || thinking_of(m)))) {
+    if (!found && !(assistant && (mx_field(m, "tool_calls") || thinking_of(m)))) {
         wrong(p, "content", "missing_required_parameter", "missing");
         return MX_OK;
     }
@@ -195,7 +191,7 @@ static mx_status add_message(const place *p, const mx_json *m, mx_bytes *text) {
 /* ---- settings ---------------------------------------------------------------------------------------------------- */
 /* Whatever the choice is: with "none", too, the prompt stays as it was. */
 static mx_status set_tools(const place *p, const mx_json *fields) {
-    const mx_json *tools = field(fields, "tools");
+    const mx_json *tools = mx_field(fields, "tools");
     if (!tools) return MX_OK;
     mx_error found;
     const mx_status status = mx_api_chat_set_tools(p->chat, "tools", tools, &found);
@@ -214,10 +210,10 @@ const char *mx_api_effort(const mx_json *effort) {
 }
 
 static mx_status set_reasoning(const place *p, const mx_json *fields) {
-    const mx_json *effort = field(fields, "reasoning_effort");
+    const mx_json *effort = mx_field(fields, "reasoning_effort");
     const char *param = "reasoning_effort";
     if (!effort) {
-        effort = field(field(fields, "reasoning"), "effort");
+        effort = mx_field(mx_field(fields, "reasoning"), "effort");
         param = "reasoning.effort";
     }
     if (!effort) return MX_OK;

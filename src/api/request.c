@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "api/chat.h"
+#include "api/fields.h"
 #include "api/rules.h"
 
 /* Limits of one line. OpenAI has 128, 20 and 2,048 for the first three. */
@@ -43,61 +44,8 @@ uint64_t mx_api_seed(const mx_api_request *r, int prompt, int k) {
 }
 
 /* ---- fields ------------------------------------------------------------------------------------------------------ */
-/* A member that is there and not null. */
-static const mx_json *field(const mx_json *fields, const char *name) {
-    const mx_json *v = mx_json_get(fields, name);
-    return v && v->type != MX_JSON_NULL ? v : NULL;
-}
-
-/* Each leaves *out alone where the field is absent, and returns false with the problem told where it is wrong. */
-static bool read_number(mx_api_request *r, const mx_json *fields, const char *name, double low, double high,
-                        double *out) {
-    const mx_json *v = field(fields, name);
-    double value;
-    if (!v) return true;
-    if (!mx_json_double(v, &value))
-        return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected a number from %g to %g", name, low, high);
-    if (value < low || value > high)
-        return mx_api_wrong(&r->problem, name, "invalid_value", "%s is %g: expected a number from %g to %g", name,
-                            value, low, high);
-    *out = value;
-    return true;
-}
-
-static bool read_float(mx_api_request *r, const mx_json *fields, const char *name, double low, double high,
-                       float *out) {
-    double value = *out;
-    if (!read_number(r, fields, name, low, high, &value)) return false;
-    *out = (float)value;
-    return true;
-}
-
-static bool read_whole(mx_api_request *r, const mx_json *fields, const char *name, int64_t low, int64_t high,
-                       int64_t *out) {
-    const mx_json *v = field(fields, name);
-    int64_t value;
-    if (!v) return true;
-    if (!mx_json_int64(v, &value))
-        return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected a whole number of at least %lld", name,
-                            (long long)low);
-    if (value < low || value > high)
-        return mx_api_wrong(&r->problem, name, "invalid_value", "%s is %lld: expected a whole number from %lld to %lld",
-                            name, (long long)value, (long long)low, (long long)high);
-    *out = value;
-    return true;
-}
-
-static bool read_int(mx_api_request *r, const mx_json *fields, const char *name, int low, int high, int *out) {
-    int64_t value = *out;
-    if (!read_whole(r, fields, name, low, high, &value)) return false;
-    *out = (int)value;
-    return true;
-}
-
-static bool read_bool(mx_api_request *r, const mx_json *fields, const char *name, bool *out) {
-    const mx_json *v = field(fields, name);
-    if (!v || mx_json_bool(v, out)) return true;
-    return mx_api_wrong(&r->problem, name, "invalid_type", "%s: expected true or false", name);
+static mx_fields fields_of(mx_api_request *r, const mx_json *object) {
+    return (mx_fields){object, "", &r->problem};
 }
 
 /* What changes the answer and is not there must not be passed over. */
@@ -107,12 +55,12 @@ static bool read_unsupported(mx_api_request *r, const mx_json *fields) {
         {"function_call", "the old form of tool_choice; give it as \"tool_choice\""},
         {"audio", "the model does not speak"},
     };
-    if (!r->chat && field(fields, "suffix"))
+    if (!r->chat && mx_field(fields, "suffix"))
         return mx_api_wrong(&r->problem, "suffix", "unsupported_value", "suffix is not supported");
     for (int i = 0; i < 3 && r->chat; i++)
-        if (field(fields, chats[i][0]))
+        if (mx_field(fields, chats[i][0]))
             return mx_api_wrong(&r->problem, chats[i][0], "unsupported_value", "%s: %s", chats[i][0], chats[i][1]);
-    const mx_json *modalities = r->chat ? field(fields, "modalities") : NULL;
+    const mx_json *modalities = r->chat ? mx_field(fields, "modalities") : NULL;
     for (const mx_json *m = modalities ? modalities->child : NULL; m; m = m->next)
         if (!mx_json_is_string(m, "text"))
             return mx_api_wrong(&r->problem, "modalities", "unsupported_value",
@@ -121,14 +69,15 @@ static bool read_unsupported(mx_api_request *r, const mx_json *fields) {
 }
 
 static bool read_stream(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields) {
-    const mx_json *options = field(fields, "stream_options");
-    if (!read_bool(r, fields, "stream", &r->stream)) return false;
+    const mx_fields f = fields_of(r, fields);
+    const mx_json *options = mx_field(fields, "stream_options");
+    if (!mx_read_bool(&f, "stream", &r->stream)) return false;
     if (r->stream && !reader->streams)
         return mx_api_wrong(&r->problem, "stream", "unsupported_value", "stream: batches do not stream");
     if (!r->stream || !options) return true;
     if (options->type != MX_JSON_OBJECT)
         return mx_api_wrong(&r->problem, "stream_options", "invalid_type", "stream_options: expected an object");
-    const mx_json *usage = field(options, "include_usage");
+    const mx_json *usage = mx_field(options, "include_usage");
     return !usage || mx_json_bool(usage, &r->include_usage) ||
            mx_api_wrong(&r->problem, "stream_options.include_usage", "invalid_type",
                         "stream_options.include_usage: expected true or false");
@@ -171,11 +120,11 @@ static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, cons
     const mx_bytes *own = settings->conversation ? mx_conversation_tools(settings->conversation) : NULL;
     mx_json_document *tools = NULL;
     mx_status status = MX_OK;
-    if (r->chat && own && own->size && !field(fields, "tools"))
+    if (r->chat && own && own->size && !mx_field(fields, "tools"))
         status = mx_json_parse("tools", own->data, own->size, &tools, error);
     if (!status)
         status =
-            mx_api_read_rules_with(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
+            mx_api_read_rules(fields, tools ? mx_json_root(tools) : NULL, r->chat, &r->rules, &r->problem, error);
     mx_json_free(tools);
     if (!status && !r->problem.http_status && !r->rules && r->has_calls) status = forbid_calls(r, error);
     if (status || !r->rules || settings->vocabulary || settings->later) return status;
@@ -184,15 +133,16 @@ static mx_status read_rules(const mx_api_reader *reader, mx_api_request *r, cons
         r->rules = NULL;
         return MX_OK;
     }
-    const char *name = r->rules->text ? "response_format" : field(fields, "tool_choice") ? "tool_choice" : "tools";
+    const char *name = r->rules->text ? "response_format" : mx_field(fields, "tool_choice") ? "tool_choice" : "tools";
     mx_api_wrong(&r->problem, name, "unsupported_value", "%s: grammars are not there with this model's tokenizer",
                  name);
     return MX_OK;
 }
 
 static bool read_sampling(mx_api_request *r, const mx_json *fields) {
+    const mx_fields f = fields_of(r, fields);
     mx_sampling *s = &r->sampling;
-    const mx_json *seed = field(fields, "seed");
+    const mx_json *seed = mx_field(fields, "seed");
     int64_t value;
     if (seed && !mx_json_int64(seed, &value)) {
         char *end;
@@ -202,12 +152,11 @@ static bool read_sampling(mx_api_request *r, const mx_json *fields) {
     } else if (seed) {
         s->seed = (uint64_t)value;
     }
-    return read_float(r, fields, "temperature", 0, 10, &s->temperature) &&
-           read_float(r, fields, "top_p", 0, 1, &s->top_p) && read_float(r, fields, "min_p", 0, 1, &s->min_p) &&
-           read_int(r, fields, "top_k", 0, INT32_MAX, &s->top_k) &&
-           read_float(r, fields, "repetition_penalty", 0.01, 10, &s->repetition_penalty) &&
-           read_float(r, fields, "presence_penalty", -10, 10, &s->presence_penalty) &&
-           read_float(r, fields, "frequency_penalty", -10, 10, &s->frequency_penalty);
+    return mx_read_float(&f, "temperature", 0, 10, &s->temperature) && mx_read_float(&f, "top_p", 0, 1, &s->top_p) &&
+           mx_read_float(&f, "min_p", 0, 1, &s->min_p) && mx_read_int(&f, "top_k", 0, INT32_MAX, &s->top_k) &&
+           mx_read_float(&f, "repetition_penalty", 0.01, 10, &s->repetition_penalty) &&
+           mx_read_float(&f, "presence_penalty", -10, 10, &s->presence_penalty) &&
+           mx_read_float(&f, "frequency_penalty", -10, 10, &s->frequency_penalty);
 }
 
 static int by_token(const void *a, const void *b) {
@@ -217,7 +166,7 @@ static int by_token(const void *a, const void *b) {
 
 /* {"1234": -100} */
 static mx_status read_bias(mx_api_request *r, const mx_json *fields, int32_t vocab, mx_error *error) {
-    const mx_json *map = field(fields, "logit_bias");
+    const mx_json *map = mx_field(fields, "logit_bias");
     if (!map) return MX_OK;
     if (map->type != MX_JSON_OBJECT) {
         mx_api_wrong(&r->problem, "logit_bias", "invalid_type", "logit_bias: expected an object of token ids");
@@ -271,7 +220,7 @@ bool mx_api_check_stop(mx_api_problem *problem, const char *param, const mx_json
 
 /* A string or an array of them; what the options say holds where a line says nothing. */
 static mx_status read_stop(mx_api_request *r, const mx_json *fields, const mx_api_settings *settings, mx_error *error) {
-    const mx_json *stop = field(fields, "stop");
+    const mx_json *stop = mx_field(fields, "stop");
     if (stop && !mx_api_check_stop(&r->problem, "stop", stop)) return MX_OK;
     const bool array = stop && stop->type == MX_JSON_ARRAY;
     const int count = !stop ? settings->stop_count : array ? (int)stop->count : 1;
@@ -289,17 +238,18 @@ static mx_status read_stop(mx_api_request *r, const mx_json *fields, const mx_ap
 
 /* OpenAI's completions have a number; its chats true and "top_logprobs" beside it; the short form has either. */
 static bool read_logprobs(mx_api_request *r, const mx_json *fields) {
-    const mx_json *v = field(fields, "logprobs");
+    const mx_fields f = fields_of(r, fields);
+    const mx_json *v = mx_field(fields, "logprobs");
     bool wanted = false;
     r->logprobs = -1;
     if (v && v->type == MX_JSON_NUMBER && !(r->form == MX_FORM_OPENAI && r->chat))
-        return read_int(r, fields, "logprobs", 0, MOST_ALTERNATIVES, &r->logprobs);
+        return mx_read_int(&f, "logprobs", 0, MOST_ALTERNATIVES, &r->logprobs);
     if (r->form == MX_FORM_OPENAI && !r->chat && v)
         return mx_api_wrong(&r->problem, "logprobs", "invalid_type", "logprobs: expected a whole number of 0 to %d",
                             MOST_ALTERNATIVES);
-    if (!read_bool(r, fields, "logprobs", &wanted)) return false;
+    if (!mx_read_bool(&f, "logprobs", &wanted)) return false;
     int alternatives = -1;
-    if (!read_int(r, fields, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
+    if (!mx_read_int(&f, "top_logprobs", 0, MOST_ALTERNATIVES, &alternatives)) return false;
     if (alternatives > 0 && !wanted)
         return mx_api_wrong(&r->problem, "top_logprobs", "invalid_value",
                             "top_logprobs is only for requests with \"logprobs\": true");
@@ -308,31 +258,32 @@ static bool read_logprobs(mx_api_request *r, const mx_json *fields) {
 }
 
 static bool read_counts(mx_api_request *r, const mx_json *fields) {
+    const mx_fields f = fields_of(r, fields);
     enum { COMPLETION_DEFAULT = 16 }; /* OpenAI's for completions */
     const bool completion = r->form == MX_FORM_OPENAI && !r->chat;
     if (completion && !r->max_tokens) r->max_tokens = COMPLETION_DEFAULT;
     r->n = 1;
-    if (!r->chat && !read_bool(r, fields, "echo", &r->echo)) return false;
-    const char *limit = field(fields, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
+    if (!r->chat && !mx_read_bool(&f, "echo", &r->echo)) return false;
+    const char *limit = mx_field(fields, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
     int64_t given = -1;
-    if (field(fields, limit) && mx_json_int64(field(fields, limit), &given) && given == -1)
+    if (mx_field(fields, limit) && mx_json_int64(mx_field(fields, limit), &given) && given == -1)
         r->max_tokens = 0; /* several front ends say so: until the context is full */
-    else if (!read_whole(r, fields, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens))
+    else if (!mx_read_whole(&f, limit, r->echo ? 0 : 1, INT32_MAX, &r->max_tokens))
         return false;
-    if (field(fields, limit) && given == 0) {
+    if (mx_field(fields, limit) && given == 0) {
         r->no_answer = true;
         r->max_tokens = 1;
     }
-    if (!read_whole(r, fields, "min_tokens", 0, INT32_MAX, &r->min_tokens) ||
-        !read_int(r, fields, "priority", INT32_MIN, INT32_MAX, &r->priority) ||
-        !read_number(r, fields, "deadline", 0, 1e9, &r->deadline) || !read_int(r, fields, "n", 1, MOST_ANSWERS, &r->n))
+    if (!mx_read_whole(&f, "min_tokens", 0, INT32_MAX, &r->min_tokens) ||
+        !mx_read_int(&f, "priority", INT32_MIN, INT32_MAX, &r->priority) ||
+        !mx_read_number(&f, "deadline", 0, 1e9, &r->deadline) || !mx_read_int(&f, "n", 1, MOST_ANSWERS, &r->n))
         return false;
     if (r->max_tokens && r->min_tokens > r->max_tokens)
         return mx_api_wrong(&r->problem, "min_tokens", "invalid_value", "min_tokens is %lld, max_tokens only %lld",
                             (long long)r->min_tokens, (long long)r->max_tokens);
     r->best_of = r->n;
     if (r->chat) return true;
-    if (!read_int(r, fields, "best_of", 1, MOST_ANSWERS, &r->best_of)) return false;
+    if (!mx_read_int(&f, "best_of", 1, MOST_ANSWERS, &r->best_of)) return false;
     return r->best_of >= r->n || mx_api_wrong(&r->problem, "best_of", "invalid_value",
                                               "best_of is %d: of so many not n = %d can be returned", r->best_of, r->n);
 }
@@ -429,18 +380,18 @@ static mx_status keep_id(mx_api_request *r, const mx_json *id, const char *name,
 static bool find_body(mx_api_request *r, const mx_json *root, const mx_json **fields) {
     *fields = root;
     if (r->form == MX_FORM_SHORT) {
-        r->chat = field(root, "messages") != NULL;
-        if (r->chat && field(root, "prompt"))
+        r->chat = mx_field(root, "messages") != NULL;
+        if (r->chat && mx_field(root, "prompt"))
             return mx_api_wrong(&r->problem, "prompt", "invalid_value", "give \"prompt\" or \"messages\", not both");
         return true;
     }
-    const mx_json *method = field(root, "method"), *url = field(root, "url"), *body = field(root, "body");
+    const mx_json *method = mx_field(root, "method"), *url = mx_field(root, "url"), *body = mx_field(root, "body");
     if (method && !mx_json_is_string(method, "POST"))
         return mx_api_wrong(&r->problem, "method", "invalid_value", "method: expected \"POST\"");
     if (!body || body->type != MX_JSON_OBJECT)
         return mx_api_wrong(&r->problem, "body", body ? "invalid_type" : "missing_required_parameter",
                             "body: expected an object");
-    r->chat = url ? mx_json_is_string(url, "/v1/chat/completions") : field(body, "messages") != NULL;
+    r->chat = url ? mx_json_is_string(url, "/v1/chat/completions") : mx_field(body, "messages") != NULL;
     if (url && !r->chat && !mx_json_is_string(url, "/v1/completions"))
         return mx_api_wrong(&r->problem, "url", "unsupported_value",
                             "url: expected \"/v1/chat/completions\" or \"/v1/completions\"");
@@ -468,7 +419,8 @@ static mx_status read_chat(const mx_api_reader *reader, mx_api_request *r, const
 
 static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r, const mx_json *fields,
                                   mx_error *error) {
-    const mx_json *messages = field(fields, "messages"), *prompt = field(fields, "prompt");
+    const mx_fields f = fields_of(r, fields);
+    const mx_json *messages = mx_field(fields, "messages"), *prompt = mx_field(fields, "prompt");
     r->prompts_field = r->chat ? "messages" : "prompt";
     if (r->chat ? !messages : !prompt) {
         mx_api_wrong(&r->problem, r->prompts_field, "missing_required_parameter",
@@ -479,7 +431,7 @@ static mx_status read_what_to_say(const mx_api_reader *reader, mx_api_request *r
     }
     bool raw = reader->settings->raw;
     if (r->form == MX_FORM_SHORT && !r->chat) {
-        if (!read_bool(r, fields, "raw", &raw)) return MX_OK;
+        if (!mx_read_bool(&f, "raw", &raw)) return MX_OK;
         r->chat = !raw;
     }
     if (!r->chat) return read_prompts(r, reader->settings, prompt, error);

@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "api/chat.h"
+#include "api/fields.h"
 #include "base/cpu.h"
 #include "grammar/schema.h"
 
@@ -393,18 +394,13 @@ typedef struct reading {
     mx_error *error;
 } reading;
 
-static const mx_json *field(const mx_json *fields, const char *name) {
-    const mx_json *v = mx_json_get(fields, name);
-    return v && v->type != MX_JSON_NULL ? v : NULL;
-}
-
 static bool is_text(const mx_json *v) {
     return v && v->type == MX_JSON_STRING && v->size && strlen(v->text) == v->size;
 }
 
 /* false where it is absent; a problem where it is no truth value. */
 static bool read_bool(const reading *r, const mx_json *object, const char *name, const char *param) {
-    const mx_json *v = field(object, name);
+    const mx_json *v = mx_field(object, name);
     bool value = false;
     if (v && !mx_json_bool(v, &value))
         mx_api_wrong(r->problem, param, "invalid_type", "%s: expected true or false", param);
@@ -414,10 +410,10 @@ static bool read_bool(const reading *r, const mx_json *object, const char *name,
 /* `must`: some tool has to be called, its arguments shall be made of JSON. */
 static mx_status read_tool(const reading *r, const mx_json *tool, int index, bool must) {
     char param[80];
-    const mx_json *type = mx_json_get(tool, "type"), *function = field(tool, "function");
+    const mx_json *type = mx_json_get(tool, "type"), *function = mx_field(tool, "function");
     if (type && !mx_json_is_string(type, "function")) return MX_OK; /* mx_api_chat_set_tools warns of it, once */
     if (!function) function = tool;                                 /* as /v1/responses has it, flat */
-    const mx_json *name = field(function, "name"), *parameters = field(function, "parameters");
+    const mx_json *name = mx_field(function, "name"), *parameters = mx_field(function, "parameters");
     snprintf(param, sizeof param, "tools[%d].function.name", index);
     if (!is_text(name)) {
         mx_api_wrong(r->problem, param, "invalid_type", "%s: expected a name", param);
@@ -454,8 +450,8 @@ static mx_status read_tools(const reading *r, const mx_json *tools, bool must) {
 
 /* The name within {"type": "function", "function": {"name"}} or, flat, {"type": "function", "name"}; NULL: none. */
 static const mx_json *name_within(const mx_json *choice) {
-    const mx_json *function = field(choice, "function");
-    const mx_json *name = field(function ? function : choice, "name");
+    const mx_json *function = mx_field(choice, "function");
+    const mx_json *name = mx_field(function ? function : choice, "name");
     return mx_json_is_string(mx_json_get(choice, "type"), "function") && is_text(name) ? name : NULL;
 }
 
@@ -485,9 +481,9 @@ static bool check_allowed(const reading *r, const mx_json *list, const mx_json *
 
 /* {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required", "tools": [...]}}: the others go. */
 static mx_status choose_allowed(const reading *r, const mx_json *choice) {
-    const mx_json *allowed = field(choice, "allowed_tools");
+    const mx_json *allowed = mx_field(choice, "allowed_tools");
     if (!allowed) allowed = choice;
-    const mx_json *list = field(allowed, "tools"), *mode = field(allowed, "mode");
+    const mx_json *list = mx_field(allowed, "tools"), *mode = mx_field(allowed, "mode");
     bool keep[MX_API_MOST_TOOLS] = {false};
     if (!check_allowed(r, list, mode, keep)) return MX_OK;
     int kept = 0;
@@ -531,8 +527,8 @@ static mx_status read_choice(const reading *r, const mx_json *choice) {
 
 static mx_status read_schema(const reading *r, const mx_json *format) {
     static const char param[] = "response_format.json_schema";
-    const mx_json *own = field(format, "json_schema");
-    const mx_json *schema = field(own, "schema");
+    const mx_json *own = mx_field(format, "json_schema");
+    const mx_json *schema = mx_field(own, "schema");
     if (!own || own->type != MX_JSON_OBJECT || !schema) {
         mx_api_wrong(r->problem, param, own ? "invalid_type" : "missing_required_parameter",
                      "%s: expected {\"name\": \"...\", \"schema\": {...}}", param);
@@ -544,9 +540,9 @@ static mx_status read_schema(const reading *r, const mx_json *format) {
 }
 
 static mx_status read_grammar(const reading *r, const mx_json *format, bool regex) {
-    const mx_json *grammar = regex ? format : field(format, "grammar");
+    const mx_json *grammar = regex ? format : mx_field(format, "grammar");
     const char *param = regex ? "response_format.pattern" : "response_format.grammar";
-    const mx_json *pattern = field(grammar, regex ? "pattern" : "definition"), *syntax = field(grammar, "syntax");
+    const mx_json *pattern = mx_field(grammar, regex ? "pattern" : "definition"), *syntax = mx_field(grammar, "syntax");
     if (!regex && syntax && !mx_json_is_string(syntax, "regex")) {
         mx_api_wrong(r->problem, param, "unsupported_value", "%s: only the syntax \"regex\" is there", param);
         return MX_OK;
@@ -560,7 +556,7 @@ static mx_status read_grammar(const reading *r, const mx_json *format, bool rege
 }
 
 static mx_status read_format(const reading *r, const mx_json *format) {
-    const mx_json *type = field(format, "type");
+    const mx_json *type = mx_field(format, "type");
     if (!format || mx_json_is_string(type, "text")) return MX_OK;
     if (mx_json_is_string(type, "json_object")) return mx_api_rules_json(r->rules, r->error);
     if (mx_json_is_string(type, "json_schema")) return read_schema(r, format);
@@ -575,15 +571,15 @@ static mx_status read_format(const reading *r, const mx_json *format) {
 
 /* Is a call asked for? */
 static bool must_call(const mx_json *choice) {
-    const mx_json *allowed = field(choice, "allowed_tools");
+    const mx_json *allowed = mx_field(choice, "allowed_tools");
     return mx_json_is_string(choice, "required") || name_within(choice) ||
-           mx_json_is_string(field(allowed ? allowed : choice, "mode"), "required");
+           mx_json_is_string(mx_field(allowed ? allowed : choice, "mode"), "required");
 }
 
 static mx_status read_all(const reading *r, const mx_json *fields, const mx_json *tools, bool chat) {
-    const mx_json *choice = field(fields, "tool_choice");
+    const mx_json *choice = mx_field(fields, "tool_choice");
     const int64_t before = mx_regular_allow(REQUEST_WORK);
-    mx_status status = read_format(r, field(fields, "response_format"));
+    mx_status status = read_format(r, mx_field(fields, "response_format"));
     r->rules->raw = !chat;
     r->rules->choice = MX_TOOLS_NONE;
     const bool go_on = !status && !r->problem->http_status && chat;
@@ -594,23 +590,19 @@ static mx_status read_all(const reading *r, const mx_json *fields, const mx_json
     return status || r->problem->http_status ? status : read_choice(r, choice);
 }
 
-mx_status mx_api_read_rules_with(const mx_json *fields, const mx_json *tools, bool chat, mx_rules **out,
-                                 mx_api_problem *problem, mx_error *error) {
+mx_status mx_api_read_rules(const mx_json *fields, const mx_json *tools, bool chat, mx_rules **out,
+                            mx_api_problem *problem, mx_error *error) {
     *out = NULL;
     mx_rules *rules = mx_rules_create();
     if (!rules) return no_memory(error);
     const reading r = {rules, problem, error};
-    if (field(fields, "tools")) tools = field(fields, "tools");
+    if (mx_field(fields, "tools")) tools = mx_field(fields, "tools");
     const mx_status status = read_all(&r, fields, tools, chat);
     /* Only where a client says so: to forbid calls to every chat without tools would cost a mask for each token. */
-    const bool none = field(fields, "tool_choice") && !mx_json_is_string(field(fields, "tool_choice"), "auto");
+    const bool none = mx_field(fields, "tool_choice") && !mx_json_is_string(mx_field(fields, "tool_choice"), "auto");
     if (!status && !problem->http_status && (rules->text || (chat && (rules->choice != MX_TOOLS_NONE || none))))
         *out = rules;
     else
         mx_rules_free(rules);
     return status;
-}
-
-mx_status mx_api_read_rules(const mx_json *fields, mx_rules **out, mx_api_problem *problem, mx_error *error) {
-    return mx_api_read_rules_with(fields, NULL, true, out, problem, error);
 }

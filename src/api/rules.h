@@ -28,11 +28,10 @@ void mx_api_rules_prepare(const mx_rules *rules, mx_vocabulary *vocabulary, doub
 
 /* All of it from a chat's body in OpenAI's form: "tools", "tool_choice", "parallel_tool_calls", "response_format"
  * ({"type": "text" | "json_object" | "json_schema" | "grammar", ...}; "grammar": {"syntax": "regex", "definition"} or
- * {"type": "regex", "pattern"}); tools that are no functions are left out with a warning. *out NULL: nothing said. */
-mx_status mx_api_read_rules(const mx_json *fields, mx_rules **out, mx_api_problem *problem, mx_error *error);
-/* The same with the tools of the settings, where the body brings none (NULL: those have none either). `chat` false: a
+ * {"type": "regex", "pattern"}); tools that are no functions are left out with a warning. *out NULL: nothing said.
+ * `tools`: those of the settings, where the body brings none (NULL: those have none either). `chat` false: a
  * completion, of which only "response_format" counts, from its first token on. */
-mx_status mx_api_read_rules_with(const mx_json *fields, const mx_json *tools, bool chat, mx_rules **out,
-                                 mx_api_problem *problem, mx_error *error);
+mx_status mx_api_read_rules(const mx_json *fields, const mx_json *tools, bool chat, mx_rules **out,
+                            mx_api_problem *problem, mx_error *error);
 
 #endif

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "server/fields.h"
+#include "server/protocol.h"
 
 /* Anthropic's clients know a request by the header "request-id". */
 static void tell_id(mx_exchange *x) {

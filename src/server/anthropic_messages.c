@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "server/anthropic.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 
 /* System and messages to a chat. Text blocks of a message are joined by an empty line, as an answer's are. */
 typedef struct place {

@@ -3,7 +3,7 @@
 
 #include "api/rules.h"
 #include "server/anthropic.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 
 /* The body of POST /v1/messages to a request. */
 typedef struct reader {
@@ -208,7 +208,7 @@ static mx_status read_rules(reader *r) {
     if (own->size && !mx_field(r->body, "tools"))
         status = mx_json_parse("tools", own->data, own->size, &tools, r->error);
     if (!status)
-        status = mx_api_read_rules_with(mx_json_root(r->fields), tools ? mx_json_root(tools) : NULL, true,
+        status = mx_api_read_rules(mx_json_root(r->fields), tools ? mx_json_root(tools) : NULL, true,
                                         &r->out->rules, &r->out->problem, r->error);
     mx_json_free(tools);
     const bool no_tools = !r->out->rules;

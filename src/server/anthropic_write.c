@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "server/anthropic.h"
+#include "server/protocol.h"
 
 /* Answers as messages, and as the events of a stream. */
 void mx_anthropic_free(void *state) {
@@ -9,14 +10,6 @@ void mx_anthropic_free(void *state) {
     if (!s) return;
     mx_bytes_free(&s->text);
     free(s);
-}
-
-static mx_api_writer writer(const mx_work *work, mx_bytes *out) {
-    return (mx_api_writer){.out = out,
-                           .settings = &work->parts->settings,
-                           .request = &work->request,
-                           .id = work->id,
-                           .created = work->created};
 }
 
 /* ---- problems ---------------------------------------------------------------------------------------------------- */
@@ -183,7 +176,7 @@ static void end_event(mx_api_writer *w) {
 }
 
 static bool begin(mx_work *work, mx_bytes *out) {
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     begin_event(&w, "message_start");
     mx_api_put(&w, ",\"message\":");
     put_head(&w, work);
@@ -268,7 +261,7 @@ static void call_piece(mx_api_writer *w, mx_anthropic_state *s, const mx_api_ans
 
 static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *out) {
     mx_anthropic_state *s = work->state;
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     const bool call = p->kind == MX_PIECE_TOOL_CALL, hidden = p->kind == MX_PIECE_THINKING && !s->thinking;
     if (hidden) return true;
     if (!call) {
@@ -287,7 +280,7 @@ static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *
 static bool finish(mx_work *work, mx_bytes *out) {
     mx_anthropic_state *s = work->state;
     const mx_api_answer *a = &work->answers[0];
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     if (!work->stream) {
         put_message(&w, work);
         return !w.failed;

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 
 /* {"error": "text"} */
 static bool problem_body(mx_bytes *out, const mx_api_problem *problem) {

@@ -4,8 +4,8 @@
 #include <xxhash.h>
 
 #include "plan/model.h"
-#include "server/fields.h"
 #include "server/ollama.h"
+#include "server/protocol.h"
 
 /* What Ollama's clients ask about models. There is one. */
 

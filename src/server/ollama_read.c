@@ -5,8 +5,8 @@
 
 #include "api/rules.h"
 #include "base/log.h"
-#include "server/fields.h"
 #include "server/ollama.h"
+#include "server/protocol.h"
 
 /* Bodies of /api/chat and /api/generate to requests. */
 typedef struct reader {

@@ -5,16 +5,9 @@
 
 #include "base/cpu.h"
 #include "server/ollama.h"
+#include "server/protocol.h"
 
 /* Answers in Ollama's form: a stream of JSON objects, one a line, or all of it as one. */
-
-static mx_api_writer writer(mx_work *work, mx_bytes *out) {
-    return (mx_api_writer){.out = out,
-                           .settings = &work->parts->settings,
-                           .request = &work->request,
-                           .id = work->id,
-                           .created = work->created};
-}
 
 void mx_ollama_put_time(mx_api_writer *w, int64_t seconds, long nanoseconds) {
     const time_t t = (time_t)seconds;
@@ -98,7 +91,7 @@ static void put_said(mx_api_writer *w, bool chat, const char *text, size_t size,
 
 static bool put_text(mx_work *work, mx_api_answer *a, const mx_piece *piece, mx_bytes *out) {
     mx_ollama_answer *state = work->state;
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     const bool thinking = piece->kind == MX_PIECE_THINKING;
     bool *any = thinking ? &state->any_thinking : &state->any_text;
     mx_bytes joined = {0}; /* several messages of a kind are parted as mx_turn_result parts them */
@@ -124,7 +117,7 @@ static bool put_text(mx_work *work, mx_api_answer *a, const mx_piece *piece, mx_
 /* A call goes out once it is there as a whole. One that was cut is none. */
 static bool put_call_piece(mx_work *work, mx_api_answer *a, const mx_piece *piece, mx_bytes *out) {
     mx_ollama_answer *state = work->state;
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     if (piece->first) mx_bytes_clear(&state->call);
     if (!mx_bytes_add(&state->call, piece->text, piece->size)) return false;
     if (!piece->last) return true;
@@ -173,7 +166,7 @@ static bool put_last(mx_work *work, mx_bytes *out) {
     mx_ollama_answer *state = work->state;
     const mx_api_answer *a = &work->answers[0];
     const mx_turn_result *r = mx_turn_get_result(a->turn);
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     begin_record(&w);
     if (work->stream) {
         put_said(&w, state->chat, "", 0, NULL, 0);
@@ -190,7 +183,7 @@ static bool put_last(mx_work *work, mx_bytes *out) {
 }
 
 static bool put_broken(mx_work *work, const mx_api_problem *problem, mx_bytes *out) {
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     mx_api_put(&w, "{\"error\":");
     mx_api_put_string(&w, problem->text, strlen(problem->text));
     mx_api_put(&w, "}\n");

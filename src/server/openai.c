@@ -8,7 +8,7 @@
 
 #include "api/write.h"
 #include "base/log.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 
 bool mx_openai_problem(mx_bytes *out, const mx_api_problem *problem) {
     mx_api_writer w = {.out = out};

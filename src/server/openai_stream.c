@@ -4,6 +4,7 @@
 
 #include "api/write.h"
 #include "server/openai.h"
+#include "server/protocol.h"
 
 /* How much of one answer was told. */
 typedef struct told {
@@ -51,12 +52,9 @@ void *mx_openai_state(const mx_server_parts *parts, const mx_api_request *r, con
 
 static mx_api_writer writer(const mx_work *work, mx_bytes *out) {
     const state *s = work->state;
-    return (mx_api_writer){.out = out,
-                           .settings = &work->parts->settings,
-                           .request = &work->request,
-                           .id = work->id,
-                           .created = work->created,
-                           .fingerprint = s->fingerprint};
+    mx_api_writer w = mx_work_writer(work, out);
+    w.fingerprint = s->fingerprint;
+    return w;
 }
 
 static told *told_of(const mx_work *work, const mx_api_answer *a) {

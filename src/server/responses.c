@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "server/fields.h"
+#include "server/protocol.h"
 
 static void create(mx_exchange *x) {
     const mx_json *body = mx_exchange_json(x);

@@ -5,7 +5,7 @@
 #include <xxhash.h>
 
 #include "base/log.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 #include "server/responses.h"
 
 static mx_status no_memory(mx_error *error) {

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "api/rules.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 #include "server/responses.h"
 
 /* The body of POST /v1/responses to a request. */
@@ -221,7 +221,7 @@ static mx_status read_rules(reader *r) {
     mx_status status = read_own_tools(r, &own);
     if (status) return status;
     const mx_json *tools = own ? mx_json_root(own) : NULL;
-    status = mx_api_read_rules_with(r->body, tools, true, &r->out->rules, &r->out->problem, r->error);
+    status = mx_api_read_rules(r->body, tools, true, &r->out->rules, &r->out->problem, r->error);
     const bool no_tools = !r->out->rules;
     if (ok(r, status)) status = read_format(r);
     if (ok(r, status) && no_tools && r->out->rules) r->out->rules->choice = MX_TOOLS_NONE;

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "server/protocol.h"
 #include "server/responses.h"
 
 /* Answers as response objects, and as the events of a stream. */
@@ -14,14 +15,6 @@ void mx_responses_free(void *state) {
     mx_bytes_free(&s->echo);
     mx_bytes_free(&s->text);
     free(s);
-}
-
-static mx_api_writer writer(const mx_work *work, mx_bytes *out) {
-    return (mx_api_writer){.out = out,
-                           .settings = &work->parts->settings,
-                           .request = &work->request,
-                           .id = work->id,
-                           .created = work->created};
 }
 
 /* ---- items ------------------------------------------------------------------------------------------------------- */
@@ -204,7 +197,7 @@ static void response_event(mx_api_writer *w, mx_work *work, const char *type, co
 }
 
 static bool begin(mx_work *work, mx_bytes *out) {
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     response_event(&w, work, "created", "in_progress", NULL);
     response_event(&w, work, "in_progress", "in_progress", NULL);
     return !w.failed;
@@ -298,7 +291,7 @@ static bool finish_arguments(mx_responses_state *s, bool cut) {
 
 static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *out) {
     mx_responses_state *s = work->state;
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     const bool call = p->kind == MX_PIECE_TOOL_CALL;
     if (!mx_bytes_add(&s->text, p->text, p->size) || (call && p->last && !finish_arguments(s, p->cut))) return false;
     const output o = {.kind = p->kind,
@@ -332,7 +325,7 @@ static bool piece(mx_work *work, mx_api_answer *a, const mx_piece *p, mx_bytes *
 static bool finish(mx_work *work, mx_bytes *out) {
     mx_responses_state *s = work->state;
     mx_bytes body = {0};
-    mx_api_writer w = writer(work, &body);
+    mx_api_writer w = mx_work_writer(work, &body);
     const char *status = status_of(&work->answers[0]);
     put_response(&w, work, status, NULL);
     w.out = out;
@@ -350,7 +343,7 @@ static bool finish(mx_work *work, mx_bytes *out) {
 }
 
 static bool broken(mx_work *work, const mx_api_problem *problem, mx_bytes *out) {
-    mx_api_writer w = writer(work, out);
+    mx_api_writer w = mx_work_writer(work, out);
     response_event(&w, work, "failed", "failed", problem);
     return !w.failed;
 }

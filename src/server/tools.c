@@ -4,7 +4,7 @@
 #include "api/write.h"
 #include "server/embedded.h"
 #include "server/exchange.h"
-#include "server/fields.h"
+#include "server/protocol.h"
 
 /* /v1/tokenize, /v1/detokenize, and the description of all endpoints. */
 

@@ -46,7 +46,7 @@ static mx_rules *rules_of(const char *json, bool chat, mx_api_problem *problem) 
     mx_rules *rules = NULL;
     *problem = (mx_api_problem){0};
     if (mx_json_parse("test", json, strlen(json), &document, &error)) fail_msg("%s", error.text);
-    if (mx_api_read_rules_with(mx_json_root(document), NULL, chat, &rules, problem, &error)) fail_msg("%s", error.text);
+    if (mx_api_read_rules(mx_json_root(document), NULL, chat, &rules, problem, &error)) fail_msg("%s", error.text);
     mx_json_free(document);
     return rules;
 }
