@@ -350,7 +350,7 @@ static mx_status check_step(mx_api_chat *chat, const step *s, mx_error *error) {
     return status;
 }
 
-/* The prompt so far is too long, even without thinking: a few words of a client's may stand for long answers. */
+/* The prompt so far is beyond twice the context: a few words of a client's may stand for long answers. */
 static mx_status stop_here(mx_api_chat *chat, mx_error *error) {
     chat->beyond = true;
     chat->before.count = 0;

@@ -5,11 +5,6 @@
 #include "base/cpu.h"
 #include "server/private.h"
 
-/* An answer's clock. */
-typedef struct part {
-    double last; /* mx_seconds() of its last token; 0: none yet */
-} part;
-
 /* A piece that waits until its token's logprobs are there. */
 typedef struct held_piece {
     mx_piece piece; /* .text and .name are offsets in `text` until they are told */
@@ -21,7 +16,7 @@ struct mx_job {
     mx_work work;
     mx_exchange *exchange; /* a reference */
     const mx_form *form;
-    part *parts; /* [work.count] */
+    double *last_token; /* [work.count]: mx_seconds(); 0: none yet */
     int submitted, ended;
     bool failed;  /* it has got its error; what the engine still says does not matter */
     bool touched; /* something was appended in this round */
@@ -58,7 +53,7 @@ static void free_job(mx_job *job) {
     free(w->answers);
     mx_api_request_free(&w->request);
     if (job->form->free && w->state) job->form->free(w->state);
-    free(job->parts);
+    free(job->last_token);
     free(job->held);
     mx_bytes_free(&job->held_text);
     free(job);
@@ -135,7 +130,7 @@ static bool hold_piece(void *answer, const mx_piece *piece) {
 static void tell_held(mx_job *job, mx_api_answer *a) {
     for (int i = 0; i < job->held_count && !job->failed; i++) {
         held_piece *h = &job->held[i];
-        h->piece.text = job->held_text.data ? job->held_text.data + h->text : "";
+        h->piece.text = job->held_text.data + h->text;
         h->piece.name = h->named ? job->held_text.data + h->name : NULL;
         tell_piece(a, &h->piece);
     }
@@ -244,8 +239,8 @@ static mx_job *create_job(mx_exchange *x, mx_api_request *request, bool stream, 
                           .state = state};
     *request = (mx_api_request){0};
     job->work.answers = calloc((size_t)count + 1, sizeof *job->work.answers);
-    job->parts = calloc((size_t)count + 1, sizeof *job->parts);
-    if (job->work.answers && job->parts) return job;
+    job->last_token = calloc((size_t)count + 1, sizeof *job->last_token);
+    if (job->work.answers && job->last_token) return job;
     free_job(job);
     return NULL;
 }
@@ -312,13 +307,13 @@ void mx_exchange_work(mx_exchange *x, mx_api_request *request, bool stream, cons
 
 /* ---- events ------------------------------------------------------------------------------------------------------ */
 static void take_token(mx_job *job, mx_api_answer *a, double now) {
-    part *p = &job->parts[a - job->work.answers];
+    double *last = &job->last_token[a - job->work.answers];
     mx_metrics *m = job->exchange->server->metrics;
-    if (p->last > 0)
-        mx_metrics_observe(m, MX_MEASURE_NEXT_TOKEN, now - p->last);
+    if (*last > 0)
+        mx_metrics_observe(m, MX_MEASURE_NEXT_TOKEN, now - *last);
     else
         mx_metrics_observe(m, MX_MEASURE_FIRST_TOKEN, now - job->work.started);
-    p->last = now;
+    *last = now;
     mx_metrics_count_tokens(m, 1);
 }
 
