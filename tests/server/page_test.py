@@ -37,7 +37,7 @@ HOSTILE = '''<script>window.hurt = 1</script><img src=x onerror="window.hurt = 2
 
 def setUpModule():
     global chromium, real, policy
-    real = stack.enter_context(Server('--threads', '2'))
+    real = stack.enter_context(Server('--threads', '2', '--greedy'))  # the same answers each time
     with urllib.request.urlopen(real.url + '/') as reply:
         policy = [(n, v) for n, v in reply.headers.items()
                   if n.lower() in ('content-security-policy', 'referrer-policy', 'x-content-type-options')]
